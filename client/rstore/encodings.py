@@ -1,0 +1,142 @@
+"""Value encodings: what a stored value's bytes are, and how each stands on the wire.
+
+A value is an :class:`Encoding` and bytes. This module is pure and is shared by the SDK and the service, so
+that the two cannot disagree about what a JSON value, a media type or a key is.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+__all__ = [
+    "JSON_MEDIA_TYPE",
+    "MSGPACK_MEDIA_TYPE",
+    "OCTET_STREAM",
+    "PICKLE_MEDIA_TYPE",
+    "POINTS_MEDIA_TYPE",
+    "SEALED_MEDIA_TYPE",
+    "Encoding",
+    "InvalidJSON",
+    "Value",
+    "encoding_of",
+    "media_type_of",
+    "parse_json",
+    "render_json",
+]
+
+JSON_MEDIA_TYPE: Final = "application/json"
+MSGPACK_MEDIA_TYPE: Final = "application/msgpack"
+OCTET_STREAM: Final = "application/octet-stream"
+PICKLE_MEDIA_TYPE: Final = "application/vnd.rstore.pickle"
+POINTS_MEDIA_TYPE: Final = "application/vnd.rstore.points"
+SEALED_MEDIA_TYPE: Final = "application/vnd.rstore.sealed"
+
+
+class Encoding(enum.IntEnum):
+    """What a value's bytes are. The number is what blocks, events and sealed plaintexts carry."""
+
+    JSON = 0
+    BYTES = 1
+    PICKLE = 2
+    SEALED = 3
+
+    @property
+    def label(self) -> str:
+        """The name on the wire: ``json``, ``bytes``, ``pickle`` or ``sealed``."""
+        return _LABELS[self]
+
+    @classmethod
+    def from_label(cls, label: str) -> Encoding:
+        """The encoding with this wire name; ``ValueError`` if there is none."""
+        try:
+            return _BY_LABEL[label]
+        except KeyError:
+            raise ValueError(f"unknown encoding {label!r}: use one of {', '.join(_BY_LABEL)}") from None
+
+
+_LABELS: Final = {encoding: encoding.name.lower() for encoding in Encoding}
+_BY_LABEL: Final = {label: encoding for encoding, label in _LABELS.items()}
+_BY_MEDIA_TYPE: Final = {
+    JSON_MEDIA_TYPE: Encoding.JSON,
+    PICKLE_MEDIA_TYPE: Encoding.PICKLE,
+    SEALED_MEDIA_TYPE: Encoding.SEALED,
+}
+_MEDIA_TYPES: Final = {encoding: media_type for media_type, encoding in _BY_MEDIA_TYPE.items()}
+
+
+class Value(NamedTuple):
+    """A value as it is stored and sent: its encoding and its bytes.
+
+    >>> Value(Encoding.JSON, b"[1, 2]")
+    Value(encoding=<Encoding.JSON: 0>, data=b'[1, 2]')
+    """
+
+    encoding: Encoding
+    data: bytes
+
+
+def encoding_of(media_type: str) -> Encoding:
+    """The encoding of a key/value body with this bare, lower-case media type.
+
+    >>> encoding_of("image/png").label
+    'bytes'
+    """
+    return _BY_MEDIA_TYPE.get(media_type, Encoding.BYTES)
+
+
+def media_type_of(encoding: Encoding) -> str:
+    """The media type of a body in ``encoding``; ``application/octet-stream`` for plain bytes."""
+    return _MEDIA_TYPES.get(encoding, OCTET_STREAM)
+
+
+class InvalidJSON(ValueError):
+    """The bytes are not the JSON that a value may be; the message says why."""
+
+
+def parse_json(data: bytes, *, nesting_max: int = 128) -> Any:
+    """Parse UTF-8 JSON strictly (RFC 8259): no NaN, no invalid UTF-8, no lone surrogate, bounded nesting.
+
+    Raises :class:`InvalidJSON`. Integers keep every digit, up to Python's limit of 4,300.
+
+    >>> parse_json(b'{"a": 1}')
+    {'a': 1}
+    """
+    if data.count(b"[") + data.count(b"{") > nesting_max and _nesting(data) > nesting_max:
+        raise InvalidJSON(f"JSON is nested deeper than {nesting_max} levels")
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        # A decoder's message names positions and types, never the value itself.
+        reason = "invalid UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise InvalidJSON(f"not valid JSON: {reason}") from None
+
+
+def render_json(value: Any) -> bytes:
+    """JSON text of a value that :func:`parse_json` returned, as UTF-8 without spaces."""
+    return msgspec.json.encode(value)
+
+
+def _nesting(data: bytes) -> int:
+    """The deepest nesting of arrays and objects in JSON text; brackets inside strings do not count."""
+    depth = deepest = 0
+    in_string = False
+    position = 0
+    while position < len(data):
+        byte = data[position]
+        if in_string:
+            if byte == 0x5C:
+                position += 1
+            elif byte == 0x22:
+                in_string = False
+        elif byte == 0x22:
+            in_string = True
+        elif byte in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif byte in b"]}":
+            depth -= 1
+        position += 1
+    return deepest

@@ -1,0 +1,45 @@
+"""Rules for names: namespaces, keys and items. Shared by the SDK and the service."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+__all__ = ["KEY_BYTES_MAX", "NAMESPACE_LENGTH_MAX", "InvalidName", "check_key", "check_namespace"]
+
+KEY_BYTES_MAX: Final = 512
+NAMESPACE_LENGTH_MAX: Final = 128
+
+_NAMESPACE: Final = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
+
+
+class InvalidName(ValueError):
+    """A namespace, key or item that breaks the rules; the message says which rule."""
+
+
+def check_namespace(name: str) -> str:
+    """Return ``name`` if it may be a namespace: 1 to 128 of ``A-Z a-z 0-9 . _ -``, else raise InvalidName."""
+    if _NAMESPACE.match(name) is None:
+        raise InvalidName("a namespace is 1 to 128 characters out of A-Z, a-z, 0-9, '.', '_' and '-'")
+    return name
+
+
+def check_key(key: str, what: str = "key") -> str:
+    """Return ``key`` if it may be a key (or, named by ``what``, an item), else raise :class:`InvalidName`.
+
+    A key is 1 to 512 bytes of UTF-8 without NUL and without lone surrogates.
+
+    >>> check_key("a/b?c#d")
+    'a/b?c#d'
+    """
+    if not key:
+        raise InvalidName(f"the {what} is empty; it needs at least one character")
+    if "\0" in key:
+        raise InvalidName(f"the {what} contains NUL (U+0000), which no {what} may")
+    try:
+        size = len(key.encode()) if not key.isascii() else len(key)
+    except UnicodeEncodeError:
+        raise InvalidName(f"the {what} contains a lone surrogate, so it has no UTF-8 form") from None
+    if size > KEY_BYTES_MAX:
+        raise InvalidName(f"the {what} is {size} bytes of UTF-8; at most {KEY_BYTES_MAX} are allowed")
+    return key

@@ -1,0 +1,31 @@
+"""Every limit of the service with its default. ``/`` publishes them; ``docs/rest.md`` explains them."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rstore.names import KEY_BYTES_MAX, NAMESPACE_LENGTH_MAX
+
+__all__ = ["Limits"]
+
+
+class Limits(BaseModel):
+    """Bounds on what one request may bring, ask for or cost. Bytes are bytes, counts are counts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key_bytes_max: int = Field(default=KEY_BYTES_MAX, ge=1, le=KEY_BYTES_MAX)
+    namespace_length_max: int = Field(default=NAMESPACE_LENGTH_MAX, ge=1, le=NAMESPACE_LENGTH_MAX)
+    uri_bytes_max: int = Field(default=8192, ge=1024, description="request target, query included")
+    value_bytes_max: int = Field(default=8 * 2**20, ge=1, description="one value")
+    body_bytes_max: int = Field(default=32 * 2**20, ge=1, description="one request body")
+    nesting_max: int = Field(default=128, ge=1, le=256, description="arrays and objects within each other")
+    batch_parts_max: int = Field(default=10_000, ge=1, description="gets, sets and deletes in one batch")
+    points_per_call_max: int = Field(default=4_000_000, ge=1, description="points in one extend")
+    events_per_call_max: int = Field(default=1_000, ge=1, description="events in one apply")
+    page_size_max: int = Field(default=1_000, ge=1, description="items on one page of a listing")
+    page_bytes_max: int = Field(default=8 * 2**20, ge=1, description="values on one page, before the last")
+    answer_points_max: int = Field(default=1_000_000, ge=1, description="points in one unstreamed answer")
+    grid_steps_max: int = Field(default=10_000_000, ge=1, description="timestamps that `missing` may test")
+    state_bytes_max: int = Field(default=8 * 2**20, ge=1, description="one item's folded value, as JSON")
+    apply_id_retention_seconds: int = Field(default=86_400, ge=1, description="how long a repeat is known")
