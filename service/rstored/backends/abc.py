@@ -48,7 +48,7 @@ __all__ = [
     "Query",
     "Read",
     "Row",
-    "RowIndex",
+    "RowOrder",
     "RowScan",
     "Slice",
     "Update",
@@ -95,7 +95,7 @@ class Row(NamedTuple):
     by: bytes | None = None
 
 
-class RowIndex(enum.IntEnum):
+class RowOrder(enum.IntEnum):
     """Which order a scan follows. ``BY`` sees only the rows that have a ``by``."""
 
     SORT = 0
@@ -134,7 +134,7 @@ class RowScan(NamedTuple):
     lane: int
     low: bytes | None = None
     high: bytes | None = None
-    index: RowIndex = RowIndex.SORT
+    along: RowOrder = RowOrder.SORT
     descending: bool = False
     floor: bool = False
     limit: int | None = None
