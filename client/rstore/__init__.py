@@ -1,1 +1,49 @@
-"""The rstore SDK."""
+"""The rstore SDK: key/value pairs, time series and event sequences on an rstore service, sealed if you like.
+
+>>> import rstore
+>>> key = rstore.generate_key()
+"""
+
+from __future__ import annotations
+
+from rstore.errors import (
+    FrozenStoreError,
+    StoreAccessError,
+    StoreAuthenticationError,
+    StoreConflictError,
+    StoreDecryptionError,
+    StoreEncodingError,
+    StoreError,
+    StoreIntegrityError,
+    StoreLimitError,
+    StoreNotAvailableError,
+    StoreNotFoundError,
+    StoreProtocolError,
+    StoreRequestError,
+)
+from rstore.sealing import generate_key
+from rstore.store import KEEP, AsyncStore, Entry, Store
+
+__all__ = [
+    "KEEP",
+    "AsyncStore",
+    "Entry",
+    "FrozenStoreError",
+    "Store",
+    "StoreAccessError",
+    "StoreAuthenticationError",
+    "StoreConflictError",
+    "StoreDecryptionError",
+    "StoreEncodingError",
+    "StoreError",
+    "StoreIntegrityError",
+    "StoreLimitError",
+    "StoreNotAvailableError",
+    "StoreNotFoundError",
+    "StoreProtocolError",
+    "StoreRequestError",
+    "__version__",
+    "generate_key",
+]
+
+__version__ = "0.1.0"

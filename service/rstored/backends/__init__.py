@@ -13,6 +13,8 @@ __all__ = ["BACKENDS", "backend_class"]
 # scheme → "module:class"; imported only when picked, so a driver that is not used need not be installed.
 BACKENDS: Final[dict[str, str]] = {
     "sqlite": "rstored.backends.sqlite:SQLiteBackend",
+    "postgresql": "rstored.backends.postgresql:PostgreSQLBackend",
+    "postgres": "rstored.backends.postgresql:PostgreSQLBackend",
 }
 
 

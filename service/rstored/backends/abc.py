@@ -116,9 +116,13 @@ class Slice(NamedTuple, Generic[T]):
 
 
 class HeadRead(NamedTuple):
-    """→ ``Head | None``: None if the record (or its namespace) does not exist. Expired heads are returned."""
+    """→ ``Head | None``: None if the record (or its namespace) does not exist. Expired heads are returned.
+
+    Without ``values`` the head comes with an empty value, and the value is not read.
+    """
 
     place: Place
+    values: bool = True
 
 
 class RowScan(NamedTuple):
@@ -238,9 +242,9 @@ Plan: TypeAlias = Callable[[Mapping[Place, Head | None]], Generator[Query, list[
 class Update(NamedTuple, Generic[T]):
     """An atomic read-modify-write of the records at ``places``.
 
-    ``plan(heads)`` gets the head (or None) of each place and of each place's namespace record; the places are
-    locked for it, their namespaces are held against deletion. It may yield queries over those places and be sent
-    their results, and returns a Commit that writes only to them (and creates their namespaces). It raises
+    ``plan(heads)`` gets the head (or None), with an empty value, of each place and of each place's namespace record;
+    the places are locked for it, their namespaces are held against deletion. It may yield queries over those places
+    and be sent their results, and returns a Commit that writes only to them (and creates their namespaces). It raises
     :class:`Problem` to refuse: then nothing is written and the problem is the update's result.
     ``DeleteRecord`` of a namespace is given with that namespace's place in ``places``.
     """

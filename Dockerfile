@@ -1,0 +1,33 @@
+# The service alone. Build:  docker build -t rstore .
+# Run:    docker run --read-only --tmpfs /tmp -v rstore:/data -p 127.0.0.1:8000:8000 rstore serve --host 0.0.0.0 --insecure
+# Without --insecure (or a token) the service refuses to listen beyond loopback and says why.
+
+FROM python:3.11-slim AS build
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY client client
+COPY service service
+# The build backend comes from the lock as well, so it is installed first and the build is not isolated.
+RUN python -m venv /build \
+    && /build/bin/pip install --quiet --disable-pip-version-check -c constraints.txt hatchling \
+    && /build/bin/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir /wheels .
+RUN python -m venv /opt/rstore \
+    && /opt/rstore/bin/pip install --quiet --disable-pip-version-check -c constraints.txt "$(echo /wheels/rstore-*.whl)[service]"
+
+FROM python:3.11-slim
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin rstore \
+    && install --directory --owner=rstore --group=rstore --mode=0700 /data
+COPY --from=build /opt/rstore /opt/rstore
+ENV PATH=/opt/rstore/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    RSTORED_DSN=sqlite:////data/rstore.db
+USER 10001
+WORKDIR /data
+VOLUME /data
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
+ENTRYPOINT ["rstored"]
+CMD ["serve", "--host", "0.0.0.0"]

@@ -1,0 +1,959 @@
+"""Every operation as data: what is sent, and how the answer is read. Pure; nothing here does I/O.
+
+Each function returns a :class:`Call`. Whoever has one sends its method, target, headers and body, hands the answer to
+``call.reader``, and has a checked result or a :class:`~rstore.errors.StoreError`. The server is not trusted: an
+answer of another status, media type or shape than asked for is a :class:`~rstore.errors.StoreProtocolError`.
+
+**Every call may be sent twice.** PUT and DELETE are idempotent by nature, points replace each other, an apply carries
+an id by which the service knows it again, and a conditional write whose content is already there succeeds.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Final, Generic, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from rstore.encodings import JSON_MEDIA_TYPE, POINTS_MEDIA_TYPE, Encoding, Value, encoding_of, media_type_of
+from rstore.errors import (
+    PROBLEMS,
+    StoreAccessError,
+    StoreAuthenticationError,
+    StoreConflictError,
+    StoreError,
+    StoreLimitError,
+    StoreNotAvailableError,
+    StoreNotFoundError,
+    StoreProtocolError,
+    StoreRequestError,
+)
+from rstore.operators import OPERATORS, UNARY
+from rstore.points import FrameReader, InvalidPoints, Points
+
+__all__ = [
+    "INT64_MAX",
+    "INT64_MIN",
+    "RETRIED_STATUSES",
+    "Answer",
+    "Batch",
+    "Call",
+    "Event",
+    "Head",
+    "NamespaceInfo",
+    "Page",
+    "Reader",
+    "Removed",
+    "State",
+    "Steps",
+    "StoredEntry",
+    "TryAgain",
+    "es_apply",
+    "es_current",
+    "es_events",
+    "es_list",
+    "es_past",
+    "es_prune",
+    "kv_batch",
+    "kv_delete",
+    "kv_delete_present",
+    "kv_find",
+    "kv_get",
+    "kv_has",
+    "kv_list",
+    "kv_put",
+    "ns_create",
+    "ns_discard",
+    "ns_info",
+    "ns_list",
+    "service_info",
+    "ts_complete",
+    "ts_end",
+    "ts_extend",
+    "ts_list",
+    "ts_missing",
+    "ts_range",
+    "ts_remove",
+]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+INT64_MIN: Final = -(2**63)
+INT64_MAX: Final = 2**63 - 1
+
+# What says that the service, or a proxy before it, is busy or away for a moment.
+RETRIED_STATUSES: Final = frozenset({429, 502, 503, 504})
+
+_MESSAGE_LENGTH_MAX: Final = 500
+_RETRY_AFTER: Final = re.compile(r"[0-9]{1,6}\Z")
+_ETAG: Final = re.compile(r'"([\x21\x23-\x7e]{1,256})"\Z')
+_BARE_ETAG: Final = re.compile(r"[\x21\x23-\x7e]{1,256}\Z")
+_REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,200}\Z")
+
+
+# --- calls and answers -------------------------------------------------------------------------------------
+
+
+class Head(NamedTuple):
+    """The head of an answer. ``attempt`` counts from 1: how many times the call has been sent."""
+
+    status: int
+    headers: Mapping[str, str]
+    attempt: int = 1
+
+
+class Answer(NamedTuple):
+    """A whole answer."""
+
+    head: Head
+    body: bytes
+
+
+class Reader(Protocol[T_co]):
+    """Reads one answer: is fed the chunks of its body, then asked for the result."""
+
+    def feed(self, chunk: bytes, /) -> None: ...
+
+    def finish(self) -> T_co: ...
+
+
+@dataclasses.dataclass(slots=True)
+class Call(Generic[T]):
+    """A request, and what reads its answer. ``target`` is percent-encoded path and query.
+
+    An operation of one or several steps is a generator of calls: ``found = yield from call`` yields the call and is
+    sent what its reader made of the answer.
+    """
+
+    method: str
+    target: str
+    reader: Callable[[Head], Reader[T]]
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    body: bytes = b""
+
+    def __iter__(self) -> Steps[T]:
+        answer: T = yield self
+        return answer
+
+
+Steps: TypeAlias = Generator[Call[Any], Any, T]
+
+
+class TryAgain(Exception):
+    """The attempt failed in a way that the next one may not.
+
+    ``error`` is what to raise if there is no next one; ``after_seconds`` what the service asked to wait, or None.
+    """
+
+    def __init__(self, error: StoreError, after_seconds: float | None = None) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.after_seconds = after_seconds
+
+
+class _Whole(Generic[T]):
+    """A reader that gathers the body and decodes it at once."""
+
+    __slots__ = ("_chunks", "_decode", "_head")
+
+    def __init__(self, decode: Callable[[Answer], T], head: Head) -> None:
+        self._decode = decode
+        self._head = head
+        self._chunks: list[bytes] = []
+
+    def feed(self, chunk: bytes, /) -> None:
+        self._chunks.append(chunk)
+
+    def finish(self) -> T:
+        return self._decode(Answer(self._head, b"".join(self._chunks)))
+
+
+def _whole(decode: Callable[[Answer], T]) -> Callable[[Head], Reader[T]]:
+    return functools.partial(_Whole, decode)
+
+
+# --- reading answers ---------------------------------------------------------------------------------------
+
+
+class _Problem(msgspec.Struct):
+    code: str | None = None
+    title: str = ""
+    detail: str = ""
+    request_id: str | None = None
+
+
+_PROBLEM: Final = msgspec.json.Decoder(_Problem)
+_STATUS_ERRORS: Final[dict[int, type[StoreError]]] = {
+    401: StoreAuthenticationError,
+    403: StoreAccessError,
+    404: StoreNotFoundError,
+    408: StoreNotAvailableError,
+    409: StoreConflictError,
+    412: StoreConflictError,
+    413: StoreLimitError,
+    414: StoreLimitError,
+    429: StoreLimitError,
+}
+
+
+def _malformed(what: str, head: Head | None = None) -> NoReturn:
+    status = head.status if head else None
+    raise StoreProtocolError(f"the server's answer is not one of an rstore service: {what}", status=status)
+
+
+def _printable(text: str) -> str:
+    """Text of the server that may stand in a message: bounded, and without control characters."""
+    return "".join(character if character.isprintable() else " " for character in text[:_MESSAGE_LENGTH_MAX])
+
+
+def _media_type(head: Head) -> str:
+    return head.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _refusal(answer: Answer) -> Exception:
+    """The exception for an answer that is none of those asked for."""
+    head = answer.head
+    if not 400 <= head.status <= 599:
+        location = " (redirects are not followed)" if 300 <= head.status <= 399 else ""
+        return StoreProtocolError(f"the server answered with status {head.status}{location}", status=head.status)
+    problem = _Problem()
+    document: dict[str, Any] = {}
+    if _media_type(head) == "application/problem+json":
+        try:
+            problem = _PROBLEM.decode(answer.body)
+            document = msgspec.json.decode(answer.body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            problem = _Problem()
+    known = PROBLEMS.get(problem.code or "")
+    if known is not None and known.status == head.status:
+        exception, title = known.exception, known.title
+    else:
+        exception = _STATUS_ERRORS.get(head.status, StoreNotAvailableError if head.status >= 500 else StoreRequestError)
+        title = problem.title or f"the server answered with status {head.status}"
+    request_id = problem.request_id or head.headers.get("x-request-id")
+    if request_id is not None and not _REQUEST_ID.match(request_id):
+        request_id = None
+    error = exception(
+        _printable(problem.detail or title),
+        code=problem.code,
+        status=head.status,
+        request_id=request_id,
+        problem=document,
+    )
+    if head.status not in RETRIED_STATUSES:
+        return error
+    after = head.headers.get("retry-after", "").strip()
+    return TryAgain(error, float(after) if _RETRY_AFTER.match(after) else None)
+
+
+def _json(answer: Answer, decoder: msgspec.json.Decoder[T], *statuses: int) -> T:
+    """The body of an answer that must be JSON of a given shape with one of these statuses."""
+    if answer.head.status not in statuses:
+        raise _refusal(answer)
+    if _media_type(answer.head) != JSON_MEDIA_TYPE:
+        _malformed("it is not JSON", answer.head)
+    try:
+        return decoder.decode(answer.body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else _printable(str(error))
+        _malformed(reason, answer.head)
+
+
+def _code(answer: Answer, status: int) -> str | None:
+    """The problem code of an answer with this status; None if it has another status or is no problem document."""
+    if answer.head.status != status or _media_type(answer.head) != "application/problem+json":
+        return None
+    try:
+        return _PROBLEM.decode(answer.body).code
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _nothing(*statuses: int) -> Callable[[Answer], None]:
+    def decode(answer: Answer) -> None:
+        if answer.head.status not in statuses:
+            raise _refusal(answer)
+
+    return decode
+
+
+# --- values in JSON ----------------------------------------------------------------------------------------
+
+_Int64 = Annotated[int, msgspec.Meta(ge=INT64_MIN, le=INT64_MAX)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
+_NULL: Final = msgspec.Raw(b"null")
+_BASE64: Final = msgspec.json.Decoder(str)
+
+
+def _value(raw: msgspec.Raw, label: str) -> Value:
+    """The value that stands in JSON as ``raw`` beside its encoding's label."""
+    if label == "json":
+        return Value(Encoding.JSON, bytes(raw))
+    try:
+        return Value(Encoding.from_label(label), base64.b64decode(_BASE64.decode(raw), validate=True))
+    except (ValueError, binascii.Error, msgspec.MsgspecError):
+        _malformed("a value is not what its encoding says")
+
+
+def _members(value: Value) -> dict[str, Any]:
+    """The members of a JSON object by which a value stands in a body."""
+    if value.encoding is Encoding.JSON:
+        return {"value": msgspec.Raw(value.data)}
+    return {"value": base64.b64encode(value.data).decode("ascii"), "encoding": value.encoding.label}
+
+
+def _etag(text: str) -> str:
+    """A bare ETag from a header or a body, where it stands with or without quotes."""
+    match = _ETAG.match(text)
+    bare = match[1] if match else text
+    if not _BARE_ETAG.match(bare):
+        _malformed("an ETag is malformed")
+    return bare
+
+
+# --- targets -----------------------------------------------------------------------------------------------
+
+_DOTS: Final = {".": "%2E", "..": "%2E%2E"}
+_JSON_BODY: Final = ((b"content-type", JSON_MEDIA_TYPE.encode()), (b"accept", JSON_MEDIA_TYPE.encode()))
+_ACCEPT_JSON: Final = ((b"accept", JSON_MEDIA_TYPE.encode()),)
+
+
+def _segment(key: str) -> str:
+    """A key as one path segment. A dot segment is escaped too, or a URL library would take it for a direction."""
+    return _DOTS.get(key) or quote(key, safe="")
+
+
+def _query(**parameters: str | float | None) -> str:
+    """A query string of the parameters that are not None."""
+    pairs = [f"{name}={quote(str(value), safe='')}" for name, value in parameters.items() if value is not None]
+    return "?" + "&".join(pairs) if pairs else ""
+
+
+def _target(namespace: str, kind: str, key: str | None = None, part: str = "", query: str = "") -> str:
+    path = f"/ns/{_segment(namespace)}/{kind}"
+    if key is not None:
+        path += f"/{_segment(key)}"
+    return f"{path}/{part}{query}" if part else path + query
+
+
+# --- listings ----------------------------------------------------------------------------------------------
+
+
+class Page(NamedTuple, Generic[T]):
+    """Part of a listing in key order; ``cursor`` fetches the next part, None at the end."""
+
+    items: list[T]
+    cursor: str | None
+
+
+class _Page(msgspec.Struct, Generic[T]):
+    items: list[T]
+    cursor: str | None
+
+
+class _Key(msgspec.Struct):
+    key: str
+
+
+class _Namespace(msgspec.Struct):
+    namespace: str
+
+
+_KEY_PAGE: Final = msgspec.json.Decoder(_Page[_Key])
+_NAMESPACE_PAGE: Final = msgspec.json.Decoder(_Page[_Namespace])
+
+
+def _key_page(answer: Answer) -> Page[str]:
+    page = _json(answer, _KEY_PAGE, 200)
+    return Page([item.key for item in page.items], page.cursor)
+
+
+def _key_list(namespace: str, kind: str, cursor: str | None) -> Call[Page[str]]:
+    return Call("GET", _target(namespace, kind, query=_query(cursor=cursor)), _whole(_key_page), _ACCEPT_JSON)
+
+
+# --- the service and its namespaces ------------------------------------------------------------------------
+
+
+class NamespaceInfo(msgspec.Struct, frozen=True):
+    """A namespace: whether it takes only sealed values, and how many keys, series and sequences it holds."""
+
+    namespace: str
+    sealed_only: bool
+    kv: _Count
+    ts: _Count
+    es: _Count
+
+
+_NAMESPACE_INFO: Final = msgspec.json.Decoder(NamespaceInfo)
+_OBJECT: Final = msgspec.json.Decoder(dict[str, Any])
+
+
+def service_info() -> Call[dict[str, Any]]:
+    """What the service says of itself: version, backend and its durability, limits."""
+    return Call("GET", "/", _whole(lambda answer: _json(answer, _OBJECT, 200)), _ACCEPT_JSON)
+
+
+def ns_list(cursor: str | None = None) -> Call[Page[str]]:
+    """One page of the names of the namespaces that the token reaches."""
+
+    def decode(answer: Answer) -> Page[str]:
+        page = _json(answer, _NAMESPACE_PAGE, 200)
+        return Page([item.namespace for item in page.items], page.cursor)
+
+    return Call("GET", "/ns" + _query(cursor=cursor), _whole(decode), _ACCEPT_JSON)
+
+
+def _namespace_info(answer: Answer) -> NamespaceInfo:
+    return _json(answer, _NAMESPACE_INFO, 200, 201)
+
+
+def ns_create(namespace: str, *, sealed_only: bool | None = None) -> Call[NamespaceInfo]:
+    """Create the namespace or leave it as it is; ``sealed_only`` sets its policy, None leaves that too."""
+    body = b"" if sealed_only is None else msgspec.json.encode({"sealed_only": sealed_only})
+    headers = _JSON_BODY if body else _ACCEPT_JSON
+    return Call("PUT", f"/ns/{_segment(namespace)}", _whole(_namespace_info), headers, body)
+
+
+def ns_info(namespace: str) -> Call[NamespaceInfo | None]:
+    """The namespace, or None if it does not exist."""
+
+    def decode(answer: Answer) -> NamespaceInfo | None:
+        return None if _code(answer, 404) == "namespace-not-found" else _namespace_info(answer)
+
+    return Call("GET", f"/ns/{_segment(namespace)}", _whole(decode), _ACCEPT_JSON)
+
+
+def ns_discard(namespace: str) -> Call[None]:
+    """Delete the namespace and everything in it."""
+    return Call("DELETE", f"/ns/{_segment(namespace)}", _whole(_nothing(204)))
+
+
+# --- key/value ---------------------------------------------------------------------------------------------
+
+
+class StoredEntry(NamedTuple):
+    """A stored pair as the service has it. ``etag`` is bare; ``expires_ms`` POSIX milliseconds or None."""
+
+    value: Value
+    etag: str
+    expires_ms: int | None
+
+
+class Batch(NamedTuple):
+    """The answer to a batch: the gets that exist, and the ETag of each set."""
+
+    entries: list[tuple[str, StoredEntry]]
+    etags: dict[str, str]
+
+
+class _Entry(msgspec.Struct):
+    key: str
+    etag: str
+    value: msgspec.Raw
+    encoding: str = "json"
+    expires: _Int64 | None = None
+
+    def stored(self) -> StoredEntry:
+        return StoredEntry(_value(self.value, self.encoding), _etag(self.etag), self.expires)
+
+
+class _Put(msgspec.Struct):
+    key: str
+    etag: str
+
+
+class _Batch(msgspec.Struct):
+    get: list[_Entry] = []
+    set: list[_Put] = []
+
+
+_ENTRY_PAGE: Final = msgspec.json.Decoder(_Page[_Entry])
+_BATCH: Final = msgspec.json.Decoder(_Batch)
+_EXPIRES: Final = re.compile(r"-?[0-9]{1,19}\Z")
+
+
+def kv_list(namespace: str, cursor: str | None = None) -> Call[Page[str]]:
+    """One page of the keys."""
+    return _key_list(namespace, "kv", cursor)
+
+
+def kv_find(namespace: str, match: str | None, cursor: str | None = None) -> Call[Page[tuple[str, StoredEntry]]]:
+    """One page of the pairs whose key matches the glob."""
+
+    def decode(answer: Answer) -> Page[tuple[str, StoredEntry]]:
+        page = _json(answer, _ENTRY_PAGE, 200)
+        return Page([(item.key, item.stored()) for item in page.items], page.cursor)
+
+    query = _query(match=match, values="true", cursor=cursor)
+    return Call("GET", _target(namespace, "kv", query=query), _whole(decode), _ACCEPT_JSON)
+
+
+def kv_get(namespace: str, key: str) -> Call[StoredEntry | None]:
+    """The pair, or None if the key is not there."""
+    return Call("GET", _target(namespace, "kv", key), _ENTRY_READER)
+
+
+def _entry(answer: Answer) -> StoredEntry | None:
+    head = answer.head
+    if head.status != 200:
+        if _code(answer, 404) == "key-not-found":
+            return None
+        raise _refusal(answer)
+    media_type = _media_type(head)
+    etag = head.headers.get("etag")
+    expires = head.headers.get("rstore-expires")
+    if not media_type or etag is None or (expires is not None and not _EXPIRES.match(expires)):
+        _malformed("it lacks the headers of an entry", head)
+    return StoredEntry(
+        Value(encoding_of(media_type), answer.body), _etag(etag), None if expires is None else int(expires)
+    )
+
+
+_ENTRY_READER: Final = _whole(_entry)
+
+
+def kv_has(namespace: str, key: str) -> Call[bool]:
+    """Whether the key is there. Its value is not fetched."""
+
+    def decode(answer: Answer) -> bool:
+        # An answer to HEAD has no body, so its status is all there is.
+        if answer.head.status not in (200, 404):
+            raise _refusal(answer)
+        return answer.head.status == 200
+
+    return Call("HEAD", _target(namespace, "kv", key), _whole(decode))
+
+
+def _put_etag(answer: Answer) -> str:
+    if answer.head.status not in (201, 204):
+        raise _refusal(answer)
+    etag = answer.head.headers.get("etag")
+    if etag is None:
+        _malformed("it has no ETag", answer.head)
+    return _etag(etag)
+
+
+def kv_put(
+    namespace: str,
+    key: str,
+    value: Value,
+    *,
+    ttl: str | float | None = None,
+    if_match: str | None = None,
+    if_absent: bool = False,
+) -> Call[str]:
+    """Store the value and answer its ETag. ``ttl``: seconds, ``"never"``, or None to keep the expiry there is."""
+    headers: tuple[tuple[bytes, bytes], ...] = ((b"content-type", media_type_of(value.encoding).encode()),)
+    if if_match is not None:
+        headers += ((b"if-match", _condition(if_match).encode()),)
+    if if_absent:
+        headers += ((b"if-none-match", b"*"),)
+    return Call("PUT", _target(namespace, "kv", key, query=_query(ttl=ttl)), _whole(_put_etag), headers, value.data)
+
+
+def _condition(etag: str) -> str:
+    """An ETag of the caller's as a header carries it."""
+    if not _BARE_ETAG.match(etag):
+        raise StoreRequestError("an ETag is 1 to 256 visible ASCII characters without quotes", code="invalid-parameter")
+    return etag if etag == "*" else f'"{etag}"'
+
+
+def kv_delete(namespace: str, key: str) -> Call[None]:
+    """Delete the key if it is there."""
+    return Call("DELETE", _target(namespace, "kv", key), _whole(_nothing(204)))
+
+
+def kv_delete_present(namespace: str, key: str) -> Call[bool]:
+    """Delete the key, and say whether it was there."""
+
+    def decode(answer: Answer) -> bool:
+        if answer.head.status == 412:
+            # Gone at a second attempt may well mean that the first one took it.
+            return answer.head.attempt > 1
+        if answer.head.status != 204:
+            raise _refusal(answer)
+        return True
+
+    return Call("DELETE", _target(namespace, "kv", key), _whole(decode), ((b"if-match", b"*"),))
+
+
+def kv_batch(
+    namespace: str,
+    *,
+    gets: Sequence[str] = (),
+    sets: Iterable[tuple[str, Value]] = (),
+    deletes: Sequence[str] = (),
+    ttl: str | float | None = None,
+) -> Call[Batch]:
+    """An atomic batch of gets, sets (which share a ``ttl``) and deletes."""
+    expiry = {} if ttl is None else {"ttl": ttl}
+    parts = [{"key": key, **_members(value), **expiry} for key, value in sets]
+    body: dict[str, Any] = {}
+    if gets:
+        body["get"] = gets
+    if parts:
+        body["set"] = parts
+    if deletes:
+        body["delete"] = deletes
+    asked = set(gets)
+    written = {part["key"] for part in parts}
+
+    def decode(answer: Answer) -> Batch:
+        result = _json(answer, _BATCH, 200)
+        entries = [(entry.key, entry.stored()) for entry in result.get]
+        etags = {put.key: _etag(put.etag) for put in result.set}
+        if not asked.issuperset(key for key, _ in entries) or etags.keys() != written:
+            _malformed("it speaks of other keys than were asked for", answer.head)
+        return Batch(entries, etags)
+
+    return Call("POST", _target(namespace, "kv"), _whole(decode), _JSON_BODY, msgspec.json.encode(body))
+
+
+# --- time series -------------------------------------------------------------------------------------------
+
+
+class _Point(msgspec.Struct):
+    point: list[msgspec.Raw]
+
+
+class _Missing(msgspec.Struct):
+    missing: list[_Int64]
+
+
+class _Complete(msgspec.Struct):
+    complete: bool
+
+
+class _PointCount(msgspec.Struct):
+    points: _Count
+
+
+class Removed(msgspec.Struct):
+    """How many points or events a DELETE removed."""
+
+    removed: _Count
+
+
+_POINT: Final = msgspec.json.Decoder(_Point)
+_TIMESTAMP: Final = msgspec.json.Decoder(_Int64)
+_MISSING: Final = msgspec.json.Decoder(_Missing)
+_COMPLETE: Final = msgspec.json.Decoder(_Complete)
+_POINT_COUNT: Final = msgspec.json.Decoder(_PointCount)
+_REMOVED: Final = msgspec.json.Decoder(Removed)
+_POINTS_BODY: Final = ((b"content-type", POINTS_MEDIA_TYPE.encode()), (b"accept", JSON_MEDIA_TYPE.encode()))
+_ACCEPT_POINTS: Final = ((b"accept", POINTS_MEDIA_TYPE.encode()),)
+
+
+def ts_list(namespace: str, cursor: str | None = None) -> Call[Page[str]]:
+    """One page of the keys of the series."""
+    return _key_list(namespace, "ts", cursor)
+
+
+class _PointsReader(Generic[T]):
+    """Reads frames as they come, and checks that they are what was asked for."""
+
+    def __init__(
+        self,
+        unpack: Callable[[Points], list[T]],
+        low: int,
+        high: int,
+        n: int | None,
+        step: int,
+        bytes_max: int,
+    ) -> None:
+        self._frames = FrameReader(stream_bytes_max=bytes_max)
+        self._unpack = unpack
+        self._next = low
+        self._high = high
+        self._n = n
+        self._step = step
+        self._points: list[T] = []
+
+    def feed(self, chunk: bytes, /) -> None:
+        try:
+            for points in self._frames.feed(chunk):
+                self._take(points)
+        except InvalidPoints as error:
+            _malformed(str(error))
+
+    def _take(self, points: Points) -> None:
+        times = points.timestamps
+        if not len(times):
+            return
+        if times[0] < self._next or times[-1] > self._high:
+            _malformed("points are out of order or outside the range asked for")
+        if self._step > 1 and not all(map(self._step.__le__, map(int.__sub__, times[1:], times))):
+            _malformed("points are closer to each other than `freq`")
+        self._next = times[-1] + self._step
+        self._points += self._unpack(points)
+        if self._n is not None and len(self._points) > self._n:
+            _malformed("there are more points than were asked for")
+
+    def finish(self) -> list[T]:
+        try:
+            self._frames.finish()
+        except InvalidPoints as error:
+            _malformed(str(error))
+        return self._points
+
+
+def ts_range(
+    namespace: str,
+    key: str,
+    unpack: Callable[[Points], list[T]],
+    *,
+    start: int | None,
+    end: int | None,
+    n: int | None,
+    freq: int | None,
+    bytes_max: int,
+) -> Call[list[T]]:
+    """The points from ``start`` to ``end``, each frame of them turned into a list by ``unpack`` as it arrives.
+
+    ``bytes_max`` bounds what the frames decompress to.
+    """
+    low = INT64_MIN if start is None else start
+    high = INT64_MAX if end is None else end
+
+    def reader(head: Head) -> Reader[list[T]]:
+        if head.status != 200:
+            return _Whole(_raise_refusal, head)
+        if _media_type(head) != POINTS_MEDIA_TYPE:
+            _malformed("it is not of the points form", head)
+        return _PointsReader(unpack, low, high, n, freq or 1, bytes_max)
+
+    query = _query(start=start, end=end, n=n, freq=freq)
+    return Call("GET", _target(namespace, "ts", key, "range", query), reader, _ACCEPT_POINTS)
+
+
+def _raise_refusal(answer: Answer) -> NoReturn:
+    raise _refusal(answer)
+
+
+def ts_end(namespace: str, key: str, which: str) -> Call[tuple[int, Value] | None]:
+    """The ``first`` or ``last`` point, or None if there is no point."""
+
+    def decode(answer: Answer) -> tuple[int, Value] | None:
+        if _code(answer, 404) == "series-not-found":
+            return None
+        point = _json(answer, _POINT, 200).point
+        if len(point) not in (2, 3):
+            _malformed("a point has two or three members", answer.head)
+        try:
+            label = _BASE64.decode(point[2]) if len(point) == 3 else "json"
+            return _TIMESTAMP.decode(point[0]), _value(point[1], label)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            _malformed("a point is malformed", answer.head)
+
+    return Call("GET", _target(namespace, "ts", key, which), _whole(decode), _ACCEPT_JSON)
+
+
+def ts_missing(namespace: str, key: str, start: int, end: int | None, freq: int) -> Call[list[int]]:
+    """The timestamps of the grid that have no point."""
+
+    def decode(answer: Answer) -> list[int]:
+        missing = _json(answer, _MISSING, 200).missing
+        last = INT64_MAX if end is None else end
+        ascending = all(map(int.__lt__, missing, missing[1:]))
+        if not ascending or any((t - start) % freq or not start <= t <= last for t in missing):
+            _malformed("it names timestamps that are not on the grid", answer.head)
+        return missing
+
+    query = _query(start=start, end=end, freq=freq)
+    return Call("GET", _target(namespace, "ts", key, "missing", query), _whole(decode), _ACCEPT_JSON)
+
+
+def ts_complete(namespace: str, key: str, start: int, end: int | None, freq: int) -> Call[bool]:
+    """Whether every timestamp of the grid has a point."""
+    query = _query(start=start, end=end, freq=freq)
+    target = _target(namespace, "ts", key, "complete", query)
+    return Call("GET", target, _whole(lambda answer: _json(answer, _COMPLETE, 200).complete), _ACCEPT_JSON)
+
+
+def ts_extend(namespace: str, key: str, frames: bytes) -> Call[int]:
+    """Add or replace points, given as frames; answers how many were sent."""
+    target = _target(namespace, "ts", key, "range")
+    return Call("POST", target, _whole(lambda answer: _json(answer, _POINT_COUNT, 200).points), _POINTS_BODY, frames)
+
+
+def ts_remove(namespace: str, key: str, start: int | None, end: int | None) -> Call[Removed]:
+    """Remove the points from ``start`` to ``end``."""
+    target = _target(namespace, "ts", key, "range", _query(start=start, end=end))
+    return Call("DELETE", target, _whole(lambda answer: _json(answer, _REMOVED, 200)), _ACCEPT_JSON)
+
+
+# --- event sequences ---------------------------------------------------------------------------------------
+
+
+class Event(NamedTuple):
+    """An event as the service has it: ``op`` is the operator's name, ``value`` None for a unary one."""
+
+    timestamp: int
+    item: str
+    op: str
+    value: Value | None
+
+
+class State(NamedTuple):
+    """A sequence as of some event.
+
+    ``items`` is what the service folded, ``events`` are those, in order, of the items that only a client can fold; no
+    item is in both. ``replayed``: the apply was known by its id and nothing was done.
+    """
+
+    timestamp: int
+    revision: int
+    items: dict[str, Value]
+    events: list[Event]
+    replayed: bool = False
+
+
+class _Event(msgspec.Struct):
+    timestamp: _Int64
+    item: str
+    op: str
+    value: msgspec.Raw = _NULL
+    encoding: str = "json"
+
+    def event(self) -> Event:
+        if self.op not in OPERATORS:
+            _malformed("an event has an unknown operator")
+        if self.op not in UNARY:
+            return Event(self.timestamp, self.item, self.op, _value(self.value, self.encoding))
+        if self.encoding != "json" or bytes(self.value) != b"null":
+            _malformed("an event of a unary operator has a value")
+        return Event(self.timestamp, self.item, self.op, None)
+
+
+class _State(msgspec.Struct):
+    timestamp: _Int64
+    revision: _Count
+    state: dict[str, msgspec.Raw] = {}
+    events: list[_Event] = []
+
+
+class _Events(msgspec.Struct):
+    events: list[_Event]
+
+
+class _Pruned(msgspec.Struct):
+    pruned: _Count
+    removed: bool
+
+
+_STATE: Final = msgspec.json.Decoder(_State)
+_EVENTS: Final = msgspec.json.Decoder(_Events)
+_PRUNED: Final = msgspec.json.Decoder(_Pruned)
+
+
+def _in_order(events: list[Event], head: Head) -> list[Event]:
+    """The events, checked to be in order of timestamp, then item, and none twice."""
+    places = [(event.timestamp, event.item) for event in events]
+    if not all(map(tuple.__lt__, places, places[1:])):
+        _malformed("events are out of order", head)
+    return events
+
+
+def _state(answer: Answer, *, until: int = INT64_MAX) -> State:
+    found = _json(answer, _STATE, 200)
+    items = {item: Value(Encoding.JSON, bytes(raw)) for item, raw in found.state.items()}
+    events = _in_order([event.event() for event in found.events], answer.head)
+    if found.timestamp > until or (events and events[-1].timestamp > found.timestamp):
+        _malformed("the state includes later events than it says", answer.head)
+    if not items.keys().isdisjoint(event.item for event in events):
+        _malformed("an item is folded and unfolded at once", answer.head)
+    replayed = answer.head.headers.get("rstore-replayed", "").lower() == "true"
+    return State(found.timestamp, found.revision, items, events, replayed)
+
+
+def es_list(namespace: str, cursor: str | None = None) -> Call[Page[str]]:
+    """One page of the keys of the sequences."""
+    return _key_list(namespace, "es", cursor)
+
+
+def es_current(namespace: str, key: str) -> Call[State | None]:
+    """The current state, or None if the sequence does not exist."""
+
+    def decode(answer: Answer) -> State | None:
+        return None if _code(answer, 404) == "sequence-not-found" else _state(answer)
+
+    return Call("GET", _target(namespace, "es", key, "current"), _whole(decode), _ACCEPT_JSON)
+
+
+def es_past(namespace: str, key: str, t: int) -> Call[State | None]:
+    """The state as of ``t``, or None if there was no event until then."""
+
+    def decode(answer: Answer) -> State | None:
+        return None if _code(answer, 404) == "sequence-not-found" else _state(answer, until=t)
+
+    return Call("GET", _target(namespace, "es", key, "past", _query(t=t)), _whole(decode), _ACCEPT_JSON)
+
+
+def es_events(
+    namespace: str,
+    key: str,
+    *,
+    start: int | None = None,
+    end: int | None = None,
+    ops: Iterable[str] | None = None,
+    item: str | None = None,
+) -> Call[list[Event] | None]:
+    """The events from ``start`` to ``end`` of these operators and this item; None if there is no such sequence."""
+    names = None if ops is None else frozenset(ops)
+    low = INT64_MIN if start is None else start
+    high = INT64_MAX if end is None else end
+
+    def decode(answer: Answer) -> list[Event] | None:
+        if _code(answer, 404) == "sequence-not-found":
+            return None
+        events = _in_order([event.event() for event in _json(answer, _EVENTS, 200).events], answer.head)
+        if events and not (low <= events[0].timestamp and events[-1].timestamp <= high):
+            _malformed("there are events outside the range asked for", answer.head)
+        if any((names is not None and e.op not in names) or (item is not None and e.item != item) for e in events):
+            _malformed("there are other events than were asked for", answer.head)
+        return events
+
+    query = _query(start=start, end=end, ops=None if names is None else ",".join(sorted(names)), item=item)
+    return Call("GET", _target(namespace, "es", key, "events", query), _whole(decode), _ACCEPT_JSON)
+
+
+def es_apply(
+    namespace: str,
+    key: str,
+    changes: Iterable[tuple[str, str, Value | None]],
+    *,
+    apply_id: str,
+    timestamp: int | None = None,
+    revision: int | None = None,
+) -> Call[State]:
+    """Apply events, each ``(item, operator name, value)``, at one timestamp; answers the new state."""
+    body: dict[str, Any] = {
+        "events": [
+            {"item": item, "op": op} | ({} if value is None else _members(value)) for item, op, value in changes
+        ],
+        "id": apply_id,
+    }
+    if timestamp is not None:
+        body["timestamp"] = timestamp
+    if revision is not None:
+        body["revision"] = revision
+    target = _target(namespace, "es", key, "events")
+    return Call("POST", target, _whole(_state), _JSON_BODY, msgspec.json.encode(body))
+
+
+def es_prune(namespace: str, key: str, *, remove: bool) -> Call[None]:
+    """Delete the events that the current state no longer needs."""
+
+    def decode(answer: Answer) -> None:
+        _json(answer, _PRUNED, 200)
+
+    body = msgspec.json.encode({"remove": remove})
+    return Call("POST", _target(namespace, "es", key, "prune"), _whole(decode), _JSON_BODY, body)

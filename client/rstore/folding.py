@@ -1,0 +1,99 @@
+"""Folding: from events to the state they make. Pure, and shared by the SDK and the service.
+
+An event is ``(timestamp, item, op, value)`` with the operator's name; any tuple of these four will do. The events
+of one item form **chains**: a ``setitem`` begins one (and ends the one before), a ``delitem`` ends one, and every
+other operator continues it. The state is made of the chains that have not ended. Which chain an event belongs to
+follows from operator names alone, so it is known of values that cannot be read.
+
+The state is a dict in order of item (by code point, which is the order of the items' UTF-8), not of insertion: that
+order is the same whoever folds, and pruning does not change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from rstore.operators import Bounds, UnfoldableEvent, apply_operator
+
+__all__ = ["apply_event", "fold", "present_after", "relevant"]
+
+EventT = TypeVar("EventT", bound=tuple[int, str, str, Any])
+
+
+def present_after(op: str, present: bool) -> bool:
+    """Whether an item is there after an event, given whether it was before.
+
+    Raises :class:`~rstore.operators.UnfoldableEvent` if the operator needs an item that is not there.
+
+    >>> present_after("setitem", False), present_after("delitem", True)
+    (True, False)
+    """
+    if not present and op != "setitem":
+        raise UnfoldableEvent(f"{op} needs an item that is present, and it is absent")
+    return op != "delitem"
+
+
+def apply_event(state: dict[str, Any], item: str, op: str, value: Any, bounds: Bounds | None = None) -> None:
+    """Change ``state`` as one event says. Values in it are replaced, never changed.
+
+    Raises :class:`~rstore.operators.UnfoldableEvent`; the state is then as it was.
+
+    >>> state = {"a": 1}
+    >>> apply_event(state, "a", "add", 2)
+    >>> state
+    {'a': 3}
+    """
+    try:
+        if not present_after(op, item in state):
+            del state[item]
+        elif op == "setitem":
+            state[item] = value
+        else:
+            state[item] = apply_operator(op, state[item], value, bounds or Bounds())
+    except UnfoldableEvent as error:
+        error.item = item
+        raise
+
+
+def fold(events: Iterable[tuple[int, str, str, Any]], bounds: Bounds | None = None) -> dict[str, Any]:
+    """The state that events make, in order of item. The events come in order of timestamp, their values decoded.
+
+    Raises :class:`~rstore.operators.UnfoldableEvent` with the ``item`` and ``timestamp`` of what cannot be applied.
+
+    >>> fold([(1, "b", "setitem", 5), (1, "a", "setitem", "x"), (2, "b", "mul", 2), (3, "a", "concat", "y")])
+    {'a': 'xy', 'b': 10}
+    """
+    state: dict[str, Any] = {}
+    for timestamp, item, op, value in events:
+        try:
+            apply_event(state, item, op, value, bounds)
+        except UnfoldableEvent as error:
+            error.timestamp = timestamp
+            raise
+    return dict(sorted(state.items()))
+
+
+def relevant(events: Iterable[EventT]) -> list[EventT]:
+    """Those of the events, in their order, that the state still needs: the chains that have not ended.
+
+    No pair cancels: ``not not 5`` is True. Only operator names are looked at.
+
+    >>> relevant([(1, "a", "setitem", 1), (1, "b", "setitem", 1), (2, "a", "setitem", 2), (3, "a", "neg", None),
+    ...           (4, "b", "delitem", None)])
+    [(2, 'a', 'setitem', 2), (3, 'a', 'neg', None)]
+    """
+    ordered = list(events)
+    # Backwards, the first setitem or delitem of an item decides about everything before it.
+    decided: set[str] = set()
+    needed: list[EventT] = []
+    for event in reversed(ordered):
+        _, item, op, _ = event
+        if item in decided:
+            continue
+        if op in ("setitem", "delitem"):
+            decided.add(item)
+        if op != "delitem":
+            needed.append(event)
+    needed.reverse()
+    return needed

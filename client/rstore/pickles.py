@@ -1,0 +1,504 @@
+"""Pickles: made as usual, and read without trusting whoever sends them.
+
+Unpickling is code execution, and the service is not trusted. So an unsealed pickle never reaches Python's
+unpickler. :func:`loads` runs it on a small machine of its own, whose whole instruction set is what protocol 5 makes of
+harmless types, and in which a name means a row of the table below or nothing:
+
+* Nothing is imported, looked up by attribute, given state (``BUILD``) or made without its constructor
+  (``NEWOBJ``). ``REDUCE`` calls no class: it calls the row's function here, which takes only arguments of the shape
+  that the type's own ``__reduce__`` produces.
+* Memory stays in proportion to the pickle: every instruction makes one object of the size of its operands, what
+  constructors copy out of shared operands is added up and bounded, and so is the number of objects.
+* Time does too. Only hashing and constructing can cost more than the bytes that ask for it (nested tuples that share
+  their parts, keys chosen to collide), so a composite key is measured before it is hashed, and both are held to an
+  allowance of CPU time that grows with the size of the pickle.
+
+A sealed pickle is authentic, because only a holder of the key can have made it; it is read as usual (``trusted=True``).
+"""
+
+from __future__ import annotations
+
+import collections
+import copyreg
+import datetime
+import decimal
+import fractions
+import io
+import ipaddress
+import pathlib
+import pickle
+import re
+import struct
+import sys
+import time
+import uuid
+import zoneinfo
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from rstore.errors import StoreEncodingError
+
+__all__ = ["dumps", "loads"]
+
+
+def dumps(value: object) -> bytes:
+    """Pickle ``value`` with protocol 5; :class:`StoreEncodingError` names its type if it cannot be pickled.
+
+    >>> loads(dumps({1: {"a", "b"}}), trusted=False) == {1: {"a", "b"}}
+    True
+    """
+    buffer = io.BytesIO()
+    try:
+        _Pickler(buffer, protocol=5).dump(value)
+    except Exception as error:
+        # Pickling runs methods of the value's classes, so it can fail with anything.
+        raise StoreEncodingError(f"a value of type {_name(type(value))} cannot be pickled: {error}") from error
+    return buffer.getvalue()
+
+
+def loads(data: bytes, *, trusted: bool) -> object:
+    """The value of a pickle that :func:`dumps` made.
+
+    ``trusted`` runs Python's own unpickler, and so whatever code the pickle names: only for a pickle that is known to
+    be authentic. Otherwise only the types of the table in this module are made. Every failure is a
+    :class:`StoreEncodingError`; for a type that is not in the table it names the type and the remedy.
+
+    >>> import enum
+    >>> loads(dumps(enum.Enum), trusted=False)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    rstore.errors.StoreEncodingError: the pickle holds 'enum.Enum', which an unsealed value may not; ...
+    """
+    if trusted:
+        try:
+            return pickle.loads(data)  # noqa: S301 - the caller vouches for the pickle
+        except Exception as error:
+            raise StoreEncodingError(f"the pickle cannot be loaded: {type(error).__name__}: {error}") from error
+    try:
+        return _Machine(data).run()
+    except StoreEncodingError:
+        raise
+    except Exception as error:
+        raise _refusal(f"the pickle is malformed ({type(error).__name__})") from None
+
+
+def _refusal(reason: str) -> StoreEncodingError:
+    return StoreEncodingError(
+        f"{reason}; seal values to make them authentic, or open the store with trust_pickle=True "
+        "if you trust the service and everyone who writes to it"
+    )
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+# --- making ------------------------------------------------------------------------------------------------
+
+
+def _reduce_uuid(value: uuid.UUID) -> tuple[type, tuple[str]]:
+    # Its own reduction sets state on a bare object. The safety hint of uuid1, which equality ignores, is dropped.
+    return uuid.UUID, (value.hex,)
+
+
+def _reduce_zone(value: zoneinfo.ZoneInfo) -> Any:
+    # Its own reduction calls a private method through getattr. Without a key it has to fail as it does.
+    return (zoneinfo.ZoneInfo, (value.key,)) if value.key else value.__reduce__()
+
+
+def _reduce_counter(value: collections.Counter[Any]) -> tuple[Any, ...]:
+    # Its own reduction copies a dict when it is loaded; sharing that dict would multiply memory.
+    return collections.Counter, (), None, None, iter(value.items())
+
+
+class _Pickler(pickle.Pickler):
+    """Python's pickler, but with constructor calls for the harmless types that otherwise need more than that."""
+
+    dispatch_table: Mapping[type, Callable[[Any], Any]] = collections.ChainMap(
+        {uuid.UUID: _reduce_uuid, zoneinfo.ZoneInfo: _reduce_zone, collections.Counter: _reduce_counter},
+        copyreg.dispatch_table,
+    )
+
+
+# --- the table: which types an unsealed pickle may make, and from which arguments --------------------------
+
+_INT_BITS_MAX: Final = 32_768
+_ZONE: Final = re.compile(r"[A-Za-z0-9_+-]{1,32}(/[A-Za-z0-9_+-]{1,32}){0,2}\Z")
+
+
+def _exact(value: object, *kinds: type) -> Any:
+    """``value`` if its type is one of ``kinds``, and no subclass of it; else ``TypeError``."""
+    if type(value) not in kinds:
+        raise TypeError
+    return value
+
+
+def _integer(value: object) -> int:
+    """An int of a size that arithmetic takes no time for."""
+    number: int = _exact(value, int)
+    if number.bit_length() > _INT_BITS_MAX:
+        raise ValueError
+    return number
+
+
+def _complex(real: object, imag: object) -> complex:
+    return complex(_exact(real, float), _exact(imag, float))
+
+
+def _range(start: object, stop: object, step: object) -> range:
+    return range(_integer(start), _integer(stop), _integer(step))
+
+
+_BOUNDS: Final = (type(None), int, float, str, datetime.datetime, datetime.date, datetime.timedelta)
+
+
+def _slice(*bounds: object) -> slice:
+    start, stop, step = (_exact(bound, *_BOUNDS) for bound in bounds)
+    return slice(start, stop, step)
+
+
+def _zone(value: object) -> Any:
+    return _exact(value, type(None), datetime.timezone, zoneinfo.ZoneInfo)
+
+
+def _datetime(state: object, tzinfo: object = None) -> datetime.datetime:
+    # The C constructor would take these bytes as they are; naming the parts has their ranges checked.
+    year, month, day, hour, minute, second, high, low = struct.unpack(">HBBBBBBH", _exact(state, bytes))
+    return datetime.datetime(
+        year, month & 0x7F, day, hour, minute, second, high << 16 | low, tzinfo=_zone(tzinfo), fold=month >> 7
+    )
+
+
+def _date(state: object) -> datetime.date:
+    return datetime.date(*struct.unpack(">HBB", _exact(state, bytes)))
+
+
+def _time(state: object, tzinfo: object = None) -> datetime.time:
+    hour, minute, second, high, low = struct.unpack(">BBBBH", _exact(state, bytes))
+    return datetime.time(hour & 0x7F, minute, second, high << 16 | low, tzinfo=_zone(tzinfo), fold=hour >> 7)
+
+
+def _timedelta(days: object, seconds: object, microseconds: object) -> datetime.timedelta:
+    return datetime.timedelta(_integer(days), _integer(seconds), _integer(microseconds))
+
+
+def _timezone(offset: object, *name: object) -> datetime.timezone:
+    return datetime.timezone(_exact(offset, datetime.timedelta), *(_exact(part, str) for part in name))
+
+
+def _zone_info(key: object) -> zoneinfo.ZoneInfo:
+    # The key becomes the name of a file of the time zone database, so nothing but a zone's name may be one.
+    if _ZONE.match(_exact(key, str)) is None:
+        raise ValueError
+    return zoneinfo.ZoneInfo(_exact(key, str))
+
+
+def _decimal(text: object) -> decimal.Decimal:
+    return decimal.Decimal(_exact(text, str))
+
+
+def _fraction(numerator: object, denominator: object) -> fractions.Fraction:
+    return fractions.Fraction(_integer(numerator), _integer(denominator))
+
+
+def _uuid(text: object) -> uuid.UUID:
+    return uuid.UUID(_exact(text, str))
+
+
+def _default_dict(factory: Any = None) -> collections.defaultdict[Any, Any]:
+    # Identity, so that no argument's own idea of equality is asked.
+    if factory is not None and not any(factory is allowed for allowed in _FACTORIES):
+        raise TypeError
+    return collections.defaultdict(factory)
+
+
+def _deque(items: object = (), length_max: object = None) -> collections.deque[Any]:
+    if items != ():
+        raise TypeError
+    return collections.deque(maxlen=None if length_max is None else _integer(length_max))
+
+
+def _ip(kind: type) -> Callable[..., object]:
+    return lambda address: kind(_exact(address, int, str))
+
+
+def _path(kind: type) -> Callable[..., object]:
+    return lambda *parts: kind(*(_exact(part, str) for part in parts))
+
+
+_CONSTRUCTORS: Final[dict[Any, Callable[..., object]]] = {
+    complex: _complex,
+    range: _range,
+    slice: _slice,
+    datetime.datetime: _datetime,
+    datetime.date: _date,
+    datetime.time: _time,
+    datetime.timedelta: _timedelta,
+    datetime.timezone: _timezone,
+    zoneinfo.ZoneInfo: _zone_info,
+    decimal.Decimal: _decimal,
+    fractions.Fraction: _fraction,
+    uuid.UUID: _uuid,
+    collections.OrderedDict: lambda: collections.OrderedDict[Any, Any](),
+    collections.Counter: lambda: collections.Counter[Any](),
+    collections.defaultdict: _default_dict,
+    collections.deque: _deque,
+    **{
+        kind: _ip(kind)
+        for kind in (
+            ipaddress.IPv4Address,
+            ipaddress.IPv6Address,
+            ipaddress.IPv4Network,
+            ipaddress.IPv6Network,
+            ipaddress.IPv4Interface,
+            ipaddress.IPv6Interface,
+        )
+    },
+    **{kind: _path(kind) for kind in (pathlib.PurePosixPath, pathlib.PureWindowsPath, type(pathlib.Path()))},
+}
+
+_FACTORIES: Final[Sequence[type]] = (
+    *(int, float, complex, bool, str, bytes, bytearray, list, tuple, dict, set, frozenset),
+    *(collections.OrderedDict, collections.Counter, collections.deque, decimal.Decimal, fractions.Fraction),
+)
+"""Types that a pickle may also name without making one, such as the factory of a defaultdict."""
+
+_GLOBALS: Final[dict[tuple[str, str], object]] = {
+    ("builtins", "Ellipsis"): ...,
+    ("builtins", "NotImplemented"): NotImplemented,
+    **{(kind.__module__, kind.__qualname__): kind for kind in (*_FACTORIES, *_CONSTRUCTORS)},
+    # Since Python 3.13 the paths say that they live in a private module.
+    **{
+        (module, kind.__qualname__): kind
+        for kind in _CONSTRUCTORS
+        if issubclass(kind, pathlib.PurePath)
+        for module in ("pathlib", "pathlib._local")
+    },
+}
+
+# --- the machine -------------------------------------------------------------------------------------------
+
+_OBJECTS_MAX: Final = 2_000_000
+_COPIES_PER_BYTE_MAX: Final = 16
+_KEY_BYTES_MAX: Final = 65_536
+_FROZEN_NESTING_MAX: Final = 500
+_CPU_SECONDS: Final = 2.0
+_CPU_SECONDS_PER_BYTE: Final = 2e-6
+_CHEAP_KEYS_PER_CHECK: Final = 64
+_CHEAP_KEY_TYPES: Final = frozenset({str, bytes, int, float, bool, type(None)})
+_CHEAP_KEY_BYTES_MAX: Final = 4096
+_FROZEN: Final = frozenset({tuple, frozenset})
+_DICTS: Final = frozenset({dict, collections.OrderedDict, collections.defaultdict, collections.Counter})
+
+
+class _Machine:
+    """Runs one untrusted pickle. Raises anything on a malformed one; it is used once and thrown away."""
+
+    def __init__(self, data: bytes, *, cpu_seconds: float = _CPU_SECONDS) -> None:
+        self.data = data
+        self.position = 0
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: list[Any] = []
+        self.objects = 0
+        self.copies = 0
+        self.copies_max = _COPIES_PER_BYTE_MAX * (len(data) + 4096)
+        self.cheap_keys = 0
+        self.key_sizes: dict[int, tuple[object, int]] = {}
+        self.nestings: dict[int, tuple[object, int]] = {}
+        self.deadline = time.thread_time() + cpu_seconds + _CPU_SECONDS_PER_BYTE * len(data)
+
+    def run(self) -> object:
+        data, instructions, stop = self.data, _INSTRUCTIONS, pickle.STOP[0]
+        while (code := data[self.position]) != stop:
+            self.position += 1
+            instruction = instructions.get(code)
+            if instruction is None:
+                raise _refusal(f"the pickle uses opcode 0x{code:02x}, which no harmless type needs")
+            instruction(self)
+        if self.position + 1 != len(data) or len(self.stack) != 1 or self.marks:
+            raise ValueError
+        return self.stack[0]
+
+    # Bounds
+
+    def check_cpu(self) -> None:
+        if time.thread_time() > self.deadline:
+            raise _refusal("the pickle takes far more time than its size explains")
+
+    def count_object(self) -> None:
+        self.objects += 1
+        if self.objects > _OBJECTS_MAX:
+            raise _refusal(f"the pickle makes more than {_OBJECTS_MAX:,} containers")
+
+    def allow_hashing(self, key: object) -> None:
+        """Called before ``key`` is hashed into a dict or set; raises if that could cost too much."""
+        if type(key) in _CHEAP_KEY_TYPES and sys.getsizeof(key) <= _CHEAP_KEY_BYTES_MAX:
+            self.cheap_keys += 1
+            if self.cheap_keys % _CHEAP_KEYS_PER_CHECK == 0:
+                self.check_cpu()
+        else:
+            self.measure_key(key)
+            self.check_cpu()
+
+    def measure_key(self, key: object) -> int:
+        """How many bytes hashing or comparing a key goes through; parts that it shares count each time."""
+        if type(key) not in _FROZEN:
+            return sys.getsizeof(key)
+        if (known := self.key_sizes.get(id(key))) is not None:
+            return known[1]
+        size = sys.getsizeof(key)
+        for part in key:  # type: ignore[attr-defined]
+            size += self.measure_key(part)
+            if size > _KEY_BYTES_MAX:
+                raise _refusal("the pickle has a dict key or set member that is too large to hash")
+        # Keeping the key itself keeps its id from being taken over by another object.
+        self.key_sizes[id(key)] = key, size
+        return size
+
+    # Operands
+
+    def take(self, size: int) -> bytes:
+        start = self.position
+        self.position = end = start + size
+        if end > len(self.data):
+            raise EOFError
+        return self.data[start:end]
+
+    def take_size(self, width: int) -> int:
+        return int.from_bytes(self.take(width), "little")
+
+    def pop_to_mark(self) -> list[Any]:
+        mark = self.marks.pop()
+        items = self.stack[mark:]
+        del self.stack[mark:]
+        return items
+
+    # Instructions
+
+    def mark(self) -> None:
+        self.marks.append(len(self.stack))
+
+    def pop(self) -> None:
+        # A tuple that contains itself is made, dropped and taken from the memo instead.
+        if self.marks and self.marks[-1] == len(self.stack):
+            self.marks.pop()
+        else:
+            self.stack.pop()
+
+    def push_new(self, value: object) -> None:
+        self.count_object()
+        self.stack.append(value)
+
+    def push_frozen(self, value: tuple[Any, ...] | frozenset[Any]) -> None:
+        """Push a tuple or frozenset, unless it is nested so deep that hashing it would overflow the C stack."""
+        below = [self.nestings.get(id(part), (part, 1))[1] for part in value if type(part) in _FROZEN]
+        if below:
+            if max(below) >= _FROZEN_NESTING_MAX:
+                raise _refusal(f"the pickle nests tuples or frozensets more than {_FROZEN_NESTING_MAX} deep")
+            self.nestings[id(value)] = value, max(below) + 1
+        self.push_new(value)
+
+    def memoize(self) -> None:
+        self.memo.append(self.stack[-1])
+
+    def get(self, width: int) -> None:
+        self.stack.append(self.memo[self.take_size(width)])
+
+    def integer(self, size: int) -> None:
+        self.stack.append(int.from_bytes(self.take(size), "little", signed=True))
+
+    def text(self, width: int) -> None:
+        self.stack.append(str(self.take(self.take_size(width)), "utf-8", "surrogatepass"))
+
+    def float(self) -> None:
+        self.stack.append(struct.unpack(">d", self.take(8))[0])
+
+    def tuple_of(self, size: int) -> None:
+        if len(self.stack) < size:
+            raise IndexError
+        items = tuple(self.stack[-size:])
+        del self.stack[-size:]
+        self.push_frozen(items)
+
+    def extend(self, items: Iterable[Any]) -> None:
+        _exact(self.stack[-1], list, collections.deque).extend(items)
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) not in _DICTS:
+            raise TypeError
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            self.allow_hashing(key)
+            target[key] = value
+
+    def add_items(self, items: list[Any], target: set[Any]) -> set[Any]:
+        for item in items:
+            self.allow_hashing(item)
+            target.add(item)
+        return target
+
+    def global_(self) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        found = _GLOBALS.get((_exact(module, str), _exact(name, str)), self)
+        if found is self:
+            raise _refusal(f"the pickle holds {f'{module}.{name}'[:200]!a}, which an unsealed value may not")
+        self.stack.append(found)
+
+    def reduce(self) -> None:
+        arguments = _exact(self.stack.pop(), tuple)
+        kind = self.stack.pop()
+        if not isinstance(kind, type):
+            raise TypeError
+        constructor = _CONSTRUCTORS[kind]
+        self.copies += sum(map(sys.getsizeof, arguments))
+        if self.copies > self.copies_max:
+            raise _refusal("the pickle takes far more memory than its size explains")
+        self.push_new(constructor(*arguments))
+        self.check_cpu()
+
+
+_INSTRUCTIONS: Final[dict[int, Callable[[_Machine], None]]] = {
+    opcode[0]: instruction
+    for opcode, instruction in {
+        pickle.PROTO: lambda m: m.take(1),
+        pickle.FRAME: lambda m: m.take(8),
+        pickle.MARK: _Machine.mark,
+        pickle.POP: _Machine.pop,
+        pickle.POP_MARK: _Machine.pop_to_mark,
+        pickle.MEMOIZE: _Machine.memoize,
+        pickle.BINGET: lambda m: m.get(1),
+        pickle.LONG_BINGET: lambda m: m.get(4),
+        pickle.NONE: lambda m: m.stack.append(None),
+        pickle.NEWTRUE: lambda m: m.stack.append(True),
+        pickle.NEWFALSE: lambda m: m.stack.append(False),
+        pickle.BININT: lambda m: m.integer(4),
+        pickle.BININT1: lambda m: m.stack.append(m.take_size(1)),
+        pickle.BININT2: lambda m: m.stack.append(m.take_size(2)),
+        pickle.LONG1: lambda m: m.integer(m.take_size(1)),
+        pickle.LONG4: lambda m: m.integer(m.take_size(4)),
+        pickle.BINFLOAT: _Machine.float,
+        pickle.SHORT_BINUNICODE: lambda m: m.text(1),
+        pickle.BINUNICODE: lambda m: m.text(4),
+        pickle.BINUNICODE8: lambda m: m.text(8),
+        pickle.SHORT_BINBYTES: lambda m: m.stack.append(m.take(m.take_size(1))),
+        pickle.BINBYTES: lambda m: m.stack.append(m.take(m.take_size(4))),
+        pickle.BINBYTES8: lambda m: m.stack.append(m.take(m.take_size(8))),
+        pickle.BYTEARRAY8: lambda m: m.push_new(bytearray(m.take(m.take_size(8)))),
+        pickle.EMPTY_TUPLE: lambda m: m.stack.append(()),
+        pickle.TUPLE1: lambda m: m.tuple_of(1),
+        pickle.TUPLE2: lambda m: m.tuple_of(2),
+        pickle.TUPLE3: lambda m: m.tuple_of(3),
+        pickle.TUPLE: lambda m: m.push_frozen(tuple(m.pop_to_mark())),
+        pickle.EMPTY_LIST: lambda m: m.push_new([]),
+        pickle.APPEND: lambda m: m.extend((m.stack.pop(),)),
+        pickle.APPENDS: lambda m: m.extend(m.pop_to_mark()),
+        pickle.EMPTY_DICT: lambda m: m.push_new({}),
+        pickle.SETITEM: lambda m: m.set_items([m.stack.pop(-2), m.stack.pop()]),
+        pickle.SETITEMS: lambda m: m.set_items(m.pop_to_mark()),
+        pickle.EMPTY_SET: lambda m: m.push_new(set()),
+        pickle.ADDITEMS: lambda m: m.add_items(m.pop_to_mark(), _exact(m.stack[-1], set)),
+        pickle.FROZENSET: lambda m: m.push_frozen(frozenset(m.add_items(m.pop_to_mark(), set()))),
+        pickle.STACK_GLOBAL: _Machine.global_,
+        pickle.REDUCE: _Machine.reduce,
+    }.items()
+}

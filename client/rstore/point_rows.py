@@ -1,0 +1,385 @@
+"""Points as rows: JSON, msgpack, NDJSON and CSV, rendered and parsed. Pure, as ``rstore.points`` is.
+
+A row is ``[timestamp, value]``, or ``[timestamp, data, encoding]`` where ``data`` is base64 (in msgpack raw bytes) and
+``encoding`` a label such as ``sealed``. With the label ``json`` the value stands as itself; in msgpack bytes then are
+its JSON text, the form of a value with integers beyond 64 bits. In CSV the value of a row without encoding, or with
+``json``, is JSON text.
+"""
+
+from __future__ import annotations
+
+import binascii
+import enum
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw
+
+from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, POINTS_MEDIA_TYPE, Encoding, Value
+from rstore.points import Cells, FrameReader, InvalidPoints, Points, concatenate, encode_stream, ordered
+
+__all__ = ["CSV_HEADER", "Form", "msgpack_rows", "parse_points", "render_points"]
+
+CSV_HEADER: Final = "timestamp,value,encoding"
+
+
+class Form(enum.Enum):
+    """The forms that points take on the wire; the value is the media type.
+
+    A streamed body is ``opening``, rendered parts with ``separator`` between two of them, and ``closing``. A part of
+    no points renders as nothing and is left out of it. MSGPACK is not streamed: see :func:`msgpack_rows`.
+    """
+
+    JSON = JSON_MEDIA_TYPE
+    MSGPACK = MSGPACK_MEDIA_TYPE
+    NDJSON = "application/x-ndjson"
+    CSV = "text/csv"
+    FRAMES = POINTS_MEDIA_TYPE
+
+    @property
+    def opening(self) -> bytes:
+        """What a streamed body begins with."""
+        return {Form.JSON: b'{"points":[', Form.CSV: CSV_HEADER.encode() + b"\r\n"}.get(self, b"")
+
+    @property
+    def separator(self) -> bytes:
+        """What stands between two rendered parts."""
+        return b"," if self is Form.JSON else b""
+
+    @property
+    def closing(self) -> bytes:
+        """What a streamed body ends with."""
+        return b"]}" if self is Form.JSON else b""
+
+
+# --- rendering ---------------------------------------------------------------------------------------------
+
+
+def render_points(points: Points, form: Form, *, descending: bool = False) -> bytes:
+    """A part of a streamed body: rows (or frames) of these points, the latest first if ``descending``.
+
+    In frames the points ascend always; a descending answer is frames that descend.
+
+    >>> render_points(Points.from_pairs([(1, 0.5), (2, 1.5)]), Form.JSON)
+    b'[1,0.5],[2,1.5]'
+    >>> render_points(Points.from_pairs([(1, 0.5), (2, 1.5)]), Form.CSV, descending=True)
+    b'2,1.5,\\r\\n1,0.5,\\r\\n'
+    """
+    if not points:
+        return b""
+    if form is Form.FRAMES:
+        frames = list(encode_stream(points))
+        return b"".join(reversed(frames) if descending else frames)
+    if form is Form.MSGPACK:
+        raise ValueError("msgpack is not rendered in parts")
+    if form is Form.CSV and isinstance(points.values, Cells):
+        return b"".join(_csv_row(*row) for row in _directed(list(points), descending))
+    rows = _directed(_json_rows(points), descending)
+    if form is Form.NDJSON:
+        return _JSON_ENCODER.encode_lines(rows)
+    text = msgspec.json.encode(rows)
+    if form is Form.CSV:
+        # Rows of numbers hold no brackets but their own.
+        return text[2:-2].replace(b"],[", b",\r\n") + b",\r\n"
+    return text[1:-1]
+
+
+def msgpack_rows(points: Points) -> list[tuple[Any, ...]]:
+    """The rows as Python objects that ``msgspec.msgpack`` can encode.
+
+    >>> msgpack_rows(Points.from_pairs([(1, 2**70), (2, 3)]))
+    [(1, b'1180591620717411303424', 'json'), (2, 3)]
+    """
+    if isinstance(points.values, Cells):
+        return [_msgpack_row(t, *value) for t, value in points]
+    return list(points)
+
+
+_JSON_ENCODER: Final = msgspec.json.Encoder()
+
+
+def _directed(rows: list[Any], descending: bool) -> list[Any]:
+    return rows[::-1] if descending else rows
+
+
+def _json_rows(points: Points) -> list[tuple[Any, ...]]:
+    cells = points.values
+    if not isinstance(cells, Cells):
+        return list(points)
+    # JSON text may hold line breaks between its tokens, and a row must stand on one line.
+    text: Callable[[bytes], Any] = Raw if b"\n" not in cells.data and b"\r" not in cells.data else _one_line
+    if not any(cells.encodings):
+        return list(zip(points.timestamps, map(text, cells.parts()), strict=True))
+    return [
+        # msgspec writes bytes as base64.
+        (t, text(data)) if encoding is Encoding.JSON else (t, data, encoding.label)
+        for t, (encoding, data) in points
+    ]
+
+
+def _one_line(text: bytes) -> Raw:
+    return Raw(msgspec.json.format(text, indent=-1) if b"\n" in text or b"\r" in text else text)
+
+
+def _csv_row(t: int, value: Value) -> bytes:
+    encoding, data = value
+    if encoding is not Encoding.JSON:
+        return b"%d,%s,%s\r\n" % (t, binascii.b2a_base64(data, newline=False), encoding.label.encode())
+    if b'"' in data or b"," in data or b"\n" in data or b"\r" in data:
+        data = b'"' + data.replace(b'"', b'""') + b'"'
+    return b"%d,%s,\r\n" % (t, data)
+
+
+def _msgpack_row(t: int, encoding: Encoding, data: bytes) -> tuple[Any, ...]:
+    if encoding is not Encoding.JSON:
+        return t, data, encoding.label
+    value = msgspec.json.decode(data)
+    try:
+        msgspec.msgpack.encode(value)
+    except OverflowError:
+        return t, data, encoding.label
+    return t, value
+
+
+# --- parsing -----------------------------------------------------------------------------------------------
+
+
+def parse_points(body: bytes, form: Form, *, points_max: int | None = None, bytes_max: int | None = None) -> Points:
+    """The points of a whole request body; the last of equal timestamps wins.
+
+    ``bytes_max`` bounds what frames decompress to. JSON values are taken as they stand and not all of them are
+    parsed here: call :func:`rstore.points.check_values`. Raises :class:`InvalidPoints` with a ``code``
+    (``malformed-body``, ``invalid-body``, ``invalid-value``, ``nesting-too-deep``, ``batch-too-large``,
+    ``body-too-large``) and, where a row is wrong, a ``pointer`` such as ``/points/3``.
+
+    >>> list(parse_points(b'{"points": [[2, 0.5], [1, 1.5]]}', Form.JSON))
+    [(1, 1.5), (2, 0.5)]
+    >>> list(parse_points(b'1,"[2,3]"', Form.CSV))
+    Traceback (most recent call last):
+        ...
+    rstore.points.InvalidPoints: the first line of the CSV is not timestamp,value,encoding or timestamp,value
+    """
+    if form is Form.FRAMES:
+        return _frames(body, points_max, bytes_max)
+    try:
+        points = _PARSERS[form](body)
+    except RecursionError:
+        raise InvalidPoints("the body is nested too deeply", code="nesting-too-deep") from None
+    except UnicodeDecodeError:
+        raise InvalidPoints("the body holds invalid UTF-8", code="malformed-body") from None
+    except msgspec.ValidationError as error:
+        raise InvalidPoints(_without_quotes(error)) from None
+    except msgspec.DecodeError as error:
+        raise InvalidPoints(str(error), code="malformed-body") from None
+    _check_count(len(points), points_max)
+    return points
+
+
+class _Numbers(msgspec.Struct, forbid_unknown_fields=True):
+    """The body whose every value is a number: read at the decoder's speed."""
+
+    points: list[tuple[int, int | float]]
+
+
+class _Rows(msgspec.Struct, forbid_unknown_fields=True):
+    """Any body: rows whose cells are looked at one by one."""
+
+    points: list[list[Raw]]
+
+
+_NUMBERS: Final = msgspec.json.Decoder(_Numbers)
+_ROWS: Final = msgspec.json.Decoder(_Rows)
+_NUMBERS_MSGPACK: Final = msgspec.msgpack.Decoder(_Numbers)
+_ROWS_MSGPACK: Final = msgspec.msgpack.Decoder(_Rows)
+_NUMBER_LINES: Final = msgspec.json.Decoder(tuple[int, int | float])
+_ROW_LINES: Final = msgspec.json.Decoder(list[Raw])
+_NUMBER_LIST: Final = msgspec.json.Decoder(list[tuple[int, int | float]])
+
+
+def _json(body: bytes) -> Points:
+    try:
+        return _of_numbers(_NUMBERS.decode(body).points)
+    except (msgspec.ValidationError, _NotNumbersError):
+        return _of_rows(_ROWS.decode(body).points, _json_value)
+
+
+def _ndjson(body: bytes) -> Points:
+    lines = sum(map(bool, map(bytes.strip, body.splitlines())))
+    rows: list[Any]
+    try:
+        rows = _NUMBER_LINES.decode_lines(body)
+        points = _of_numbers(rows)
+    except (msgspec.ValidationError, _NotNumbersError):
+        rows = _ROW_LINES.decode_lines(body)
+        points = _of_rows(rows, _json_value)
+    if len(rows) != lines:
+        message = "each line holds one array, and each array stands on one line"
+        raise InvalidPoints(message, code="malformed-body")
+    return points
+
+
+def _msgpack(body: bytes) -> Points:
+    try:
+        return _of_numbers(_NUMBERS_MSGPACK.decode(body).points)
+    except (msgspec.ValidationError, _NotNumbersError):
+        return _of_rows(_ROWS_MSGPACK.decode(body).points, _msgpack_value)
+
+
+def _csv(body: bytes) -> Points:
+    header, _, text = body.removeprefix(b"\xef\xbb\xbf").partition(b"\n")
+    columns = header.rstrip(b"\r").count(b",") + 1
+    if header.rstrip(b"\r").decode() not in (CSV_HEADER, "timestamp,value"):
+        raise InvalidPoints(f"the first line of the CSV is not {CSV_HEADER} or timestamp,value")
+    if not any(mark in text for mark in b'"[]'):
+        # Nothing but commas and line breaks has a meaning in this text, so lines are rows.
+        rows = list(filter(None, text.splitlines()))
+        if columns == 3:
+            rows = [row[:-1] if row.endswith(b",") else b"" for row in rows]
+        try:
+            return _of_numbers(_NUMBER_LIST.decode(b"[[" + b"],[".join(rows) + b"]]") if rows else [])
+        except (msgspec.DecodeError, _NotNumbersError):
+            pass
+    return _of_pairs(_csv_rows(text.decode(), columns))
+
+
+def _frames(body: bytes, points_max: int | None, bytes_max: int | None) -> Points:
+    reader = FrameReader(stream_bytes_max=bytes_max)
+    parts = reader.feed(body)
+    reader.finish()
+    _check_count(sum(map(len, parts)), points_max)
+    joined = concatenate(parts)
+    # Each frame ascends, but the next may begin anywhere.
+    return ordered(joined.timestamps, joined.values)
+
+
+_PARSERS: Final[dict[Form, Callable[[bytes], Points]]] = {
+    Form.JSON: _json,
+    Form.MSGPACK: _msgpack,
+    Form.NDJSON: _ndjson,
+    Form.CSV: _csv,
+}
+
+
+class _NotNumbersError(Exception):
+    """A number that is not finite (msgpack has such) stands among the values."""
+
+
+def _of_numbers(rows: list[tuple[int, int | float]]) -> Points:
+    try:
+        return Points.from_pairs(rows)
+    except TypeError:
+        raise _NotNumbersError from None
+
+
+def _of_rows(rows: list[list[Raw]], read: Callable[[list[Raw]], tuple[int, Value]]) -> Points:
+    return _of_pairs(map(read, rows))
+
+
+def _of_pairs(pairs: Iterable[tuple[int, Value]]) -> Points:
+    """Points of checked pairs; an error that a pair raises is told with the pair's number."""
+    found: list[tuple[int, Value]] = []
+    try:
+        found.extend(pairs)
+    except InvalidPoints as error:
+        raise InvalidPoints(str(error), code=error.code, pointer=f"/points/{len(found)}") from None
+    except RecursionError:
+        message = "the value is nested too deeply"
+        raise InvalidPoints(message, code="nesting-too-deep", pointer=f"/points/{len(found)}") from None
+    return Points.from_values(found)
+
+
+def _json_value(row: list[Raw]) -> tuple[int, Value]:
+    t, raw, encoding = _row(row, msgspec.json.decode)
+    if encoding is Encoding.JSON:
+        return t, Value(encoding, bytes(raw).strip())
+    try:
+        return t, Value(encoding, _base64(msgspec.json.decode(raw, type=str)))
+    except msgspec.ValidationError:
+        raise InvalidPoints(f"a value with encoding {encoding.label} stands as a base64 string") from None
+
+
+def _msgpack_value(row: list[Raw]) -> tuple[int, Value]:
+    t, raw, encoding = _row(row, msgspec.msgpack.decode)
+    value = msgspec.msgpack.decode(raw)
+    if isinstance(value, bytes) and len(row) == 3:
+        return t, Value(encoding, value)
+    if encoding is not Encoding.JSON:
+        raise InvalidPoints(f"a value with encoding {encoding.label} stands as raw bytes")
+    try:
+        text = msgspec.json.encode(value)
+        same = msgspec.json.decode(text) == value
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        # Bytes, extensions, NaN and keys that are no strings would come back as something else.
+        raise InvalidPoints("the value is not one that JSON can say", code="invalid-value")
+    return t, Value(encoding, text)
+
+
+def _row(row: list[Raw], decode: Callable[..., Any]) -> tuple[int, Raw, Encoding]:
+    if len(row) not in (2, 3):
+        raise InvalidPoints("a point is [timestamp, value] or [timestamp, data, encoding]")
+    try:
+        t = decode(row[0], type=int)
+        label = decode(row[2], type=str) if len(row) == 3 else "json"
+    except msgspec.ValidationError:
+        raise InvalidPoints("a timestamp is an integer and an encoding a string") from None
+    return t, row[1], _encoding(label)
+
+
+_FIELD: Final = re.compile(r'(?:"([^"]*(?:""[^"]*)*)"|([^",\r\n]*))(,|\r?\n|\Z)')
+
+
+def _csv_rows(text: str, columns: int) -> Iterator[tuple[int, Value]]:
+    position = 0
+    fields: list[str] = []
+    while position < len(text) or fields:
+        match = _FIELD.match(text, position)
+        if match is None:
+            raise InvalidPoints("a quote in the CSV is out of place", code="malformed-body")
+        quoted, plain, end = match.groups()
+        fields.append(plain if quoted is None else quoted.replace('""', '"'))
+        position = match.end()
+        if end == ",":
+            continue
+        if fields != [""]:
+            yield _csv_value(fields, columns)
+        fields = []
+
+
+def _csv_value(fields: list[str], columns: int) -> tuple[int, Value]:
+    if len(fields) != columns:
+        raise InvalidPoints(f"the CSV has a row of {len(fields)} fields; its header has {columns}")
+    try:
+        t = msgspec.json.decode(fields[0], type=int)
+    except msgspec.DecodeError:
+        raise InvalidPoints("a timestamp is an integer") from None
+    encoding = _encoding(fields[2]) if columns == 3 and fields[2] else Encoding.JSON
+    return t, Value(encoding, fields[1].encode() if encoding is Encoding.JSON else _base64(fields[1]))
+
+
+def _encoding(label: str) -> Encoding:
+    try:
+        return Encoding.from_label(label)
+    except ValueError:
+        # The label may be anything that was sent, so it is not repeated.
+        labels = ", ".join(encoding.label for encoding in Encoding)
+        raise InvalidPoints(f"unknown encoding: use one of {labels}") from None
+
+
+def _base64(text: str) -> bytes:
+    try:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except ValueError:
+        raise InvalidPoints("the value is not base64 (RFC 4648, with padding)", code="invalid-value") from None
+
+
+def _check_count(count: int, points_max: int | None) -> None:
+    if points_max is not None and count > points_max:
+        raise InvalidPoints(f"{count} points; at most {points_max} are allowed", code="batch-too-large")
+
+
+def _without_quotes(error: Exception) -> str:
+    return str(error).replace("`", "")

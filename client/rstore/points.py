@@ -1,0 +1,649 @@
+"""Points of a time series as columns, and the binary frame that carries them on the wire and in storage.
+
+:class:`Points` is a timestamp column and a value column. The value column is typed when every value is a finite
+float or every value is an int64, so that a million numbers cost no Python work per point; anything else is
+:class:`Cells`: an encoding, a length and the bytes of each value. ``docs/points-format.md`` describes the frame.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import struct
+import sys
+import zlib
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate, chain, islice, repeat
+from operator import itemgetter, lt
+from typing import Any, Final, TypeAlias, overload
+
+import msgspec
+
+from rstore.encodings import Encoding, InvalidJSON, Value, parse_json
+
+__all__ = [
+    "FRAME_BYTES_MAX",
+    "FRAME_VERSION",
+    "Cells",
+    "Column",
+    "FrameReader",
+    "InvalidPoints",
+    "Points",
+    "check_values",
+    "concatenate",
+    "count_of",
+    "decode",
+    "encode",
+    "encode_stream",
+    "ordered",
+    "split",
+]
+
+FRAME_VERSION: Final = 1
+FRAME_BYTES_MAX: Final = 64 * 2**20
+
+_STREAM_POINTS: Final = 65_536
+_STREAM_BYTES: Final = 2**20
+_INT64_MAX: Final = 2**63 - 1
+_ENCODINGS: Final = tuple(Encoding)
+_ENCODING_BYTES: Final = bytes(Encoding)
+_BIG_ENDIAN: Final = sys.byteorder == "big"
+
+_HEADER: Final = struct.Struct("<IBBBBI")
+_PROGRESSION: Final = struct.Struct("<qq")
+_SIZE: Final = struct.Struct("<I")
+
+
+class _Kind(enum.IntEnum):
+    FLOATS = 0
+    INTEGERS = 1
+    CELLS = 2
+
+
+class _Flag(enum.IntFlag):
+    PROGRESSION = 1
+    ONE_ENCODING = 2
+    COMPRESSED = 4
+
+
+class InvalidPoints(ValueError):
+    """Bytes or Python objects that are not points; the message says why and never holds a value.
+
+    ``code`` is the problem code that fits (``rstore.errors.PROBLEMS``); ``pointer`` the JSON pointer of the part
+    that is wrong, or None.
+    """
+
+    def __init__(self, message: str, *, code: str = "invalid-body", pointer: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.pointer = pointer
+
+
+class Cells:
+    """A column of values of any encoding: one encoding byte and one length for each, and their bytes end to end.
+
+    Iterating gives :class:`~rstore.encodings.Value`.
+
+    >>> cells = Cells.from_values([Value(Encoding.JSON, b'"a"'), Value(Encoding.SEALED, b"\\x01")])
+    >>> list(cells[1:])
+    [Value(encoding=<Encoding.SEALED: 3>, data=b'\\x01')]
+    """
+
+    __slots__ = ("_starts", "data", "encodings", "lengths")
+
+    def __init__(self, encodings: bytes, lengths: array[int], data: bytes) -> None:
+        self.encodings = encodings
+        self.lengths = lengths
+        self.data = data
+        self._starts: array[int] | None = None
+
+    @classmethod
+    def from_values(cls, values: Iterable[Value]) -> Cells:
+        """The column that holds these values, in order."""
+        values = list(values)
+        return cls._joined(bytes(map(itemgetter(0), values)), list(map(itemgetter(1), values)))
+
+    @classmethod
+    def from_json(cls, texts: list[bytes]) -> Cells:
+        """The column whose values are these JSON texts."""
+        return cls._joined(bytes(len(texts)), texts)
+
+    @classmethod
+    def _joined(cls, encodings: bytes, parts: list[bytes]) -> Cells:
+        return cls(encodings, array("I", map(len, parts)), b"".join(parts))
+
+    @property
+    def starts(self) -> array[int]:
+        """Where each value begins in ``data``, and at the end the length of ``data``."""
+        if self._starts is None:
+            self._starts = array("q", accumulate(self.lengths, initial=0))
+        return self._starts
+
+    def parts(self) -> Iterator[bytes]:
+        """The bytes of each value."""
+        starts = self.starts
+        return map(self.data.__getitem__, map(slice, starts, islice(starts, 1, None)))
+
+    def take(self, indices: list[int]) -> Cells:
+        """The column of the values at these indices."""
+        parts = list(self.parts())
+        return self._joined(bytes(map(self.encodings.__getitem__, indices)), list(map(parts.__getitem__, indices)))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, part: slice) -> Cells:
+        start, stop, step = part.indices(len(self))
+        if step != 1:
+            return self.take(list(range(start, stop, step)))
+        stop = max(start, stop)
+        data = self.data if stop - start == len(self) else self.data[self.starts[start] : self.starts[stop]]
+        return Cells(self.encodings[start:stop], self.lengths[start:stop], data)
+
+    def __iter__(self) -> Iterator[Value]:
+        # ``tuple.__new__`` makes the named tuples without a Python frame for each.
+        cells = zip(map(_ENCODINGS.__getitem__, self.encodings), self.parts(), strict=True)
+        return map(tuple.__new__, repeat(Value), cells)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Cells):
+            return NotImplemented
+        return self.encodings == other.encodings and self.lengths == other.lengths and self.data == other.data
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Cells({len(self)} values, {len(self.data)} bytes)"
+
+
+Column: TypeAlias = "array[float] | array[int] | Cells"
+
+
+class Points:
+    """Points in time order: int64 ``timestamps``, strictly ascending, and one value for each in ``values``.
+
+    ``values`` is an ``array('d')`` of finite floats, an ``array('q')`` of integers, or :class:`Cells`. Iterating gives
+    ``(timestamp, value)``, so ``list(points)`` is a list of pairs; of Cells the values are
+    :class:`~rstore.encodings.Value`. The constructor trusts its caller: use the ``from_`` methods, :func:`ordered`
+    or :func:`decode` for what may be out of order or invalid.
+
+    >>> points = Points.from_pairs([(3, 1.5), (1, 0.5), (3, 2.5)])
+    >>> list(points)
+    [(1, 0.5), (3, 2.5)]
+    >>> list(points[:1])
+    [(1, 0.5)]
+    """
+
+    __slots__ = ("timestamps", "values")
+
+    def __init__(self, timestamps: array[int], values: Column) -> None:
+        self.timestamps = timestamps
+        self.values = values
+
+    @classmethod
+    def empty(cls) -> Points:
+        """No points."""
+        return cls(array("q"), array("d"))
+
+    @classmethod
+    def from_pairs(cls, pairs: Iterable[tuple[int, Any]], dump: Callable[[Any], Value] | None = None) -> Points:
+        """Points from ``(timestamp, value)`` pairs in any order; the last of equal timestamps wins.
+
+        Numbers (exactly ``int`` or ``float``, finite) become columns or JSON text. If any value is something
+        else, ``dump`` turns each into a :class:`~rstore.encodings.Value`; without ``dump`` they must be Values.
+        Raises :class:`InvalidPoints` for a timestamp that is not an int within int64, and TypeError for a value
+        that would need ``dump``.
+
+        >>> list(Points.from_pairs([(1, True)], lambda value: Value(Encoding.JSON, b"true")))
+        [(1, Value(encoding=<Encoding.JSON: 0>, data=b'true'))]
+        """
+        timestamps, values = _unzipped(pairs)
+        column = _numbers(values)
+        if column is None:
+            if dump is not None:
+                column = Cells.from_values(map(dump, values))
+            elif set(map(type, values)) == {Value}:
+                column = Cells.from_values(values)
+            else:
+                raise TypeError("values other than finite numbers need `dump` to encode them")
+        return ordered(timestamps, column)
+
+    @classmethod
+    def from_values(cls, pairs: Iterable[tuple[int, Value]]) -> Points:
+        """Points from ``(timestamp, Value)`` pairs in any order; the last of equal timestamps wins."""
+        timestamps, values = _unzipped(pairs)
+        return ordered(timestamps, Cells.from_values(values))
+
+    @property
+    def encodings(self) -> frozenset[Encoding]:
+        """The encodings that occur; numbers are JSON."""
+        if isinstance(self.values, Cells):
+            return frozenset(map(_ENCODINGS.__getitem__, set(self.values.encodings)))
+        return frozenset({Encoding.JSON}) if self.timestamps else frozenset()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the value column."""
+        return _size(self.values)
+
+    def take(self, indices: list[int]) -> Points:
+        """The points at these ascending indices."""
+        values = self.values
+        taken = values.take(indices) if isinstance(values, Cells) else _column(values, indices)
+        return Points(array("q", map(self.timestamps.__getitem__, indices)), taken)
+
+    @overload
+    def __getitem__(self, part: slice) -> Points: ...
+    @overload
+    def __getitem__(self, part: int) -> tuple[int, Any]: ...
+    def __getitem__(self, part: slice | int) -> Points | tuple[int, Any]:
+        if isinstance(part, slice):
+            return Points(self.timestamps[part], self.values[part])
+        values = self.values
+        value = values[part] if not isinstance(values, Cells) else next(iter(values[part : part + 1 or None]))
+        return self.timestamps[part], value
+
+    def __len__(self) -> int:
+        return len(self.timestamps)
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        return zip(self.timestamps, self.values, strict=True)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Points):
+            return NotImplemented
+        mine, theirs = self.values, other.values
+        if self.timestamps != other.timestamps or _kind(mine) != _kind(theirs):
+            return False
+        if isinstance(mine, Cells) or isinstance(theirs, Cells):
+            return mine == theirs
+        # Compared as bytes, 0.0 and -0.0 differ.
+        return mine.tobytes() == theirs.tobytes()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Points({len(self)} {_kind(self.values).name.lower()})"
+
+
+# --- columns -----------------------------------------------------------------------------------------------
+
+
+def ordered(timestamps: array[int], values: Column) -> Points:
+    """Points from columns in any order: sorted by timestamp, and of equal timestamps the last wins."""
+    if _ascending(timestamps):
+        return Points(timestamps, values)
+    index = dict(zip(timestamps, range(len(timestamps)), strict=True))
+    kept = sorted(index)
+    return Points(timestamps, values).take(list(map(index.__getitem__, kept)))
+
+
+def concatenate(parts: list[Points]) -> Points:
+    """One Points out of parts that follow each other in time. Different kinds of columns become cells."""
+    parts = [part for part in parts if part.timestamps]
+    if len(parts) < 2:
+        return parts[0] if parts else Points.empty()
+    timestamps = parts[0].timestamps[:]
+    for part in parts[1:]:
+        timestamps.extend(part.timestamps)
+    return Points(timestamps, _join([part.values for part in parts]))
+
+
+def split(points: Points, *, points_max: int, bytes_max: int) -> Iterator[Points]:
+    """Cut points into consecutive parts of at most ``points_max`` points and ``bytes_max`` bytes of values.
+
+    A single value larger than ``bytes_max`` is a part of its own.
+    """
+    values, total = points.values, len(points)
+    start = 0
+    while start < total:
+        stop = start + points_max
+        if isinstance(values, Cells):
+            starts = values.starts
+            stop = min(stop, bisect_right(starts, starts[start] + bytes_max) - 1)
+        else:
+            stop = min(stop, start + bytes_max // 8)
+        stop = min(max(stop, start + 1), total)
+        yield points if stop - start == total else points[start:stop]
+        start = stop
+
+
+def check_values(points: Points, *, value_bytes_max: int | None = None, nesting_max: int = 128) -> None:
+    """Raise :class:`InvalidPoints` unless every JSON cell parses and no value is larger than the limit.
+
+    Numeric columns are valid by nature and cost nothing. The message names the timestamp.
+    """
+    cells = points.values
+    if not isinstance(cells, Cells):
+        return
+    if value_bytes_max is not None and max(cells.lengths, default=0) > value_bytes_max:
+        index = next(i for i, length in enumerate(cells.lengths) if length > value_bytes_max)
+        t, length = points.timestamps[index], cells.lengths[index]
+        message = f"the value at timestamp {t} is {length} bytes; at most {value_bytes_max} are allowed"
+        raise InvalidPoints(message, code="value-too-large")
+    if Encoding.JSON not in cells.encodings:
+        return
+    for t, encoding, data in zip(points.timestamps, cells.encodings, cells.parts(), strict=True):
+        if encoding == Encoding.JSON:
+            try:
+                parse_json(data, nesting_max=nesting_max)
+            except InvalidJSON as error:
+                code = "nesting-too-deep" if "nested deeper" in str(error) else "invalid-value"
+                raise InvalidPoints(f"the value at timestamp {t}: {error}", code=code) from None
+
+
+def _unzipped(pairs: Iterable[tuple[int, Any]]) -> tuple[array[int], list[Any]]:
+    """The timestamps, checked, and the values of pairs."""
+    pairs = pairs if isinstance(pairs, list) else list(pairs)
+    try:
+        if not set(map(len, pairs)) <= {2}:
+            raise InvalidPoints("a point is a pair: (timestamp, value)")
+        timestamps, values = list(map(itemgetter(0), pairs)), list(map(itemgetter(1), pairs))
+    except (TypeError, KeyError):
+        raise InvalidPoints("a point is a pair: (timestamp, value)") from None
+    if not set(map(type, timestamps)) <= {int}:
+        index = next(i for i, t in enumerate(timestamps) if type(t) is not int)
+        message = f"a timestamp is an int, not {type(timestamps[index]).__name__}"
+        raise InvalidPoints(message, pointer=f"/points/{index}")
+    try:
+        return array("q", timestamps), values
+    except OverflowError:
+        index = next(i for i, t in enumerate(timestamps) if not -_INT64_MAX - 1 <= t <= _INT64_MAX)
+        message = "a timestamp is a 64-bit signed integer, -2**63 to 2**63-1"
+        raise InvalidPoints(message, pointer=f"/points/{index}") from None
+
+
+def _numbers(values: list[Any]) -> Column | None:
+    """The column of values that are all finite numbers, else None. A bool is no number here."""
+    types = set(map(type, values))
+    if types <= {float}:
+        floats = array("d", values)
+        return floats if _finite(floats) else None
+    if types == {int}:
+        try:
+            return array("q", values)
+        except OverflowError:
+            return _number_cells(values)
+    return _number_cells(values) if types == {int, float} else None
+
+
+def _number_cells(numbers: list[Any]) -> Cells | None:
+    """The JSON texts of numbers; None if one has none (it is not finite, or has too many digits)."""
+    try:
+        text = msgspec.json.encode(numbers)[1:-1]
+    except ValueError:
+        return None
+    return None if b"n" in text else Cells.from_json(text.split(b",") if numbers else [])
+
+
+def _as_cells(column: Column) -> Cells:
+    if isinstance(column, Cells):
+        return column
+    cells = _number_cells(column.tolist())
+    assert cells is not None
+    return cells
+
+
+def _join(columns: list[Column]) -> Column:
+    """The columns end to end; cells unless all are of one numeric kind."""
+    first = columns[0]
+    if len(set(map(_kind, columns))) == 1 and not isinstance(first, Cells):
+        joined = first[:]
+        for column in columns[1:]:
+            joined.extend(column)  # type: ignore[arg-type]
+        return joined
+    cells = [_as_cells(column) for column in columns]
+    lengths = array("I", chain.from_iterable(column.lengths for column in cells))
+    return Cells(b"".join(column.encodings for column in cells), lengths, b"".join(column.data for column in cells))
+
+
+def _column(values: array[int] | array[float], indices: list[int]) -> Column:
+    return array(values.typecode, map(values.__getitem__, indices))
+
+
+def _kind(column: Column) -> _Kind:
+    if isinstance(column, Cells):
+        return _Kind.CELLS
+    return _Kind.FLOATS if column.typecode == "d" else _Kind.INTEGERS
+
+
+def _size(column: Column) -> int:
+    return len(column.data) if isinstance(column, Cells) else 8 * len(column)
+
+
+def _ascending(timestamps: array[int]) -> bool:
+    return all(map(lt, timestamps, islice(timestamps, 1, None)))
+
+
+def _finite(floats: array[int] | array[float]) -> bool:
+    # A sum is finite unless a term is not, or it overflows; only then must each be looked at.
+    return math.isfinite(sum(floats)) or all(map(math.isfinite, floats))
+
+
+# --- frames ------------------------------------------------------------------------------------------------
+
+
+def encode(points: Points) -> bytes:
+    """One frame that holds these points. ``OverflowError`` if it would exceed 4 GiB: see :func:`encode_stream`.
+
+    >>> decode(encode(Points.from_pairs([(1, 10), (2, 20)])))[1]
+    (2, 20)
+    """
+    timestamps, values = points.timestamps, points.values
+    flags = _Flag(0)
+    times = _progression(timestamps)
+    if times is None:
+        times = _little_endian(timestamps)
+    else:
+        flags |= _Flag.PROGRESSION
+    if isinstance(values, Cells):
+        body, cell_flags = _encode_cells(values)
+        flags |= cell_flags
+    else:
+        body = _little_endian(values)
+    length = _HEADER.size - _SIZE.size + len(times) + len(body)
+    if length >= 2**32:
+        raise OverflowError("the points need a frame of more than 4 GiB")
+    return b"".join((_HEADER.pack(length, FRAME_VERSION, _kind(values), flags, 0, len(points)), times, body))
+
+
+def encode_stream(points: Points) -> Iterator[bytes]:
+    """Frames of about a mebibyte that together hold these points, in order; none for no points."""
+    return map(encode, split(points, points_max=_STREAM_POINTS, bytes_max=_STREAM_BYTES))
+
+
+def count_of(frame: bytes) -> int:
+    """How many points a whole frame says it holds, without decoding it."""
+    _check_header(frame, len(frame))
+    return int(_HEADER.unpack_from(frame)[5])
+
+
+def decode(frame: bytes, *, bytes_max: int = FRAME_BYTES_MAX, own: bool = False) -> Points:
+    """The points of one whole frame; :class:`InvalidPoints` if it is not exactly that.
+
+    Nothing in the frame is trusted: sizes are checked before memory is taken, and what the frame decompresses to
+    is at most ``bytes_max`` bytes. JSON cells are not parsed: see :func:`check_values`. With ``own``, for a frame
+    that the caller's side made and kept, sizes are checked all the same but not each timestamp and float.
+    """
+    _check_header(frame, len(frame))
+    _, _, kind, flags, _, count = _HEADER.unpack_from(frame)
+    rest = memoryview(frame)[_HEADER.size :]
+    times_size = _PROGRESSION.size if flags & _Flag.PROGRESSION else 8 * count
+    if len(rest) < times_size:
+        raise _malformed("its timestamps are cut off")
+    times, body = rest[:times_size], rest[times_size:]
+    # The values come first: they bound the count, which a progression of timestamps alone would not.
+    values: Column
+    if kind == _Kind.CELLS:
+        values = _decode_cells(body, count, flags, bytes_max)
+    else:
+        if len(body) != 8 * count:
+            raise _malformed("its values are not as long as its count says")
+        values = _from_little_endian("d" if kind == _Kind.FLOATS else "q", body)
+        if kind == _Kind.FLOATS and not own and not _finite(values):
+            raise InvalidPoints("a column of floats holds only finite ones; NaN and Infinity are no JSON")
+    if flags & _Flag.PROGRESSION:
+        return Points(_from_progression(times, count), values)
+    timestamps = _from_little_endian("q", times)
+    if not own and not _ascending(timestamps):
+        raise InvalidPoints("the timestamps of a frame ascend strictly")
+    return Points(timestamps, values)
+
+
+class FrameReader:
+    """Reads a stream of frames chunk by chunk, however the chunks are cut.
+
+    ``frame_bytes_max`` bounds one frame, before and after decompression; ``stream_bytes_max``, if given, what all
+    frames together decode to. Both are refused with :class:`InvalidPoints` before memory is taken.
+
+    >>> reader = FrameReader()
+    >>> frame = encode(Points.from_pairs([(1, 10)]))
+    >>> [len(points) for chunk in (frame[:5], frame[5:] + frame) for points in reader.feed(chunk)]
+    [1, 1]
+    >>> reader.finish()
+    """
+
+    def __init__(self, *, frame_bytes_max: int = FRAME_BYTES_MAX, stream_bytes_max: int | None = None) -> None:
+        self._frame_bytes_max = frame_bytes_max
+        self._stream_bytes_left = stream_bytes_max
+        self._buffer = bytearray()
+
+    def feed(self, chunk: bytes) -> list[Points]:
+        """The points of each frame that this chunk completes."""
+        self._buffer += chunk
+        found: list[Points] = []
+        position = 0
+        while len(self._buffer) - position >= _SIZE.size:
+            (length,) = _SIZE.unpack_from(self._buffer, position)
+            end = position + _SIZE.size + length
+            if end - position > self._frame_bytes_max:
+                raise _too_large(f"a frame of more than {self._frame_bytes_max} bytes")
+            if len(self._buffer) < end:
+                break
+            found.append(self._decode(bytes(self._buffer[position:end])))
+            position = end
+        del self._buffer[:position]
+        return found
+
+    def finish(self) -> None:
+        """Raise :class:`InvalidPoints` if the stream ended inside a frame."""
+        if self._buffer:
+            raise _malformed("the stream ends inside it")
+
+    def _decode(self, frame: bytes) -> Points:
+        bytes_max = self._frame_bytes_max
+        if self._stream_bytes_left is None:
+            return decode(frame, bytes_max=bytes_max)
+        points = decode(frame, bytes_max=min(bytes_max, self._stream_bytes_left))
+        self._stream_bytes_left -= points.size + 8 * len(points)
+        if self._stream_bytes_left < 0:
+            raise _too_large("points larger than the limit")
+        return points
+
+
+def _check_header(frame: bytes, size: int) -> None:
+    """Raise unless a frame of ``size`` bytes begins with a header that this version reads."""
+    if size < _HEADER.size:
+        raise _malformed("it is shorter than a header")
+    length, version, kind, flags, reserved, _ = _HEADER.unpack_from(frame)
+    if version != FRAME_VERSION:
+        raise _malformed(f"its version is {version}; this reads version {FRAME_VERSION}")
+    if length != size - _SIZE.size:
+        raise _malformed("its length is not what its header says")
+    known = ~0 if kind == _Kind.CELLS else _Flag.PROGRESSION
+    if kind not in _Kind.__members__.values() or reserved or flags > 7 or flags & ~known:
+        raise _malformed("it has an unknown kind or flag")
+
+
+def _encode_cells(cells: Cells) -> tuple[bytes, _Flag]:
+    flags = _Flag(0)
+    encodings = cells.encodings
+    if encodings and encodings.count(encodings[0]) == len(encodings):
+        encodings, flags = encodings[:1], _Flag.ONE_ENCODING
+    lengths = array("I", cells.lengths)
+    if _BIG_ENDIAN:
+        lengths.byteswap()
+    body = b"".join((encodings, lengths.tobytes(), cells.data))
+    # Ciphertext does not compress, so the attempt would be wasted.
+    if len(body) >= 64 and not (flags and encodings[0] == Encoding.SEALED):
+        compressed = zlib.compress(body, 1)
+        if len(compressed) < 0.9 * len(body) and len(body) < 2**32:
+            return _SIZE.pack(len(body)) + compressed, flags | _Flag.COMPRESSED
+    return body, flags
+
+
+def _decode_cells(body: memoryview, count: int, flags: int, bytes_max: int) -> Cells:
+    if flags & _Flag.COMPRESSED:
+        body = memoryview(_decompress(body, bytes_max))
+    data_at = (1 if flags & _Flag.ONE_ENCODING else count) + 4 * count
+    if len(body) < data_at:
+        raise _malformed("its values are cut off")
+    encodings = bytes(body[: data_at - 4 * count])
+    if encodings.translate(None, _ENCODING_BYTES):
+        raise _malformed("a value has an unknown encoding")
+    lengths: array[int] = _from_little_endian("I", body[data_at - 4 * count : data_at])
+    data = bytes(body[data_at:])
+    if sum(lengths) != len(data):
+        raise _malformed("the lengths of its values do not add up")
+    return Cells(encodings * count if flags & _Flag.ONE_ENCODING else encodings, lengths, data)
+
+
+def _decompress(body: memoryview, bytes_max: int) -> bytes:
+    if len(body) < _SIZE.size:
+        raise _malformed("its values are cut off")
+    (size,) = _SIZE.unpack_from(body)
+    if size > bytes_max:
+        raise _too_large(f"a frame that decompresses to more than {bytes_max} bytes")
+    decompressor = zlib.decompressobj()
+    try:
+        # One byte of room beyond the promised size shows a stream that is longer than it says.
+        raw = decompressor.decompress(body[_SIZE.size :], size + 1)
+    except zlib.error:
+        raise _malformed("its values do not decompress") from None
+    if len(raw) != size or not decompressor.eof or decompressor.unused_data:
+        raise _malformed("its values do not decompress to the size it says")
+    return raw
+
+
+def _progression(timestamps: array[int]) -> bytes | None:
+    """First timestamp and stride, if there are three or more timestamps and they are evenly spaced."""
+    count = len(timestamps)
+    if count < 3:
+        return None
+    first, last = timestamps[0], timestamps[-1]
+    stride = timestamps[1] - first
+    if stride * (count - 1) != last - first or timestamps != array("q", range(first, last + 1, stride)):
+        return None
+    return _PROGRESSION.pack(first, stride)
+
+
+def _from_progression(times: memoryview, count: int) -> array[int]:
+    first, stride = _PROGRESSION.unpack(times)
+    if stride < 1 or count < 1 or first + stride * (count - 1) > _INT64_MAX:
+        raise _malformed("its timestamps do not ascend within int64")
+    return array("q", range(first, first + stride * count, stride))
+
+
+def _little_endian(column: array[int] | array[float]) -> bytes:
+    if _BIG_ENDIAN:
+        column = column[:]
+        column.byteswap()
+    return column.tobytes()
+
+
+def _from_little_endian(typecode: str, data: memoryview) -> array[Any]:
+    column: array[Any] = array(typecode)
+    column.frombytes(data)
+    if _BIG_ENDIAN:
+        column.byteswap()
+    return column
+
+
+def _malformed(reason: str) -> InvalidPoints:
+    return InvalidPoints(f"not a points frame: {reason}", code="malformed-body")
+
+
+def _too_large(what: str) -> InvalidPoints:
+    return InvalidPoints(f"{what} is refused", code="body-too-large")

@@ -1,0 +1,1052 @@
+"""``Store`` and ``AsyncStore``.
+
+What both do is written once, in :class:`_Operations`: an operation is a generator that yields calls, is sent their
+answers, and returns its result. ``Store`` and ``AsyncStore`` differ in how they send a call and in nothing else.
+"""
+
+from __future__ import annotations
+
+import bisect
+import enum
+import functools
+import inspect
+import math
+import operator
+import os
+import time
+import uuid
+from array import array
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Concatenate, Final, Generic, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, overload
+
+import anyio
+import httpx2
+
+from rstore import calls
+from rstore.calls import INT64_MAX, INT64_MIN, Call, Event, Page, State, Steps, TryAgain
+from rstore.encodings import Encoding, InvalidJSON, Value, parse_json
+from rstore.errors import (
+    FrozenStoreError,
+    StoreConflictError,
+    StoreDecryptionError,
+    StoreEncodingError,
+    StoreError,
+    StoreIntegrityError,
+    StoreLimitError,
+    StoreNotAvailableError,
+    StoreProtocolError,
+    StoreRequestError,
+)
+from rstore.folding import apply_event, fold
+from rstore.names import InvalidName, check_key, check_namespace
+from rstore.operators import OPERATOR_NAMES, OPERATORS, UNARY, UnfoldableEvent
+from rstore.points import Cells, InvalidPoints, Points, encode_stream
+from rstore.sealing import EventContext, PairContext, PointContext, Sealer, pack, unpack
+from rstore.transport import Attempts, Budget, Service, translated
+from rstore.values import dump, dump_plaintexts, load, load_plaintexts
+
+__all__ = ["KEEP", "AsyncStore", "Entry", "Keep", "Store"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+TransportT = TypeVar("TransportT")
+
+Key: TypeAlias = "str | bytes | Sequence[str | bytes]"
+
+_DEFAULT_URL: Final = "http://127.0.0.1:8000"
+_DEFAULT_NAMESPACE: Final = "default"
+_KEYS_PER_BATCH: Final = 1_000
+_APPLY_ROUNDS_MAX: Final = 100
+
+
+class Keep(enum.Enum):
+    """The type of :data:`KEEP`."""
+
+    KEEP = "keep"
+
+    def __repr__(self) -> str:
+        return "rstore.KEEP"
+
+
+KEEP: Final = Keep.KEEP
+"""As ``ttl``: a key that exists keeps the expiry it has; a new one never expires."""
+
+
+class Entry(NamedTuple):
+    """A key's value, its ETag, and when it expires (POSIX milliseconds, or None)."""
+
+    value: Any
+    etag: str
+    expires_ms: int | None
+
+
+# --- one definition, two faces -----------------------------------------------------------------------------
+
+
+class operation(Generic[P, T]):  # noqa: N801 (a decorator)
+    """Makes a generator of calls a method: one that returns its result on Store, one to await on AsyncStore."""
+
+    def __init__(self, steps: Callable[Concatenate[Any, P], Steps[T]]) -> None:
+        def blocking(store: Store, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            return store._run(steps(store, *args, **kwargs))  # noqa: SLF001
+
+        async def awaited(store: AsyncStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            return await store._run(steps(store, *args, **kwargs))  # noqa: SLF001
+
+        self.steps = steps
+        self.__doc__ = steps.__doc__
+        self._blocking: Any = _dressed(blocking, steps)
+        self._awaited: Any = _dressed(awaited, steps)
+
+    @overload
+    def __get__(self, store: Store, owner: type[Store]) -> Callable[P, T]: ...
+    @overload
+    def __get__(self, store: AsyncStore, owner: type[AsyncStore]) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    @overload
+    def __get__(self, store: None, owner: type[Store]) -> Callable[Concatenate[Store, P], T]: ...
+    @overload
+    def __get__(
+        self, store: None, owner: type[AsyncStore]
+    ) -> Callable[Concatenate[AsyncStore, P], Coroutine[Any, Any, T]]: ...
+    @overload
+    def __get__(self, store: None, owner: type[_Operations[Any]]) -> operation[P, T]: ...
+    def __get__(self, store: Any, owner: Any) -> Any:
+        if issubclass(owner, Store):
+            return self._blocking.__get__(store, owner)
+        return self._awaited.__get__(store, owner) if issubclass(owner, AsyncStore) else self
+
+
+def _dressed(method: Callable[..., Any], steps: Callable[..., Any]) -> Callable[..., Any]:
+    """The method under the name, signature and docstring of its steps; it returns what the steps return."""
+    functools.update_wrapper(method, steps)
+    returned = steps.__annotations__["return"].removeprefix("Steps[").removesuffix("]")
+    signature = inspect.signature(steps)
+    method.__annotations__ = {**steps.__annotations__, "return": returned}
+    method.__signature__ = signature.replace(return_annotation=returned)  # type: ignore[attr-defined]
+    return method
+
+
+# --- arguments ---------------------------------------------------------------------------------------------
+
+
+def _checked_name(name: str, what: str = "key") -> str:
+    if not isinstance(name, str):
+        raise StoreRequestError(f"the {what} is a str, not {type(name).__name__}", code="invalid-key")
+    try:
+        return check_key(name, what)
+    except InvalidName as error:
+        raise StoreRequestError(str(error), code="invalid-key") from None
+
+
+@overload
+def _checked_int(number: int, what: str = ..., low: int = ...) -> int: ...
+@overload
+def _checked_int(number: int | None, what: str = ..., low: int = ...) -> int | None: ...
+def _checked_int(number: int | None, what: str = "timestamp", low: int = INT64_MIN) -> int | None:
+    """The number if it is an int from ``low`` to the greatest int64, or None."""
+    if number is None:
+        return None
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise StoreRequestError(f"the {what} is an int, not {type(number).__name__}", code="invalid-parameter")
+    if not low <= number <= INT64_MAX:
+        least = "-2**63" if low == INT64_MIN else str(low)
+        raise StoreRequestError(f"the {what} is an int from {least} to 2**63-1", code="invalid-parameter")
+    return int(number)
+
+
+def _expiry(ttl: float | Literal[Keep.KEEP] | None) -> str | float | None:
+    """A ttl as the wire has it."""
+    if ttl is KEEP:
+        return None
+    if ttl is None:
+        return "never"
+    if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not math.isfinite(ttl) or ttl < 0:
+        raise StoreRequestError("ttl is a number of seconds, None (never) or KEEP", code="invalid-parameter")
+    return ttl
+
+
+class _Change(NamedTuple):
+    """A change to an item: the operator's name, and the value, None for a unary operator."""
+
+    item: str
+    op: str
+    value: Value | None
+
+
+# --- the operations ----------------------------------------------------------------------------------------
+
+
+class _Operations(Generic[TransportT]):
+    """Every operation, for both classes."""
+
+    _namespace: str | None = None
+    _key: Key | None = None
+    _freq: int | None = None
+    _answer_bytes_max: int = 2**30
+
+    def __init__(
+        self,
+        dsn: str | None = None,
+        namespace: str | None = None,
+        key: Key | None = None,
+        frozen: bool = True,
+        *,
+        token: str | None = None,
+        accept_fernet: bool = False,
+        trust_pickle: bool = False,
+        timeout: float = 30.0,
+        retries: int = 4,
+        verify: Any = True,
+        transport: TransportT | None = None,
+    ) -> None:
+        environment = os.environ.get
+        name = namespace or self._namespace or environment("RSTORE_NAMESPACE") or _DEFAULT_NAMESPACE
+        try:
+            self.namespace = check_namespace(name)
+        except (InvalidName, TypeError) as error:
+            raise StoreRequestError(str(error), code="invalid-namespace") from None
+        self.frozen = frozen
+        self._service = Service(
+            dsn or environment("RSTORE_URL") or _DEFAULT_URL,
+            token=token or environment("RSTORE_TOKEN"),
+            timeout=timeout,
+            verify=verify,
+        )
+        key = key or self._key or environment("RSTORE_KEY") or None
+        self._sealer = None if key is None else Sealer(key, accept_fernet=accept_fernet)
+        self._trust_pickle = trust_pickle
+        self._timeout = timeout
+        self._retries = retries
+        self._given_transport = transport
+        self._transport: TransportT | None = None
+        cls = type(self)
+        self._dumps_itself = cls._dump is not _Operations._dump
+        self._loads_itself = cls._load is not _Operations._load
+
+    def __repr__(self) -> str:
+        traits = ", frozen" * self.frozen + ", sealed" * (self._sealer is not None)
+        return f"<{type(self).__name__} {self._service.url} {self.namespace}{traits}>"
+
+    # Values.
+
+    def _dump(self, value: Any) -> str | bytes | Value:
+        """Encode a value. May be overridden to return ``str`` or ``bytes``; JSON text stays readable from anywhere."""
+        return dump(value)
+
+    def _load(self, data: str | bytes) -> Any:
+        """Decode what ``_dump`` made: ``str`` if it is JSON, else ``bytes``. May be overridden."""
+        return load(Value(Encoding.JSON, data.encode()), trusted=False) if isinstance(data, str) else data
+
+    def _encode(self, value: Any) -> Value:
+        if not self._dumps_itself:
+            return dump(value)
+        dumped = self._dump(value)
+        if isinstance(dumped, str):
+            try:
+                data = dumped.encode()
+                parse_json(data)
+            except InvalidJSON:
+                return Value(Encoding.BYTES, data)
+            except UnicodeEncodeError:
+                raise StoreEncodingError("_dump returned a str with a lone surrogate") from None
+            return Value(Encoding.JSON, data)
+        if isinstance(dumped, bytes):
+            return Value(Encoding.BYTES, dumped)
+        if isinstance(dumped, Value):
+            return dumped
+        raise StoreEncodingError(f"_dump returns str or bytes, not {type(dumped).__name__}")
+
+    def _decode(self, value: Value, *, trusted: bool) -> Any:
+        encoding, data = value
+        if not self._loads_itself or encoding not in (Encoding.JSON, Encoding.BYTES):
+            return load(value, trusted=trusted)
+        if encoding is Encoding.BYTES:
+            return self._load(data)
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            raise StoreEncodingError("the stored JSON is not UTF-8") from None
+        return self._load(text)
+
+    def _seal(self, value: Value, context: PairContext | EventContext) -> Value:
+        return value if self._sealer is None else self._sealer.seal(value, context)
+
+    def _open(self, value: Value, context: PairContext | PointContext | EventContext) -> Any:
+        if self._sealer is None:
+            return self._decode(value, trusted=self._trust_pickle)
+        return self._decode(self._sealer.open(value, context), trusted=True)
+
+    # Steps that several operations share.
+
+    def _check_writable(self) -> None:
+        if self.frozen:
+            raise FrozenStoreError("the store is frozen; open it with frozen=False to write")
+
+    def _opening(self) -> Steps[None]:
+        if not self.frozen:
+            yield from calls.ns_create(self.namespace)
+        elif (yield from calls.ns_info(self.namespace)) is None:
+            raise StoreNotAvailableError(
+                f"the namespace {self.namespace!r} does not exist; opening it with frozen=False creates it",
+                code="namespace-not-found",
+                status=404,
+            )
+
+    def _names(self, page_after: Callable[[str | None], Call[Page[str]]]) -> Steps[list[str]]:
+        """Every name of a listing."""
+        return (yield from self._listed(page_after, str))
+
+    def _listed(self, page_after: Callable[[str | None], Call[Page[T]]], name: Callable[[T], str]) -> Steps[list[T]]:
+        """Every item of a listing, page by page."""
+        found: list[T] = []
+        cursor: str | None = None
+        while True:
+            page = yield from page_after(cursor)
+            names = list(map(name, found[-1:] + page.items))
+            if not all(map(operator.lt, names, names[1:])) or (page.cursor is not None and page.cursor == cursor):
+                raise StoreProtocolError("the pages of the listing do not follow each other")
+            found += page.items
+            cursor = page.cursor
+            if cursor is None:
+                return found
+
+    # Key/value.
+
+    @operation
+    def get(self, key: str, default: Any = None) -> Steps[Any]:
+        """The value of ``key``, or ``default`` if it is not there. A stored None is a value.
+
+        >>> store.set("color", "green") and store.get("color")
+        'green'
+        >>> store.get("taste", "unknown")
+        'unknown'
+        """
+        found = yield from calls.kv_get(self.namespace, _checked_name(key))
+        return default if found is None else self._open(found.value, PairContext(self.namespace, key))
+
+    @operation
+    def entry(self, key: str) -> Steps[Entry | None]:
+        """The value of ``key`` with its ETag and expiry, or None if it is not there."""
+        found = yield from calls.kv_get(self.namespace, _checked_name(key))
+        if found is None:
+            return None
+        return Entry(self._open(found.value, PairContext(self.namespace, key)), found.etag, found.expires_ms)
+
+    @operation
+    def has(self, key: str) -> Steps[bool]:
+        """Whether ``key`` is there. Its value is not fetched."""
+        return (yield from calls.kv_has(self.namespace, _checked_name(key)))
+
+    @operation
+    def set(
+        self,
+        key: str,
+        value: Any,
+        *,
+        ttl: float | Literal[Keep.KEEP] | None = KEEP,
+        if_match: str | None = None,
+        if_absent: bool = False,
+    ) -> Steps[str]:
+        """Store ``value`` under ``key`` and return its ETag.
+
+        ``ttl`` is seconds, None for never, or :data:`KEEP`. With ``if_match`` (an ETag, or ``"*"`` for any) or
+        ``if_absent`` the value is stored only if the key still has that ETag, or is not there:
+        :class:`StoreConflictError` if that does not hold.
+
+        >>> etag = store.set("stock", 5)
+        >>> store.entry("stock").etag == etag
+        True
+        >>> store.set("stock", 6, if_match="another")
+        Traceback (most recent call last):
+        rstore.errors.StoreConflictError: ...
+        """
+        self._check_writable()
+        value = self._seal(self._encode(value), PairContext(self.namespace, _checked_name(key)))
+        if if_match is not None and if_absent:
+            raise StoreRequestError("if_match and if_absent exclude each other", code="invalid-parameter")
+        return (
+            yield from calls.kv_put(
+                self.namespace, key, value, ttl=_expiry(ttl), if_match=if_match, if_absent=if_absent
+            )
+        )
+
+    @operation
+    def delete(self, *keys: str) -> Steps[None]:
+        """Delete keys; those that are not there do no harm. Up to 1,000 keys are deleted at once or not at all."""
+        self._check_writable()
+        names = list(dict.fromkeys(map(_checked_name, keys)))
+        if len(names) == 1:
+            yield from calls.kv_delete(self.namespace, names[0])
+            return
+        for start in range(0, len(names), _KEYS_PER_BATCH):
+            yield from calls.kv_batch(self.namespace, deletes=names[start : start + _KEYS_PER_BATCH])
+
+    @operation
+    def keys(self) -> Steps[list[str]]:
+        """All keys, in order."""
+        return (yield from self._names(functools.partial(calls.kv_list, self.namespace)))
+
+    @operation
+    def find(self, *pattern: str) -> Steps[list[tuple[str, Any]]]:
+        """The pairs whose whole key matches a glob (``*``: any run, ``?``: one character), in order of key.
+
+        Without a pattern: all pairs. With several: those that match any of them.
+
+        >>> _ = store.set_many({"cat/1": "Tom", "cat/2": "Felix", "dog/1": "Rex"})
+        >>> store.find("cat/?")
+        [('cat/1', 'Tom'), ('cat/2', 'Felix')]
+        """
+        found: dict[str, Any] = {}
+        for match in pattern or (None,):
+            pairs = yield from self._listed(functools.partial(calls.kv_find, self.namespace, match), _key_of)
+            for key, entry in pairs:
+                found[key] = self._open(entry.value, PairContext(self.namespace, key))
+        return sorted(found.items(), key=_key_of)
+
+    @operation
+    def count(self) -> Steps[int]:
+        """How many keys there are. They are not fetched."""
+        info = yield from calls.ns_info(self.namespace)
+        return 0 if info is None else info.kv
+
+    @operation
+    def get_many(self, keys: Iterable[str]) -> Steps[dict[str, Any]]:
+        """The values of those ``keys`` that are there. Up to 1,000 keys are read as of one moment.
+
+        >>> store.get_many(["cat/1", "cow/1"])
+        {'cat/1': 'Tom'}
+        """
+        names = list(dict.fromkeys(map(_checked_name, keys)))
+        found: dict[str, Any] = {}
+        size = _KEYS_PER_BATCH
+        start = 0
+        while start < len(names):
+            asked = names[start : start + size]
+            try:
+                batch = yield from calls.kv_batch(self.namespace, gets=asked)
+            except StoreLimitError:
+                # Large values: fewer of them fit into one answer.
+                if len(asked) == 1:
+                    raise
+                size = len(asked) // 2
+                continue
+            for key, entry in batch.entries:
+                found[key] = self._open(entry.value, PairContext(self.namespace, key))
+            start += len(asked)
+        return {key: found[key] for key in names if key in found}
+
+    @operation
+    def set_many(
+        self, mapping: Mapping[str, Any], *, ttl: float | Literal[Keep.KEEP] | None = KEEP
+    ) -> Steps[dict[str, str]]:
+        """Store pairs, all or none, and return their ETags. ``ttl`` as in :meth:`set`."""
+        self._check_writable()
+        namespace = self.namespace
+        sets = [
+            (key, self._seal(self._encode(value), PairContext(namespace, _checked_name(key))))
+            for key, value in mapping.items()
+        ]
+        expiry = _expiry(ttl)
+        return (yield from calls.kv_batch(namespace, sets=sets, ttl=expiry)).etags if sets else {}
+
+    # Time series.
+
+    @operation
+    def range(
+        self,
+        key: str,
+        start: int | None = None,
+        *,
+        n: int | None = None,
+        end: int | None = None,
+        freq: int | None = None,
+    ) -> Steps[list[tuple[int, Any]]]:
+        """The points from ``start`` to ``end``, both inclusive, in order of time; an unknown series has none.
+
+        ``freq`` keeps the first point and then each next one at least ``freq`` after the last kept; ``n`` is how many
+        to return at most, counted from the first kept.
+
+        >>> store.extend("temperature", (0, 20.5), (60, 20.7), (120, 21.0))
+        >>> store.range("temperature", 60)
+        [(60, 20.7), (120, 21.0)]
+        >>> store.range("temperature", freq=100)
+        [(0, 20.5), (120, 21.0)]
+        """
+        return (
+            yield from calls.ts_range(
+                self.namespace,
+                _checked_name(key),
+                functools.partial(self._unpacked, key),
+                start=_checked_int(start, "start"),
+                end=_checked_int(end, "end"),
+                n=_checked_int(n, "n", 0),
+                freq=self._frequency(freq),
+                bytes_max=self._answer_bytes_max,
+            )
+        )
+
+    @operation
+    def first(self, key: str) -> Steps[tuple[int, Any] | None]:
+        """The first point ``(t, value)``, or None if there is none."""
+        return (yield from self._end_point(key, "first"))
+
+    @operation
+    def last(self, key: str) -> Steps[tuple[int, Any] | None]:
+        """The last point ``(t, value)``, or None if there is none."""
+        return (yield from self._end_point(key, "last"))
+
+    @operation
+    def missing(self, key: str, start: int, end: int | None = None, freq: int | None = None) -> Steps[list[int]]:
+        """Those timestamps out of ``start, start+freq, …`` up to ``end`` that have no point.
+
+        ``end`` defaults to the last point; ``freq`` to ``_freq`` of the class, and one of them is needed.
+
+        >>> store.missing("temperature", 0, 180, freq=60)
+        [180]
+        """
+        grid = self._grid(start, end, freq)
+        return (yield from calls.ts_missing(self.namespace, _checked_name(key), *grid))
+
+    @operation
+    def iscomplete(self, key: str, start: int, end: int | None = None, freq: int | None = None) -> Steps[bool]:
+        """Whether no timestamp is :meth:`missing`."""
+        grid = self._grid(start, end, freq)
+        return (yield from calls.ts_complete(self.namespace, _checked_name(key), *grid))
+
+    @operation
+    def extend(self, key: str, *points: tuple[int, Any]) -> Steps[None]:
+        """Add points ``(t, value)`` in any order, all or none; a point replaces the one at its timestamp.
+
+        A timestamp is an int64. Of two equal timestamps the last wins.
+        """
+        self._check_writable()
+        packed = self._packed(_checked_name(key), points)
+        if not len(packed):
+            return
+        taken = yield from calls.ts_extend(self.namespace, key, b"".join(encode_stream(packed)))
+        if taken != len(packed):
+            raise StoreProtocolError(f"the service says it took {taken} of {len(packed)} points")
+
+    @operation
+    def remove(self, *keys: str, start: int | None = None, end: int | None = None) -> Steps[None]:
+        """Remove the points from ``start`` to ``end``, both inclusive; without them all, and so the series."""
+        self._check_writable()
+        low, high = _checked_int(start, "start"), _checked_int(end, "end")
+        for key in [_checked_name(key) for key in keys]:
+            yield from calls.ts_remove(self.namespace, key, low, high)
+
+    @operation
+    def timeseries(self) -> Steps[list[str]]:
+        """The keys of all time series, in order."""
+        return (yield from self._names(functools.partial(calls.ts_list, self.namespace)))
+
+    def _frequency(self, freq: int | None) -> int | None:
+        return _checked_int(self._freq if freq is None else freq, "freq", 1)
+
+    def _grid(self, start: int, end: int | None, freq: int | None) -> tuple[int, int | None, int]:
+        step = self._frequency(freq)
+        if step is None:
+            raise StoreRequestError("freq is needed, here or as _freq of the class", code="invalid-parameter")
+        if start is None:
+            raise StoreRequestError("start is needed: the grid begins there", code="invalid-parameter")
+        return _checked_int(start, "start"), _checked_int(end, "end"), step
+
+    def _end_point(self, key: str, which: Literal["first", "last"]) -> Steps[tuple[int, Any] | None]:
+        found = yield from calls.ts_end(self.namespace, _checked_name(key), which)
+        if found is None:
+            return None
+        t, value = found
+        return t, self._open(value, PointContext(self.namespace, key, t))
+
+    def _packed(self, key: str, pairs: tuple[tuple[int, Any], ...]) -> Points:
+        """Points as they are sent: numbers as columns, anything else as encoded cells, sealed if there is a key."""
+        try:
+            if self._dumps_itself:
+                # Each value goes through `_dump`, once it is sure that these are points.
+                packed = Points.from_values([(t, self._encode(value)) for t, value in map(_pair, pairs)])
+            else:
+                packed = Points.from_pairs(list(pairs), dump)
+        except InvalidPoints as error:
+            problem = {} if error.pointer is None else {"pointer": error.pointer}
+            raise StoreRequestError(str(error), code=error.code, problem=problem) from None
+        if self._sealer is None:
+            return packed
+        column = packed.values
+        plaintexts = list(map(pack, column)) if isinstance(column, Cells) else dump_plaintexts(column)
+        envelopes = self._sealer.seal_points(self.namespace, key, packed.timestamps, plaintexts)
+        sealed = bytes((Encoding.SEALED,)) * len(envelopes)
+        return Points(packed.timestamps, Cells(sealed, array("I", map(len, envelopes)), b"".join(envelopes)))
+
+    def _unpacked(self, key: str, packed: Points) -> list[tuple[int, Any]]:
+        """The Python pairs in received points."""
+        times, column = packed.timestamps.tolist(), packed.values
+        found: Iterable[Any]
+        if self._sealer is None and not self._loads_itself:
+            if isinstance(column, Cells):
+                found = [load(value, trusted=self._trust_pickle) for value in column]
+            else:
+                found = column.tolist()
+        elif self._sealer is not None and packed.encodings == {Encoding.SEALED} and isinstance(column, Cells):
+            plaintexts = self._sealer.open_points(self.namespace, key, times, column.parts())
+            if self._loads_itself:
+                found = [self._decode(unpack(plaintext), trusted=True) for plaintext in plaintexts]
+            else:
+                found = load_plaintexts(plaintexts)
+        else:
+            cells = column if isinstance(column, Cells) else map(dump, column)
+            contexts = map(functools.partial(PointContext, self.namespace, key), times)
+            found = map(self._open, cells, contexts)
+        return list(zip(times, found, strict=True))
+
+    # Event sequences.
+
+    @operation
+    def apply(self, key: str, changes: Mapping[str, Any], t: int | None = None) -> Steps[dict[str, Any]]:
+        """Record one event for each item in ``changes`` and return the new current state.
+
+        A change is a value to set, ``(operator, value)``, or ``(operator,)`` for a unary one; see
+        :data:`rstore.operators.OPERATORS`. The events share one timestamp: ``t`` (POSIX milliseconds; it may lie in
+        the past), or now, but after the last one. If they cannot be applied, or ``t`` already has events, nothing is
+        stored and :class:`StoreIntegrityError` is raised. No changes: nothing is recorded.
+
+        >>> import operator
+        >>> store.apply("basket", {"apples": 3, "pears": 1})
+        {'apples': 3, 'pears': 1}
+        >>> store.apply("basket", {"apples": (operator.add, 2), "pears": (operator.delitem,)})
+        {'apples': 5}
+        """
+        self._check_writable()
+        _checked_name(key)
+        timestamp = _checked_int(t, "t")
+        parts = [self._change(item, change) for item, change in changes.items()]
+        if not parts:
+            state = yield from calls.es_current(self.namespace, key)
+            return {} if state is None else self._folded(key, state)
+        apply_id = str(uuid.uuid4())
+        if self._sealer is None and all(part.value is None or part.value.encoding is Encoding.JSON for part in parts):
+            try:
+                state = yield from calls.es_apply(self.namespace, key, parts, apply_id=apply_id, timestamp=timestamp)
+                return self._folded(key, state)
+            except StoreConflictError as error:
+                # The service asks for a revision where the item's earlier values are for the client to fold.
+                if error.code != "revision-conflict":
+                    raise
+        return (yield from self._apply_checked(key, parts, timestamp, apply_id))
+
+    @operation
+    def current(self, key: str, withtimestamp: bool = False) -> Steps[Any]:
+        """The state as a dict in order of item, or None if there is no such sequence.
+
+        With ``withtimestamp``: ``(t, state)``, ``t`` being the timestamp of the last event.
+        """
+        state = yield from calls.es_current(self.namespace, _checked_name(key))
+        return self._told(key, state, withtimestamp)
+
+    @operation
+    def past(self, key: str, t: int, withtimestamp: bool = False) -> Steps[Any]:
+        """The state as of ``t``, or None if there was no event until then. Otherwise like :meth:`current`."""
+        if t is None:
+            raise StoreRequestError("t is needed: the time of the state", code="invalid-parameter")
+        state = yield from calls.es_past(self.namespace, _checked_name(key), _checked_int(t, "t"))
+        return self._told(key, state, withtimestamp)
+
+    @operation
+    def events(
+        self,
+        key: str,
+        start: int | None = None,
+        end: int | None = None,
+        ops: Iterable[Callable[..., Any]] | None = None,
+    ) -> Steps[list[tuple[int, str, Callable[..., Any], Any]] | None]:
+        """The events ``(t, item, operator, value)`` from ``start`` to ``end``, in order of timestamp, then item.
+
+        Only those of the operators ``ops``, if given. None if there is no such sequence. The value of a
+        unary operator is None.
+        """
+        _checked_name(key)
+        low, high = _checked_int(start, "start"), _checked_int(end, "end")
+        names = None if ops is None else frozenset(map(_operator_name, ops))
+        if names is not None and not names:
+            return None if (yield from calls.es_current(self.namespace, key)) is None else []
+        found = yield from calls.es_events(self.namespace, key, start=low, end=high, ops=names)
+        if found is None:
+            return None
+        return [(t, item, OPERATORS[op], value) for t, item, op, value in self._opened(key, found)]
+
+    @operation
+    def prune(self, *keys: str, remove: bool = True) -> Steps[None]:
+        """Delete every event that the current state no longer needs; with ``remove`` also sequences without any item.
+
+        Keys that are not there do no harm. The past of what is pruned is gone.
+        """
+        self._check_writable()
+        for key in [_checked_name(key) for key in keys]:
+            yield from calls.es_prune(self.namespace, key, remove=remove)
+
+    @operation
+    def eventsources(self) -> Steps[list[str]]:
+        """The keys of all event sequences, in order."""
+        return (yield from self._names(functools.partial(calls.es_list, self.namespace)))
+
+    eventsequences = eventsources
+
+    def _change(self, item: str, change: Any) -> _Change:
+        """A change as given to :meth:`apply`, its value encoded."""
+        _checked_name(item, "item")
+        if type(change) is not tuple or len(change) not in (1, 2) or not _is_operator(change[0]):
+            return _Change(item, "setitem", self._encode(change))
+        op = OPERATOR_NAMES[change[0]]
+        operands = change[1:]
+        if op not in UNARY:
+            if not operands:
+                raise StoreRequestError(f"the operator {op} needs a value: ({op}, value)", code="invalid-body")
+            return _Change(item, op, self._encode(operands[0]))
+        if operands and operands[0] is not None:
+            raise StoreRequestError(f"the operator {op} takes no value", code="invalid-body")
+        return _Change(item, op, None)
+
+    def _opened(self, key: str, events: Iterable[Event]) -> list[tuple[int, str, str, Any]]:
+        """The events with their values as Python has them."""
+        namespace = self.namespace
+        return [
+            (t, item, op, None if value is None else self._open(value, EventContext(namespace, key, t, item, op)))
+            for t, item, op, value in events
+        ]
+
+    def _folded(self, key: str, state: State) -> dict[str, Any]:
+        """The state, in order of item: what the service folded, and what is for the client to fold."""
+        if self._sealer is not None and state.items:
+            raise StoreDecryptionError(
+                "the sequence has items that are not sealed, and a store with a key takes no value on trust"
+            )
+        items = {item: self._decode(value, trusted=self._trust_pickle) for item, value in state.items.items()}
+        try:
+            items |= fold(self._opened(key, state.events))
+        except UnfoldableEvent as error:
+            raise _unfoldable(error) from None
+        return dict(sorted(items.items()))
+
+    def _told(self, key: str, state: State | None, withtimestamp: bool) -> Any:
+        if state is None:
+            return None
+        folded = self._folded(key, state)
+        return (state.timestamp, folded) if withtimestamp else folded
+
+    def _apply_checked(
+        self, key: str, parts: list[_Change], timestamp: int | None, apply_id: str
+    ) -> Steps[dict[str, Any]]:
+        """Apply what the service cannot fold: check it here, and let nobody write between the check and the write.
+
+        Without a timestamp one is proposed, because it is authenticated with each sealed value.
+        """
+        namespace = self.namespace
+        for _ in range(_APPLY_ROUNDS_MAX):
+            state = yield from calls.es_current(namespace, key)
+            t = timestamp
+            if t is None:
+                t = max(time.time_ns() // 1_000_000, INT64_MIN if state is None else state.timestamp + 1)
+                if t > INT64_MAX:
+                    raise StoreIntegrityError("no timestamp follows the sequence's last one", code="timestamp-taken")
+            folded = {} if state is None else self._folded(key, state)
+            try:
+                if state is not None and t <= state.timestamp:
+                    for part in parts:
+                        history = yield from calls.es_events(namespace, key, item=part.item)
+                        folded.pop(part.item, None)
+                        folded |= fold(self._with_change(t, part, self._opened(key, history or [])))
+                else:
+                    for part in parts:
+                        apply_event(folded, part.item, part.op, self._operand(part))
+            except UnfoldableEvent as error:
+                raise _unfoldable(error) from None
+            sealed = [
+                part
+                if part.value is None
+                else part._replace(value=self._seal(part.value, EventContext(namespace, key, t, part.item, part.op)))
+                for part in parts
+            ]
+            try:
+                yield from calls.es_apply(
+                    namespace,
+                    key,
+                    sealed,
+                    apply_id=apply_id,
+                    timestamp=t,
+                    revision=0 if state is None else state.revision,
+                )
+            except (StoreConflictError, StoreIntegrityError) as error:
+                if error.code == "revision-conflict" or (error.code == "timestamp-taken" and timestamp is None):
+                    continue
+                raise
+            return dict(sorted(folded.items()))
+        raise StoreConflictError("others kept changing the sequence; nothing was stored", code="revision-conflict")
+
+    def _operand(self, part: _Change) -> Any:
+        """A change's value as it will be read, which is never the caller's own object."""
+        return None if part.value is None else self._decode(part.value, trusted=True)
+
+    def _with_change(
+        self, t: int, part: _Change, history: list[tuple[int, str, str, Any]]
+    ) -> list[tuple[int, str, str, Any]]:
+        """An item's history with a change at ``t``."""
+        times = [event[0] for event in history]
+        if t in times:
+            raise StoreIntegrityError(f"the timestamp {t} already has events", code="timestamp-taken")
+        at = bisect.bisect(times, t)
+        return [*history[:at], (t, part.item, part.op, self._operand(part)), *history[at:]]
+
+    # Namespaces.
+
+    @operation
+    def namespaces(self) -> Steps[list[str]]:
+        """The names of the namespaces that the token reaches, in order."""
+        return (yield from self._names(calls.ns_list))
+
+    @operation
+    def discard(self) -> Steps[None]:
+        """Delete the namespace and everything in it. The next write creates it again."""
+        self._check_writable()
+        yield from calls.ns_discard(self.namespace)
+
+
+def _key_of(pair: tuple[str, Any]) -> str:
+    return pair[0]
+
+
+def _is_operator(candidate: Any) -> bool:
+    try:
+        return candidate in OPERATOR_NAMES
+    except TypeError:  # It is not hashable.
+        return False
+
+
+def _operator_name(function: Callable[..., Any]) -> str:
+    if not _is_operator(function):
+        names = ", ".join(OPERATORS)
+        raise StoreRequestError(f"ops are functions of the module operator: {names}", code="invalid-parameter")
+    return OPERATOR_NAMES[function]
+
+
+def _unfoldable(error: UnfoldableEvent) -> StoreIntegrityError:
+    return StoreIntegrityError(f"the event of item {error.item!r} cannot be applied: {error}", code="unfoldable-event")
+
+
+def _pair(point: Any) -> Any:
+    if not isinstance(point, tuple | list) or len(point) != 2:
+        raise InvalidPoints("a point is a pair: (timestamp, value)")
+    return point
+
+
+# --- Store -------------------------------------------------------------------------------------------------
+
+
+class Store(_Operations[httpx2.BaseTransport]):
+    """A store of key/value pairs, time series and event sequences in a namespace of an rstore service.
+
+    ``dsn`` is the service's URL (default: ``RSTORE_URL``, then ``http://127.0.0.1:8000``), ``namespace`` one name
+    (``_namespace`` of the class, ``RSTORE_NAMESPACE``, ``default``). With ``key`` (``_key``, ``RSTORE_KEY``; see
+    :func:`rstore.generate_key`), or a list of keys of which the first seals, values are encrypted before they are sent,
+    and nothing else is accepted. A ``frozen`` store cannot write. ``token`` (``RSTORE_TOKEN``) is the bearer token.
+
+    ``accept_fernet`` opens tokens of rlib-store too. ``trust_pickle`` loads any unsealed pickle, which runs whatever
+    code the server's side put there. ``timeout`` is how many seconds the service may be silent, ``retries`` how
+    often a call is sent again when the service is away for a moment; no attempt begins later than ``timeout`` after the
+    first. ``verify`` is a CA file, an ``ssl.SSLContext``, or False; proxies of the environment are not used, pass a
+    ``transport`` (``httpx2.HTTPTransport(proxy=…)``) for that.
+
+    Everything that goes wrong is a :class:`~rstore.errors.StoreError`. A store may be shared between threads.
+
+    >>> with Store(url, "zoo", frozen=False) as zoo:
+    ...     zoo["lion"] = {"age": 7}
+    ...     zoo["lion"]
+    {'age': 7}
+    """
+
+    def open(self) -> Store:
+        """Connect. Creates the namespace unless frozen; raises :class:`StoreNotAvailableError` if that fails."""
+        if self._transport is None:
+            transport = self._given_transport
+            if transport is None:
+                transport = httpx2.HTTPTransport(verify=self._service.tls(), trust_env=False)
+            self._transport = transport
+            try:
+                self._run(self._opening())
+            except BaseException:
+                self.close()
+                raise
+        return self
+
+    def close(self) -> None:
+        """Close the connections. The store may be opened again; closing twice does no harm."""
+        transport, self._transport = self._transport, None
+        if transport is not None and transport is not self._given_transport:
+            transport.close()
+
+    def __enter__(self) -> Store:
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Sending.
+
+    def _run(self, steps: Steps[T]) -> T:
+        """Carry out an operation: send each call that it yields, and give it the answer or the error."""
+        budget = Budget(self._answer_bytes_max)
+        try:
+            call = next(steps)
+            while True:
+                try:
+                    answer = self._send(call, budget)
+                except StoreError as error:
+                    call = steps.throw(error)
+                else:
+                    call = steps.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    def _send(self, call: Call[T], budget: Budget) -> T:
+        attempts = Attempts(self._retries, self._timeout)
+        while True:
+            try:
+                return self._exchange(call, budget, attempts.number)
+            except TryAgain as failure:
+                pause = attempts.pause_seconds(failure)
+            time.sleep(pause)
+
+    def _exchange(self, call: Call[T], budget: Budget, attempt: int) -> T:
+        transport = self._transport
+        if transport is None:
+            raise StoreError(_NOT_OPEN)
+        request = self._service.request(call)
+        with translated():
+            response = transport.handle_request(request)
+            try:
+                reader = budget.reader(call, response, attempt)
+                for chunk in response.stream:  # type: ignore[union-attr]
+                    budget.spend(len(chunk))
+                    reader.feed(chunk)
+            finally:
+                response.close()
+        return reader.finish()
+
+    # The dict-like face.
+
+    def __getitem__(self, key: str) -> Any:
+        """The value of ``key``; ``KeyError`` if it is not there."""
+        value = self.get(key, _ABSENT)
+        if value is _ABSENT:
+            raise KeyError(key)
+        return value
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.set(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        """Delete ``key``; ``KeyError`` if it is not there."""
+        self._check_writable()
+        if not self._run(iter(calls.kv_delete_present(self.namespace, _checked_name(key)))):
+            raise KeyError(key)
+
+    def __contains__(self, key: str) -> bool:
+        return self.has(key)
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+
+# --- AsyncStore --------------------------------------------------------------------------------------------
+
+
+class AsyncStore(_Operations[httpx2.AsyncBaseTransport]):
+    """:class:`Store`, awaited: the same arguments and the same methods, under asyncio or trio.
+
+    The dict-like face is left out but for ``async for key in store``; ``transport`` is an asynchronous one, for
+    instance ``httpx2.ASGITransport(app)`` to reach a service in the same process.
+    """
+
+    async def open(self) -> AsyncStore:
+        """Connect. Creates the namespace unless frozen; raises :class:`StoreNotAvailableError` if that fails."""
+        if self._transport is None:
+            transport = self._given_transport
+            if transport is None:
+                transport = httpx2.AsyncHTTPTransport(verify=self._service.tls(), trust_env=False)
+            self._transport = transport
+            try:
+                await self._run(self._opening())
+            except BaseException:
+                await self.close()
+                raise
+        return self
+
+    async def close(self) -> None:
+        """Close the connections. The store may be opened again; closing twice does no harm."""
+        transport, self._transport = self._transport, None
+        if transport is not None and transport is not self._given_transport:
+            await transport.aclose()
+
+    async def __aenter__(self) -> AsyncStore:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        for key in await self.keys():
+            yield key
+
+    # Sending: as in Store, awaited.
+
+    async def _run(self, steps: Steps[T]) -> T:
+        """Carry out an operation: send each call that it yields, and give it the answer or the error."""
+        budget = Budget(self._answer_bytes_max)
+        try:
+            call = next(steps)
+            while True:
+                try:
+                    answer = await self._send(call, budget)
+                except StoreError as error:
+                    call = steps.throw(error)
+                else:
+                    call = steps.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    async def _send(self, call: Call[T], budget: Budget) -> T:
+        attempts = Attempts(self._retries, self._timeout)
+        while True:
+            try:
+                return await self._exchange(call, budget, attempts.number)
+            except TryAgain as failure:
+                pause = attempts.pause_seconds(failure)
+            await anyio.sleep(pause)
+
+    async def _exchange(self, call: Call[T], budget: Budget, attempt: int) -> T:
+        transport = self._transport
+        if transport is None:
+            raise StoreError(_NOT_OPEN)
+        request = self._service.request(call)
+        with translated():
+            response = await transport.handle_async_request(request)
+            try:
+                reader = budget.reader(call, response, attempt)
+                async for chunk in response.stream:  # type: ignore[union-attr]
+                    budget.spend(len(chunk))
+                    reader.feed(chunk)
+            finally:
+                await response.aclose()
+        return reader.finish()
+
+
+_ABSENT: Final = object()
+_NOT_OPEN: Final = "the store is not open: use `with Store(…) as store:` (`async with AsyncStore(…)`), or call open()"

@@ -1,0 +1,158 @@
+"""What sending has in common, blocking or not: where to, under which headers, and when to try again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import ssl
+import time
+from collections.abc import Iterator
+from typing import Any, Final, TypeVar
+
+import httpx2
+
+from rstore.calls import Call, Head, Reader, TryAgain
+from rstore.errors import StoreError, StoreNotAvailableError, StoreProtocolError, StoreRequestError
+
+__all__ = ["Attempts", "Budget", "Service", "translated"]
+
+T = TypeVar("T")
+
+_DSN: Final = "the dsn is the URL of a running service, like http://127.0.0.1:8000"
+_BACKOFF_SECONDS: Final = 0.05
+_ANSWER_OVERHEAD_BYTES: Final = 1024
+_TOKEN: Final = re.compile(r"[\x21-\x7e]{1,4096}\Z")
+# The jitter keeps clients apart from each other; it needs no secrecy.
+_jitter: Final = random.Random()  # noqa: S311
+
+
+class Service:
+    """A service's address, and what every request to it carries. Knows no socket."""
+
+    def __init__(self, url: str, *, token: str | None, timeout: float, verify: Any) -> None:
+        self.url = _base_url(url)
+        self._base = str(self.url).rstrip("/")
+        self._verify = verify
+        if not timeout > 0:
+            raise StoreRequestError("timeout is a number of seconds greater than 0")
+        self._extensions = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), float(timeout))}
+        self._headers: list[tuple[bytes, bytes]] = [
+            (b"host", self.url.netloc),
+            (b"user-agent", b"rstore-python"),
+            # What is compressed could be a bomb, and most of what a store holds is ciphertext anyway.
+            (b"accept-encoding", b"identity"),
+        ]
+        if token:
+            if not _TOKEN.match(token):
+                raise StoreRequestError("the token is not one: it has characters that no token has")
+            self._headers.append((b"authorization", b"Bearer " + token.encode("ascii")))
+
+    def request(self, call: Call[Any]) -> httpx2.Request:
+        """The call as an HTTP request."""
+        try:
+            return httpx2.Request(
+                call.method,
+                self._base + call.target,
+                headers=[*self._headers, *call.headers],
+                content=call.body or None,
+                extensions=self._extensions,
+            )
+        except httpx2.InvalidURL as error:
+            raise StoreRequestError(f"the request does not fit into a URL: {error}", code="uri-too-long") from None
+
+    def tls(self) -> ssl.SSLContext | bool:
+        """What verifies the service. Nothing to verify without TLS, and redirects to it are not followed."""
+        if self.url.scheme == "http":
+            return False
+        if isinstance(self._verify, str | os.PathLike):
+            return ssl.create_default_context(cafile=os.fspath(self._verify))
+        verify: ssl.SSLContext | bool = self._verify
+        return verify
+
+
+def _base_url(text: str) -> httpx2.URL:
+    try:
+        url = httpx2.URL(text)
+    except (httpx2.InvalidURL, TypeError):
+        raise StoreRequestError(
+            "the dsn is not a URL; it is that of a running service, like http://127.0.0.1:8000"
+        ) from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise StoreRequestError(
+            "the dsn is the URL of a running service, like http://127.0.0.1:8000; "
+            "the DSN of a database is for the service itself"
+        )
+    if url.userinfo:
+        raise StoreRequestError("the dsn holds a user or a password; give the service's token as `token`")
+    if url.query or url.fragment:
+        raise StoreRequestError("the dsn is the URL of a service and has no query and no fragment")
+    return url
+
+
+class Budget:
+    """How many bytes of answers one operation may still receive."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def spend(self, size: int) -> None:
+        """Take ``size`` bytes, or raise :class:`StoreProtocolError`."""
+        self._left -= size
+        if self._left < 0:
+            raise StoreProtocolError("the answer is larger than this client accepts")
+
+    def reader(self, call: Call[T], response: httpx2.Response, attempt: int) -> Reader[T]:
+        """What reads this answer to the call."""
+        headers = response.headers
+        # A server that answers a paged listing with empty pages for ever runs out of budget as well.
+        self.spend(_ANSWER_OVERHEAD_BYTES)
+        if headers.get("content-encoding", "identity") != "identity":
+            raise StoreProtocolError("the answer is compressed, which was not asked for", status=response.status_code)
+        return call.reader(Head(response.status_code, headers, attempt))
+
+
+class Attempts:
+    """Counts how often a call was sent, and decides whether and when it is sent again.
+
+    Every call may be sent twice (see :mod:`rstore.calls`). No attempt begins later than ``seconds_max`` after the
+    first, nor after ``retries`` further ones; the pauses between them double and are spread at random.
+    """
+
+    __slots__ = ("_end", "_retries", "number")
+
+    def __init__(self, retries: int, seconds_max: float) -> None:
+        self.number = 1
+        self._retries = retries
+        self._end = time.monotonic() + seconds_max
+
+    def pause_seconds(self, failure: TryAgain) -> float:
+        """How long to wait before the next attempt; raises the failure's error if there is none."""
+        pause: float = _BACKOFF_SECONDS * 2.0 ** (self.number - 1) * _jitter.uniform(0.5, 1.0)
+        if failure.after_seconds is not None:
+            pause = max(pause, failure.after_seconds)
+        if self.number > self._retries or time.monotonic() + pause > self._end:
+            raise failure.error from failure.__cause__
+        self.number += 1
+        return pause
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Turn the HTTP library's exceptions into :class:`TryAgain` or :class:`StoreError`: here and nowhere else."""
+    try:
+        yield
+    except (httpx2.LocalProtocolError, httpx2.UnsupportedProtocol) as error:
+        raise StoreRequestError(f"the request cannot be sent: {error}") from error
+    except httpx2.TimeoutException as error:
+        raise TryAgain(
+            StoreNotAvailableError(f"the service did not answer in time ({type(error).__name__})")
+        ) from error
+    except httpx2.TransportError as error:
+        reason = str(error) or type(error).__name__
+        raise TryAgain(StoreNotAvailableError(f"the service does not answer: {reason}")) from error
+    except httpx2.HTTPError as error:
+        raise StoreError(f"the request failed: {error}") from error

@@ -1,0 +1,155 @@
+"""Python values and stored values: what is exactly JSON is stored as JSON, the rest as bytes or a pickle.
+
+"Exactly" counts types: a tuple, an int key, an IntEnum or NaN would come back as something else, so they are
+pickled. Thus plain data is readable from every language, and every value comes back equal and of the same type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import isfinite
+from types import NoneType
+from typing import Any, Final
+
+import msgspec
+
+from rstore import pickles
+from rstore.encodings import Encoding, InvalidJSON, Value, parse_json
+from rstore.errors import StoreDecryptionError, StoreEncodingError
+
+__all__ = ["dump", "dump_plaintexts", "load", "load_plaintexts"]
+
+_NESTING_MAX: Final = 100
+_INT_END: Final = 10**4000
+"""Python refuses to print or parse ints of more than 4,300 digits, unless told otherwise."""
+_NUMBER_END: Final = 1e300
+"""A number nearer to 0 needs no further check; NaN and infinity are not."""
+_NUMBERS: Final = frozenset({int, float})
+_CONTAINERS_MAX: Final = 1_000_000
+_PLAIN_TYPES: Final = frozenset({str, bool, NoneType})
+_JSON_TYPES: Final = frozenset({dict, list, str, int, float, bool, NoneType})
+_STR: Final = frozenset({str})
+_CONTAINER_TYPES: Final = frozenset({dict, list})
+
+_encode: Final = msgspec.json.Encoder().encode
+_decode: Final = msgspec.json.Decoder().decode
+
+
+def dump(value: object) -> Value:
+    """Encode ``value``: exactly JSON as ``json``, ``bytes`` as they are, anything else picklable as ``pickle``.
+
+    Raises :class:`StoreEncodingError` that names the type of a value that cannot be pickled.
+
+    >>> dump({"a": [1, 2.5, None]})
+    Value(encoding=<Encoding.JSON: 0>, data=b'{"a":[1,2.5,null]}')
+    >>> dump((1, 2)).encoding.label
+    'pickle'
+    """
+    kind = type(value)
+    if kind in _NUMBERS:
+        if -_NUMBER_END < value < _NUMBER_END:  # type: ignore[operator]
+            return Value(Encoding.JSON, _encode(value))
+    elif kind is bytes:
+        return Value(Encoding.BYTES, value)  # type: ignore[arg-type]
+    if kind in _PLAIN_TYPES or _is_json([value]):
+        try:
+            return Value(Encoding.JSON, _encode(value))
+        except UnicodeEncodeError:
+            pass  # A lone surrogate has no UTF-8 form; a pickle can hold it.
+    return Value(Encoding.PICKLE, pickles.dumps(value))
+
+
+def load(value: Value, *, trusted: bool) -> object:
+    """Decode what :func:`dump` made. ``trusted``: see :func:`rstore.pickles.loads`; only an authentic value is.
+
+    Raises :class:`StoreEncodingError`, or :class:`StoreDecryptionError` for a value that is still sealed.
+
+    >>> load(dump({1: (2, 3)}), trusted=False)
+    {1: (2, 3)}
+    """
+    encoding, data = value
+    if encoding == Encoding.JSON:
+        try:
+            return parse_json(data)
+        except InvalidJSON as error:
+            raise StoreEncodingError(f"the stored value is {error}") from None
+    if encoding == Encoding.BYTES:
+        return data
+    if encoding == Encoding.PICKLE:
+        return pickles.loads(data, trusted=trusted)
+    raise StoreDecryptionError("the value is sealed; open the store with the key that sealed it")
+
+
+def dump_plaintexts(values: Iterable[Any]) -> list[bytes]:
+    """What sealing encrypts, for each value: its encoding byte and its data (``sealing.pack(dump(value))``, faster).
+
+    >>> dump_plaintexts([1.5, b"ab"])
+    [b'\\x001.5', b'\\x01ab']
+    """
+    return [
+        b"\0" + _encode(value)
+        if type(value) in _NUMBERS and -_NUMBER_END < value < _NUMBER_END
+        else _plaintext(dump(value))
+        for value in values
+    ]
+
+
+def load_plaintexts(plaintexts: Iterable[bytes]) -> list[object]:
+    """The values of opened plaintexts, which are authentic (``load(sealing.unpack(…), trusted=True)``, faster).
+
+    >>> load_plaintexts([b"\\x001.5", b"\\x01ab"])
+    [1.5, b'ab']
+    """
+    try:
+        return [
+            load(Value(Encoding(plaintext[0]), plaintext[1:]), trusted=True) if plaintext[0] else _decode(plaintext[1:])
+            for plaintext in plaintexts
+        ]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, IndexError, ValueError) as error:
+        raise StoreEncodingError(f"the opened value does not decode: {error}") from None
+
+
+def _plaintext(value: Value) -> bytes:
+    return bytes((value.encoding,)) + value.data
+
+
+def _is_json(level: list[Any]) -> bool:
+    """Whether every one of these values is exactly JSON, but for strings that have no UTF-8 form.
+
+    Goes down level by level, so that each level is checked by a few passes in C. A value that contains itself is
+    nested without end, or fills a level without end.
+    """
+    for _ in range(_NESTING_MAX + 1):
+        kinds = set(map(type, level))
+        if not kinds <= _JSON_TYPES:
+            return False
+        if float in kinds and not all(map(isfinite, _of_kind(float, kinds, level))):
+            return False
+        if int in kinds:
+            numbers = _of_kind(int, kinds, level)
+            if max(numbers) >= _INT_END or min(numbers) <= -_INT_END:
+                return False
+        if kinds.isdisjoint(_CONTAINER_TYPES):
+            return True
+        below: list[Any] = []
+        containers = 0
+        for container in level:
+            if type(container) is dict:
+                if not _STR.issuperset(map(type, container)):
+                    return False
+                below.extend(container.values())
+            elif type(container) is list:
+                below.extend(container)
+            else:
+                continue
+            containers += 1
+        if containers > _CONTAINERS_MAX:
+            return False
+        level = below
+        if not level:
+            return True
+    return False
+
+
+def _of_kind(kind: type, kinds: set[type], level: list[Any]) -> list[Any]:
+    return level if len(kinds) == 1 else [value for value in level if type(value) is kind]

@@ -1,0 +1,190 @@
+"""JSON and msgpack bodies: read strictly into structs, written from structs, values included.
+
+Each shape of ``docs/rest.md`` is one msgspec struct, which decodes, encodes and describes it in OpenAPI.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import lru_cache
+from typing import Any, Final, Literal, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, Encoding, Value
+from rstored.api.replies import Header, Reply, content_type
+from rstored.api.requests import Request
+from rstored.problems import Problem
+
+__all__ = [
+    "EncodingLabel",
+    "answer",
+    "body_form",
+    "encode_body",
+    "nothing_but_json",
+    "read_body",
+    "read_optional_body",
+    "read_value",
+    "wire_value",
+]
+
+EncodingLabel: TypeAlias = Literal["json", "bytes", "pickle", "sealed"]
+
+BodyT = TypeVar("BodyT")
+
+_CONTENT_TYPES: Final[dict[str, Header]] = {form: content_type(form) for form in (JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE)}
+_ENCODE: Final = {JSON_MEDIA_TYPE: msgspec.json.Encoder().encode, MSGPACK_MEDIA_TYPE: msgspec.msgpack.Encoder().encode}
+_AT: Final = re.compile(r" - at `(?:key in )?\$(.*)`\Z", re.DOTALL)
+_STEP: Final = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+
+
+# --- answers -----------------------------------------------------------------------------------------------
+
+
+def encode_body(body: Any, form: str) -> bytes:
+    """A struct, or plain data, in JSON or msgpack."""
+    return _ENCODE[form](body)
+
+
+def answer(request: Request, body: Any, status: int = 200, *headers: Header) -> Reply:
+    """The reply that carries ``body`` in the form the request asked for."""
+    form = request.form
+    return Reply(status, (_CONTENT_TYPES[form], *headers), _ENCODE[form](body))
+
+
+def wire_value(value: Value, form: str) -> tuple[Raw, EncodingLabel | UnsetType]:
+    """A value as the members ``value`` and ``encoding`` (absent for JSON) of a body.
+
+    In msgpack a JSON value with an integer beyond 64 bits stays JSON text, with encoding ``json``.
+    """
+    encoding, data = value
+    if encoding is Encoding.JSON:
+        if form == JSON_MEDIA_TYPE:
+            return Raw(data), UNSET
+        try:
+            return Raw(msgspec.msgpack.encode(msgspec.json.decode(data))), UNSET
+        except OverflowError:
+            return Raw(msgspec.msgpack.encode(data)), "json"
+    label: EncodingLabel = encoding.label  # type: ignore[assignment]
+    # msgspec writes bytes as a base64 string in JSON and as they are in msgpack: just what is wanted.
+    return Raw(_ENCODE[form](data)), label
+
+
+# --- requests ----------------------------------------------------------------------------------------------
+
+
+def body_form(request: Request) -> str:
+    """The media type of the body; JSON if the request names none."""
+    media_type = request.content_type
+    return JSON_MEDIA_TYPE if media_type is None else media_type.essence
+
+
+async def read_body(request: Request, shape: type[BodyT]) -> BodyT:
+    """The JSON or msgpack body as a ``shape``.
+
+    Raises Problem ``malformed-body``, ``invalid-body`` (with ``pointer``), ``nesting-too-deep``,
+    ``unsupported-media-type`` or ``body-too-large``.
+    """
+    form = _structured_form(request)
+    return _decode(await request.body(), form, shape)
+
+
+async def read_optional_body(request: Request, shape: type[BodyT]) -> BodyT | None:
+    """As :func:`read_body`; None if the request has no body or an empty one."""
+    body = await request.body()
+    return _decode(body, _structured_form(request), shape) if body else None
+
+
+def _structured_form(request: Request) -> str:
+    form = body_form(request)
+    if form not in _ENCODE:
+        raise Problem("unsupported-media-type", f"send {JSON_MEDIA_TYPE} or {MSGPACK_MEDIA_TYPE} as Content-Type")
+    return form
+
+
+def _decode(body: bytes, form: str, shape: type[BodyT]) -> BodyT:
+    try:
+        if form == JSON_MEDIA_TYPE and not body.isascii():
+            body.decode()
+        decoded: BodyT = _decoder(form, shape).decode(body)  # type: ignore[arg-type]
+    except msgspec.ValidationError as error:
+        raise _invalid_body(str(error)) from None
+    except UnicodeDecodeError:
+        raise Problem("malformed-body", "the body holds text that is not valid UTF-8") from None
+    except RecursionError:
+        raise Problem("nesting-too-deep", "the body is nested deeper than any value may be") from None
+    except msgspec.DecodeError as error:
+        reason = "the body ends too early or holds an invalid escape" if "truncated" in str(error) else str(error)
+        raise Problem("malformed-body", reason) from None
+    return decoded
+
+
+@lru_cache(maxsize=64)
+def _decoder(form: str, shape: Any) -> msgspec.json.Decoder[Any] | msgspec.msgpack.Decoder[Any]:
+    return msgspec.json.Decoder(shape) if form == JSON_MEDIA_TYPE else msgspec.msgpack.Decoder(shape)
+
+
+def _invalid_body(message: str) -> Problem:
+    """The problem for a validation error; its message names types and members, and where, but no value."""
+    at = _AT.search(message)
+    steps = _STEP.findall(at[1]) if at else []
+    pointer = "".join(f"/{name or index}" for name, index in steps)
+    detail = message[: at.start()] if at else message
+    return Problem("invalid-body", detail.replace("`", ""), pointer=pointer)
+
+
+def read_value(raw: Raw, encoding: EncodingLabel | UnsetType, form: str, pointer: str) -> Value:
+    """The value in the members ``value`` and ``encoding`` of a body; ``pointer`` is where they stand.
+
+    JSON is not parsed here but by the engine, as every value that is written. Raises Problem ``invalid-body`` or
+    ``invalid-value``.
+    """
+    if form == JSON_MEDIA_TYPE:
+        if encoding is UNSET or encoding == "json":
+            return Value(Encoding.JSON, bytes(raw))
+        data = _bytes_of(raw, msgspec.json.decode, "a base64 string", pointer)
+        return Value(Encoding.from_label(encoding), data)
+    if encoding is UNSET or encoding == "json":
+        return Value(Encoding.JSON, _json_text(raw, may_be_text=encoding == "json", pointer=pointer))
+    return Value(Encoding.from_label(encoding), _bytes_of(raw, msgspec.msgpack.decode, "binary", pointer))
+
+
+def _bytes_of(raw: Raw, decode: Any, what: str, pointer: str) -> bytes:
+    try:
+        data: bytes = decode(raw, type=bytes)
+    except msgspec.DecodeError:
+        raise Problem("invalid-body", f"a value with this encoding stands as {what}", pointer=pointer) from None
+    return data
+
+
+def _json_text(raw: Raw, *, may_be_text: bool, pointer: str) -> bytes:
+    try:
+        value = msgspec.msgpack.decode(raw)
+        if may_be_text and isinstance(value, bytes):
+            return value
+        nothing_but_json(value)
+    except ValueError as error:
+        reason = "text that is not valid UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise Problem("invalid-value", f"not a JSON value: {reason}", pointer=pointer) from None
+    except RecursionError:
+        raise Problem("nesting-too-deep", "the value is nested too deeply", pointer=pointer) from None
+    return msgspec.json.encode(value)
+
+
+def nothing_but_json(value: Any) -> None:
+    """Return if the decoded msgpack ``value`` is what JSON can say; ``ValueError`` that names the type if not."""
+    if isinstance(value, dict):
+        for name, member in value.items():
+            if type(name) is not str:
+                raise ValueError("a map has a key that is not a string")
+            nothing_but_json(member)
+    elif isinstance(value, list):
+        for item in value:
+            nothing_but_json(item)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError("JSON has no NaN and no Infinity")
+    elif value is not None and not isinstance(value, str | int):
+        raise ValueError(f"JSON has no {type(value).__name__}")

@@ -1,0 +1,75 @@
+"""ETags and the headers that make a request conditional."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from rstored.api.replies import Header
+from rstored.api.requests import Request
+from rstored.engine.model import ANY, Condition
+from rstored.problems import Problem
+
+__all__ = ["IF_HEADERS", "bare_condition", "condition_of", "etag_header", "not_modified"]
+
+IF_HEADERS: Final = {
+    "If-Match": 'only if the ETag is one of these (`"a", "b"`), or with `*` if the key exists; else 412',
+    "If-None-Match": "only if the ETag is none of these, or with `*` if the key does not exist; else 412",
+}
+
+_TAG: Final = re.compile(r'[ \t]*(W/)?"([!#-~]*)"[ \t]*(?:,|\Z)')
+_BARE: Final = re.compile(r"[!#-~]{1,255}\Z")
+
+
+def etag_header(etag: str) -> Header:
+    """The ETag header for a bare tag."""
+    return (b"etag", f'"{etag}"'.encode("ascii"))
+
+
+def _tags(text: str, name: str, *, weak: bool) -> tuple[str, ...]:
+    """The bare tags of a list; weak ones only where they may match. Raises Problem ``invalid-parameter``."""
+    text = text.strip(" \t")
+    if text == "*":
+        return ("*",)
+    found: list[str] = []
+    position = 0
+    while position < len(text):
+        match = _TAG.match(text, position)
+        if match is None:
+            detail = f'{name}: write `*` or entity tags in double quotes, such as "abc", with commas between them'
+            raise Problem("invalid-parameter", detail, parameter=name)
+        # The tag "*" in quotes would be taken for the wildcard; no ETag of this service is one.
+        if (weak or not match[1]) and match[2] != "*":
+            found.append(match[2])
+        position = match.end()
+    return tuple(found)
+
+
+def condition_of(request: Request) -> Condition:
+    """The condition in If-Match and If-None-Match. A weak tag never satisfies If-Match."""
+    fields = request.fields
+    if b"if-match" not in fields and b"if-none-match" not in fields:
+        return ANY
+    match, none_match = request.header(b"if-match"), request.header(b"if-none-match")
+    return Condition(
+        None if match is None else _tags(match, "If-Match", weak=False),
+        None if none_match is None else _tags(none_match, "If-None-Match", weak=True),
+    )
+
+
+def not_modified(condition: Condition, etag: str) -> bool:
+    """Whether a reader with this condition has what the ETag stands for. Raises Problem ``precondition-failed``."""
+    if condition.match is not None and etag not in condition.match and "*" not in condition.match:
+        raise Problem("precondition-failed", "If-Match: the key has another ETag", etag=etag)
+    return condition.none_match is not None and (etag in condition.none_match or "*" in condition.none_match)
+
+
+def bare_condition(if_match: str | None, if_none_match: str | None, pointer: str) -> Condition:
+    """The condition in the members of a body, each a bare ETag or ``*``. Raises Problem ``invalid-body``."""
+    for name, tag in (("if_match", if_match), ("if_none_match", if_none_match)):
+        if tag is not None and _BARE.match(tag) is None:
+            raise Problem("invalid-body", f"{name} is an ETag without quotes, or *", pointer=f"{pointer}/{name}")
+    return Condition(
+        None if if_match is None else (if_match,),
+        None if if_none_match is None else (if_none_match,),
+    )

@@ -1,0 +1,415 @@
+"""``/es``: event sequences."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from pydantic import Field
+
+from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
+from rstore.names import InvalidName, check_key
+from rstored.api.bodies import (
+    EncodingLabel,
+    answer,
+    body_form,
+    encode_body,
+    read_body,
+    read_optional_body,
+    read_value,
+    wire_value,
+)
+from rstored.api.media_types import NDJSON_MEDIA_TYPE
+from rstored.api.operations import Answer, Content, Operations, json_content
+from rstored.api.parameters import (
+    INT64_MAX,
+    INT64_MIN,
+    EndParameter,
+    Int64,
+    Integer,
+    ListQuery,
+    Query,
+    StartParameter,
+    page_size,
+    read_cursor,
+    write_cursor,
+)
+from rstored.api.replies import Header, Reply, content_type
+from rstored.api.requests import Request
+from rstored.api.streams import closed
+from rstored.engine.model import Change, State, StoredEvent
+from rstored.problems import Problem
+
+__all__ = ["operations"]
+
+operations: Final = Operations("es", "Event sequences: a dict whose every change is an event.")
+
+# --- shapes ------------------------------------------------------------------------------------------------
+
+OpName = Literal[
+    "setitem", "delitem", "add", "concat", "floordiv", "mod", "mul", "pow", "sub", "truediv", "neg", "not_"
+]
+UNARY: Final = frozenset({"delitem", "neg", "not_"})
+Timestamp = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX, description="POSIX milliseconds")]
+Revision = Annotated[int, Meta(ge=0, le=INT64_MAX, description="how many applies the sequence has had")]
+
+
+class EventPart(Struct, forbid_unknown_fields=True):
+    """An event to apply; `value` is absent or null for `delitem`, `neg` and `not_`."""
+
+    item: str
+    op: OpName = "setitem"
+    value: Annotated[Raw, Meta(description="JSON, or base64 (msgpack: bytes) beside `encoding`")] = msgspec.field(
+        default_factory=Raw
+    )
+    encoding: EncodingLabel = "json"
+
+
+class Apply(Struct, forbid_unknown_fields=True):
+    """Events to apply at one timestamp, by default `max(now, last + 1)`.
+
+    `revision`: apply only if the sequence is at this one; 0 means that it must not exist. `id`: a repeat with the
+    same id does nothing and gets the state.
+    """
+
+    events: list[EventPart]
+    timestamp: Timestamp | None = None
+    revision: Revision | None = None
+    id: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+
+
+class EventBody(Struct):
+    """A stored event."""
+
+    timestamp: Timestamp
+    item: str
+    op: OpName
+    value: Annotated[Raw, Meta(description="JSON, or base64 (msgpack: bytes) beside `encoding`; null for unary ops")]
+    encoding: EncodingLabel | UnsetType = UNSET
+
+
+class EventList(Struct):
+    """Events in order of timestamp, then item."""
+
+    events: list[EventBody]
+
+
+class StateBody(Struct):
+    """A sequence as of its event at `timestamp`.
+
+    `state` holds the items that the service folded. `events` are those, in order, of the items that only the client
+    can fold.
+    In msgpack a value in `state` with integers beyond 64 bits stands as bytes, its JSON text.
+    """
+
+    timestamp: Timestamp
+    revision: Revision
+    state: dict[str, Raw]
+    events: list[EventBody]
+
+
+class Prune(Struct, forbid_unknown_fields=True):
+    """`remove`: whether a sequence whose state is empty goes altogether."""
+
+    remove: bool = True
+
+
+class Pruned(Struct):
+    """How many events went, and whether the sequence did."""
+
+    pruned: int
+    removed: bool
+
+
+class RemovedEvents(Struct):
+    """How many events were removed."""
+
+    removed: int
+
+
+class SequenceItem(Struct):
+    """A sequence in a listing; `items` is how many are present in its state."""
+
+    key: str
+    events: int
+    revision: Revision
+    last: Timestamp
+    items: int
+
+
+class SequenceList(Struct):
+    """A page of sequences, in key order."""
+
+    items: list[SequenceItem]
+    cursor: str | None
+
+
+class EventsQuery(Query):
+    """The parameters of a reading of events."""
+
+    start: StartParameter = None
+    end: EndParameter = None
+    ops: str | None = Field(
+        default=None, description="only these operators: names with commas between them", examples=["setitem,delitem"]
+    )
+    item: str | None = Field(default=None, description="only events of this item")
+    n: Annotated[Integer, Field(ge=0)] | None = Field(default=None, description="at most this many events")
+
+
+class PastQuery(Query):
+    """The parameters of a look back."""
+
+    t: Int64 = Field(description="the state as of this timestamp, inclusive", examples=[1700000000000])
+
+
+_EVENT: Final[dict[str, Any]] = {"timestamp": 1700000000000, "item": "apples", "op": "add", "value": 3}
+_STATE: Final[dict[str, Any]] = {"timestamp": 1700000000000, "revision": 2, "state": {"apples": 8}, "events": []}
+_REPLAYED: Final[Header] = (b"rstore-replayed", b"true")
+
+# --- events ------------------------------------------------------------------------------------------------
+
+
+@operations.add(
+    "GET",
+    "/es/{key}/events",
+    summary="Read events",
+    answers={
+        200: Answer(
+            "The events",
+            {
+                **json_content(EventList, {"events": [_EVENT]}),
+                NDJSON_MEDIA_TYPE: Content(None, '{"timestamp":1700000000000,"item":"apples","op":"add","value":3}\n'),
+            },
+        )
+    },
+    problems=("sequence-not-found", "answer-too-large", "backend-unavailable"),
+)
+async def events(request: Request, query: EventsQuery) -> Reply:
+    """In order of timestamp, then item. JSON and NDJSON are streamed; msgpack is bounded by `answer_points_max`."""
+    ops = None if query.ops is None else _operators(query.ops)
+    parts = await request.engine.es.events(
+        request.namespace, request.key, start=query.start, end=query.end, ops=ops, item=query.item, n=query.n
+    )
+    if parts is None:
+        raise _not_found()
+    if request.form == MSGPACK_MEDIA_TYPE:
+        found = await _gathered(parts, request.state.limits.answer_points_max)
+        return answer(request, EventList(found))
+    headers = (content_type(request.form), (b"x-content-type-options", b"nosniff"))
+    return Reply(200, headers, _rendered(parts, lines=request.form == NDJSON_MEDIA_TYPE))
+
+
+def _operators(text: str) -> frozenset[str]:
+    names = frozenset(filter(None, text.split(",")))
+    known = frozenset(OpName.__args__)  # type: ignore[attr-defined]
+    if not names <= known:
+        raise Problem("invalid-parameter", f"ops: the operators are {', '.join(sorted(known))}", parameter="ops")
+    return names
+
+
+async def _rendered(parts: AsyncIterator[list[StoredEvent]], *, lines: bool) -> AsyncGenerator[bytes, None]:
+    encoder = msgspec.json.Encoder()
+    opening = waiting = b'{"events":['
+    async with closed(parts):
+        async for part in parts:
+            bodies = [_event_body(event, JSON_MEDIA_TYPE) for event in part]
+            if lines:
+                yield encoder.encode_lines([_on_one_line(body) for body in bodies])
+            elif bodies:
+                yield waiting + encoder.encode(bodies)[1:-1]
+                waiting = b","
+    if not lines:
+        yield (opening if waiting == opening else b"") + b"]}"
+
+
+def _on_one_line(body: EventBody) -> EventBody:
+    """The event without the line breaks that JSON text may hold between its tokens."""
+    text = bytes(body.value)
+    if b"\n" in text or b"\r" in text:
+        body.value = Raw(msgspec.json.format(text, indent=-1))
+    return body
+
+
+async def _gathered(parts: AsyncIterator[list[StoredEvent]], events_max: int) -> list[EventBody]:
+    found: list[EventBody] = []
+    async with closed(parts):
+        async for part in parts:
+            found += (_event_body(event, MSGPACK_MEDIA_TYPE) for event in part)
+            if len(found) > events_max:
+                detail = f"more than {events_max} events fit no msgpack answer: ask for fewer, or for a streamed form"
+                raise Problem("answer-too-large", detail, limit=events_max)
+    return found
+
+
+@operations.add(
+    "POST",
+    "/es/{key}/events",
+    summary="Apply events",
+    answers={
+        200: Answer(
+            "The new state",
+            json_content(StateBody, _STATE),
+            {"Rstore-Replayed": "`true` if the id was known, so that nothing was done"},
+        )
+    },
+    problems=(
+        "timestamp-taken",
+        "unfoldable-event",
+        "revision-conflict",
+        "invalid-value",
+        "value-too-large",
+        "batch-too-large",
+        "sealed-only",
+        "sequence-not-found",
+        "backend-unavailable",
+        "storage-full",
+    ),
+    body=json_content(
+        Apply, {"events": [{"item": "apples", "op": "add", "value": 3}], "id": "0190b2c8-5d6b-7c3e-9a55-0f1e2d3c4b5a"}
+    ),
+)
+async def apply(request: Request) -> Reply:
+    """All events at one timestamp, atomically; what cannot be folded is refused and nothing is stored."""
+    body = await read_body(request, Apply)
+    form = body_form(request)
+    limit = request.state.limits.events_per_call_max
+    if len(body.events) > limit:
+        raise Problem("batch-too-large", f"one apply has at most {limit} events", limit=limit)
+    state = await request.engine.es.apply(
+        request.namespace,
+        request.key,
+        [_change(event, form, f"/events/{i}") for i, event in enumerate(body.events)],
+        timestamp=body.timestamp,
+        revision=body.revision,
+        event_id=body.id,
+    )
+    return answer(request, _state_body(state, request.form), 200, *((_REPLAYED,) if state.replayed else ()))
+
+
+def _change(event: EventPart, form: str, pointer: str) -> Change:
+    try:
+        item = check_key(event.item, "item")
+    except InvalidName as error:
+        raise Problem("invalid-body", str(error), pointer=f"{pointer}/item") from None
+    if event.op in UNARY:
+        null = b"null" if form == JSON_MEDIA_TYPE else b"\xc0"
+        if bytes(event.value) not in (b"", null) or event.encoding != "json":
+            raise Problem("invalid-body", f"{event.op} takes no value", pointer=f"{pointer}/value")
+        return Change(item, event.op, None)
+    if not bytes(event.value):
+        raise Problem("invalid-body", f"{event.op} needs a value", pointer=f"{pointer}/value")
+    return Change(item, event.op, read_value(event.value, event.encoding, form, f"{pointer}/value"))
+
+
+@operations.add(
+    "DELETE",
+    "/es/{key}/events",
+    summary="Delete a sequence",
+    answers={200: Answer("It is gone, or was not there", json_content(RemovedEvents, {"removed": 12}))},
+    problems=("backend-unavailable",),
+)
+async def delete(request: Request) -> Reply:
+    """Every event of it."""
+    return answer(request, RemovedEvents(await request.engine.es.delete(request.namespace, request.key)))
+
+
+# --- states ------------------------------------------------------------------------------------------------
+
+
+@operations.add(
+    "GET",
+    "/es/{key}/current",
+    summary="Read the current state",
+    answers={200: Answer("The state", json_content(StateBody, _STATE))},
+    problems=("sequence-not-found", "backend-unavailable"),
+)
+async def current(request: Request) -> Reply:
+    """Costs what the state costs, not what the history does."""
+    return _state_reply(request, await request.engine.es.current(request.namespace, request.key))
+
+
+@operations.add(
+    "GET",
+    "/es/{key}/past",
+    summary="Read a past state",
+    answers={200: Answer("The state as of then", json_content(StateBody, _STATE))},
+    problems=("sequence-not-found", "backend-unavailable"),
+)
+async def past(request: Request, query: PastQuery) -> Reply:
+    """As it was after the last event at or before `t`."""
+    return _state_reply(request, await request.engine.es.past(request.namespace, request.key, query.t))
+
+
+def _state_reply(request: Request, state: State | None) -> Reply:
+    if state is None:
+        raise _not_found()
+    return answer(request, _state_body(state, request.form))
+
+
+def _not_found() -> Problem:
+    return Problem("sequence-not-found", "there is no such sequence in this namespace, or none as of then")
+
+
+def _state_body(state: State, form: str) -> StateBody:
+    # In `state` there is no place for an encoding, but none is needed: what the service folded is JSON.
+    items = {item: wire_value(value, form)[0] for item, value in state.items.items()}
+    return StateBody(state.timestamp, state.revision, items, [_event_body(event, form) for event in state.events])
+
+
+def _event_body(event: StoredEvent, form: str) -> EventBody:
+    if event.value is None:
+        return EventBody(event.timestamp, event.item, event.op, Raw(encode_body(None, form)))  # type: ignore[arg-type]
+    raw, encoding = wire_value(event.value, form)
+    return EventBody(event.timestamp, event.item, event.op, raw, encoding)  # type: ignore[arg-type]
+
+
+@operations.add(
+    "POST",
+    "/es/{key}/prune",
+    summary="Delete events that no longer matter",
+    answers={200: Answer("They are gone", json_content(Pruned, {"pruned": 9, "removed": False}))},
+    problems=("backend-unavailable",),
+    body=json_content(Prune, {"remove": True}),
+    body_required=False,
+)
+async def prune(request: Request) -> Reply:
+    """Those that a later setitem or delitem of their item made irrelevant to the current state; sealed ones too."""
+    body = await read_optional_body(request, Prune)
+    result = await request.engine.es.prune(request.namespace, request.key, remove=True if body is None else body.remove)
+    return answer(request, Pruned(result.pruned, result.removed))
+
+
+# --- many sequences ----------------------------------------------------------------------------------------
+
+
+@operations.add(
+    "GET",
+    "/es",
+    summary="List sequences",
+    answers={
+        200: Answer(
+            "A page of sequences",
+            json_content(
+                SequenceList,
+                {
+                    "items": [{"key": "stock", "events": 12, "revision": 9, "last": 1700000000000, "items": 3}],
+                    "cursor": None,
+                },
+            ),
+        )
+    },
+    problems=("backend-unavailable",),
+)
+async def list_sequences(request: Request, query: ListQuery) -> Reply:
+    """In key order. `cursor` of one page asks for the next; it is null on the last."""
+    page = await request.engine.es.list(
+        request.namespace,
+        match=query.match,
+        prefix=query.prefix,
+        after=read_cursor(query.cursor),
+        limit=page_size(query, request.state.limits),
+    )
+    items = [SequenceItem(info.key, info.events, info.revision, info.last, info.items) for info in page.items]
+    return answer(request, SequenceList(items, write_cursor(page.cursor)))

@@ -1,0 +1,417 @@
+"""The front door: serves every request over the routes that FastAPI declares, without its per-request machinery.
+
+It splits the raw path before it decodes it, so a key may hold any character; checks names and query; picks the form of
+the answer; calls the endpoint; and does once, for every route, what concerns them all: request ids, problems, metrics
+and the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import re
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import fastapi
+from starlette.routing import Route as StarletteRoute
+
+from rstore.names import InvalidName, check_key, check_namespace
+from rstored.api.media_types import negotiate
+from rstored.api.operations import Operation
+from rstored.api.parameters import Query, decode_text, parse_query
+from rstored.api.problems import problem_reply
+from rstored.api.replies import Header, Reply
+from rstored.api.requests import ClientGone, Receive, Request, header_fields
+from rstored.api.state import State
+from rstored.problems import Problem
+
+__all__ = ["FrontDoor", "Served"]
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+OpenState: TypeAlias = Callable[[], AbstractAsyncContextManager[State]]
+
+logger = logging.getLogger("rstored.requests")
+
+_REQUEST_ID: Final = re.compile(rb"[!-~]{1,128}\Z")
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"})
+_CLOSE: Final[Header] = (b"connection", b"close")
+# How long, and for how many bytes, an answered client may go on sending a body that nobody wants: closing at
+# once would reset the connection, and the answer could be lost on its way.
+_LINGER_SECONDS: Final = 2.0
+_LINGER_BYTES: Final = 64 * 2**20
+_CLIENT_GONE: Final = 499
+
+
+class _Endpoint:
+    """A route and method, ready to be called. ``operation`` is None where FastAPI answers itself."""
+
+    __slots__ = ("default_query", "method", "operation", "template")
+
+    def __init__(self, template: str, method: str, operation: Operation | None) -> None:
+        self.template = template
+        self.method = method
+        self.operation = operation
+        self.default_query: Query | None = None
+        if operation is not None:
+            with contextlib.suppress(Problem):
+                self.default_query = parse_query(b"", operation.query)
+
+
+class _Node:
+    """A place in the tree of path segments: either literal segments follow, or one variable does."""
+
+    __slots__ = ("allow", "endpoints", "literals", "name", "variable")
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        self.literals: dict[bytes, _Node] = {}
+        self.variable: _Node | None = None
+        self.endpoints: dict[str, _Endpoint] = {}
+        self.allow: Header = (b"allow", b"")
+
+    def child(self, segment: str) -> _Node:
+        """The node that ``segment`` of a route's path leads to, made if it is not there."""
+        if segment.startswith("{"):
+            if self.variable is None:
+                self.variable = _Node(segment.strip("{}"))
+            node = self.variable
+        else:
+            node = self.literals.setdefault(segment.encode(), _Node())
+        if self.literals and self.variable is not None:
+            raise ValueError(f"{segment}: a variable segment would hide a literal one")
+        return node
+
+
+class Served(NamedTuple):
+    """A row of :meth:`FrontDoor.table`."""
+
+    path: str
+    method: str
+
+
+class FrontDoor:
+    """The service's ASGI app. ``open_state`` opens what it needs and closes it again; ``declared`` has the routes.
+
+    Run it under a server that speaks the lifespan protocol, or enter :meth:`running` yourself.
+    """
+
+    def __init__(self, declared: fastapi.FastAPI, open_state: OpenState) -> None:
+        self._declared = declared
+        self._open_state = open_state
+        self._root = _Node()
+        self._unmatched: dict[str, _Endpoint] = {}
+        self._state: State | None = None
+        self._ids = _request_ids()
+        for route in declared.routes:
+            if isinstance(route, StarletteRoute):
+                self._add(route)
+
+    def _add(self, route: StarletteRoute) -> None:
+        endpoint = route.endpoint
+        node = self._root
+        for segment in route.path.split("/")[1:]:
+            node = node.child(segment)
+        for method in route.methods or ():
+            operation = endpoint if isinstance(endpoint, Operation) else None
+            node.endpoints[method] = _Endpoint(route.path, method, operation)
+        node.allow = (b"allow", ", ".join(sorted({*node.endpoints, "OPTIONS"})).encode())
+
+    def table(self) -> list[Served]:
+        """Every path and method that is served."""
+        found: list[Served] = []
+        nodes = [self._root]
+        while nodes:
+            node = nodes.pop()
+            found += (Served(endpoint.template, method) for method, endpoint in node.endpoints.items())
+            nodes += node.literals.values()
+            if node.variable is not None:
+                nodes.append(node.variable)
+        return sorted(found)
+
+    @property
+    def state(self) -> State:
+        """What the running service owns; ``RuntimeError`` if it is not running."""
+        if self._state is None:
+            raise RuntimeError("the service is not running: enter `running()` first")
+        return self._state
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[State]:
+        """Open the backend and start the engine; stop and close them at the end."""
+        async with self._open_state() as state:
+            self._state = state
+            try:
+                yield state
+            finally:
+                self._state = None
+
+    # --- ASGI ----------------------------------------------------------------------------------------------
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._serve(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+        else:
+            raise RuntimeError(f"the service does not speak {scope['type']}")
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self.running())
+            except Problem as problem:
+                await send({"type": "lifespan.startup.failed", "message": problem.detail})
+                return
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        state = self.state
+        method: str = scope["method"]
+        fields = header_fields(scope["headers"])
+        request = Request(state, fields, receive, self._request_id(fields))
+        endpoint: _Endpoint | None = None
+        try:
+            node, namespace, key = self._find(scope, state.limits.uri_bytes_max)
+            endpoint = node.endpoints.get(method)
+            if namespace is not None:
+                request.namespace = _name("namespace", check_namespace, namespace)
+            if key is not None:
+                request.key = _name("key", check_key, key)
+            if endpoint is None:
+                reply = _without_endpoint(node, method, request)
+            elif endpoint.operation is None:
+                status = await self._delegate(scope, receive, send, request)
+                self._finish(state, endpoint, request, status, started)
+                return
+            else:
+                reply = await _call(endpoint, endpoint.operation, scope["query_string"], request)
+        except Exception as error:
+            reply = self._failed(error, endpoint, request)
+        if endpoint is None:
+            endpoint = self._other(method)
+        body = reply.body
+        if isinstance(body, bytes):
+            await _send_whole(reply, body, method, request, send)
+            status = reply.status
+        else:
+            status = await self._stream(reply, body, endpoint, request, receive, send)
+        self._finish(state, endpoint, request, status, started)
+
+    # --- before the endpoint -------------------------------------------------------------------------------
+
+    def _request_id(self, fields: dict[bytes, bytes]) -> bytes:
+        given = fields.get(b"x-request-id")
+        return given if given is not None and _REQUEST_ID.match(given) else next(self._ids)
+
+    def _find(self, scope: Scope, uri_bytes_max: int) -> tuple[_Node, bytes | None, bytes | None]:
+        """The node of the path, and the segments that stand for namespace and key. Raises :class:`Problem`."""
+        raw_path: bytes = scope["raw_path"]
+        if len(raw_path) + len(scope["query_string"]) >= uri_bytes_max:
+            raise Problem(
+                "uri-too-long", f"the request target is longer than {uri_bytes_max} bytes", limit=uri_bytes_max
+            )
+        node = self._root
+        namespace = key = None
+        segments = iter(raw_path.split(b"/"))
+        next(segments)
+        for segment in segments:
+            child = node.literals.get(segment)
+            if child is None:
+                child = node.variable
+                if child is None:
+                    raise _no_route()
+                if child.name == "key":
+                    key = segment
+                else:
+                    namespace = segment
+            node = child
+        if not node.endpoints:
+            raise _no_route()
+        return node, namespace, key
+
+    def _other(self, method: str) -> _Endpoint:
+        """What requests that reach no endpoint are counted under; unknown methods share one name."""
+        name = method if method in _METHODS else "other"
+        if name not in self._unmatched:
+            self._unmatched[name] = _Endpoint("none", name, None)
+        return self._unmatched[name]
+
+    # --- after the endpoint --------------------------------------------------------------------------------
+
+    def _failed(self, error: Exception, endpoint: _Endpoint | None, request: Request) -> Reply:
+        """The reply to a request that ended in ``error``; what is the service's own fault goes to the log."""
+        request_id = request.id.decode("ascii")
+        if isinstance(error, ClientGone):
+            return Reply(_CLIENT_GONE)
+        if isinstance(error, Problem):
+            problem = error
+        else:
+            problem = Problem("internal-error", "the service failed; its log has the reason under this request id")
+        if problem.type.status >= 500:
+            logger.error(
+                problem.code,
+                exc_info=None if problem is error else error,
+                extra={
+                    "request_id": request_id,
+                    "route": endpoint.template if endpoint else None,
+                    "detail": problem.detail,
+                },
+            )
+        return problem_reply(problem, request_id)
+
+    async def _stream(
+        self,
+        reply: Reply,
+        body: AsyncGenerator[bytes, None],
+        endpoint: _Endpoint,
+        request: Request,
+        receive: Receive,
+        send: Send,
+    ) -> int:
+        """Send the chunks of ``body``. An error before anything is sent becomes a problem; one after it breaks the
+        connection off, so that no client takes a part for the whole."""
+        gone = asyncio.create_task(_until_gone(receive))
+        try:
+            try:
+                first = await anext(body, b"")
+                second = await anext(body, None)
+            except Exception as error:
+                reply = self._failed(error, endpoint, request)
+                second, first = None, reply.body  # type: ignore[assignment]
+            if second is None:
+                await _send_whole(reply, first, endpoint.method, request, send)
+                return reply.status
+            headers = [*reply.headers, (b"x-request-id", request.id)]
+            await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+            await send({"type": "http.response.body", "body": first, "more_body": True})
+            chunk: bytes | None = second
+            while chunk is not None:
+                if gone.done():
+                    return _CLIENT_GONE
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                try:
+                    chunk = await anext(body, None)
+                except Exception as error:
+                    # Returning without the last chunk makes the server close the connection.
+                    return self._failed(error, endpoint, request).status
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return reply.status
+        finally:
+            gone.cancel()
+            await body.aclose()
+
+    async def _delegate(self, scope: Scope, receive: Receive, send: Send, request: Request) -> int:
+        """Let FastAPI answer (the document and its page), and add the request id."""
+        status = 500
+
+        async def send_with_id(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request.id)]
+            await send(message)
+
+        await self._declared(scope, receive, send_with_id)
+        return status
+
+    def _finish(self, state: State, endpoint: _Endpoint, request: Request, status: int, started: float) -> None:
+        seconds = time.perf_counter() - started
+        state.metrics.observe_request(endpoint.template, endpoint.method, status, seconds)
+        if state.access_log:
+            logger.info(
+                "request",
+                extra={
+                    "request_id": request.id.decode("ascii"),
+                    "method": endpoint.method,
+                    "route": endpoint.template,
+                    "namespace": request.namespace,
+                    "status": status,
+                    "milliseconds": round(seconds * 1000, 3),
+                },
+            )
+
+
+# --- steps of a request ------------------------------------------------------------------------------------
+
+
+def _request_ids() -> Iterator[bytes]:
+    prefix = secrets.token_hex(6).encode()
+    return (b"%b-%x" % (prefix, number) for number in itertools.count(1))
+
+
+def _no_route() -> Problem:
+    return Problem("route-not-found", "no route has this path; '/' in a key is written %2F, and no path ends in '/'")
+
+
+def _name(what: str, check: Callable[[str], str], segment: bytes) -> str:
+    """The name in a path segment. Raises Problem ``invalid-namespace`` or ``invalid-key``."""
+    try:
+        return check(decode_text(segment))
+    except InvalidName as error:
+        raise Problem(f"invalid-{what}", str(error)) from None
+    except ValueError as error:
+        raise Problem(f"invalid-{what}", f"the {what} cannot be read: {error}") from None
+
+
+def _without_endpoint(node: _Node, method: str, request: Request) -> Reply:
+    """The reply where the path is right and the method is not: what is allowed, as asked for or as a problem."""
+    if method == "OPTIONS":
+        return Reply(204, (node.allow,))
+    problem = Problem("method-not-allowed", f"this route takes {node.allow[1].decode()}")
+    return problem_reply(problem, request.id.decode("ascii"), node.allow)
+
+
+async def _call(endpoint: _Endpoint, operation: Operation, query_string: bytes, request: Request) -> Reply:
+    """Check the query, choose the form of the answer, and call the endpoint. Raises :class:`Problem`."""
+    query = endpoint.default_query
+    if query_string or query is None:
+        query = parse_query(query_string, operation.query)
+    offered = operation.produces
+    if offered:
+        accept = request.fields.get(b"accept")
+        if accept is None or accept == b"*/*":
+            request.form = offered[0]
+        else:
+            form = negotiate(accept.decode("latin-1"), offered)
+            if form is None:
+                raise Problem("not-acceptable", f"Accept takes none of {', '.join(offered)}")
+            request.form = form
+    if operation.takes_query:
+        return await operation.endpoint(request, query)
+    return await operation.endpoint(request)
+
+
+async def _send_whole(reply: Reply, body: bytes, method: str, request: Request, send: Send) -> None:
+    status = reply.status
+    if status == _CLIENT_GONE:
+        return
+    headers = [*reply.headers, (b"x-request-id", request.id)]
+    if status not in (204, 304):
+        headers.append((b"content-length", b"%d" % len(body)))
+    if method == "HEAD":
+        body = b""
+    lingers = request.body_unread and (status >= 400 or b"expect" in request.fields)
+    if lingers:
+        headers.append(_CLOSE)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    if lingers:
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        body = b""
+        await request.discard_body(_LINGER_BYTES, _LINGER_SECONDS)
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,380 @@
+"""``/kv``: key/value pairs. Bodies are the values themselves; listings and batches are JSON or msgpack."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from pydantic import BeforeValidator, Field
+
+from rstore.encodings import (
+    JSON_MEDIA_TYPE,
+    OCTET_STREAM,
+    SEALED_MEDIA_TYPE,
+    Encoding,
+    Value,
+    encoding_of,
+    media_type_of,
+)
+from rstore.names import InvalidName, check_key
+from rstored.api.bodies import EncodingLabel, answer, body_form, read_body, read_value, wire_value
+from rstored.api.conditions import IF_HEADERS, bare_condition, condition_of, etag_header, not_modified
+from rstored.api.media_types import parse_content_type
+from rstored.api.operations import Answer, Content, Operations, json_content
+from rstored.api.parameters import ListQuery, Query, Switch, page_size, read_cursor, write_cursor
+from rstored.api.replies import NO_CONTENT, Header, Reply, content_type
+from rstored.api.requests import Request
+from rstored.engine.kv import TTL_SECONDS_MAX
+from rstored.engine.model import ANY, KEEP, BatchDelete, BatchGet, BatchSet, Entry, Expiry
+from rstored.problems import Problem
+
+__all__ = ["operations"]
+
+operations: Final = Operations("kv", "Key/value pairs with ETags, conditional writes and expiry.")
+
+_NOSNIFF: Final[Header] = (b"x-content-type-options", b"nosniff")
+
+# --- shapes ------------------------------------------------------------------------------------------------
+
+ETag = Annotated[str, Meta(description="bare, without quotes")]
+ExpiresMs = Annotated[int, Meta(description="POSIX milliseconds")]
+TtlSeconds = Annotated[float, Meta(gt=0, le=TTL_SECONDS_MAX)]
+
+
+class KeyItem(Struct):
+    """A pair in a listing; `value` and `encoding` only if values were asked for."""
+
+    key: str
+    media_type: str
+    etag: ETag
+    expires: ExpiresMs | None
+    value: Annotated[Raw, Meta(description="JSON, or base64 (msgpack: bytes) beside `encoding`")] | UnsetType = UNSET
+    encoding: EncodingLabel | UnsetType = UNSET
+
+
+class KeyList(Struct):
+    """A page of pairs, in key order."""
+
+    items: list[KeyItem]
+    cursor: str | None
+
+
+class SetPart(Struct, forbid_unknown_fields=True):
+    """A key to write."""
+
+    key: str
+    value: Annotated[Raw, Meta(description="JSON, or base64 (msgpack: bytes) beside `encoding`")]
+    encoding: EncodingLabel = "json"
+    media_type: Annotated[str, Meta(description="of a value with encoding `bytes`")] | UnsetType = UNSET
+    ttl: Annotated[TtlSeconds | Literal["never"], Meta(description="seconds; absent: as it is")] | UnsetType = UNSET
+    if_match: Annotated[str, Meta(description="a bare ETag, or `*`: the key must exist")] | None = None
+    if_none_match: Annotated[str, Meta(description="a bare ETag, or `*`: the key must not exist")] | None = None
+
+
+class DeletePart(Struct, forbid_unknown_fields=True):
+    """A key to delete under a condition."""
+
+    key: str
+    if_match: Annotated[str, Meta(description="a bare ETag, or `*`: the key must exist")]
+
+
+class KeyBatch(Struct, forbid_unknown_fields=True):
+    """Reads and writes that happen together or not at all; the reads see the state before the writes."""
+
+    get: list[str] = []
+    set: list[SetPart] = []
+    delete: list[str | DeletePart] = []
+
+
+class KeySet(Struct):
+    """A key that was written."""
+
+    key: str
+    etag: ETag
+    created: bool
+
+
+class KeyBatchResult(Struct):
+    """`get`: the pairs that are there. `set`: one for each part. `delete`: the keys that were there."""
+
+    get: list[KeyItem]
+    set: list[KeySet]
+    delete: list[str]
+
+
+def _ttl(value: Any) -> Any:
+    if isinstance(value, str) and value != "never":
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError("write a number of seconds, or never") from None
+    return value
+
+
+class PutQuery(Query):
+    """The parameters of a write."""
+
+    ttl: Annotated[
+        Annotated[float, Field(gt=0, le=TTL_SECONDS_MAX)] | Literal["never"] | None, BeforeValidator(_ttl)
+    ] = Field(
+        default=None,
+        description="seconds until the key expires (fractions allowed), or `never`; without it as it was",
+        examples=[60, "never"],
+    )
+
+
+class KeyListQuery(ListQuery):
+    """The parameters of a listing of pairs."""
+
+    values: Switch = Field(default=False, description="whether each item has its value")
+
+
+_VALUE_EXAMPLES: Final = {
+    JSON_MEDIA_TYPE: Content(None, {"name": "Ada", "age": 36}),
+    OCTET_STREAM: Content(None, "any bytes, under any media type"),
+    SEALED_MEDIA_TYPE: Content(None, "an envelope that only the client can open"),
+}
+_ITEM: Final[dict[str, Any]] = {
+    "key": "user:1",
+    "media_type": JSON_MEDIA_TYPE,
+    "etag": "6f1ed002ab559585",
+    "expires": None,
+}
+_ENTRY_HEADERS: Final = {
+    "ETag": "a strong tag: a hash of media type and content",
+    "Rstore-Expires": "when the key expires, in POSIX milliseconds; absent if it does not",
+}
+
+# --- one key -----------------------------------------------------------------------------------------------
+
+
+@operations.add(
+    "HEAD",
+    "/kv/{key}",
+    summary="Tell whether a key exists",
+    answers={
+        200: Answer("It exists; the headers are those of GET", headers=_ENTRY_HEADERS),
+        304: Answer("The ETag is one of those in If-None-Match"),
+    },
+    problems=("key-not-found", "precondition-failed", "invalid-parameter", "backend-unavailable"),
+    headers=IF_HEADERS,
+)
+@operations.add(
+    "GET",
+    "/kv/{key}",
+    summary="Read a value",
+    answers={
+        200: Answer("The value, as it was written", _VALUE_EXAMPLES, _ENTRY_HEADERS),
+        304: Answer("The ETag is one of those in If-None-Match"),
+    },
+    problems=("key-not-found", "precondition-failed", "invalid-parameter", "backend-unavailable"),
+    headers=IF_HEADERS,
+)
+async def get(request: Request) -> Reply:
+    """The body is the value itself, under the media type that it was written with, whatever Accept says."""
+    entry = await request.engine.kv.get(request.namespace, request.key)
+    if entry is None:
+        raise Problem("key-not-found", "there is no such key in this namespace")
+    headers = _entry_headers(entry)
+    condition = condition_of(request)
+    if condition is not ANY and not_modified(condition, entry.etag):
+        return Reply(304, headers)
+    return Reply(200, (content_type(entry.media_type), *headers, _NOSNIFF), entry.value.data)
+
+
+def _entry_headers(entry: Entry) -> tuple[Header, ...]:
+    if entry.expires_ms is None:
+        return (etag_header(entry.etag),)
+    return (etag_header(entry.etag), (b"rstore-expires", b"%d" % entry.expires_ms))
+
+
+@operations.add(
+    "PUT",
+    "/kv/{key}",
+    summary="Write a value",
+    answers={
+        201: Answer("The key is new", headers={"ETag": _ENTRY_HEADERS["ETag"]}),
+        204: Answer("The value is replaced", headers={"ETag": _ENTRY_HEADERS["ETag"]}),
+    },
+    problems=(
+        "precondition-failed",
+        "invalid-value",
+        "nesting-too-deep",
+        "value-too-large",
+        "sealed-only",
+        "backend-unavailable",
+        "storage-full",
+    ),
+    body=_VALUE_EXAMPLES,
+    headers=IF_HEADERS,
+)
+async def put(request: Request, query: PutQuery) -> Reply:
+    """The body is the value; Content-Type says what it is, `application/octet-stream` if absent.
+
+    JSON is checked to parse. A conditional write whose content is already there succeeds, so that it can be
+    sent again after a lost answer.
+    """
+    sent = request.content_type
+    media_type = OCTET_STREAM if sent is None else _stored_media_type(sent.essence, sent.text)
+    condition = condition_of(request)
+    data = await request.body(request.state.limits.value_bytes_max, "value-too-large")
+    result = await request.engine.kv.put(
+        request.namespace,
+        request.key,
+        value=Value(encoding_of(media_type), data),
+        media_type=media_type,
+        ttl_seconds=_expiry(query.ttl),
+        condition=condition,
+    )
+    return Reply(201 if result.created else 204, (etag_header(result.etag),))
+
+
+@operations.add(
+    "DELETE",
+    "/kv/{key}",
+    summary="Delete a key",
+    answers={204: Answer("It is gone, or was not there")},
+    problems=("precondition-failed", "invalid-parameter", "backend-unavailable"),
+    headers=IF_HEADERS,
+)
+async def delete(request: Request) -> Reply:
+    """Succeeds also if the key is absent; `If-Match: *` refuses that."""
+    await request.engine.kv.delete(request.namespace, request.key, condition=condition_of(request))
+    return NO_CONTENT
+
+
+def _expiry(ttl: float | str | UnsetType | None) -> float | Expiry:
+    if ttl == "never":
+        return Expiry.NEVER
+    return ttl if isinstance(ttl, int | float) else KEEP
+
+
+def _stored_media_type(essence: str, text: str) -> str:
+    """The media type that is kept: parameters mean nothing to the encodings of our own, and belong to all others."""
+    return essence if encoding_of(essence) is not Encoding.BYTES else text
+
+
+# --- many keys ---------------------------------------------------------------------------------------------
+
+
+@operations.add(
+    "GET",
+    "/kv",
+    summary="List keys",
+    answers={200: Answer("A page of pairs", json_content(KeyList, {"items": [_ITEM], "cursor": "dXNlcjox"}))},
+    problems=("backend-unavailable",),
+)
+async def list_keys(request: Request, query: KeyListQuery) -> Reply:
+    """In key order. `cursor` of one page asks for the next; it is null on the last. A page may be short, or empty,
+    and still have a cursor: a glob that matches few keys is not searched for without bound."""
+    page = await request.engine.kv.list(
+        request.namespace,
+        match=query.match,
+        prefix=query.prefix,
+        after=read_cursor(query.cursor),
+        limit=page_size(query, request.state.limits),
+        values=query.values,
+    )
+    items = [_item(key, entry, request.form, values=query.values) for key, entry in page.items]
+    return answer(request, KeyList(items, write_cursor(page.cursor)))
+
+
+def _item(key: str, entry: Entry, form: str, *, values: bool) -> KeyItem:
+    if not values:
+        return KeyItem(key, entry.media_type, entry.etag, entry.expires_ms)
+    raw, encoding = wire_value(entry.value, form)
+    return KeyItem(key, entry.media_type, entry.etag, entry.expires_ms, raw, encoding)
+
+
+@operations.add(
+    "POST",
+    "/kv",
+    summary="Read and write many keys at once",
+    answers={
+        200: Answer(
+            "All of it was done",
+            json_content(
+                KeyBatchResult,
+                {
+                    "get": [{**_ITEM, "value": {"name": "Ada"}}],
+                    "set": [{"key": "user:2", "etag": "b1946ac92492d234", "created": True}],
+                    "delete": [],
+                },
+            ),
+        )
+    },
+    problems=(
+        "precondition-failed",
+        "invalid-key",
+        "answer-too-large",
+        "invalid-value",
+        "value-too-large",
+        "batch-too-large",
+        "sealed-only",
+        "backend-unavailable",
+        "storage-full",
+    ),
+    body=json_content(
+        KeyBatch,
+        {
+            "get": ["user:1"],
+            "set": [{"key": "user:2", "value": {"name": "Grace"}, "ttl": 3600, "if_none_match": "*"}],
+            "delete": ["user:3", {"key": "user:4", "if_match": "6f1ed002ab559585"}],
+        },
+    ),
+)
+async def batch(request: Request) -> Reply:
+    """One atomic batch: all of it is done or none, and the gets see the state before it.
+
+    If a part fails, the problem's `pointer` says which (`/set/3`). A key may be written once only.
+    """
+    body = await read_body(request, KeyBatch)
+    form = body_form(request)
+    result = await request.engine.kv.batch(
+        request.namespace,
+        gets=[BatchGet(_key(key, f"/get/{i}")) for i, key in enumerate(body.get)],
+        sets=[_set_part(part, form, f"/set/{i}") for i, part in enumerate(body.set)],
+        deletes=[_delete_part(part, f"/delete/{i}") for i, part in enumerate(body.delete)],
+    )
+    return answer(
+        request,
+        KeyBatchResult(
+            [_item(key, entry, request.form, values=True) for key, entry in result.entries],
+            [KeySet(key, put.etag, put.created) for key, put in result.puts],
+            result.deleted,
+        ),
+    )
+
+
+def _key(key: str, pointer: str) -> str:
+    try:
+        return check_key(key)
+    except InvalidName as error:
+        raise Problem("invalid-key", str(error), pointer=pointer) from None
+
+
+def _set_part(part: SetPart, form: str, pointer: str) -> BatchSet:
+    value = read_value(part.value, part.encoding, form, f"{pointer}/value")
+    media_type = media_type_of(value.encoding)
+    if part.media_type is not UNSET:
+        try:
+            sent = parse_content_type(part.media_type)
+        except Problem as problem:
+            raise Problem("invalid-body", problem.detail, pointer=f"{pointer}/media_type") from None
+        media_type = _stored_media_type(sent.essence, sent.text)
+        if encoding_of(media_type) is not value.encoding:
+            detail = f"the media type is not one of the encoding {part.encoding}"
+            raise Problem("invalid-body", detail, pointer=f"{pointer}/media_type")
+    return BatchSet(
+        _key(part.key, f"{pointer}/key"),
+        value,
+        media_type,
+        _expiry(part.ttl),
+        bare_condition(part.if_match, part.if_none_match, pointer),
+    )
+
+
+def _delete_part(part: str | DeletePart, pointer: str) -> BatchDelete:
+    if isinstance(part, str):
+        return BatchDelete(_key(part, pointer))
+    return BatchDelete(_key(part.key, f"{pointer}/key"), bare_condition(part.if_match, None, pointer))

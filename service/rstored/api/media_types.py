@@ -1,0 +1,100 @@
+"""Media types: what a Content-Type says, and which of the offered forms an Accept asks for."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, POINTS_MEDIA_TYPE
+from rstored.problems import Problem
+
+__all__ = [
+    "CSV_MEDIA_TYPE",
+    "HTML_MEDIA_TYPE",
+    "JSON_FORMS",
+    "MEDIA_TYPE_LENGTH_MAX",
+    "NDJSON_MEDIA_TYPE",
+    "POINTS_FORMS",
+    "PROBLEM_MEDIA_TYPE",
+    "ContentType",
+    "negotiate",
+    "parse_content_type",
+]
+
+CSV_MEDIA_TYPE: Final = "text/csv"
+HTML_MEDIA_TYPE: Final = "text/html"
+NDJSON_MEDIA_TYPE: Final = "application/x-ndjson"
+PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
+MEDIA_TYPE_LENGTH_MAX: Final = 255
+
+# In order of preference: the first is the answer when nothing, or everything alike, is asked for.
+JSON_FORMS: Final = (JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE)
+POINTS_FORMS: Final = (*JSON_FORMS, NDJSON_MEDIA_TYPE, CSV_MEDIA_TYPE, POINTS_MEDIA_TYPE)
+
+_NAME: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_PARAMETER: Final = rf'[ \t]*;[ \t]*(?:({_NAME})=({_NAME}|"(?:[ !#-\[\]-~]|\\[ -~])*"))?'
+_MEDIA_TYPE: Final = re.compile(rf"({_NAME}/{_NAME})((?:{_PARAMETER})*)[ \t]*\Z")
+_PARAMETERS: Final = re.compile(_PARAMETER)
+
+
+class ContentType(NamedTuple):
+    """A media type: ``essence`` (``type/subtype``, lower case) and the ``text`` as it was sent."""
+
+    essence: str
+    text: str
+
+
+@lru_cache(maxsize=512)
+def parse_content_type(text: str) -> ContentType:
+    """Read a Content-Type; raises Problem ``unsupported-media-type`` if it is none, or text that is not UTF-8 JSON.
+
+    >>> parse_content_type("Application/JSON; charset=utf-8").essence
+    'application/json'
+    """
+    text = text.strip(" \t")
+    if len(text) > MEDIA_TYPE_LENGTH_MAX:
+        raise Problem("unsupported-media-type", f"a media type has at most {MEDIA_TYPE_LENGTH_MAX} characters")
+    match = _MEDIA_TYPE.match(text)
+    if match is None:
+        raise Problem("unsupported-media-type", "the media type is not type/subtype with well-formed parameters")
+    essence = match[1].lower()
+    if essence in (JSON_MEDIA_TYPE, NDJSON_MEDIA_TYPE, CSV_MEDIA_TYPE):
+        for name, value in _PARAMETERS.findall(match[2]):
+            if name.lower() == "charset" and value.strip('"').lower() not in ("utf-8", "utf8", "us-ascii"):
+                raise Problem("unsupported-media-type", f"{essence} is read as UTF-8 only")
+    return ContentType(essence, text)
+
+
+@lru_cache(maxsize=512)
+def negotiate(accept: str, offered: tuple[str, ...]) -> str | None:
+    """The offered form that ``accept`` likes best, the earlier of equals; None if it takes none of them.
+
+    >>> negotiate("text/csv;q=0.5, application/msgpack", ("application/json", "application/msgpack"))
+    'application/msgpack'
+    """
+    ranges: dict[str, float] = {}
+    for element in accept.split(","):
+        name, *parameters = (part.strip() for part in element.split(";"))
+        quality = 1.0
+        for parameter in parameters:
+            if parameter[:2].lower() == "q=":
+                quality = _quality(parameter[2:])
+        if name:
+            ranges[name.lower()] = quality
+    if not ranges:
+        return offered[0]
+
+    best, best_quality = None, 0.0
+    for form in offered:
+        for candidate in (form, form.partition("/")[0] + "/*", "*/*"):
+            if candidate in ranges:
+                if ranges[candidate] > best_quality:
+                    best, best_quality = form, ranges[candidate]
+                break
+    return best
+
+
+def _quality(text: str) -> float:
+    """The weight of a media range; one that is no weight counts as a refusal rather than as a wish."""
+    return float(text) if re.fullmatch(r"0(\.\d{0,3})?|1(\.0{0,3})?", text) else 0.0

@@ -1,0 +1,78 @@
+"""The FastAPI app that declares every route, and the OpenAPI document that it generates from them."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import fastapi
+import msgspec
+from fastapi.openapi.utils import get_openapi
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import HTMLResponse, Response
+
+from rstore.errors import PROBLEMS
+from rstored import __version__
+from rstored.api import es, kv, namespaces, service, ts
+from rstored.api.operations import Operation
+from rstored.api.problems import PROBLEM_SCHEMA, problem_example
+from rstored.api.reference_page import reference_page
+
+__all__ = ["declare_routes", "document"]
+
+FEATURES: Final = (service, namespaces, kv, ts, es)
+
+_DESCRIPTION: Final = """\
+A networked store for key/value pairs, time series and event sequences. Every data route stands twice: under
+`/ns/{namespace}`, and without that prefix for the namespace `default`. A key is one percent-encoded path segment.
+JSON routes also speak `application/msgpack`. Every failure is a problem document (RFC 9457) with a stable `code`."""
+
+# The page is text and styles of our own: it may load nothing, run nothing, and be framed by nobody.
+_PAGE_HEADERS: Final = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+}
+
+
+def declare_routes(*, docs: bool = True) -> fastapi.FastAPI:
+    """An app with every route declared; with ``docs`` it also answers ``/openapi.json`` and ``/docs``."""
+    app = fastapi.FastAPI(title="rstored", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
+    for feature in FEATURES:
+        feature.operations.declare_on(app)
+    if docs:
+        described = document(app)
+        text = msgspec.json.encode(described)
+        page = reference_page(described)
+
+        async def openapi_json(_: HTTPRequest) -> Response:
+            return Response(text, media_type="application/json")
+
+        async def reference(_: HTTPRequest) -> Response:
+            return HTMLResponse(page, headers=_PAGE_HEADERS)
+
+        app.add_route("/openapi.json", openapi_json, methods=["GET"], include_in_schema=False)
+        app.add_route("/docs", reference, methods=["GET"], include_in_schema=False)
+    return app
+
+
+def document(app: fastapi.FastAPI) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of the routes, with the schemas of every body; the same for the same routes."""
+    described = get_openapi(
+        title="rstored",
+        version=__version__,
+        summary="Key/value pairs, time series and event sequences over HTTP.",
+        description=_DESCRIPTION,
+        license_info={"name": "MIT", "identifier": "MIT"},
+        tags=[feature.operations.tag for feature in FEATURES],
+        routes=app.routes,
+    )
+    shapes: dict[str, type] = {}
+    for route in app.routes:
+        operation = getattr(route, "endpoint", None)
+        if isinstance(operation, Operation):
+            shapes |= {shape.__name__: shape for shape in operation.shapes}
+    _, schemas = msgspec.json.schema_components(list(shapes.values()), ref_template="#/components/schemas/{name}")
+    found = described.setdefault("components", {}).setdefault("schemas", {})
+    found.update(schemas, Problem=PROBLEM_SCHEMA)
+    described["components"]["schemas"] = dict(sorted(found.items()))
+    described["components"]["examples"] = {code: {"value": problem_example(code)} for code in sorted(PROBLEMS)}
+    return described

@@ -1,0 +1,237 @@
+"""How an operation is declared: once, with all that serving it and describing it in OpenAPI needs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias, get_type_hints
+
+import fastapi
+from starlette.responses import Response
+
+from rstore.encodings import MSGPACK_MEDIA_TYPE
+from rstore.errors import PROBLEMS
+from rstored.api.media_types import JSON_FORMS, PROBLEM_MEDIA_TYPE
+from rstored.api.parameters import Query
+from rstored.api.replies import Reply
+
+__all__ = ["Answer", "Content", "Operation", "Operations", "json_content", "schema_of"]
+
+Endpoint: TypeAlias = Callable[..., Awaitable[Reply]]
+
+NAMESPACED: Final = "/ns/{namespace}"
+_NAMESPACE: Final = Annotated[
+    str,
+    fastapi.Path(
+        description="the namespace", min_length=1, max_length=128, pattern="^[A-Za-z0-9._-]+$", examples=["default"]
+    ),
+]
+_KEY: Final = Annotated[
+    str,
+    fastapi.Path(
+        description="the key: 1 to 512 bytes of UTF-8 without NUL, percent-encoded as one segment (`a/b` is `a%2Fb`)",
+        examples=["user:1"],
+    ),
+]
+
+
+class Content(NamedTuple):
+    """A body in one media type: ``shape`` is a struct, or None for bytes without a schema; ``example`` shows it."""
+
+    shape: type | None
+    example: Any
+
+
+class Answer(NamedTuple):
+    """A successful answer: what it means, its bodies by media type, and the headers that it carries."""
+
+    description: str
+    content: Mapping[str, Content] = {}
+    headers: Mapping[str, str] = {}
+
+
+def json_content(shape: type, example: Any) -> dict[str, Content]:
+    """The same shape in JSON and msgpack."""
+    return {form: Content(shape, example) for form in JSON_FORMS}
+
+
+def schema_of(shape: type) -> dict[str, Any]:
+    """The reference to a struct's schema; ``openapi.py`` puts the schema itself where it points."""
+    return {"$ref": f"#/components/schemas/{shape.__name__}"}
+
+
+class Operation:
+    """One method of one route, as FastAPI's endpoint and as the front door's.
+
+    FastAPI reads the signature, for OpenAPI; the front door calls ``endpoint(request)``,
+    or ``endpoint(request, query)`` if it takes a query. Nothing else ever calls it.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        parameters: Sequence[str],
+        headers: Mapping[str, str],
+        produces: tuple[str, ...],
+        shapes: tuple[type, ...],
+    ) -> None:
+        query = get_type_hints(endpoint).get("query")
+        self.endpoint = endpoint
+        self.query: type[Query] = query or Query
+        self.takes_query = query is not None
+        self.produces = produces
+        self.shapes = shapes
+        self.__name__ = endpoint.__name__
+        self.__doc__ = endpoint.__doc__
+        self.__signature__ = _signature(parameters, query, headers)
+
+    async def __call__(self, **_: Any) -> Response:
+        raise NotImplementedError("the front door serves this route")
+
+
+def _signature(parameters: Sequence[str], query: type[Query] | None, headers: Mapping[str, str]) -> inspect.Signature:
+    """The signature that FastAPI turns into the operation's OpenAPI parameters."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    declared = {"namespace": _NAMESPACE, "key": _KEY}
+    found = [inspect.Parameter(name, kind, annotation=declared[name]) for name in parameters]
+    if query is not None:
+        found.append(inspect.Parameter("query", kind, annotation=Annotated[query, fastapi.Query()]))
+    for name, description in headers.items():
+        annotation = Annotated[str | None, fastapi.Header(alias=name, description=description)]
+        found.append(inspect.Parameter(name.lower().replace("-", "_"), kind, default=None, annotation=annotation))
+    return inspect.Signature(found)
+
+
+class Operations:
+    """The operations of one feature. ``declare_on`` hands them to FastAPI, each in both its forms."""
+
+    def __init__(self, tag: str, description: str) -> None:
+        self.tag = {"name": tag, "description": description}
+        self._declarations: list[Callable[[fastapi.FastAPI], None]] = []
+
+    def declare_on(self, app: fastapi.FastAPI) -> None:
+        """Add every route to ``app``, in the order of declaration."""
+        for declaration in self._declarations:
+            declaration(app)
+
+    def add(
+        self,
+        method: str,
+        path: str,
+        *,
+        summary: str,
+        answers: Mapping[int, Answer],
+        problems: Sequence[str] = (),
+        body: Mapping[str, Content] | None = None,
+        body_required: bool = True,
+        headers: Mapping[str, str] | None = None,
+        both_forms: bool = True,
+    ) -> Callable[[Endpoint], Endpoint]:
+        """Declare the decorated endpoint; its docstring is the operation's description.
+
+        ``path`` has no namespace; with ``both_forms`` the route stands under ``/ns/{namespace}`` as well. ``problems``
+        are the codes that are this operation's own; those that its parameters and bodies bring are added.
+        """
+
+        def declare(endpoint: Endpoint) -> Endpoint:
+            first = answers[min(answers)]
+            produces = tuple(first.content) if MSGPACK_MEDIA_TYPE in first.content else ()
+            contents = [*(body or {}).values(), *(c for a in answers.values() for c in a.content.values())]
+            shapes = tuple(content.shape for content in contents if content.shape is not None)
+            for prefix in ("", NAMESPACED) if both_forms else ("",):
+                route = prefix + path
+                names = [name for name in ("namespace", "key") if f"{{{name}}}" in route]
+                operation = Operation(
+                    endpoint, parameters=names, headers=headers or {}, produces=produces, shapes=shapes
+                )
+                codes = _codes(problems, operation, names, body)
+                extra: dict[str, Any] = {}
+                if body is not None:
+                    extra["requestBody"] = {"required": body_required, "content": _content(body)}
+                name = f"{method.lower()}_{endpoint.__name__}" if method == "HEAD" else endpoint.__name__
+                self._declarations.append(
+                    _declaration(
+                        route,
+                        operation,
+                        methods=[method],
+                        operation_id=f"{self.tag['name']}_{name}{'_in_namespace' if prefix else ''}",
+                        summary=summary,
+                        description=inspect.getdoc(endpoint) or "",
+                        tags=[self.tag["name"]],
+                        status_code=min(answers),
+                        responses={**_answers(answers), **_problems(codes, set(answers))},
+                        openapi_extra=extra,
+                        response_class=Response,
+                    )
+                )
+            return endpoint
+
+        return declare
+
+
+def _declaration(route: str, operation: Operation, **arguments: Any) -> Callable[[fastapi.FastAPI], None]:
+    return lambda app: app.add_api_route(route, operation, **arguments)
+
+
+def _codes(
+    problems: Sequence[str], operation: Operation, names: Sequence[str], body: Mapping[str, Content] | None
+) -> set[str]:
+    """The problem codes of an operation: its own, and those that what it takes and gives brings with it."""
+    codes = {*problems, "malformed-request", "unknown-parameter", "uri-too-long", "internal-error"}
+    if operation.takes_query:
+        codes.add("invalid-parameter")
+    if names:
+        codes |= {f"invalid-{name}" for name in names}
+    if operation.produces:
+        codes.add("not-acceptable")
+    if body is not None:
+        codes |= {"body-too-large", "unsupported-media-type"}
+        if MSGPACK_MEDIA_TYPE in body:
+            codes |= {"malformed-body", "invalid-body", "nesting-too-deep"}
+    return codes
+
+
+def _content(content: Mapping[str, Content]) -> dict[str, Any]:
+    described: dict[str, Any] = {}
+    for media_type, (shape, example) in content.items():
+        schema = {"schema": schema_of(shape)} if shape is not None else {}
+        described[media_type] = {**schema, "example": example}
+    return described
+
+
+def _answers(answers: Mapping[int, Answer]) -> dict[int | str, dict[str, Any]]:
+    described: dict[int | str, dict[str, Any]] = {}
+    for status, answer in answers.items():
+        response: dict[str, Any] = {"description": answer.description}
+        if answer.content:
+            response["content"] = _content(answer.content)
+        if answer.headers:
+            response["headers"] = {
+                name: {"description": description, "schema": {"type": "string"}}
+                for name, description in answer.headers.items()
+            }
+        described[status] = response
+    return described
+
+
+def _problems(codes: set[str], taken: set[int]) -> dict[int | str, dict[str, Any]]:
+    """One response for each status, with an example for each code."""
+    by_status: dict[int | str, dict[str, Any]] = {}
+    for code in sorted(codes, key=lambda code: (PROBLEMS[code].status, code)):
+        row = PROBLEMS[code]
+        if row.status in taken:
+            continue
+        response = by_status.setdefault(
+            row.status,
+            {
+                "description": "",
+                "content": {
+                    PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}},
+                },
+            },
+        )
+        response["description"] += ("; " if response["description"] else "") + f"`{code}`: {row.title}"
+        reference = {"$ref": f"#/components/examples/{code}"}
+        response["content"][PROBLEM_MEDIA_TYPE]["examples"][code] = reference
+    return by_status

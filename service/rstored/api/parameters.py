@@ -1,0 +1,170 @@
+"""Query parameters: the types they share, how a query string is read, and cursors."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import Annotated, Any, Final, Literal, TypeVar
+from urllib.parse import unquote_to_bytes
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from rstore.names import InvalidName, check_key
+from rstored.limits import Limits
+from rstored.problems import Problem
+
+__all__ = [
+    "EndParameter",
+    "FreqParameter",
+    "Int64",
+    "Integer",
+    "ListQuery",
+    "Query",
+    "StartParameter",
+    "Switch",
+    "decode_text",
+    "page_size",
+    "parse_query",
+    "read_cursor",
+    "write_cursor",
+]
+
+INT64_MIN: Final = -(2**63)
+INT64_MAX: Final = 2**63 - 1
+_INTEGER: Final = re.compile(r"-?[0-9]{1,20}\Z", re.ASCII)
+_BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+
+
+def _integer(value: Any) -> Any:
+    if isinstance(value, str):
+        if _INTEGER.match(value) is None:
+            raise ValueError("write an integer in decimal digits")
+        return int(value)
+    return value
+
+
+def _switch(value: Any) -> Any:
+    if isinstance(value, str):
+        if value not in ("true", "false"):
+            raise ValueError("write true or false")
+        return value == "true"
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_integer)]
+"""An integer in decimal digits and nothing else (no ``1e3``, ``1_000``, ``+1``)."""
+
+Int64 = Annotated[Integer, Field(ge=INT64_MIN, le=INT64_MAX)]
+Switch = Annotated[bool, BeforeValidator(_switch)]
+
+StartParameter = Annotated[Int64 | None, Field(description="first timestamp, inclusive", examples=[1700000000000])]
+EndParameter = Annotated[Int64 | None, Field(description="last timestamp, inclusive", examples=[1700003600000])]
+FreqParameter = Annotated[
+    Annotated[Int64, Field(ge=1)] | None, Field(description="step between timestamps, at least 1")
+]
+
+
+class Query(BaseModel):
+    """The query parameters of a route; this one has none. A parameter that a route does not have is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ListQuery(Query):
+    """What every listing takes."""
+
+    match: str | None = Field(
+        default=None,
+        description="glob over the whole key: `*` is any run of characters, `?` is one",
+        examples=["user:*"],
+    )
+    prefix: str = Field(default="", description="only keys that begin with this")
+    limit: Annotated[Integer, Field(ge=1)] | None = Field(
+        default=None, description="at most this many items; by default, and at most, the limit `page_size_max`"
+    )
+    cursor: str | None = Field(default=None, description="the `cursor` of the page before")
+
+
+QueryT = TypeVar("QueryT", bound=Query)
+
+
+def decode_text(raw: bytes) -> str:
+    """Undo percent-encoding, strictly: ``ValueError`` that says what is wrong with it.
+
+    >>> decode_text(b"a%2Fb")
+    'a/b'
+    """
+    if b"%" in raw:
+        if _BAD_ESCAPE.search(raw) is not None:
+            raise ValueError("'%' must be followed by two hexadecimal digits")
+        raw = unquote_to_bytes(raw)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise ValueError("it is not valid UTF-8") from None
+
+
+def parse_query(raw: bytes, model: type[QueryT]) -> QueryT:
+    """The parameters in a query string. Raises Problem ``unknown-parameter`` or ``invalid-parameter``."""
+    given: dict[str, str] = {}
+    for pair in raw.split(b"&"):
+        if not pair:
+            continue
+        raw_name, _, raw_value = pair.replace(b"+", b" ").partition(b"=")
+        try:
+            name = decode_text(raw_name)
+        except ValueError as error:
+            raise Problem("unknown-parameter", f"a parameter's name cannot be read: {error}") from None
+        if name not in model.model_fields:
+            raise _unknown_parameter(name, model)
+        if name in given:
+            raise Problem("invalid-parameter", f"{name} is given twice", parameter=name)
+        try:
+            given[name] = decode_text(raw_value)
+        except ValueError as error:
+            raise Problem("invalid-parameter", f"{name}: {error}", parameter=name) from None
+    try:
+        return model.model_validate(given)
+    except ValidationError as errors:
+        first = errors.errors(include_input=False, include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        reason = first["msg"].removeprefix("Value error, ")
+        reason = reason[:1].lower() + reason[1:]
+        raise Problem("invalid-parameter", f"{name}: {reason}" if name else reason, parameter=name) from None
+
+
+def _unknown_parameter(name: str, model: type[Query]) -> Problem:
+    known = ", ".join(model.model_fields)
+    remedy = f"this route takes {known}" if known else "this route takes none"
+    return Problem("unknown-parameter", f"{remedy}", parameter=name[:100])
+
+
+def page_size(query: ListQuery, limits: Limits) -> int:
+    """How many items a page may have. Raises Problem ``invalid-parameter`` if more are asked for than the limit."""
+    if query.limit is None:
+        return limits.page_size_max
+    if query.limit > limits.page_size_max:
+        detail = f"limit: at most {limits.page_size_max} items fit on a page"
+        raise Problem("invalid-parameter", detail, parameter="limit", limit=limits.page_size_max)
+    return query.limit
+
+
+def write_cursor(key: str | None) -> str | None:
+    """The opaque form of the key that the next page begins after."""
+    return None if key is None else base64.urlsafe_b64encode(key.encode()).decode("ascii").rstrip("=")
+
+
+def read_cursor(cursor: str | None) -> str | None:
+    """The key in a cursor; raises Problem ``invalid-parameter`` if no page gave it."""
+    if cursor is None:
+        return None
+    try:
+        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+        key = check_key(base64.b64decode(padded, altchars=b"-_", validate=True).decode())
+    except (InvalidName, UnicodeError, binascii.Error, ValueError):
+        raise Problem("invalid-parameter", "cursor: it is not one that a page gave", parameter="cursor") from None
+    return key
+
+
+Order = Literal["asc", "desc"]

@@ -1,0 +1,64 @@
+"""Problems as answers: RFC 9457 documents, made in this one place."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from rstore.errors import PROBLEMS
+from rstored.api.media_types import PROBLEM_MEDIA_TYPE
+from rstored.api.replies import Header, Reply, content_type
+from rstored.problems import Problem
+
+__all__ = ["PROBLEM_SCHEMA", "problem_document", "problem_example", "problem_reply", "problem_type"]
+
+_HEADERS: Final[tuple[Header, ...]] = (content_type(PROBLEM_MEDIA_TYPE), (b"cache-control", b"no-store"))
+
+PROBLEM_SCHEMA: Final[dict[str, Any]] = {
+    "title": "Problem",
+    "description": "A failure (RFC 9457). Some codes have further members.",
+    "type": "object",
+    "required": ["type", "title", "status", "detail", "code", "request_id"],
+    "properties": {
+        "type": {"type": "string", "format": "uri", "description": "names the code, does not resolve"},
+        "title": {"type": "string", "description": "the same for every problem with this code"},
+        "status": {"type": "integer", "description": "the HTTP status"},
+        "detail": {"type": "string", "description": "what is wrong this time and what to do"},
+        "code": {"type": "string", "description": "stable: decide by this", "enum": sorted(PROBLEMS)},
+        "request_id": {"type": "string", "description": "finds the request in the service's log"},
+        "pointer": {"type": "string", "description": "which part of the body, as a JSON pointer"},
+        "parameter": {"type": "string", "description": "which query parameter or header"},
+        "limit": {"type": "integer", "description": "the limit that was passed"},
+    },
+}
+
+
+def problem_type(code: str) -> str:
+    """The ``type`` member of a problem: a URI that is only a name."""
+    return f"urn:rstore:problem:{code}"
+
+
+def problem_document(problem: Problem, request_id: str) -> dict[str, Any]:
+    """The members of the problem document."""
+    row = problem.type
+    return {
+        "type": problem_type(problem.code),
+        "title": row.title,
+        "status": row.status,
+        "detail": problem.detail,
+        "code": problem.code,
+        "request_id": request_id,
+        **problem.members,
+    }
+
+
+def problem_example(code: str) -> dict[str, Any]:
+    """A document with this code, for the OpenAPI document."""
+    return problem_document(Problem(code, f"{PROBLEMS[code].title}."), "6f3a9c2e51d0-1")
+
+
+def problem_reply(problem: Problem, request_id: str, *headers: Header) -> Reply:
+    """The answer for a problem; always JSON, whatever Accept says, so that every client can read why."""
+    body = msgspec.json.encode(problem_document(problem, request_id))
+    return Reply(problem.type.status, (*_HEADERS, *headers), body)

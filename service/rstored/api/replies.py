@@ -1,0 +1,34 @@
+"""What an endpoint returns: a status, headers that are ready to send, and a body that is whole or streamed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Final, TypeAlias
+
+__all__ = ["NO_CONTENT", "Header", "Reply", "content_type"]
+
+Header: TypeAlias = tuple[bytes, bytes]
+
+
+class Reply:
+    """An answer. ``body`` is the bytes, or a generator of chunks that the front door sends and always closes.
+
+    The front door adds ``Content-Length`` (of a whole body) and ``X-Request-Id``; everything else is in ``headers``.
+    """
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(
+        self, status: int, headers: tuple[Header, ...] = (), body: bytes | AsyncGenerator[bytes, None] = b""
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+
+def content_type(media_type: str) -> Header:
+    """The Content-Type header of a media type that is known to be printable ASCII."""
+    return (b"content-type", media_type.encode("ascii"))
+
+
+NO_CONTENT: Final = Reply(204)

@@ -1,0 +1,131 @@
+"""``/``, ``/healthz``, ``/readyz`` and ``/metrics``: the service about itself."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from msgspec import Meta, Struct
+
+from rstored import __version__
+from rstored.api.bodies import answer
+from rstored.api.metrics import METRICS_MEDIA_TYPE
+from rstored.api.operations import Answer, Content, Operations, json_content
+from rstored.api.replies import Reply, content_type
+from rstored.api.requests import Request
+from rstored.limits import Limits
+from rstored.problems import Problem
+
+__all__ = ["operations"]
+
+operations: Final = Operations("service", "What the service is and how it is doing.")
+
+
+class BackendInfo(Struct):
+    """The storage backend."""
+
+    name: str
+    version: str
+    durability: Annotated[str, Meta(description="what it means that a write was acknowledged")]
+
+
+class ServiceInfo(Struct):
+    """What this service is, what it allows, and where its routes are."""
+
+    name: str
+    version: str
+    backend: BackendInfo
+    limits: Annotated[dict[str, int], Meta(description="every limit by name")]
+    links: Annotated[dict[str, str], Meta(description="routes by name; `{…}` stands for a name of yours")]
+
+
+class Status(Struct):
+    """How the service is doing."""
+
+    status: str
+
+
+_LINKS: Final = {
+    "openapi": "/openapi.json",
+    "docs": "/docs",
+    "health": "/healthz",
+    "readiness": "/readyz",
+    "metrics": "/metrics",
+    "namespaces": "/ns",
+    "kv": "/ns/{namespace}/kv",
+    "ts": "/ns/{namespace}/ts",
+    "es": "/ns/{namespace}/es",
+}
+_EXAMPLE: Final[dict[str, Any]] = {
+    "name": "rstored",
+    "version": __version__,
+    "backend": {"name": "sqlite", "version": "3.45.1", "durability": "an acknowledged write survives a power failure"},
+    "limits": Limits().model_dump(),
+    "links": _LINKS,
+}
+
+
+@operations.add(
+    "GET",
+    "/",
+    summary="Describe the service",
+    answers={200: Answer("What the service is", json_content(ServiceInfo, _EXAMPLE))},
+    both_forms=False,
+)
+async def index(request: Request) -> Reply:
+    """Name and version, the backend and what its acknowledgements mean, every limit, and where the routes are."""
+    state = request.state
+    backend = state.backend.describe()
+    links = {name: path for name, path in _LINKS.items() if state.docs or name not in ("openapi", "docs")}
+    info = ServiceInfo(
+        "rstored",
+        __version__,
+        BackendInfo(backend["name"], backend["version"], backend["durability"]),
+        state.limits.model_dump(),
+        links,
+    )
+    return answer(request, info)
+
+
+@operations.add(
+    "GET",
+    "/healthz",
+    summary="Tell whether the process lives",
+    answers={200: Answer("It lives", json_content(Status, {"status": "ok"}))},
+    both_forms=False,
+)
+async def healthz(request: Request) -> Reply:
+    """Answers as long as the process can answer at all; asks nothing of the backend."""
+    return answer(request, Status("ok"))
+
+
+@operations.add(
+    "GET",
+    "/readyz",
+    summary="Tell whether requests can be served",
+    answers={200: Answer("They can", json_content(Status, {"status": "ready"}))},
+    problems=("backend-unavailable", "shutting-down"),
+    both_forms=False,
+)
+async def readyz(request: Request) -> Reply:
+    """503 when the backend does not answer or the service is stopping: send no requests then."""
+    if request.state.stopping:
+        raise Problem("shutting-down", "the service is stopping; send requests elsewhere")
+    await request.engine.ping()
+    return answer(request, Status("ready"))
+
+
+@operations.add(
+    "GET",
+    "/metrics",
+    summary="Prometheus metrics",
+    answers={
+        200: Answer(
+            "Metrics in Prometheus text form",
+            {"text/plain": Content(None, "# TYPE rstored_request_seconds histogram\n…")},
+        )
+    },
+    both_forms=False,
+)
+async def metrics(request: Request) -> Reply:
+    """Requests by route, method, status and latency; batch sizes; backend latency; the process."""
+    return Reply(200, (content_type(METRICS_MEDIA_TYPE),), request.state.metrics.render())

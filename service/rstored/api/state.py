@@ -1,0 +1,25 @@
+"""Everything that lives as long as the service does; every request sees it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rstored.api.metrics import Metrics
+from rstored.backends.abc import Backend
+from rstored.engine.engine import Engine
+from rstored.limits import Limits
+
+__all__ = ["State"]
+
+
+@dataclasses.dataclass(slots=True)
+class State:
+    """What the service owns while it runs. ``stopping`` turns true when it has been told to stop."""
+
+    backend: Backend
+    engine: Engine
+    limits: Limits
+    metrics: Metrics
+    access_log: bool = False
+    docs: bool = True
+    stopping: bool = False

@@ -1,0 +1,19 @@
+"""Streams from the engine, which hold on to reads until they are closed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+__all__ = ["closed"]
+
+
+@contextlib.asynccontextmanager
+async def closed(stream: AsyncIterator[Any]) -> AsyncIterator[None]:
+    """Close ``stream`` at the end, also when its reader stops early."""
+    try:
+        yield
+    finally:
+        if isinstance(stream, AsyncGenerator):
+            await stream.aclose()

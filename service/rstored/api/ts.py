@@ -1,0 +1,337 @@
+"""``/ts``: time series. Points come and go in five forms; answers are streamed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Annotated, Any, Final, Literal
+
+from msgspec import Meta, Raw, Struct
+from pydantic import Field
+
+from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, POINTS_MEDIA_TYPE
+from rstore.point_rows import Form, msgpack_rows, parse_points, render_points
+from rstore.points import InvalidPoints, Points
+from rstored.api.bodies import answer, body_form, encode_body
+from rstored.api.media_types import CSV_MEDIA_TYPE, NDJSON_MEDIA_TYPE, POINTS_FORMS
+from rstored.api.operations import Answer, Content, Operations, json_content
+from rstored.api.parameters import (
+    EndParameter,
+    Int64,
+    Integer,
+    ListQuery,
+    Query,
+    StartParameter,
+    page_size,
+    read_cursor,
+    write_cursor,
+)
+from rstored.api.replies import Reply, content_type
+from rstored.api.requests import Request
+from rstored.api.streams import closed
+from rstored.problems import Problem
+
+__all__ = ["operations"]
+
+operations: Final = Operations("ts", "Time series: int64 timestamps, any values.")
+
+# --- shapes ------------------------------------------------------------------------------------------------
+
+Point = Annotated[
+    list[Raw],
+    Meta(
+        min_length=2,
+        max_length=3,
+        description='`[timestamp, value]`, or `[timestamp, "base64", encoding]` (msgpack: bytes)',
+    ),
+]
+
+
+class PointList(Struct):
+    """Points, each `[timestamp, value]` or `[timestamp, data, encoding]`."""
+
+    points: list[Point]
+
+
+class PointBody(Struct):
+    """One point."""
+
+    point: Point
+
+
+class PointCount(Struct):
+    """How many points were sent."""
+
+    points: int
+
+
+class RemovedPoints(Struct):
+    """How many points were removed."""
+
+    removed: int
+
+
+class MissingTimestamps(Struct):
+    """The timestamps of the grid that have no point."""
+
+    missing: list[int]
+
+
+class Completeness(Struct):
+    """Whether no timestamp of the grid lacks its point."""
+
+    complete: bool
+
+
+class SeriesItem(Struct):
+    """A series in a listing: how many points it has, the first and the last timestamp."""
+
+    key: str
+    points: int
+    first: int
+    last: int
+
+
+class SeriesList(Struct):
+    """A page of series, in key order."""
+
+    items: list[SeriesItem]
+    cursor: str | None
+
+
+class RangeQuery(Query):
+    """The parameters of a range."""
+
+    start: StartParameter = None
+    end: EndParameter = None
+    n: Annotated[Integer, Field(ge=0)] | None = Field(default=None, description="at most this many points")
+    freq: Annotated[Int64, Field(ge=1)] | None = Field(
+        default=None,
+        description="keep the first point, then each next one that is at least this much after the last kept",
+    )
+    order: Literal["asc", "desc"] = Field(default="asc", description="by timestamp; `desc` begins at the end")
+
+
+class SpanQuery(Query):
+    """The parameters of a removal."""
+
+    start: StartParameter = None
+    end: EndParameter = None
+
+
+class GridQuery(Query):
+    """The parameters of a test for completeness."""
+
+    start: Int64 = Field(description="first timestamp of the grid", examples=[1700000000])
+    end: Int64 | None = Field(default=None, description="the grid ends at or before this; default: the last point")
+    freq: Annotated[Int64, Field(ge=1)] = Field(description="step of the grid, at least 1", examples=[3600])
+
+
+_POINTS: Final = {"points": [[1700000000, 21.5], [1700003600, 21.75], [1700007200, "3q2+7w==", "sealed"]]}
+_FORMS: Final = {
+    **json_content(PointList, _POINTS),
+    NDJSON_MEDIA_TYPE: Content(None, "[1700000000,21.5]\n[1700003600,21.75]\n"),
+    CSV_MEDIA_TYPE: Content(None, "timestamp,value,encoding\r\n1700000000,21.5,\r\n"),
+    POINTS_MEDIA_TYPE: Content(None, "frames, as docs/points-format.md describes them"),
+}
+assert tuple(_FORMS) == POINTS_FORMS
+
+# --- points ------------------------------------------------------------------------------------------------
+
+
+@operations.add(
+    "GET",
+    "/ts/{key}/range",
+    summary="Read points",
+    answers={200: Answer("The points; none of an unknown series", _FORMS)},
+    problems=("answer-too-large", "backend-unavailable", "backend-corrupt"),
+)
+async def read_range(request: Request, query: RangeQuery) -> Reply:
+    """From `start` to `end`, both inclusive, in the form that Accept asks for.
+
+    Streamed, but for msgpack, which is bounded by the limit `answer_points_max`.
+    """
+    parts = request.engine.ts.range(
+        request.namespace,
+        request.key,
+        start=query.start,
+        end=query.end,
+        n=query.n,
+        freq=query.freq,
+        descending=query.order == "desc",
+    )
+    if request.form == MSGPACK_MEDIA_TYPE:
+        rows = await _rows(parts, request.state.limits.answer_points_max, descending=query.order == "desc")
+        return Reply(200, (content_type(request.form),), encode_body({"points": rows}, request.form))
+    form = Form(request.form)
+    media_type = f"{request.form}; charset=utf-8" if form is Form.CSV else request.form
+    headers = (content_type(media_type), (b"x-content-type-options", b"nosniff"))
+    return Reply(200, headers, _rendered(parts, form, descending=query.order == "desc"))
+
+
+async def _rendered(parts: AsyncIterator[Points], form: Form, *, descending: bool) -> AsyncGenerator[bytes, None]:
+    """The body, chunk by chunk. Opening, separator and closing never travel alone."""
+    waiting = form.opening
+    async with closed(parts):
+        async for points in parts:
+            yield waiting + render_points(points, form, descending=descending)
+            waiting = form.separator
+    # Without a single point the opening is still to be sent, and there is nothing to separate.
+    end = (waiting if waiting == form.opening else b"") + form.closing
+    if end:
+        yield end
+
+
+async def _rows(parts: AsyncIterator[Points], points_max: int, *, descending: bool) -> list[tuple[Any, ...]]:
+    rows: list[tuple[Any, ...]] = []
+    async with closed(parts):
+        async for points in parts:
+            if len(rows) + len(points) > points_max:
+                detail = f"more than {points_max} points fit no msgpack answer: ask for fewer, or for a streamed form"
+                raise Problem("answer-too-large", detail, limit=points_max)
+            found = msgpack_rows(points)
+            rows += found[::-1] if descending else found
+    return rows
+
+
+@operations.add(
+    "POST",
+    "/ts/{key}/range",
+    summary="Add or replace points",
+    answers={200: Answer("All of them are stored", json_content(PointCount, {"points": 3}))},
+    problems=(
+        "malformed-body",
+        "invalid-body",
+        "invalid-value",
+        "nesting-too-deep",
+        "value-too-large",
+        "batch-too-large",
+        "sealed-only",
+        "backend-unavailable",
+        "storage-full",
+    ),
+    body=_FORMS,
+)
+async def extend(request: Request) -> Reply:
+    """All of them or none, in any order; the last of two points with one timestamp wins, and replaces a stored one."""
+    try:
+        form = Form(body_form(request))
+    except ValueError:
+        raise Problem("unsupported-media-type", f"send points as {', '.join(POINTS_FORMS)}") from None
+    limits = request.state.limits
+    body = await request.body()
+    try:
+        points = parse_points(body, form, points_max=limits.points_per_call_max, bytes_max=limits.body_bytes_max)
+    except InvalidPoints as error:
+        members = {} if error.pointer is None else {"pointer": error.pointer}
+        raise Problem(error.code, str(error), **members) from None
+    count = await request.engine.ts.extend(request.namespace, request.key, points)
+    return answer(request, PointCount(count))
+
+
+@operations.add(
+    "DELETE",
+    "/ts/{key}/range",
+    summary="Remove points",
+    answers={200: Answer("They are gone", json_content(RemovedPoints, {"removed": 24}))},
+    problems=("backend-unavailable",),
+)
+async def remove(request: Request, query: SpanQuery) -> Reply:
+    """From `start` to `end`, both inclusive; without them, the series. A series without points is gone."""
+    removed = await request.engine.ts.remove(request.namespace, request.key, start=query.start, end=query.end)
+    return answer(request, RemovedPoints(removed))
+
+
+@operations.add(
+    "GET",
+    "/ts/{key}/first",
+    summary="Read the first point",
+    answers={200: Answer("The point", json_content(PointBody, {"point": [1700000000, 21.5]}))},
+    problems=("series-not-found", "backend-unavailable"),
+)
+async def first(request: Request) -> Reply:
+    """The point with the smallest timestamp."""
+    return _one_point(request, await request.engine.ts.first(request.namespace, request.key))
+
+
+@operations.add(
+    "GET",
+    "/ts/{key}/last",
+    summary="Read the last point",
+    answers={200: Answer("The point", json_content(PointBody, {"point": [1700003600, 21.75]}))},
+    problems=("series-not-found", "backend-unavailable"),
+)
+async def last(request: Request) -> Reply:
+    """The point with the greatest timestamp."""
+    return _one_point(request, await request.engine.ts.last(request.namespace, request.key))
+
+
+def _one_point(request: Request, points: Points | None) -> Reply:
+    if points is None:
+        raise Problem("series-not-found", "there is no such series in this namespace")
+    if request.form == JSON_MEDIA_TYPE:
+        return answer(request, {"point": Raw(render_points(points, Form.JSON))})
+    return answer(request, {"point": msgpack_rows(points)[0]})
+
+
+# --- the grid ----------------------------------------------------------------------------------------------
+
+
+@operations.add(
+    "GET",
+    "/ts/{key}/missing",
+    summary="List timestamps without a point",
+    answers={200: Answer("They", json_content(MissingTimestamps, {"missing": [1700007200]}))},
+    problems=("answer-too-large", "backend-unavailable"),
+)
+async def missing(request: Request, query: GridQuery) -> Reply:
+    """Those of `start`, `start + freq`, … up to `end` that have no point."""
+    found = await request.engine.ts.missing(
+        request.namespace, request.key, start=query.start, end=query.end, freq=query.freq
+    )
+    return answer(request, MissingTimestamps(found))
+
+
+@operations.add(
+    "GET",
+    "/ts/{key}/complete",
+    summary="Tell whether no point is missing",
+    answers={200: Answer("Whether it is so", json_content(Completeness, {"complete": True}))},
+    problems=("answer-too-large", "backend-unavailable"),
+)
+async def complete(request: Request, query: GridQuery) -> Reply:
+    """True if each of `start`, `start + freq`, … up to `end` has a point."""
+    found = await request.engine.ts.iscomplete(
+        request.namespace, request.key, start=query.start, end=query.end, freq=query.freq
+    )
+    return answer(request, Completeness(found))
+
+
+# --- many series -------------------------------------------------------------------------------------------
+
+
+@operations.add(
+    "GET",
+    "/ts",
+    summary="List series",
+    answers={
+        200: Answer(
+            "A page of series",
+            json_content(
+                SeriesList,
+                {"items": [{"key": "t/oslo", "points": 2, "first": 1700000000, "last": 1700003600}], "cursor": None},
+            ),
+        )
+    },
+    problems=("backend-unavailable",),
+)
+async def list_series(request: Request, query: ListQuery) -> Reply:
+    """In key order. `cursor` of one page asks for the next; it is null on the last."""
+    page = await request.engine.ts.list(
+        request.namespace,
+        match=query.match,
+        prefix=query.prefix,
+        after=read_cursor(query.cursor),
+        limit=page_size(query, request.state.limits),
+    )
+    items = [SeriesItem(info.key, info.points, info.first, info.last) for info in page.items]
+    return answer(request, SeriesList(items, write_cursor(page.cursor)))

@@ -1,0 +1,49 @@
+"""The app: opens the backend, starts the engine, and owns both for as long as it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import AsyncIterator
+
+from rstored.api.front_door import FrontDoor
+from rstored.api.metrics import Metrics
+from rstored.api.openapi import declare_routes
+from rstored.api.state import State
+from rstored.backends import backend_class
+from rstored.engine.engine import Engine
+from rstored.settings import Settings, load_settings
+
+__all__ = ["create_app", "running_app"]
+
+
+def create_app(settings: Settings | None = None) -> FrontDoor:
+    """The ASGI app, by default with the settings of the environment.
+
+    Nothing is opened yet: the server's lifespan does that, or ``async with app.running()``.
+    """
+    settings = settings or load_settings()
+    return FrontDoor(declare_routes(docs=settings.docs), functools.partial(_open_state, settings))
+
+
+@contextlib.asynccontextmanager
+async def running_app(settings: Settings) -> AsyncIterator[FrontDoor]:
+    """The app, opened; for tests, and for whoever runs their own server. Raises :class:`~rstored.problems.Problem`."""
+    app = create_app(settings)
+    async with app.running():
+        yield app
+
+
+@contextlib.asynccontextmanager
+async def _open_state(settings: Settings) -> AsyncIterator[State]:
+    metrics = Metrics()
+    backend = await backend_class(settings.dsn).open(settings.dsn)
+    try:
+        engine = Engine(backend, settings.limits, observe=metrics.observe_backend)
+        await engine.start()
+        try:
+            yield State(backend, engine, settings.limits, metrics, settings.access_log, settings.docs)
+        finally:
+            await engine.stop()
+    finally:
+        await backend.close()

@@ -1,0 +1,749 @@
+"""The PostgreSQL backend: psycopg 3, a few pooled connections, one round trip for a batch of reads.
+
+A batch of updates is one transaction of two round trips: one locks the heads (and pins their namespaces), one
+writes and commits. Plans that read rows add a round trip for each step that they take, together. Only heads are
+locked: every writer of a record locks its head first, so its rows need no locks of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar, Final, TypeAlias
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import psycopg
+from psycopg_pool import AsyncConnectionPool
+from sqlalchemy.dialects.postgresql import psycopg as psycopg_dialect
+
+from rstored.backends.abc import (
+    Backend,
+    Capabilities,
+    Commit,
+    CountRead,
+    DeleteRow,
+    DeleteRows,
+    Head,
+    HeadRead,
+    Kind,
+    Listing,
+    Place,
+    PutHead,
+    PutRow,
+    Query,
+    Read,
+    Row,
+    RowOrder,
+    RowScan,
+    Slice,
+    Update,
+    Write,
+    namespace_place,
+)
+from rstored.backends.migrations import SCHEMA_VERSION, pending
+from rstored.backends.schema import ROOT_ID, Statements, prefix_end
+from rstored.problems import Problem
+
+__all__ = ["PostgreSQLBackend"]
+
+_DIALECT: Final = psycopg_dialect.dialect(paramstyle="format")  # type: ignore[no-untyped-call]
+_SQL: Final = Statements(_DIALECT)
+
+_CONNECTIONS_MAX: Final = 4
+_PING_SECONDS: Final = 2
+_CONNECT_SECONDS: Final = 5
+_POOL_WAIT_SECONDS: Final = 5.0
+_STATEMENT_SECONDS: Final = 30
+_LOCK_SECONDS: Final = 10
+_PURGE_ROWS_MAX: Final = 1_000
+_ROWS_BYTES_MAX: Final = 16 * 2**20
+_IDS_RESERVED: Final = 1_000
+_TRIES_MAX: Final = 10
+
+Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+
+
+class PostgreSQLBackend(Backend):
+    """A store in one schema of a PostgreSQL database: ``rstore``, or the one that ``?schema=…`` in the DSN names."""
+
+    capabilities: ClassVar[Capabilities] = Capabilities(local_reads=False)
+
+    def __init__(self, pool: AsyncConnectionPool[Connection], description: dict[str, str]) -> None:
+        self._pool = pool
+        self._description = description
+        # Ids taken from the sequence ahead of need, so that a new record costs no round trip for its id.
+        self._ids: list[int] = []
+
+    @classmethod
+    async def open(cls, dsn: str) -> PostgreSQLBackend:
+        """Connect, create or migrate the schema, and keep a small pool of connections."""
+        conninfo, schema = _conninfo(dsn)
+
+        async def configure(connection: Connection) -> None:
+            await connection.execute(
+                "SELECT set_config('search_path', %s, false), set_config('statement_timeout', %s, false),"
+                " set_config('lock_timeout', %s, false), set_config('idle_in_transaction_session_timeout', %s, false)",
+                (_quoted(schema), f"{_STATEMENT_SECONDS}s", f"{_LOCK_SECONDS}s", f"{2 * _STATEMENT_SECONDS}s"),
+            )
+
+        pool = AsyncConnectionPool[Connection](
+            conninfo,
+            kwargs={"autocommit": True, "connect_timeout": _CONNECT_SECONDS},
+            min_size=1,
+            max_size=_CONNECTIONS_MAX,
+            timeout=_POOL_WAIT_SECONDS,
+            reconnect_timeout=_CONNECT_SECONDS,
+            configure=configure,
+            open=False,
+            name="rstored",
+        )
+        try:
+            connect = psycopg.AsyncConnection.connect(conninfo, autocommit=True, connect_timeout=_CONNECT_SECONDS)
+            async with await connect as connection:
+                await configure(connection)
+                await _migrate(connection, schema)
+                description = await _description(connection)
+            await pool.open(wait=True, timeout=_POOL_WAIT_SECONDS)
+        except psycopg.Error as error:
+            await pool.close()
+            raise _translated(error) from error
+        return cls(pool, description)
+
+    async def close(self) -> None:
+        await self._pool.close()
+
+    async def ping(self) -> None:
+        try:
+            async with asyncio.timeout(_PING_SECONDS), self._connection() as connection:
+                await connection.execute("SELECT 1")
+        except TimeoutError:
+            raise Problem("backend-unavailable", "PostgreSQL does not answer in time: try again") from None
+
+    def describe(self) -> dict[str, str]:
+        return self._description
+
+    async def read(self, queries: Sequence[Query]) -> list[list[Any] | Problem]:
+        for last_try in (False, True):
+            try:
+                async with self._connection() as connection:
+                    return await _answers(connection, queries)
+            except _Rejected as problem:
+                if len(queries) == 1:
+                    return [problem]
+                # One of them spoiled the batch: alone, each gets its own answer.
+                return [answer for query in queries for answer in await self.read([query])]
+            except Problem as problem:
+                if last_try:
+                    return [Problem(problem.code, problem.detail) for _ in queries]
+                # A restarted server leaves broken connections behind; this replaces them.
+                await self._pool.check()
+        raise AssertionError("unreachable")
+
+    async def update(self, updates: Sequence[Update[Any]]) -> list[Any | Problem]:
+        tries = 0
+        while True:
+            tries += 1
+            transaction: _Transaction | None = None
+            try:
+                async with self._connection() as connection:
+                    transaction = _Transaction(connection, self._ids)
+                    return await transaction.run(updates)
+            except _Raced as problem:
+                if tries == _TRIES_MAX:
+                    return [Problem(problem.code, problem.detail) for _ in updates]
+                await asyncio.sleep(0.001 * 2**tries)
+            except (_Rejected, psycopg.Error) as error:
+                if len(updates) == 1:
+                    return [error]
+                # One of them spoiled the transaction: alone, each gets its own.
+                return [result for update in updates for result in await self.update([update])]
+            except Problem as problem:
+                # Once the commit was sent nobody knows what became of it, so it is not sent again.
+                if tries > 1 or (transaction is not None and transaction.committing):
+                    return [Problem(problem.code, problem.detail) for _ in updates]
+                await self._pool.check()
+
+    async def purge(self) -> bool:
+        async with self._connection() as connection, connection.transaction():
+            found = await (await connection.execute(_SOME_TRASH)).fetchone()
+            if found is None:
+                return False
+            (record_id,) = found
+            if (await connection.execute(_ERASE_ROWS, (record_id, _PURGE_ROWS_MAX))).rowcount:
+                return True
+            cursor = await connection.execute(_SQL.some_children, (record_id, _PURGE_ROWS_MAX))
+            children = [child_id for child_id, _ in await cursor.fetchall()]
+            if children:
+                await connection.execute(_TRASH_RECORDS, (children,))
+                await connection.execute(_DELETE_RECORDS, (children,))
+            else:
+                await connection.execute(_SQL.empty_trash, (record_id,))
+            return True
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        """A connection of the pool. Every error of the driver leaves here translated."""
+        try:
+            async with self._pool.connection() as connection:
+                try:
+                    yield connection
+                except psycopg.errors.ReadOnlySqlTransaction:
+                    # The server was demoted; a new connection finds its successor.
+                    await connection.close()
+                    raise
+        except psycopg.Error as error:
+            raise _translated(error) from error
+
+
+# --- opening -----------------------------------------------------------------------------------------------
+
+
+def _conninfo(dsn: str) -> tuple[str, str]:
+    """What the driver connects to, and the schema's name.
+
+    >>> _conninfo("postgresql://db/store?schema=shop&sslmode=require")
+    ('postgresql://db/store?sslmode=require', 'shop')
+    """
+    parts = urlsplit(dsn)
+    parameters = parse_qsl(parts.query, keep_blank_values=True)
+    schema = next((value for name, value in parameters if name == "schema"), "rstore")
+    if not schema or "\0" in schema:
+        raise Problem("backend-unavailable", "the DSN's schema is empty: write ?schema=name, or leave it out")
+    query = urlencode([(name, value) for name, value in parameters if name != "schema"])
+    return urlunsplit(("postgresql", parts.netloc, parts.path, query, "")), schema
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+async def _migrate(connection: Connection, schema: str) -> None:
+    async with connection.transaction():
+        # The lock keeps other processes that start now waiting; the transaction's end releases it.
+        await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('rstore ' || %s, 0))", (schema,))
+        exists = await (await connection.execute("SELECT to_regnamespace(%s)", (_quoted(schema),))).fetchone()
+        if exists == (None,):
+            await connection.execute(f"CREATE SCHEMA {_quoted(schema)}".encode())
+        found = await (await connection.execute("SELECT to_regclass('schema_version')")).fetchone()
+        if found == (None,):
+            await connection.execute("CREATE TABLE schema_version (version INTEGER NOT NULL)")
+            await connection.execute("INSERT INTO schema_version VALUES (0)")
+        row = await (await connection.execute("SELECT version FROM schema_version")).fetchone()
+        assert row is not None
+        for statement in pending(row[0], _DIALECT):
+            await connection.execute(statement.encode())
+        await connection.execute("UPDATE schema_version SET version = %s", (SCHEMA_VERSION,))
+
+
+async def _description(connection: Connection) -> dict[str, str]:
+    """What ``/`` says, the durability read from the live server."""
+    cursor = await connection.execute(
+        "SELECT current_setting('server_version'), current_setting('synchronous_commit'), current_setting('fsync')"
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    version, synchronous_commit, fsync = row
+    described = {"name": "postgresql", "version": version}
+    durability = f"an acknowledged write is committed by PostgreSQL (synchronous_commit={synchronous_commit})"
+    if fsync == "on" and synchronous_commit != "off":
+        described["durability"] = f"{durability}: it survives a crash of the service and of the server"
+    else:
+        described["durability"] = f"{durability}, fsync={fsync}: a crash of the server may lose the last writes"
+        described["warning"] = "PostgreSQL is set to lose acknowledged writes in a crash: turn on both settings"
+    return described
+
+
+# --- reading -----------------------------------------------------------------------------------------------
+
+Rows: TypeAlias = list[tuple[Any, ...]]
+# The SQL text, its parameters, and what makes the read's result of the rows.
+Question: TypeAlias = tuple[str, Sequence[Any], Callable[[Rows], Any]]
+
+_COUNTS: Final = f"{_SQL.counts} UNION ALL SELECT kind, -n FROM ({_SQL.expired_counts}) AS expired (kind, n)"  # noqa: S608
+
+
+def _heads_sql(value: str) -> str:
+    return f"""
+        SELECT place.position, found.meta, {value}, found.expires_ms
+        FROM unnest(%b::text[], %b::smallint[], %b::text[]) WITH ORDINALITY AS place (namespace, kind, key, position)
+        JOIN record AS owner ON owner.parent_id = {ROOT_ID} AND owner.kind = {int(Kind.NAMESPACE)}
+            AND owner.key = place.namespace
+        JOIN record AS found ON found.parent_id = owner.id AND found.kind = place.kind AND found.key = place.key
+    """  # noqa: S608 - made of constants
+
+
+_HEADS: Final = {True: _heads_sql("found.value"), False: _heads_sql("''::bytea")}
+
+
+async def _answers(connection: Connection, queries: Sequence[Query]) -> list[list[Any] | Problem]:
+    """Answer the queries: reads of one head share one statement, all else is one snapshot in one round trip."""
+    answers: list[list[Any] | Problem] = [[None] for _ in queries]
+    lone: dict[bool, list[tuple[int, Place]]] = {True: [], False: []}
+    others: list[tuple[int, Query]] = []
+    for position, query in enumerate(queries):
+        if len(query) == 1 and isinstance(query[0], HeadRead):
+            lone[query[0].values].append((position, query[0].place))
+        else:
+            others.append((position, query))
+    for values, positioned in lone.items():
+        if positioned:
+            columns = _columns([place for _, place in positioned])
+            for ordinal, *head in await _fetch(connection, _HEADS[values], columns):
+                answers[positioned[ordinal - 1][0]] = [Head._make(head)]
+    if len(others) == 1 and len(others[0][1]) == 1:
+        text, parameters, decode = _question(others[0][1][0])
+        answers[others[0][0]] = [decode(await _fetch(connection, text, parameters))]
+    elif others:
+        async with connection.pipeline():
+            await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            asked = [(position, await _ask(connection, query)) for position, query in others]
+            await connection.execute("COMMIT")
+            for position, cursors in asked:
+                answers[position] = [decode(await cursor.fetchall()) for cursor, decode in cursors]
+    return answers
+
+
+async def _ask(
+    connection: Connection, query: Query
+) -> list[tuple[psycopg.AsyncCursor[tuple[Any, ...]], Callable[[Rows], Any]]]:
+    """Send a query's statements into the open pipeline; the rows come when they are fetched."""
+    asked = []
+    for read in query:
+        text, parameters, decode = _question(read)
+        asked.append((await connection.execute(text.encode(), parameters), decode))
+    return asked
+
+
+async def _fetch(connection: Connection, text: str, parameters: Sequence[Any]) -> Rows:
+    return await (await connection.execute(text.encode(), parameters)).fetchall()
+
+
+def _columns(places: Sequence[Place]) -> tuple[list[str], list[int], list[str]]:
+    return (
+        [place.namespace for place in places],
+        [int(place.kind) for place in places],
+        [place.key for place in places],
+    )
+
+
+def _question(read: Read) -> Question:
+    if isinstance(read, RowScan):
+        return _scan_question(read)
+    if isinstance(read, HeadRead):
+        text = _SQL.head if read.values else _SQL.head_without_value
+        return text, _at(read.place), lambda rows: Head._make(rows[0]) if rows else None
+    if isinstance(read, Listing):
+        return _listing_question(read)
+    if isinstance(read, CountRead):
+        return _COUNTS, (read.namespace, read.now_ms, read.namespace), _counts
+    return _SQL.expired, (read.now_ms, read.limit), _expired
+
+
+def _scan_question(scan: RowScan) -> Question:
+    place = (*_at(scan.place), scan.lane)
+    text = _SQL.scan(
+        along=scan.along,
+        low=scan.low is not None,
+        high=scan.high is not None,
+        descending=scan.descending,
+        floor=scan.floor,
+    )
+    parameters: list[Any] = [*place]
+    if scan.low is not None:
+        parameters += [*place, scan.low, scan.low] if scan.floor else [scan.low]
+    if scan.high is not None:
+        parameters.append(scan.high)
+    parameters.append(None if scan.limit is None else scan.limit + 1)
+    order = "by_key" if scan.along is RowOrder.BY else "sort_key"
+    columns = "sort_key, value, by_key"
+    text = _bounded(text, columns, f"{order} DESC" if scan.descending else order, scan.bytes_max, parameters)
+    return text, parameters, lambda rows: _slice(rows, scan.limit, scan.bytes_max, _row)
+
+
+def _listing_question(listing: Listing) -> Question:
+    after, prefix = listing.after, listing.prefix
+    high = prefix_end(prefix)
+    exclusive = after is not None and after >= prefix
+    text = _SQL.listing(values=listing.values, exclusive=exclusive, bounded=high is not None)
+    # The root record, named "", is its own parent: it is no namespace and must not be listed as one.
+    low = after if exclusive else prefix or "\x01"
+    parameters: list[Any] = [listing.namespace, int(listing.kind), low]
+    if high is not None:
+        parameters.append(high)
+    parameters.append(listing.limit + 1)
+    bytes_max = listing.bytes_max if listing.values else None
+    text = _bounded(text, "key, meta, value, expires_ms", "key", bytes_max, parameters)
+    return text, parameters, lambda rows: _slice(rows, listing.limit, bytes_max, _listed)
+
+
+def _bounded(text: str, columns: str, order: str, bytes_max: int | None, parameters: list[Any]) -> str:
+    """The statement cut after the row with which the values reach ``bytes_max``; its last column counts all rows."""
+    if bytes_max is None:
+        return text
+    parameters.append(bytes_max)
+    return f"""
+        SELECT {columns}, total FROM (
+            SELECT {columns}, count(*) OVER () AS total, sum(octet_length(value)) OVER (
+                ORDER BY {order} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+            ) AS bytes_before
+            FROM ({text}) AS page ({columns})
+        ) AS sized
+        WHERE bytes_before IS NULL OR bytes_before < %s
+        ORDER BY {order}
+    """  # noqa: S608 - made of constants
+
+
+def _slice(rows: Rows, limit: int | None, bytes_max: int | None, make: Callable[[tuple[Any, ...]], Any]) -> Slice[Any]:
+    if limit is not None and len(rows) > limit:
+        return Slice([make(row) for row in rows[:limit]], True)
+    cut = bytes_max is not None and bool(rows) and rows[0][-1] > len(rows)
+    return Slice([make(row) for row in rows], cut)
+
+
+def _row(columns: tuple[Any, ...]) -> Row:
+    return Row._make(columns[:3])
+
+
+def _listed(columns: tuple[Any, ...]) -> tuple[str, Head]:
+    return columns[0], Head._make(columns[1:4])
+
+
+def _counts(rows: Rows) -> dict[Kind, int]:
+    counts: dict[Kind, int] = {kind: 0 for kind in Kind if kind is not Kind.NAMESPACE}
+    for kind, n in rows:
+        counts[Kind(kind)] += n
+    return counts
+
+
+def _expired(rows: Rows) -> list[Place]:
+    return [Place(namespace, Kind(kind), key) for namespace, kind, key in rows]
+
+
+def _at(place: Place) -> tuple[str, int, str]:
+    return place.namespace, int(place.kind), place.key
+
+
+# --- writing -----------------------------------------------------------------------------------------------
+
+_LOCK_NAMESPACES: Final = f"""
+    SELECT key, id, meta, expires_ms FROM record
+    WHERE parent_id = {ROOT_ID} AND kind = {int(Kind.NAMESPACE)} AND key = ANY(%b::text[])
+    ORDER BY id FOR KEY SHARE
+"""  # noqa: S608 - made of constants
+_LOCK_HEADS: Final = f"""
+    SELECT owner.key, found.kind, found.key, found.id, found.meta, found.expires_ms
+    FROM unnest(%b::text[], %b::smallint[], %b::text[]) AS place (namespace, kind, key)
+    JOIN record AS owner ON owner.parent_id = {ROOT_ID} AND owner.kind = {int(Kind.NAMESPACE)}
+        AND owner.key = place.namespace
+    JOIN record AS found ON found.parent_id = owner.id AND found.kind = place.kind AND found.key = place.key
+    ORDER BY found.id FOR UPDATE OF found
+"""  # noqa: S608 - made of constants
+_RESERVE_IDS: Final = "SELECT nextval(pg_get_serial_sequence('record', 'id')) FROM generate_series(1, %s)"
+_INSERT_HEADS: Final = """
+    INSERT INTO record (id, parent_id, kind, key, expires_ms, meta, value)
+    SELECT * FROM unnest(%b::bigint[], %b::bigint[], %b::smallint[], %b::text[], %b::bigint[], %b::bytea[], %b::bytea[])
+"""
+_UPDATE_HEADS: Final = """
+    UPDATE record SET expires_ms = head.expires_ms, meta = head.meta, value = head.value
+    FROM unnest(%b::bigint[], %b::bigint[], %b::bytea[], %b::bytea[]) AS head (id, expires_ms, meta, value)
+    WHERE record.id = head.id
+"""
+_DELETE_RECORDS: Final = "DELETE FROM record WHERE id = ANY(%b::bigint[])"
+_TRASH_RECORDS: Final = """
+    INSERT INTO trash
+    SELECT id FROM unnest(%b::bigint[]) AS gone (id)
+    WHERE EXISTS (SELECT FROM record_row WHERE record_id = gone.id)
+        OR EXISTS (SELECT FROM record WHERE parent_id = gone.id)
+    ON CONFLICT DO NOTHING
+"""
+_PUT_ROWS: Final = """
+    INSERT INTO record_row (record_id, lane, sort_key, by_key, value)
+    SELECT * FROM unnest(%b::bigint[], %b::smallint[], %b::bytea[], %b::bytea[], %b::bytea[])
+    ON CONFLICT (record_id, lane, sort_key) DO UPDATE SET by_key = excluded.by_key, value = excluded.value
+"""
+_DELETE_ROWS: Final = """
+    DELETE FROM record_row USING unnest(%b::bigint[], %b::smallint[], %b::bytea[]) AS gone (record_id, lane, sort_key)
+    WHERE record_row.record_id = gone.record_id AND record_row.lane = gone.lane AND record_row.sort_key = gone.sort_key
+"""
+_SOME_TRASH: Final = "SELECT record_id FROM trash LIMIT 1 FOR UPDATE SKIP LOCKED"
+_ERASE_ROWS: Final = """
+    DELETE FROM record_row
+    WHERE ctid = ANY(ARRAY(SELECT ctid FROM record_row WHERE record_id = %s LIMIT %s))
+"""
+
+Planning: TypeAlias = Generator[Query, list[Any], Commit[Any]]
+
+
+class _Transaction:
+    """One batch of updates on one connection.
+
+    ``committing`` is set when COMMIT goes out: if the connection breaks after that, nobody knows what became of it.
+    """
+
+    def __init__(self, connection: Connection, spare_ids: list[int]) -> None:
+        self.committing = False
+        self._connection = connection
+        self._spare_ids = spare_ids
+        self._ids: dict[Place, int | None] = {}
+        self._heads: dict[Place, Head | None] = {}
+        self._changes = _Changes()
+
+    async def run(self, updates: Sequence[Update[Any]]) -> list[Any]:
+        """Carry out the updates in order and commit; returns their answers and the exceptions of their plans."""
+        results: list[Any] = [None] * len(updates)
+        try:
+            await self._lock(sorted({place for update in updates for place in update.places}))
+            for wave in _waves(updates):
+                await self._run_wave([(position, updates[position]) for position in wave], results)
+            async with self._connection.pipeline():
+                await self._changes.send(self._connection)
+                self.committing = True
+                await self._connection.execute("COMMIT")
+        except BaseException:
+            if not self._connection.closed:
+                await self._connection.rollback()
+            raise
+        return results
+
+    async def _lock(self, places: list[Place]) -> None:
+        """Begin, lock the heads of the places, pin their namespaces, and learn both, all in one round trip."""
+        parents = {place.namespace for place in places if place.kind is not Kind.NAMESPACE}
+        async with self._connection.pipeline():
+            await self._connection.execute("BEGIN")
+            namespaces = await self._connection.execute(_LOCK_NAMESPACES.encode(), (sorted(parents),))
+            records = await self._connection.execute(_LOCK_HEADS.encode(), _columns(places))
+            found = [("", int(Kind.NAMESPACE), *row) for row in await namespaces.fetchall()]
+            found += await records.fetchall()
+        for place in (*places, *map(namespace_place, parents)):
+            self._ids[place] = self._heads[place] = None
+        for namespace, kind, key, record_id, meta, expires_ms in found:
+            place = Place(namespace, Kind(kind), key)
+            self._ids[place], self._heads[place] = record_id, Head(meta, b"", expires_ms)
+
+    async def _run_wave(self, wave: list[tuple[int, Update[Any]]], results: list[Any]) -> None:
+        """Run the plans of a wave, which touch different records, in step, so that their queries travel together."""
+        commits: dict[int, Commit[Any]] = {}
+        asking: list[tuple[int, Planning, Query]] = []
+
+        def advance(position: int, planning: Planning, answer: list[Any] | None) -> None:
+            try:
+                asking.append((position, planning, next(planning) if answer is None else planning.send(answer)))
+            except StopIteration as stop:
+                commits[position] = stop.value
+            except Exception as error:
+                results[position] = error
+
+        for position, update in wave:
+            advance(position, update.plan(self._heads), None)
+        while asking:
+            asked, asking = asking, []
+            for (position, planning, _), answer in zip(
+                asked, await self._ask([query for *_, query in asked]), strict=True
+            ):
+                advance(position, planning, answer)
+        await self._reserve_ids(sum(type(write) is PutHead for commit in commits.values() for write in commit.writes))
+        for position, _ in wave:
+            if position in commits:
+                for write in commits[position].writes:
+                    self._write(write)
+                results[position] = commits[position].answer
+
+    async def _ask(self, queries: list[Query]) -> list[list[Any]]:
+        """Answer the plans' queries in one round trip, after what is already to be written."""
+        async with self._connection.pipeline():
+            await self._changes.send(self._connection)
+            self._changes = _Changes()
+            asked = [await _ask(self._connection, query) for query in queries]
+            return [[decode(await cursor.fetchall()) for cursor, decode in cursors] for cursors in asked]
+
+    async def _reserve_ids(self, n: int) -> None:
+        if len(self._spare_ids) < n:
+            rows = await _fetch(self._connection, _RESERVE_IDS, (n + _IDS_RESERVED,))
+            self._spare_ids += [record_id for (record_id,) in rows]
+
+    def _write(self, write: Write) -> None:
+        place = write.place
+        record_id = self._ids[place]
+        if isinstance(write, PutHead):
+            if record_id is None:
+                record_id = self._ids[place] = self._spare_ids.pop()
+                self._changes.insert(record_id, self._parent_id(place), place, write.head)
+            else:
+                self._changes.update(record_id, write.head)
+            self._heads[place] = write.head._replace(value=b"")
+        elif isinstance(write, PutRow):
+            if record_id is None:
+                raise AssertionError("a row was put into a record that does not exist")
+            self._changes.rows[record_id, write.lane, write.row.sort] = write.row
+        elif record_id is None:
+            return
+        elif isinstance(write, DeleteRow):
+            self._changes.rows[record_id, write.lane, write.sort] = None
+        elif isinstance(write, DeleteRows):
+            self._changes.delete_rows(record_id, write)
+        else:
+            self._changes.delete(record_id, self._parent_id(place), place)
+            gone = [place]
+            if place.kind is Kind.NAMESPACE:
+                gone += [inner for inner in self._ids if inner.namespace == place.key]
+            for inner in gone:
+                self._ids[inner] = self._heads[inner] = None
+
+    def _parent_id(self, place: Place) -> int:
+        if place.kind is Kind.NAMESPACE:
+            return ROOT_ID
+        parent_id = self._ids[namespace_place(place.namespace)]
+        if parent_id is None:
+            raise AssertionError("a record was put into a namespace that does not exist")
+        return parent_id
+
+
+class _Changes:
+    """What is to be written, gathered so that it takes a few statements however many updates there are."""
+
+    def __init__(self) -> None:
+        self._inserted: dict[int, tuple[int, Place, Head]] = {}
+        self._updated: dict[int, Head] = {}
+        self._deleted: list[int] = []
+        self._deleted_namespaces: list[int] = []
+        self._deleted_ranges: list[tuple[int, DeleteRows]] = []
+        self._counted: dict[tuple[int, int], int] = {}
+        # None: the row is to be deleted.
+        self.rows: dict[tuple[int, int, bytes], Row | None] = {}
+
+    def insert(self, record_id: int, parent_id: int, place: Place, head: Head) -> None:
+        self._inserted[record_id] = parent_id, place, head
+        self._count(parent_id, place, 1)
+
+    def update(self, record_id: int, head: Head) -> None:
+        if record_id in self._inserted:
+            parent_id, place, _ = self._inserted[record_id]
+            self._inserted[record_id] = parent_id, place, head
+        else:
+            self._updated[record_id] = head
+
+    def delete(self, record_id: int, parent_id: int, place: Place) -> None:
+        self._count(parent_id, place, -1)
+        children = [child for child, (parent, *_) in self._inserted.items() if parent == record_id]
+        for gone in (record_id, *children):
+            self._updated.pop(gone, None)
+            if self._inserted.pop(gone, None) is None:
+                self._deleted.append(gone)
+        self.rows = {at: row for at, row in self.rows.items() if at[0] != record_id and at[0] not in children}
+        if place.kind is Kind.NAMESPACE:
+            self._counted = {at: n for at, n in self._counted.items() if at[0] != record_id}
+            self._deleted_namespaces.append(record_id)
+
+    def delete_rows(self, record_id: int, gone: DeleteRows) -> None:
+        low, high = gone.low or b"", gone.high
+        self.rows = {
+            at: row
+            for at, row in self.rows.items()
+            if at[:2] != (record_id, gone.lane) or at[2] < low or (high is not None and at[2] > high)
+        }
+        self._deleted_ranges.append((record_id, gone))
+
+    def _count(self, parent_id: int, place: Place, n: int) -> None:
+        at = parent_id, int(place.kind)
+        self._counted[at] = self._counted.get(at, 0) + n
+
+    async def send(self, connection: Connection) -> None:
+        """Send the statements into the open pipeline, in an order in which none undoes another."""
+        for record_id, gone in self._deleted_ranges:
+            text = _SQL.delete_rows(low=gone.low is not None, high=gone.high is not None)
+            bounds = [bound for bound in (gone.low, gone.high) if bound is not None]
+            await connection.execute(text.encode(), (record_id, gone.lane, *bounds))
+        if self._deleted:
+            await connection.execute(_DELETE_RECORDS, (self._deleted,))
+            await connection.execute(_TRASH_RECORDS, (self._deleted,))
+        if self._inserted:
+            inserted = [
+                (record_id, parent_id, int(place.kind), place.key, head.expires_ms, head.meta, head.value)
+                for record_id, (parent_id, place, head) in self._inserted.items()
+            ]
+            await connection.execute(_INSERT_HEADS, _transposed(inserted))
+        if self._updated:
+            updated = [(record_id, head.expires_ms, head.meta, head.value) for record_id, head in self._updated.items()]
+            await connection.execute(_UPDATE_HEADS, _transposed(updated))
+        deleted_rows = [at for at, row in self.rows.items() if row is None]
+        if deleted_rows:
+            await connection.execute(_DELETE_ROWS, _transposed(deleted_rows))
+        for put in _chunks([(at[0], at[1], *_stored(row)) for at, row in self.rows.items() if row is not None]):
+            await connection.execute(_PUT_ROWS, _transposed(put))
+        # In order, so that two processes that count in the same namespaces never wait for each other in a circle.
+        for (parent_id, kind), n in sorted(self._counted.items()):
+            if n:
+                await connection.execute(_SQL.add_count.encode(), (parent_id, kind, n))
+        for namespace_id in self._deleted_namespaces:
+            await connection.execute(_SQL.delete_counts.encode(), (namespace_id,))
+
+
+def _stored(row: Row) -> tuple[bytes, bytes | None, bytes]:
+    return row.sort, row.by, row.value
+
+
+def _transposed(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _chunks(rows: list[Any]) -> Iterator[list[Any]]:
+    """The rows in runs that hold a bounded number of bytes each; a row's last member is its value."""
+    start = size = 0
+    for position, row in enumerate(rows):
+        size += len(row[-1])
+        if size >= _ROWS_BYTES_MAX:
+            yield rows[start : position + 1]
+            start, size = position + 1, 0
+    if start < len(rows):
+        yield rows[start:]
+
+
+def _waves(updates: Sequence[Update[Any]]) -> list[list[int]]:
+    """The updates' positions in waves: those of one wave share no record, and those that do keep their order."""
+    waves: list[list[int]] = []
+    # The first wave that may touch a record, and that may delete a namespace.
+    free: dict[Place, int] = {}
+    unused: dict[str, int] = {}
+    for position, update in enumerate(updates):
+        wave = 0
+        for place in update.places:
+            if place.kind is Kind.NAMESPACE:
+                wave = max(wave, unused.get(place.key, 0))
+            wave = max(wave, free.get(place, 0), free.get(namespace_place(place.namespace), 0))
+        for place in update.places:
+            free[place] = wave + 1
+            unused[place.namespace] = max(unused.get(place.namespace, 0), wave + 1)
+        if wave == len(waves):
+            waves.append([])
+        waves[wave].append(position)
+    return waves
+
+
+# --- failing -----------------------------------------------------------------------------------------------
+
+
+class _Raced(Problem):
+    """Another process wrote the same records first; nothing was kept, and the same batch can be tried again."""
+
+
+class _Rejected(Problem):
+    """The server refused a statement, so nothing was kept; of a batch, most updates may still be possible."""
+
+
+def _translated(error: psycopg.Error) -> Exception:
+    """The problem that a driver's error means; the error itself if it can only be a mistake in this program."""
+    state = error.sqlstate or ""
+    if isinstance(error, psycopg.errors.UniqueViolation | psycopg.errors.TransactionRollback):
+        return _Raced("backend-unavailable", "other processes keep writing the same records: try again")
+    if isinstance(error, psycopg.errors.QueryCanceled | psycopg.errors.LockNotAvailable):
+        return _Rejected("backend-unavailable", "PostgreSQL took too long over a statement: try again")
+    if isinstance(error, psycopg.errors.DiskFull):
+        return _Rejected("storage-full", "PostgreSQL's disk is full: free some space and try again")
+    if state.startswith("XX"):
+        return _Rejected("backend-corrupt", "PostgreSQL reports damaged data: see its log")
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return Problem("backend-unavailable", "PostgreSQL refuses the DSN's user: grant it CREATE on the database")
+    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) or state[:2] in ("08", "25", "53", "57"):
+        return Problem("backend-unavailable", "PostgreSQL does not answer or turns connections away: try again")
+    return error

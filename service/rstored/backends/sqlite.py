@@ -1,0 +1,541 @@
+"""The SQLite backend: one file, read on the event loop, written by one thread.
+
+The file is in WAL mode, so a read sees the last commit and waits for nobody, and a page in memory is read in less
+time than a hop to a thread takes. All writes of a batch are one transaction (group commit). Several processes may
+use one file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar, Final, TypeVar
+
+from sqlalchemy.dialects import sqlite as sqlite_dialect
+
+from rstored.backends.abc import (
+    Backend,
+    Capabilities,
+    Commit,
+    CountRead,
+    DeleteRecord,
+    DeleteRow,
+    DeleteRows,
+    ExpiredRead,
+    Head,
+    HeadRead,
+    Kind,
+    Listing,
+    Place,
+    PutHead,
+    PutRow,
+    Query,
+    Read,
+    Row,
+    RowScan,
+    Slice,
+    Update,
+    Write,
+    namespace_place,
+)
+from rstored.backends.migrations import SCHEMA_VERSION, pending
+from rstored.backends.schema import ROOT_ID, Statements, prefix_end
+from rstored.problems import Problem
+
+__all__ = ["SQLiteBackend", "database_path"]
+
+_APPLICATION_ID: Final = int.from_bytes(b"rsto")
+_BUSY_SECONDS: Final = 10.0
+_PURGE_ROWS_MAX: Final = 1_000
+_PURGE_BYTES_MAX: Final = 16 * 2**20
+
+_DIALECT: Final = sqlite_dialect.dialect(paramstyle="qmark")
+_SQL: Final = Statements(_DIALECT)
+
+T = TypeVar("T")
+
+
+def database_path(dsn: str) -> Path:
+    """The file that a DSN names; raises :class:`Problem` if it names none.
+
+    ``sqlite:///data/store.db`` and ``sqlite://store.db`` are relative to the working directory; an absolute path
+    takes four slashes.
+
+    >>> database_path("sqlite:////var/lib/rstore/store.db")
+    PosixPath('/var/lib/rstore/store.db')
+    >>> database_path("sqlite://store.db")
+    PosixPath('store.db')
+    """
+    rest = dsn.removeprefix("sqlite://")
+    name = rest[1:] if rest.startswith("/") else rest
+    if not name or name.endswith("/"):
+        raise Problem("backend-unavailable", "the DSN names no file: write sqlite:///path/to/file.db")
+    if name == ":memory:":
+        raise Problem("backend-unavailable", "a database in memory would forget every write: name a file in the DSN")
+    if "?" in name or "\0" in name:
+        raise Problem("backend-unavailable", "a SQLite DSN takes no parameters: write sqlite:///path/to/file.db")
+    return Path(name)
+
+
+class SQLiteBackend(Backend):
+    """A store in one SQLite file."""
+
+    capabilities: ClassVar[Capabilities] = Capabilities(local_reads=True)
+
+    def __init__(self, path: Path, executor: ThreadPoolExecutor, writer: _Writer, reader: _Reader) -> None:
+        self._path = path
+        self._executor = executor
+        self._writer = writer
+        self._reader = reader
+        self._inode = path.stat().st_ino
+        self._closed = False
+
+    @classmethod
+    async def open(cls, dsn: str) -> SQLiteBackend:
+        """Open or create the file that ``dsn`` names (see :func:`database_path`)."""
+        path = database_path(dsn)
+        if not path.parent.is_dir():
+            hint = "" if path.is_absolute() else "; an absolute path takes four slashes: sqlite:////…"
+            raise Problem("backend-unavailable", f"there is no folder {str(path.parent)!r}: create it{hint}")
+        executor = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
+        try:
+            writing = await asyncio.get_running_loop().run_in_executor(executor, _connect_for_writing, path)
+        except sqlite3.Error as error:
+            raise _translated(error, f"the database file {str(path)!r}") from error
+        return cls(path, executor, _Writer(writing), _Reader(_connect_for_reading(path)))
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        await self._in_thread(self._writer.connection.close)
+        self._reader.connection.close()
+        self._executor.shutdown()
+
+    async def ping(self) -> None:
+        self._check_open()
+        try:
+            if self._path.stat().st_ino != self._inode or not os.access(self._path, os.W_OK):
+                raise FileNotFoundError
+            self._reader.connection.execute("SELECT version FROM schema_version").fetchone()
+        except OSError as error:
+            detail = "the database file was deleted, replaced or made read-only while in use: restart the service"
+            raise Problem("backend-unavailable", detail) from error
+        except sqlite3.Error as error:
+            raise _translated(error) from error
+
+    def describe(self) -> dict[str, str]:
+        return {
+            "name": "sqlite",
+            "version": sqlite3.sqlite_version,
+            "durability": "an acknowledged write is synced to disk (WAL, synchronous=FULL): it survives a crash of "
+            "the process and of the machine",
+        }
+
+    async def read(self, queries: Sequence[Query]) -> list[list[Any] | Problem]:
+        answers: list[list[Any] | Problem] = []
+        for query in queries:
+            try:
+                answers.append(self._reader.snapshot(query))
+            except sqlite3.Error as error:
+                self._check_open()
+                failure = _translated(error)
+                if not isinstance(failure, Problem):
+                    raise
+                answers.append(failure)
+        return answers
+
+    async def update(self, updates: Sequence[Update[Any]]) -> list[Any | Problem]:
+        self._check_open()
+        return await self._in_thread(self._writer.update, updates)
+
+    async def purge(self) -> bool:
+        self._check_open()
+        try:
+            return await self._in_thread(self._writer.purge)
+        except sqlite3.Error as error:
+            raise _translated(error) from error
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Problem("backend-unavailable", "the database is closed")
+
+
+# --- opening -----------------------------------------------------------------------------------------------
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=512
+    )
+    # KiB, negated. Each of the two connections may come to hold as much.
+    connection.execute("PRAGMA cache_size = -65536")
+    return connection
+
+
+def _connect_for_reading(path: Path) -> sqlite3.Connection:
+    connection = _connect(path)
+    connection.execute("PRAGMA query_only = ON")
+    return connection
+
+
+def _connect_for_writing(path: Path) -> sqlite3.Connection:
+    """Connect for writing, having made sure that the file is ours, is writable and has the present schema."""
+    connection = _connect(path)
+    try:
+        connection.execute("PRAGMA synchronous = FULL")
+        # The lock keeps other processes that start now waiting, and shows that the file can be written.
+        connection.execute("BEGIN IMMEDIATE")
+        _migrate(connection)
+        connection.execute("COMMIT")
+        _use_wal(connection)
+        # Pages of the log before it is copied into the file; a smaller log is copied more often than it helps.
+        connection.execute("PRAGMA wal_autocheckpoint = 4000")
+        connection.execute(f"PRAGMA journal_size_limit = {64 * 2**20}")
+        # What is deleted is overwritten where that costs no further write.
+        connection.execute("PRAGMA secure_delete = FAST")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if tables == 0:
+        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        connection.execute("CREATE TABLE schema_version (version INTEGER NOT NULL)")
+        connection.execute("INSERT INTO schema_version VALUES (0)")
+    elif application_id != _APPLICATION_ID:
+        raise Problem("backend-unavailable", "the file is the SQLite database of another program: name another file")
+    (version,) = connection.execute("SELECT version FROM schema_version").fetchone()
+    for statement in pending(version, _DIALECT):
+        connection.execute(statement)
+    connection.execute("UPDATE schema_version SET version = ?", (SCHEMA_VERSION,))
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Turn on WAL mode, which is kept in the file. SQLite does not wait for others here, so this does."""
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            break
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+    if mode != "wal":
+        raise Problem("backend-unavailable", "the file system cannot hold a SQLite WAL database: use a local disk")
+
+
+# --- reading -----------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Answers reads on one connection."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self._execute = connection.execute
+        self._answers: dict[type[Any], Callable[[Any], Any]] = {
+            HeadRead: self._head,
+            RowScan: self._rows,
+            Listing: self._listing,
+            CountRead: self._counts,
+            ExpiredRead: self._expired,
+        }
+
+    def snapshot(self, query: Query) -> list[Any]:
+        """The results of the reads, all of one state of the database."""
+        if len(query) == 1:
+            return [self.answer(query[0])]
+        self._execute("BEGIN")
+        try:
+            return [self.answer(read) for read in query]
+        finally:
+            # SQLite itself ends the transaction after some failures.
+            if self.connection.in_transaction:
+                self._execute("COMMIT")
+
+    def answer(self, read: Read) -> Any:
+        return self._answers[type(read)](read)
+
+    def _head(self, read: HeadRead) -> Head | None:
+        namespace, kind, key = read.place
+        sql = _SQL.head if read.values else _SQL.head_without_value
+        # An int of a subclass takes sqlite3 a slower way, so kinds are bound as plain ones.
+        row = self._execute(sql, (namespace, int(kind), key)).fetchone()
+        return None if row is None else Head._make(row)
+
+    def _rows(self, scan: RowScan) -> Slice[Row]:
+        namespace, kind, key = scan.place
+        place = (namespace, int(kind), key, scan.lane)
+        sql = _SQL.scan(
+            along=scan.along,
+            low=scan.low is not None,
+            high=scan.high is not None,
+            descending=scan.descending,
+            floor=scan.floor,
+        )
+        parameters: list[Any] = [*place]
+        if scan.low is not None:
+            parameters += [*place, scan.low, scan.low] if scan.floor else [scan.low]
+        if scan.high is not None:
+            parameters.append(scan.high)
+        parameters.append(_fetch_limit(scan.limit))
+        rows = map(Row._make, self._execute(sql, parameters))
+        return _slice(rows, scan.limit, scan.bytes_max, lambda row: len(row.value))
+
+    def _listing(self, listing: Listing) -> Slice[tuple[str, Head]]:
+        after, prefix = listing.after, listing.prefix
+        high = prefix_end(prefix)
+        exclusive = after is not None and after >= prefix
+        sql = _SQL.listing(values=listing.values, exclusive=exclusive, bounded=high is not None)
+        # The root record, named "", is its own parent: it is no namespace and must not be listed as one.
+        low = after if exclusive else prefix or "\x01"
+        parameters = [listing.namespace, int(listing.kind), low, high, _fetch_limit(listing.limit)]
+        if high is None:
+            del parameters[3]
+        rows = ((row[0], Head._make(row[1:])) for row in self._execute(sql, parameters))
+        return _slice(rows, listing.limit, listing.bytes_max, lambda item: len(item[1].value))
+
+    def _counts(self, read: CountRead) -> dict[Kind, int]:
+        counts: dict[Kind, int] = {kind: 0 for kind in Kind if kind is not Kind.NAMESPACE}
+        for kind, n in self._execute(_SQL.counts, (read.namespace,)):
+            counts[Kind(kind)] += n
+        for kind, n in self._execute(_SQL.expired_counts, (read.now_ms, read.namespace)):
+            counts[Kind(kind)] -= n
+        return counts
+
+    def _expired(self, read: ExpiredRead) -> list[Place]:
+        rows = self._execute(_SQL.expired, (read.now_ms, read.limit))
+        return [Place(namespace, Kind(kind), key) for namespace, kind, key in rows]
+
+
+def _fetch_limit(limit: int | None) -> int:
+    """One more than is wanted, to see whether there is more; SQLite takes a negative limit for none."""
+    return -1 if limit is None else limit + 1
+
+
+def _slice(rows: Iterable[T], limit: int | None, bytes_max: int | None, size_of: Callable[[T], int]) -> Slice[T]:
+    """The first rows within the limits. It reads to the end or leaves the statement to be reset as it is dropped."""
+    if bytes_max is None:
+        items = list(rows)
+        more = limit is not None and len(items) > limit
+        if more:
+            items.pop()
+        return Slice(items, more)
+    items = []
+    size = 0
+    for row in rows:
+        if items and (size >= bytes_max or len(items) == limit):
+            return Slice(items, True)
+        items.append(row)
+        size += size_of(row)
+    return Slice(items, False)
+
+
+# --- writing -----------------------------------------------------------------------------------------------
+
+
+class _Writer:
+    """Carries out updates on one connection. Everything here runs on the writer thread."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self._reader = _Reader(connection)
+        self._execute = connection.cursor().execute
+        # What the transaction under way adds to record_count, by parent and kind.
+        self._counted: dict[tuple[int, int], int] = {}
+
+    def update(self, updates: Sequence[Update[Any]]) -> list[Any | Problem]:
+        """Carry out the updates in one transaction, or, if a statement fails in it, each in one of its own."""
+        try:
+            self._execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            return [_translated(error) for _ in updates]
+        try:
+            results = [self._run(update) for update in updates]
+            self._commit()
+        except Exception as error:
+            self._roll_back()
+            if len(updates) == 1:
+                return [_translated(error) if isinstance(error, sqlite3.Error) else error]
+            return [result for update in updates for result in self.update([update])]
+        return results
+
+    def purge(self) -> bool:
+        """Erase a bounded part of what is in the trash; True if there may be more."""
+        if self._execute(_SQL.some_trash).fetchone() is None:
+            return False
+        self._execute("BEGIN IMMEDIATE")
+        try:
+            rows_left = _PURGE_ROWS_MAX
+            while rows_left > 0 and (found := self._execute(_SQL.some_trash).fetchone()) is not None:
+                rows_left -= self._erase(found[0], rows_left)
+            self._commit()
+        except BaseException:
+            self._roll_back()
+            raise
+        return True
+
+    def _commit(self) -> None:
+        self._add_counts()
+        self._execute("COMMIT")
+
+    def _roll_back(self) -> None:
+        self._counted.clear()
+        # SQLite itself rolls back after some failures.
+        if self.connection.in_transaction:
+            self._execute("ROLLBACK")
+
+    def _run(self, update: Update[Any]) -> Any:
+        """Run one plan and what it wants written; returns its answer, or the exception that it raised."""
+        ids: dict[Place, int | None] = {}
+        heads: dict[Place, Head | None] = {}
+        for place in update.places:
+            self._find(place, ids, heads)
+        try:
+            generator = update.plan(heads)
+            query = next(generator)
+            while True:
+                query = generator.send(self._answer(query))
+        except StopIteration as stop:
+            commit: Commit[Any] = stop.value
+        except sqlite3.Error:
+            raise
+        except Exception as error:
+            return error
+        for write in commit.writes:
+            self._write(write, ids)
+        return commit.answer
+
+    def _find(self, place: Place, ids: dict[Place, int | None], heads: dict[Place, Head | None]) -> None:
+        namespace, kind, key = place
+        found = self._execute(_SQL.lock_heads, (int(kind), key, namespace)).fetchone() or _NOTHING
+        if kind is not Kind.NAMESPACE:
+            parent = namespace_place(namespace)
+            ids[parent], heads[parent] = _id_and_head(*found[:3])
+        ids[place], heads[place] = _id_and_head(*found[3:])
+
+    def _answer(self, query: Query) -> list[Any]:
+        if self._counted and any(isinstance(read, CountRead) for read in query):
+            self._add_counts()
+        return [self._reader.answer(read) for read in query]
+
+    def _add_counts(self) -> None:
+        for (parent_id, kind), n in self._counted.items():
+            self._execute(_SQL.add_count, (parent_id, kind, n))
+        self._counted.clear()
+
+    def _count(self, parent_id: int, kind: int, n: int) -> None:
+        self._counted[parent_id, kind] = self._counted.get((parent_id, kind), 0) + n
+
+    def _write(self, write: Write, ids: dict[Place, int | None]) -> None:
+        place = write.place
+        record_id = ids[place]
+        if isinstance(write, PutHead):
+            meta, value, expires = write.head
+            if record_id is not None:
+                self._execute(_SQL.update_record, (expires, meta, value, record_id))
+            else:
+                parent_id = _parent_id(place, ids)
+                row = (parent_id, int(place.kind), place.key, expires, meta, value)
+                ids[place] = self.connection.execute(_SQL.insert_record, row).lastrowid
+                self._count(parent_id, int(place.kind), 1)
+        elif isinstance(write, PutRow):
+            if record_id is None:
+                raise AssertionError("a row was put into a record that does not exist")
+            sort, value, by = write.row
+            self._execute(_SQL.put_row, (record_id, write.lane, sort, by, value))
+        elif record_id is None:
+            return
+        elif isinstance(write, DeleteRow):
+            self._execute(_SQL.delete_row, (record_id, write.lane, write.sort))
+        elif isinstance(write, DeleteRows):
+            sql = _SQL.delete_rows(low=write.low is not None, high=write.high is not None)
+            bounds = [bound for bound in (write.low, write.high) if bound is not None]
+            self._execute(sql, (record_id, write.lane, *bounds))
+        elif isinstance(write, DeleteRecord):
+            self._count(_parent_id(place, ids), int(place.kind), -1)
+            self._execute(_SQL.delete_record, (record_id,))
+            self._execute(_SQL.trash_record, (record_id, record_id, record_id))
+            if place.kind is Kind.NAMESPACE:
+                self._add_counts()
+                self._execute(_SQL.delete_counts, (record_id,))
+            ids[place] = None
+
+    def _erase(self, record_id: int, rows_max: int) -> int:
+        """Erase at most ``rows_max`` rows or children of a deleted record; returns how many, counting itself."""
+        rows = _within_bytes(self._execute(_SQL.some_rows, (record_id, rows_max)).fetchall())
+        for lane, sort_key, _ in rows:
+            self._execute(_SQL.delete_row, (record_id, lane, sort_key))
+        if rows:
+            return len(rows)
+        children = _within_bytes(self._execute(_SQL.some_children, (record_id, rows_max)).fetchall())
+        for child_id, _ in children:
+            self._execute(_SQL.delete_record, (child_id,))
+            self._execute(_SQL.trash_record, (child_id, child_id, child_id))
+        if not children:
+            self._execute(_SQL.empty_trash, (record_id,))
+        return len(children) + 1
+
+
+_NOTHING: Final = (None,) * 6
+
+
+def _id_and_head(record_id: int | None, meta: bytes, expires_ms: int | None) -> tuple[int | None, Head | None]:
+    return record_id, None if record_id is None else Head(meta, b"", expires_ms)
+
+
+def _parent_id(place: Place, ids: dict[Place, int | None]) -> int:
+    if place.kind is Kind.NAMESPACE:
+        return ROOT_ID
+    parent_id = ids[namespace_place(place.namespace)]
+    if parent_id is None:
+        raise AssertionError("a record was put into a namespace that does not exist")
+    return parent_id
+
+
+def _within_bytes(rows: list[Any]) -> list[Any]:
+    """As many of the first rows, at least one, as together hold few enough bytes; each row ends with its size."""
+    size = 0
+    for position, row in enumerate(rows):
+        size += row[-1]
+        if size > _PURGE_BYTES_MAX:
+            return rows[: position + 1]
+    return rows
+
+
+# --- failing -----------------------------------------------------------------------------------------------
+
+_FAILURES: Final[dict[int, tuple[str, str]]] = {
+    sqlite3.SQLITE_FULL: ("storage-full", "the disk that holds {file} is full: free some space and try again"),
+    sqlite3.SQLITE_CORRUPT: ("backend-corrupt", "{file} is damaged: stop the service and restore a backup"),
+    sqlite3.SQLITE_NOTADB: ("backend-corrupt", "{file} is not a SQLite database: restore a backup or name another"),
+    sqlite3.SQLITE_READONLY: ("backend-unavailable", "{file} or its folder is read-only: make both writable"),
+    sqlite3.SQLITE_PERM: ("backend-unavailable", "{file} may not be opened: give the service's user access to it"),
+    sqlite3.SQLITE_CANTOPEN: (
+        "backend-unavailable",
+        "{file} cannot be opened: it has to be a file, in a folder that the service's user may write to",
+    ),
+    sqlite3.SQLITE_BUSY: ("backend-unavailable", "another process keeps {file} locked: try again"),
+    sqlite3.SQLITE_LOCKED: ("backend-unavailable", "another process keeps {file} locked: try again"),
+    sqlite3.SQLITE_IOERR: ("backend-unavailable", "{file} cannot be read or written: check the disk"),
+}
+
+
+def _translated(error: sqlite3.Error, file: str = "the database file") -> Exception:
+    """The problem that a driver's error means; the error itself if it can only be a mistake in this program."""
+    code, detail = _FAILURES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, (None, ""))
+    return error if code is None else Problem(code, detail.format(file=file))

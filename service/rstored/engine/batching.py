@@ -1,0 +1,136 @@
+"""Batching: requests that arrive while a batch is under way form the next one.
+
+There is no timer. A lone request starts at once; under load a batch grows to what arrived while the one before it was
+written, which is group commit for writes and coalescing for reads, on every backend.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Generic, TypeAlias, TypeVar
+
+from rstored.backends.abc import Backend, Place, Plan, Query, Read, Update
+from rstored.problems import Problem
+
+__all__ = ["READ_BATCH_MAX", "WRITE_BATCH_MAX", "Observe", "Storage"]
+
+READ_BATCH_MAX: Final = 256
+WRITE_BATCH_MAX: Final = 512
+
+Observe: TypeAlias = Callable[[str, int, float], None]
+"""Called after each batch with ``"read"`` or ``"write"``, the number of requests in it, and the seconds it took."""
+
+RequestT = TypeVar("RequestT")
+AnswerT = TypeVar("AnswerT")
+
+
+class Storage:
+    """The one way from the engine to its backend: single reads and updates in, batches out.
+
+    ``observe`` is told of every batch. A caller that is cancelled while its request waits takes the request with
+    it; one that is cancelled while its batch is under way leaves the batch as it is, so the write may be done.
+    """
+
+    def __init__(self, backend: Backend, observe: Observe | None = None) -> None:
+        self.backend = backend
+        self._observe = observe
+        self._local_reads = backend.capabilities.local_reads
+        self._reads: _Batches[Query, list[Any]] = _Batches("read", backend.read, READ_BATCH_MAX, observe)
+        self._updates: _Batches[Update[Any], Any] = _Batches("write", backend.update, WRITE_BATCH_MAX, observe)
+
+    async def read(self, *reads: Read) -> list[Any]:
+        """The results of the reads, in order, all of one snapshot. Raises :class:`Problem`."""
+        if not self._local_reads:
+            return await self._reads.submit(reads)
+        started = time.perf_counter()
+        (result,) = await self.backend.read((reads,))
+        if self._observe is not None:
+            self._observe("read", 1, time.perf_counter() - started)
+        if isinstance(result, Problem):
+            raise result
+        return result
+
+    async def update(self, places: tuple[Place, ...], plan: Plan[AnswerT]) -> AnswerT:
+        """Carry out one atomic, durable update (see :class:`~rstored.backends.abc.Update`) and return its answer.
+
+        Raises the :class:`Problem` that the plan or the backend raised.
+        """
+        answer: AnswerT = await self._updates.submit(Update(places, plan))
+        return answer
+
+    async def close(self) -> None:
+        """Refuse what comes from now on and return when all that came before is done. The backend stays open."""
+        await asyncio.gather(self._reads.close(), self._updates.close())
+
+
+class _Batches(Generic[RequestT, AnswerT]):
+    """Requests of one sort on their way to the backend, at most one batch of them under way at a time."""
+
+    def __init__(
+        self,
+        kind: str,
+        send: Callable[[Sequence[RequestT]], Awaitable[Sequence[AnswerT | Problem]]],
+        size_max: int,
+        observe: Observe | None,
+    ) -> None:
+        self._kind = kind
+        self._send = send
+        self._size_max = size_max
+        self._observe = observe
+        self._waiting: deque[tuple[RequestT, asyncio.Future[AnswerT]]] = deque()
+        self._sender: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def submit(self, request: RequestT) -> AnswerT:
+        if self._closed:
+            raise Problem("shutting-down", "the service is stopping; try again when it is back")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[AnswerT] = loop.create_future()
+        self._waiting.append((request, future))
+        if self._sender is None:
+            # The task begins in the loop's next round, so requests of one round go together.
+            self._sender = loop.create_task(self._send_all())
+        return await future
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._sender is not None:
+            await asyncio.wait([self._sender])
+
+    async def _send_all(self) -> None:
+        try:
+            while batch := self._next_batch():
+                await self._send_batch(batch)
+        finally:
+            self._sender = None
+
+    def _next_batch(self) -> list[tuple[RequestT, asyncio.Future[AnswerT]]]:
+        batch: list[tuple[RequestT, asyncio.Future[AnswerT]]] = []
+        while self._waiting and len(batch) < self._size_max:
+            request, future = self._waiting.popleft()
+            if not future.done():
+                batch.append((request, future))
+        return batch
+
+    async def _send_batch(self, batch: list[tuple[RequestT, asyncio.Future[AnswerT]]]) -> None:
+        started = time.perf_counter()
+        results: Sequence[AnswerT | Exception]
+        try:
+            results = await self._send([request for request, _ in batch])
+        except Problem as problem:
+            # Each caller gets its own: an exception that is raised twice collects both tracebacks.
+            results = [Problem(problem.code, problem.detail, **problem.members) for _ in batch]
+        except Exception as error:
+            results = [error] * len(batch)
+        if self._observe is not None:
+            self._observe(self._kind, len(batch), time.perf_counter() - started)
+        for (_, future), result in zip(batch, results, strict=True):
+            if future.done():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)

@@ -1,0 +1,51 @@
+"""The engine: what the API calls. It owns the batching and the maintenance; whoever made the backend closes it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from rstored.backends.abc import Backend
+from rstored.engine.batching import Observe, Storage
+from rstored.engine.kv import KeyValues
+from rstored.engine.maintenance import Maintenance
+from rstored.engine.namespaces import Namespaces
+from rstored.limits import Limits
+
+__all__ = ["Engine", "unix_ms"]
+
+
+def unix_ms() -> int:
+    """Now, in POSIX milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class Engine:
+    """The operations on an open backend, between :meth:`start` and :meth:`stop`."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        limits: Limits | None = None,
+        clock: Callable[[], int] = unix_ms,
+        observe: Observe | None = None,
+    ) -> None:
+        """``clock`` gives POSIX milliseconds; ``observe`` is told of every batch (see :data:`Observe`)."""
+        limits = limits or Limits()
+        self.storage = Storage(backend, observe)
+        self._maintenance = Maintenance(self.storage, clock)
+        self.kv = KeyValues(self.storage, limits, clock)
+        self.namespaces = Namespaces(self.storage, clock)
+
+    async def start(self) -> None:
+        """Begin maintenance."""
+        self._maintenance.start()
+
+    async def stop(self) -> None:
+        """Let what is under way finish and refuse what comes later. The backend stays open."""
+        await self._maintenance.stop()
+        await self.storage.close()
+
+    async def ping(self) -> None:
+        """Return if the backend answers, else raise Problem ``backend-unavailable``."""
+        await self.storage.backend.ping()

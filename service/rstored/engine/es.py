@@ -1,0 +1,722 @@
+"""Event sequences: what each operation means.
+
+A sequence is a record. Its head counts; lane 0 holds its events, in order of timestamp and item, and by item; lane 1
+holds one row for each item that is present, with what its current chain of events (see :mod:`rstore.folding`) comes
+to. So the current state, and an apply that follows the last one, cost what the state costs, however long the history. A
+chain whose events are all JSON is *plain* and is folded here, event by event as they come; any other is *sealed* to
+the service, which follows its operators' names and hands its events out. Lane 2 remembers the ids of applies.
+
+History is only ever appended to, except by an apply in the past and by prune. Both change ``Meta.rewrites``, so that
+a reader that needs more than one query knows whether what it read belongs together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Generator, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import msgspec
+
+from rstore.encodings import Encoding, Value, parse_json, render_json
+from rstore.folding import present_after
+from rstore.names import InvalidName, check_key
+from rstore.operators import ASSIGNING, OPERATORS, UNARY, JsonValue, UnfoldableEvent, apply_json
+from rstored.backends.abc import (
+    Commit,
+    DeleteRecord,
+    DeleteRow,
+    Head,
+    HeadRead,
+    Kind,
+    Place,
+    PutHead,
+    PutRow,
+    Query,
+    Row,
+    RowOrder,
+    RowScan,
+    Slice,
+    Write,
+)
+from rstored.engine.batching import Storage
+from rstored.engine.globs import list_page
+from rstored.engine.model import Change, Page, PruneResult, SequenceInfo, State, StoredEvent
+from rstored.engine.namespaces import admit
+from rstored.engine.timestamps import TIMESTAMP_MAX, TIMESTAMP_MIN, from_sort_key, sort_key
+from rstored.engine.values import check_value
+from rstored.limits import Limits
+from rstored.problems import Problem
+
+__all__ = ["EventSequences"]
+
+_EVENTS: Final = 0
+_ITEMS: Final = 1
+_APPLIES: Final = 2
+
+_PAGE_EVENTS_MAX: Final = 1_000
+_PAGE_BYTES_MAX: Final = 2**20
+_CHAINS_AT_ONCE: Final = 256
+_FORGOTTEN_AT_ONCE: Final = 4
+_TRIES_MAX: Final = 10
+_EVENT_OVERHEAD_BYTES: Final = 32
+
+
+class _Meta(msgspec.Struct, array_like=True, frozen=True):
+    """The head of a sequence. ``size`` is what reading its state costs in bytes."""
+
+    revision: int
+    last: int
+    events: int
+    present: int
+    size: int
+    rewrites: int
+
+
+class _EventRow(msgspec.Struct, array_like=True, frozen=True):
+    """An event's value in lane 0; a unary operator's has no encoding and no data."""
+
+    op: str
+    encoding: int | None
+    data: bytes
+
+
+class _ItemRow(msgspec.Struct, array_like=True, frozen=True):
+    """An item's current chain in lane 1: its first and last timestamp, its number of events and their bytes.
+
+    ``data`` holds the folded JSON of a plain chain, or the one value of a sealed chain of length 1; else it is empty
+    and the chain is read from lane 0.
+    """
+
+    start: int
+    last: int
+    length: int
+    size: int
+    plain: bool
+    encoding: int
+    data: bytes
+
+    @property
+    def read_from_events(self) -> bool:
+        return not self.plain and self.length > 1
+
+
+class _ApplyRow(msgspec.Struct, array_like=True, frozen=True):
+    """What an apply with an id answered."""
+
+    timestamp: int
+    revision: int
+
+
+class _Replay(NamedTuple):
+    """The answer of an apply whose id is known."""
+
+    timestamp: int
+    revision: int
+
+
+_decode_meta: Final = msgspec.msgpack.Decoder(_Meta).decode
+_decode_event: Final = msgspec.msgpack.Decoder(_EventRow).decode
+_decode_item: Final = msgspec.msgpack.Decoder(_ItemRow).decode
+_decode_apply: Final = msgspec.msgpack.Decoder(_ApplyRow).decode
+_pack: Final = msgspec.msgpack.Encoder().encode
+
+
+class _Chain(NamedTuple):
+    """A chain of events being followed: its row, and the folded value as far as ``row.data`` is not yet its text."""
+
+    row: _ItemRow
+    json: JsonValue | None = None
+
+    @classmethod
+    def begun(cls, event: StoredEvent) -> _Chain:
+        """The chain that a setitem begins."""
+        assert event.value is not None
+        t, (encoding, data) = event.timestamp, event.value
+        return cls(_ItemRow(t, t, 1, _event_size(event), encoding is Encoding.JSON, encoding, data))
+
+    def extended(self, event: StoredEvent, bytes_max: int | None) -> _Chain:
+        """The chain with one more event, of an operator that neither begins nor ends one. Raises UnfoldableEvent.
+
+        Without ``bytes_max``, the most that the folded text may have, it becomes a sealed one.
+        """
+        row, value = self.row, event.value
+        json: JsonValue | None = None
+        if row.plain and bytes_max is not None and (value is None or value.encoding is Encoding.JSON):
+            current = self.json or JsonValue.of(parse_json(row.data))
+            operand = None if value is None else JsonValue.of(parse_json(value.data))
+            json = apply_json(event.op, current, operand, bytes_max=bytes_max)
+        size = row.size + _event_size(event)
+        plain = json is not None
+        return _Chain(_ItemRow(row.start, event.timestamp, row.length + 1, size, plain, Encoding.JSON, b""), json)
+
+    def stored(self) -> _ItemRow:
+        """The row to store."""
+        return self.row if self.json is None else msgspec.structs.replace(self.row, data=render_json(self.json.value))
+
+
+class _Touched(NamedTuple):
+    """What an apply does to an item: its row before and after, None where it is absent."""
+
+    before: _ItemRow | None
+    after: _ItemRow | None
+
+
+_Places: TypeAlias = Mapping[Place, Head | None]
+
+
+class EventSequences:
+    """The operations on event sequences. Namespaces and keys are already checked; timestamps are int64."""
+
+    def __init__(self, storage: Storage, limits: Limits, clock: Callable[[], int]) -> None:
+        """``clock`` gives POSIX milliseconds."""
+        self._storage = storage
+        self._limits = limits
+        self._clock = clock
+
+    # --- writing -------------------------------------------------------------------------------------------
+
+    async def apply(
+        self,
+        namespace: str,
+        key: str,
+        changes: Sequence[Change],
+        *,
+        timestamp: int | None = None,
+        revision: int | None = None,
+        event_id: str | None = None,
+    ) -> State:
+        """Record one event per change, all at one timestamp, or none; returns the whole new state.
+
+        ``timestamp`` None is ``max(now, last + 1)``; one in the past is taken if it has no events yet and all that
+        follows can still be folded. ``revision`` is the revision that the sequence must be at, 0 meaning that it must not exist.
+        A known ``event_id`` does nothing and answers as it did first, with ``replayed``. No changes at all record
+        nothing and answer the current state (revision and timestamp 0 if the key is unknown).
+
+        Raises Problem ``invalid-body``, ``batch-too-large``, ``value-too-large``, ``invalid-value``, ``nesting-too-deep``,
+        ``sealed-only``, ``revision-conflict`` (with ``revision`` and ``timestamp``), ``timestamp-taken`` or
+        ``unfoldable-event`` (with ``item``); those about one change have a ``pointer`` to it.
+        """
+        self._check(changes, timestamp, event_id)
+        place = Place(namespace, Kind.ES, key)
+        now = self._clock()
+
+        def plan(heads: _Places) -> Generator[Query, list[Any], Commit[State | _Replay]]:
+            return (yield from self._apply(heads, place, changes, timestamp, revision, event_id, now))
+
+        answer = await self._storage.update((place,), plan)
+        if isinstance(answer, State):
+            return answer
+        state = await self.past(namespace, key, answer.timestamp) or State(0, 0, {}, [])
+        return state._replace(timestamp=answer.timestamp, revision=answer.revision, replayed=True)
+
+    def _check(self, changes: Sequence[Change], timestamp: int | None, event_id: str | None) -> None:
+        limit = self._limits.events_per_call_max
+        if len(changes) > limit:
+            raise Problem(
+                "batch-too-large", f"{len(changes)} events in one call; at most {limit} are allowed", limit=limit
+            )
+        if timestamp is not None and not TIMESTAMP_MIN <= timestamp <= TIMESTAMP_MAX:
+            raise Problem("invalid-body", "the timestamp is no 64-bit integer", pointer="/timestamp")
+        if event_id is not None:
+            _check_name(event_id, "id", "/id")
+        items: set[str] = set()
+        for index, (item, op, value) in enumerate(changes):
+            pointer = f"/events/{index}"
+            _check_name(item, "item", f"{pointer}/item")
+            if item in items:
+                raise Problem("invalid-body", "an item stands twice in one call", pointer=f"{pointer}/item")
+            items.add(item)
+            if op not in OPERATORS:
+                raise Problem(
+                    "invalid-body", f"no such operator: use one of {', '.join(OPERATORS)}", pointer=f"{pointer}/op"
+                )
+            if (value is None) != (op in UNARY):
+                detail = f"{op} takes no value" if op in UNARY else f"{op} needs a value"
+                raise Problem("invalid-body", detail, pointer=f"{pointer}/value")
+            if value is not None:
+                check_value(value, self._limits, pointer=f"{pointer}/value")
+                limit = self._limits.state_bytes_max
+                if value.encoding is Encoding.JSON and len(value.data) > limit:
+                    detail = f"the value has {len(value.data)} bytes; at most {limit} are folded"
+                    raise Problem("value-too-large", detail, limit=limit, pointer=f"{pointer}/value")
+
+    def _apply(
+        self,
+        heads: _Places,
+        place: Place,
+        changes: Sequence[Change],
+        timestamp: int | None,
+        revision: int | None,
+        event_id: str | None,
+        now: int,
+    ) -> Generator[Query, list[Any], Commit[State | _Replay]]:
+        """The plan of :meth:`apply`."""
+        head = heads[place]
+        meta = _Meta(0, 0, 0, 0, 0, now) if head is None else _decode_meta(head.meta)
+        rows: dict[str, _ItemRow] = {}
+        forgotten: list[Row] = []
+        if head is not None:
+            reads = [RowScan(place, _ITEMS)]
+            if event_id is not None:
+                name = event_id.encode()
+                before = max(now - self._limits.apply_id_retention_seconds * 1000, TIMESTAMP_MIN)
+                reads.append(RowScan(place, _APPLIES, low=name, high=name))
+                reads.append(
+                    RowScan(place, _APPLIES, high=sort_key(before), along=RowOrder.BY, limit=_FORGOTTEN_AT_ONCE)
+                )
+            results: list[Slice[Row]] = yield tuple(reads)
+            rows = {row.sort.decode(): _decode_item(row.value) for row in results[0].items}
+            if event_id is not None:
+                if results[1].items:
+                    known = _decode_apply(results[1].items[0].value)
+                    return Commit((), _Replay(known.timestamp, known.revision))
+                forgotten = results[2].items
+        if revision is not None and revision != meta.revision:
+            raise Problem(
+                "revision-conflict",
+                f"the sequence is at revision {meta.revision}",
+                revision=meta.revision,
+                timestamp=meta.last,
+            )
+        if not changes:
+            return Commit((), (yield from _state(place, meta, rows)))
+
+        writes = admit(
+            heads, place.namespace, [change.value.encoding for change in changes if change.value is not None]
+        )
+        t, in_order = yield from self._timestamp(place, None if head is None else meta, timestamp, now)
+        events = [StoredEvent(t, *change) for change in changes]
+        touched: dict[str, _Touched] = {}
+        for index, event in enumerate(events):
+            row = rows.get(event.item)
+            try:
+                if in_order:
+                    after = self._followed(None if row is None else _Chain(row), event)
+                    new_row = None if after is None else after.stored()
+                else:
+                    new_row = yield from self._refolded(place, row, event)
+            except UnfoldableEvent as error:
+                raise Problem("unfoldable-event", error.reason, item=event.item, pointer=f"/events/{index}") from None
+            touched[event.item] = _Touched(row, new_row)
+
+        meta = _Meta(
+            revision=meta.revision + 1,
+            last=t if in_order else meta.last,
+            events=meta.events + len(events),
+            present=meta.present + sum((new is not None) - (old is not None) for old, new in touched.values()),
+            size=meta.size + sum(_state_size(new) - _state_size(old) for old, new in touched.values()),
+            rewrites=meta.rewrites + (not in_order),
+        )
+        if meta.size > self._limits.sequence_bytes_max:
+            limit = self._limits.sequence_bytes_max
+            raise Problem(
+                "value-too-large",
+                f"the state would be read from {meta.size} bytes, at most {limit} are allowed:"
+                " delete items, or set those anew whose events the service cannot fold",
+                limit=limit,
+            )
+        writes.append(PutHead(place, Head(_pack(meta))))
+        writes += (PutRow(place, _EVENTS, _event_row(event)) for event in events)
+        for item, (old, new) in touched.items():
+            if new is None:
+                rows.pop(item, None)
+                writes.append(DeleteRow(place, _ITEMS, item.encode()))
+            elif new != old:
+                rows[item] = new
+                writes.append(PutRow(place, _ITEMS, Row(item.encode(), _pack(new))))
+        if event_id is not None:
+            name = event_id.encode()
+            answered = _ApplyRow(meta.last, meta.revision)
+            writes += (DeleteRow(place, _APPLIES, row.sort) for row in forgotten)
+            writes.append(PutRow(place, _APPLIES, Row(name, _pack(answered), sort_key(now) + name)))
+        return Commit(writes, (yield from _state(place, meta, rows, events)))
+
+    def _timestamp(
+        self, place: Place, meta: _Meta | None, timestamp: int | None, now: int
+    ) -> Generator[Query, list[Any], tuple[int, bool]]:
+        """The timestamp of an apply, and whether it is after all others."""
+        if meta is None:
+            return now if timestamp is None else timestamp, True
+        if timestamp is None:
+            if meta.last == TIMESTAMP_MAX:
+                raise Problem("timestamp-taken", "the sequence has the greatest timestamp already; none follows it")
+            return max(now, meta.last + 1), True
+        if timestamp > meta.last:
+            return timestamp, True
+        found: list[Slice[Row]] = yield (RowScan(place, _EVENTS, *_at(timestamp), limit=1),)
+        if found[0].items:
+            raise Problem("timestamp-taken", "the timestamp already has events", pointer="/timestamp")
+        return timestamp, False
+
+    def _followed(self, chain: _Chain | None, event: StoredEvent) -> _Chain | None:
+        """The item's chain after an event, None if it is then absent. Raises UnfoldableEvent."""
+        if not present_after(event.op, chain is not None):
+            return None
+        if chain is None or event.op == "setitem":
+            return _Chain.begun(event)
+        return chain.extended(event, self._limits.state_bytes_max)
+
+    def _refolded(
+        self, place: Place, row: _ItemRow | None, event: StoredEvent
+    ) -> Generator[Query, list[Any], _ItemRow | None]:
+        """The item's row after an event among or before its others. Raises UnfoldableEvent."""
+        t, item, op, _ = event
+        chain: _Chain | None = None
+        if op != "setitem":
+            start = row.start if row is not None and row.start < t else (yield from _chain_start(place, item, t))
+            if start is not None:
+                scan: RowScan | None = _paged(_item_scan(place, item, start, t))
+                while scan is not None:
+                    (found,) = yield (scan,)
+                    for earlier in map(_stored_event, found.items):
+                        chain = self._followed(chain, earlier)
+                    scan = _next_page(scan, found)
+        chain = self._followed(chain, event)
+        scan = _paged(_item_scan(place, item, t, TIMESTAMP_MAX))
+        while scan is not None:
+            (found,) = yield (scan,)
+            for later in map(_stored_event, found.items):
+                if later.op == "setitem":
+                    return row
+                try:
+                    chain = self._followed(chain, later)
+                except UnfoldableEvent as error:
+                    raise UnfoldableEvent(f"a later event could no longer be applied: {error.reason}") from None
+                if chain is None:
+                    return row
+            scan = _next_page(scan, found)
+        return None if chain is None else chain.stored()
+
+    # --- reading -------------------------------------------------------------------------------------------
+
+    async def current(self, namespace: str, key: str) -> State | None:
+        """The state now, or None if there is no such sequence."""
+        place = Place(namespace, Kind.ES, key)
+        for _ in range(_TRIES_MAX):
+            head, found = await self._storage.read(HeadRead(place), RowScan(place, _ITEMS))
+            if head is None:
+                return None
+            meta = _decode_meta(head.meta)
+            rows = {row.sort.decode(): _decode_item(row.value) for row in found.items}
+            chains = {item: (row.start, row.last) for item, row in rows.items() if row.read_from_events}
+            events = await self._chain_events(place, meta, chains)
+            if events is not None:
+                return _state_of(meta.last, meta.revision, rows, events)
+        raise _rewritten()
+
+    async def past(self, namespace: str, key: str, t: int) -> State | None:
+        """The state as of ``t``; None if there is no such sequence, or no event until then.
+
+        Costs what the events until ``t`` cost. Its revision is that of now.
+        """
+        place = Place(namespace, Kind.ES, key)
+        for _ in range(_TRIES_MAX):
+            (head,) = await self._storage.read(HeadRead(place))
+            if head is None:
+                return None
+            meta = _decode_meta(head.meta)
+            if t >= meta.last:
+                return await self.current(namespace, key)
+            replayed = await self._replayed(place, meta, t)
+            if replayed is None:
+                continue
+            last, rows = replayed
+            if last is None:
+                return None
+            chains = {item: (row.start, row.last) for item, row in rows.items() if row.read_from_events}
+            if sum(map(_state_size, rows.values())) > self._limits.sequence_bytes_max:
+                raise Problem("answer-too-large", "the state at that time is larger than a state may be now")
+            events = await self._chain_events(place, meta, chains)
+            if events is not None:
+                return _state_of(last, meta.revision, rows, events)
+        raise _rewritten()
+
+    async def _replayed(self, place: Place, meta: _Meta, t: int) -> tuple[int | None, dict[str, _ItemRow]] | None:
+        """The last timestamp until ``t`` and the items' rows then; None if history was rewritten meanwhile."""
+        chains: dict[str, _Chain] = {}
+        last: int | None = None
+        scan: RowScan | None = _paged(RowScan(place, _EVENTS, high=_at(t)[1]))
+        while scan is not None:
+            head, found = await self._storage.read(HeadRead(place), scan)
+            if not _same_history(head, meta):
+                return None
+            for event in map(_stored_event, found.items):
+                last = event.timestamp
+                chain = chains.get(event.item)
+                if chain is None and event.op != "setitem":
+                    continue  # Prune has begun to erase this chain, from its start.
+                try:
+                    chain = self._followed(chain, event)
+                except UnfoldableEvent:
+                    # It was folded under a larger limit; the client may still fold it.
+                    chain = chain and chain.extended(event, None)
+                if chain is None:
+                    del chains[event.item]
+                else:
+                    chains[event.item] = chain
+            scan = _next_page(scan, found)
+            await asyncio.sleep(0)
+        return last, {item: chain.stored() for item, chain in chains.items()}
+
+    async def _chain_events(
+        self, place: Place, meta: _Meta, chains: Mapping[str, tuple[int, int]]
+    ) -> list[StoredEvent] | None:
+        """The events of the chains, each from its start to its last; None if history was rewritten meanwhile."""
+        events: list[StoredEvent] = []
+        scans = [_item_scan(place, item, start, last) for item, (start, last) in chains.items()]
+        for first in range(0, len(scans), _CHAINS_AT_ONCE):
+            head, *results = await self._storage.read(HeadRead(place), *scans[first : first + _CHAINS_AT_ONCE])
+            if not _same_history(head, meta):
+                return None
+            for found in results:
+                events += map(_stored_event, found.items)
+            await asyncio.sleep(0)
+        return events
+
+    async def events(
+        self,
+        namespace: str,
+        key: str,
+        *,
+        start: int | None = None,
+        end: int | None = None,
+        ops: Collection[str] | None = None,
+        item: str | None = None,
+        n: int | None = None,
+    ) -> AsyncIterator[list[StoredEvent]] | None:
+        """Lists of events in order of timestamp, then item; None if there is no such sequence.
+
+        From ``start`` to ``end``, both inclusive; only of the operators ``ops`` and of ``item``; the first ``n`` of these.
+        Between two lists others may write: their events are then there or not, but none comes twice or out of order.
+        """
+        place = Place(namespace, Kind.ES, key)
+        low = TIMESTAMP_MIN if start is None else start
+        high = TIMESTAMP_MAX if end is None else end
+        whole = RowScan(place, _EVENTS, _at(low)[0], _at(high)[1])
+        scan = _paged(whole if item is None else _item_scan(place, item, low, high))
+        head, found = await self._storage.read(HeadRead(place), scan)
+        if head is None:
+            return None
+        return self._pages(scan, found, ops, n)
+
+    async def _pages(
+        self, scan: RowScan, found: Slice[Row], ops: Collection[str] | None, n: int | None
+    ) -> AsyncIterator[list[StoredEvent]]:
+        """The events of a scan, of which the first page is found already."""
+        left = n
+        while left is None or left > 0:
+            events = [event for event in map(_stored_event, found.items) if ops is None or event.op in ops][:left]
+            if events:
+                yield events
+            if left is not None:
+                left -= len(events)
+            following = _next_page(scan, found)
+            if following is None:
+                return
+            scan = following
+            await asyncio.sleep(0)
+            (found,) = await self._storage.read(scan)
+
+    # --- deleting ------------------------------------------------------------------------------------------
+
+    async def prune(self, namespace: str, key: str, *, remove: bool = True) -> PruneResult:
+        """Delete every event that the current state does not need; with ``remove`` the sequence, if its state is empty.
+
+        Works in steps, each of which leaves the current state as it is; a state in the past may be gone. Without ``remove`` a
+        sequence of no items stays, without events.
+        """
+        place = Place(namespace, Kind.ES, key)
+        pruned = 0
+        low: bytes | None = None
+        while True:
+            after = low
+
+            def plan(heads: _Places) -> Generator[Query, list[Any], Commit[_Pruned]]:
+                return (yield from _prune(heads, place, after, remove))  # noqa: B023 - run before the next turn
+
+            step = await self._storage.update((place,), plan)
+            pruned += step.pruned
+            if step.low is None:
+                return PruneResult(pruned, step.removed)
+            low = step.low
+
+    async def delete(self, namespace: str, key: str) -> int:
+        """Delete the sequence; returns how many events it had, 0 if there is none."""
+        place = Place(namespace, Kind.ES, key)
+
+        def plan(heads: _Places) -> Generator[Query, list[Any], Commit[int]]:
+            head = heads[place]
+            if head is None:
+                return Commit((), 0)
+            return Commit((DeleteRecord(place),), _decode_meta(head.meta).events)
+            yield
+
+        return await self._storage.update((place,), plan)
+
+    # --- listing -------------------------------------------------------------------------------------------
+
+    async def list(
+        self,
+        namespace: str,
+        *,
+        match: str | None = None,
+        prefix: str = "",
+        after: str | None = None,
+        limit: int = 1_000,
+    ) -> Page[SequenceInfo]:
+        """A page of sequences in key order; see :func:`~rstored.engine.globs.list_page`."""
+        page = await list_page(self._storage, namespace, Kind.ES, match=match, prefix=prefix, after=after, limit=limit)
+        infos = []
+        for key, head in page.items:
+            meta = _decode_meta(head.meta)
+            infos.append(SequenceInfo(key, meta.events, meta.revision, meta.last, meta.present))
+        return Page(infos, page.cursor)
+
+
+# --- pieces of plans ---------------------------------------------------------------------------------------
+
+
+class _Pruned(NamedTuple):
+    """A step of a prune; ``low`` is where the next one begins, or None at the end."""
+
+    pruned: int
+    removed: bool
+    low: bytes | None
+
+
+def _prune(
+    heads: _Places, place: Place, low: bytes | None, remove: bool
+) -> Generator[Query, list[Any], Commit[_Pruned]]:
+    head = heads[place]
+    if head is None:
+        return Commit((), _Pruned(0, False, None))
+    meta = _decode_meta(head.meta)
+    if remove and meta.present == 0:
+        return Commit((DeleteRecord(place),), _Pruned(meta.events, True, None))
+    found: Slice[Row]
+    (found,) = yield (RowScan(place, _EVENTS, low, limit=_PAGE_EVENTS_MAX, bytes_max=_PAGE_BYTES_MAX),)
+    items = {row.sort[8:] for row in found.items}
+    results: list[Slice[Row]] = yield tuple(RowScan(place, _ITEMS, item, item) for item in items)
+    starts = {row.sort: _decode_item(row.value).start for result in results for row in result.items}
+    writes: list[Write] = [
+        DeleteRow(place, _EVENTS, row.sort)
+        for row in found.items
+        if (start := starts.get(row.sort[8:])) is None or from_sort_key(row.sort[:8]) < start
+    ]
+    pruned = len(writes)
+    if pruned:
+        left = msgspec.structs.replace(meta, events=meta.events - pruned, rewrites=meta.rewrites + 1)
+        writes.append(PutHead(place, Head(_pack(left))))
+    return Commit(writes, _Pruned(pruned, False, found.items[-1].sort + b"\0" if found.more else None))
+
+
+def _state(
+    place: Place, meta: _Meta, rows: Mapping[str, _ItemRow], new: Sequence[StoredEvent] = ()
+) -> Generator[Query, list[Any], State]:
+    """The state of these rows, read within a plan; ``new`` are events that are not stored yet."""
+    long = {item: row for item, row in rows.items() if row.read_from_events}
+    events = [event for event in new if event.item in long and event.timestamp >= long[event.item].start]
+    if long:
+        results: list[Slice[Row]] = yield tuple(
+            _item_scan(place, item, row.start, row.last) for item, row in long.items()
+        )
+        for found in results:
+            events += map(_stored_event, found.items)
+    return _state_of(meta.last, meta.revision, rows, events)
+
+
+def _chain_start(place: Place, item: str, t: int) -> Generator[Query, list[Any], int | None]:
+    """The timestamp of the setitem whose chain goes on until ``t``; None if the item is absent then."""
+    end = t
+    while end > TIMESTAMP_MIN:
+        scan = _paged(_item_scan(place, item, TIMESTAMP_MIN, end - 1))
+        found: Slice[Row]
+        (found,) = yield (scan._replace(descending=True),)
+        for event in map(_stored_event, found.items):
+            if event.op in ASSIGNING:
+                return event.timestamp if event.op == "setitem" else None
+            end = event.timestamp
+        if not found.more:
+            break
+    return None
+
+
+# --- rows and scans ----------------------------------------------------------------------------------------
+
+
+def _check_name(name: str, what: str, pointer: str) -> None:
+    try:
+        check_key(name, what)
+    except InvalidName as error:
+        raise Problem("invalid-body", str(error), pointer=pointer) from None
+
+
+def _event_size(event: StoredEvent) -> int:
+    return _EVENT_OVERHEAD_BYTES + (0 if event.value is None else len(event.value.data))
+
+
+def _state_size(row: _ItemRow | None) -> int:
+    """What an item adds to ``_Meta.size``."""
+    if row is None:
+        return 0
+    return _EVENT_OVERHEAD_BYTES + len(row.data) if row.plain else row.size
+
+
+def _event_row(event: StoredEvent) -> Row:
+    t, item = sort_key(event.timestamp), event.item.encode()
+    encoding, data = event.value or (None, b"")
+    return Row(t + item, _pack(_EventRow(event.op, encoding, data)), item + b"\0" + t)
+
+
+def _stored_event(row: Row) -> StoredEvent:
+    stored = _decode_event(row.value)
+    value = None if stored.encoding is None else Value(Encoding(stored.encoding), stored.data)
+    return StoredEvent(from_sort_key(row.sort[:8]), row.sort[8:].decode(), stored.op, value)
+
+
+def _at(t: int) -> tuple[bytes, bytes]:
+    """Below and above the ``sort`` of every event at ``t``; UTF-8 has no byte FF."""
+    key = sort_key(t)
+    return key, key + b"\xff"
+
+
+def _item_scan(place: Place, item: str, start: int, end: int) -> RowScan:
+    """The events of an item from ``start`` to ``end``. Items hold no NUL, so none is within another's range."""
+    name = item.encode() + b"\0"
+    return RowScan(place, _EVENTS, name + sort_key(start), name + sort_key(end), RowOrder.BY)
+
+
+def _paged(scan: RowScan) -> RowScan:
+    return scan._replace(limit=_PAGE_EVENTS_MAX, bytes_max=_PAGE_BYTES_MAX)
+
+
+def _next_page(scan: RowScan, found: Slice[Row]) -> RowScan | None:
+    """The ascending scan that goes on after this page, None at the end."""
+    if not found.more:
+        return None
+    position = found.items[-1].sort if scan.along is RowOrder.SORT else found.items[-1].by
+    assert position is not None
+    return scan._replace(low=position + b"\0")
+
+
+def _same_history(head: Head | None, meta: _Meta) -> bool:
+    """Whether all that was read with ``meta`` is still there; a sequence made anew starts at another number."""
+    return head is not None and _decode_meta(head.meta).rewrites == meta.rewrites
+
+
+def _state_of(last: int, revision: int, rows: Mapping[str, _ItemRow], events: Iterable[StoredEvent]) -> State:
+    """The state of rows; ``events`` are those of the chains that rows do not hold."""
+    items: dict[str, Value] = {}
+    unfolded = [*events]
+    for item, row in sorted(rows.items()):
+        if row.plain:
+            items[item] = Value(Encoding.JSON, row.data)
+        elif not row.read_from_events:
+            unfolded.append(StoredEvent(row.start, item, "setitem", Value(Encoding(row.encoding), row.data)))
+    unfolded.sort(key=lambda event: event[:2])
+    return State(last, revision, items, unfolded)
+
+
+def _rewritten() -> Problem:
+    return Problem("backend-unavailable", "the sequence's past is being rewritten; try again")

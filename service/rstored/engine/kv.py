@@ -1,0 +1,315 @@
+"""Key/value pairs: get, put, delete, list and the atomic batch, with conditions and expiry.
+
+A pair is a record. Its head's value is the stored bytes; its meta is the ETag, the encoding (1 byte), the size of the
+value (4 bytes, big-endian) and the media type. An entry whose expiry has passed is absent for every operation,
+whether or not it has been erased yet.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import struct
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from rstore.encodings import Encoding, Value
+from rstored.backends.abc import (
+    Commit,
+    CountRead,
+    DeleteRecord,
+    Head,
+    HeadRead,
+    Kind,
+    Place,
+    PutHead,
+    Query,
+    Write,
+)
+from rstored.engine.batching import Storage
+from rstored.engine.globs import list_page
+from rstored.engine.model import (
+    ANY,
+    KEEP,
+    BatchDelete,
+    BatchGet,
+    BatchResult,
+    BatchSet,
+    Condition,
+    Entry,
+    Expiry,
+    Page,
+    PutResult,
+)
+from rstored.engine.namespaces import admit
+from rstored.engine.values import check_value
+from rstored.limits import Limits
+from rstored.problems import Problem
+
+__all__ = ["TTL_SECONDS_MAX", "KeyValues"]
+
+# More than three centuries; in milliseconds it is far from the end of int64.
+TTL_SECONDS_MAX: Final = 1e10
+
+
+class KeyValues:
+    """The key/value operations. Namespaces and keys are already checked by ``rstore.names``; all raise Problem."""
+
+    def __init__(self, storage: Storage, limits: Limits, clock: Callable[[], int]) -> None:
+        """``clock`` gives POSIX milliseconds."""
+        self._storage = storage
+        self._limits = limits
+        self._clock = clock
+
+    async def get(self, namespace: str, key: str) -> Entry | None:
+        """The entry, or None if there is none or it has expired."""
+        head: Head | None
+        (head,) = await self._storage.read(HeadRead(Place(namespace, Kind.KV, key)))
+        if head is None or (head.expires_ms is not None and head.expires_ms <= self._clock()):
+            return None
+        return _entry(head)
+
+    async def put(
+        self,
+        namespace: str,
+        key: str,
+        *,
+        value: Value,
+        media_type: str,
+        ttl_seconds: float | Expiry = KEEP,
+        condition: Condition = ANY,
+    ) -> PutResult:
+        """Store the value if the condition holds; the namespace is created if need be.
+
+        ``ttl_seconds`` is how long from now the entry lives, ``NEVER``, or ``KEEP``: as long as it would have lived
+        without this write. A conditional put that finds its own content stored succeeds and changes nothing, so it can
+        be sent again. Raises ``precondition-failed``, ``value-too-large``, ``invalid-value``, ``nesting-too-deep``,
+        ``invalid-parameter`` (the ttl), ``sealed-only``.
+        """
+        part = BatchSet(key, value, media_type, ttl_seconds, condition)
+        place = Place(namespace, Kind.KV, key)
+        now = self._clock()
+        head = self._new_head(part, now)
+
+        def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[PutResult]]:
+            creation = admit(heads, namespace, (value.encoding,))
+            writes, result = _put(heads, place, part, head, now)
+            return Commit([*creation, *writes], result)
+            yield
+
+        return await self._storage.update((place,), plan)
+
+    async def delete(self, namespace: str, key: str, *, condition: Condition = ANY) -> bool:
+        """Delete the entry if the condition holds; True if it was there. Raises ``precondition-failed``."""
+        place = Place(namespace, Kind.KV, key)
+        now = self._clock()
+
+        def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[bool]]:
+            writes, found = _delete(heads, place, condition, now)
+            return Commit(writes, found)
+            yield
+
+        return await self._storage.update((place,), plan)
+
+    async def list(
+        self,
+        namespace: str,
+        *,
+        match: str | None = None,
+        prefix: str = "",
+        after: str | None = None,
+        limit: int = 1_000,
+        values: bool = False,
+    ) -> Page[tuple[str, Entry]]:
+        """A page of entries in key order, after the key ``after``; without ``values`` their values are empty.
+
+        ``match`` is a glob over the whole key. A page may be short, or even empty, and still have a cursor.
+        """
+        now = self._clock()
+        page = await list_page(
+            self._storage,
+            namespace,
+            Kind.KV,
+            match=match,
+            prefix=prefix,
+            after=after,
+            limit=limit,
+            values=values,
+            bytes_max=self._limits.page_bytes_max,
+            accept=lambda _, head: head.expires_ms is None or head.expires_ms > now,
+        )
+        return Page([(key, _entry(head)) for key, head in page.items], page.cursor)
+
+    async def count(self, namespace: str) -> int:
+        """How many entries the namespace has; 0 if there is no such namespace."""
+        (counts,) = await self._storage.read(CountRead(namespace, self._clock()))
+        found: int = counts[Kind.KV]
+        return found
+
+    async def batch(
+        self, namespace: str, *, gets: Sequence[BatchGet], sets: Sequence[BatchSet], deletes: Sequence[BatchDelete]
+    ) -> BatchResult:
+        """Carry out all parts or none, in one step; the gets see the state before it.
+
+        Raises what :meth:`put` and :meth:`delete` raise, with a ``pointer`` to the part (``/set/3``); ``invalid-body``
+        for a key that is written twice; ``batch-too-large``; ``answer-too-large`` if the values to get are more
+        than ``body_bytes_max`` bytes.
+        """
+        parts, limit = len(gets) + len(sets) + len(deletes), self._limits.batch_parts_max
+        if parts > limit:
+            raise Problem("batch-too-large", f"the batch has {parts} parts; at most {limit} are taken", limit=limit)
+        get_places = [Place(namespace, Kind.KV, part.key) for part in gets]
+        now = self._clock()
+        if not sets and not deletes:
+            return await self._read_together(get_places, now)
+
+        new_heads: dict[str, Head | None] = {}
+        for pointer, part in _pointed(sets, deletes):
+            if part.key in new_heads:
+                raise Problem("invalid-body", "a key is written twice in one batch", pointer=pointer)
+            new_heads[part.key] = self._new_head(part, now, pointer=pointer) if isinstance(part, BatchSet) else None
+        places = tuple({*get_places, *(Place(namespace, Kind.KV, key) for key in new_heads)})
+
+        def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[BatchResult]]:
+            self._check_answer_size(heads[place] for place in get_places)
+            entries: list[tuple[str, Entry]] = []
+            if get_places:
+                found = yield tuple(HeadRead(place) for place in get_places)
+                entries = _present(get_places, found, now)
+            result = BatchResult(entries, [], [])
+            creation: list[Write] = []
+            writes: list[Write] = []
+            for pointer, part in _pointed(sets, deletes):
+                place = Place(namespace, Kind.KV, part.key)
+                new = new_heads[part.key]
+                try:
+                    if isinstance(part, BatchSet) and new is not None:
+                        creation = admit(heads, namespace, (part.value.encoding,))
+                        changes, put = _put(heads, place, part, new, now)
+                        result.puts.append((part.key, put))
+                    else:
+                        changes, deleted = _delete(heads, place, part.condition, now)
+                        result.deleted.extend([part.key] if deleted else [])
+                    writes += changes
+                except Problem as problem:
+                    raise Problem(problem.code, problem.detail, pointer=pointer, **problem.members) from None
+            return Commit([*creation, *writes], result)
+
+        return await self._storage.update(places, plan)
+
+    async def _read_together(self, places: Sequence[Place], now: int) -> BatchResult:
+        """A batch of gets alone, all of one moment."""
+        if len(places) * self._limits.value_bytes_max > self._limits.body_bytes_max:
+            self._check_answer_size(await self._storage.read(*(HeadRead(place, values=False) for place in places)))
+        return BatchResult(_present(places, await self._storage.read(*map(HeadRead, places)), now), [], [])
+
+    def _check_answer_size(self, heads: Iterable[Head | None]) -> None:
+        """Raise ``answer-too-large`` if the values of these heads are too much for one answer."""
+        limit = self._limits.body_bytes_max
+        size = sum(_SIZE.unpack_from(head.meta, _SIZE_AT)[0] for head in heads if head is not None)
+        if size > limit:
+            raise Problem("answer-too-large", f"the values have {size} bytes; get at most {limit} at once", limit=limit)
+
+    def _new_head(self, part: BatchSet, now: int, **members: Any) -> Head:
+        """The head that a write stores, unless it keeps the expiry that the entry has."""
+        check_value(part.value, self._limits, **members)
+        expires_ms = None
+        if not isinstance(part.ttl_seconds, Expiry):
+            if not 0 < part.ttl_seconds <= TTL_SECONDS_MAX:
+                detail = f"the ttl is a number of seconds greater than 0 and at most {TTL_SECONDS_MAX:.0f}"
+                raise Problem("invalid-parameter", detail, parameter="ttl", **members)
+            expires_ms = now + math.ceil(part.ttl_seconds * 1000)
+        return Head(_meta(part.value, part.media_type), part.value.data, expires_ms)
+
+
+# --- inside plans ------------------------------------------------------------------------------------------
+
+
+def _put(
+    heads: Mapping[Place, Head | None], place: Place, part: BatchSet, new: Head, now: int
+) -> tuple[list[Write], PutResult]:
+    """What a put writes, and its result."""
+    current = _unexpired(heads[place], now)
+    etag = _etag(new)
+    if not _holds(part.condition, current):
+        if current is None or _etag(current) != etag:
+            raise _precondition_failed(current)
+        # The same put came before, and its answer was lost.
+        return [], PutResult(etag, created=False)
+    if part.ttl_seconds is KEEP and current is not None:
+        new = new._replace(expires_ms=current.expires_ms)
+    return [PutHead(place, new)], PutResult(etag, created=current is None)
+
+
+def _delete(
+    heads: Mapping[Place, Head | None], place: Place, condition: Condition, now: int
+) -> tuple[list[Write], bool]:
+    """What a delete writes, and whether the entry was there."""
+    current = _unexpired(heads[place], now)
+    if not _holds(condition, current):
+        raise _precondition_failed(current)
+    return [DeleteRecord(place)], current is not None
+
+
+def _unexpired(head: Head | None, now: int) -> Head | None:
+    return None if head is None or (head.expires_ms is not None and head.expires_ms <= now) else head
+
+
+def _holds(condition: Condition, current: Head | None) -> bool:
+    match, none_match = condition
+    if match is not None and (current is None or not _named(match, current)):
+        return False
+    return none_match is None or current is None or not _named(none_match, current)
+
+
+def _named(etags: tuple[str, ...], current: Head) -> bool:
+    return "*" in etags or _etag(current) in etags
+
+
+def _precondition_failed(current: Head | None) -> Problem:
+    state = (
+        "the key does not exist" if current is None else "the key exists with another ETag than the condition allows"
+    )
+    return Problem("precondition-failed", f"{state}: read it again and decide anew")
+
+
+def _pointed(sets: Sequence[BatchSet], deletes: Sequence[BatchDelete]) -> Iterator[tuple[str, BatchSet | BatchDelete]]:
+    """The parts of a batch that write, sets first, each with the JSON pointer to it."""
+    for i, part in enumerate(sets):
+        yield f"/set/{i}", part
+    for i, removal in enumerate(deletes):
+        yield f"/delete/{i}", removal
+
+
+def _present(places: Sequence[Place], heads: Sequence[Head | None], now: int) -> list[tuple[str, Entry]]:
+    found = zip(places, (_unexpired(head, now) for head in heads), strict=True)
+    return [(place.key, _entry(head)) for place, head in found if head is not None]
+
+
+# --- meta --------------------------------------------------------------------------------------------------
+
+_ETAG_LENGTH: Final = 22
+_SIZE: Final = struct.Struct(">I")
+_SIZE_AT: Final = _ETAG_LENGTH + 1
+_MEDIA_TYPE_AT: Final = _SIZE_AT + 4
+_ENCODINGS: Final = tuple(Encoding)
+
+
+def _meta(value: Value, media_type: str) -> bytes:
+    """ETag, encoding, size and media type of a value. The ETag is a hash of media type and content."""
+    name = media_type.encode()
+    digest = hashlib.blake2b(name + b"\0", digest_size=16)
+    digest.update(value.data)
+    etag = base64.urlsafe_b64encode(digest.digest())[:_ETAG_LENGTH]
+    return b"%b%c%b%b" % (etag, value.encoding, _SIZE.pack(len(value.data)), name)
+
+
+def _etag(head: Head) -> str:
+    return head.meta[:_ETAG_LENGTH].decode()
+
+
+def _entry(head: Head) -> Entry:
+    meta = head.meta
+    value = Value(_ENCODINGS[meta[_ETAG_LENGTH]], head.value)
+    return Entry(value, meta[_MEDIA_TYPE_AT:].decode(), meta[:_ETAG_LENGTH].decode(), head.expires_ms)

@@ -1,0 +1,122 @@
+"""Namespaces: their policies, and the rule that writing to one creates it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from rstore.encodings import Encoding
+from rstored.backends.abc import (
+    Commit,
+    CountRead,
+    DeleteRecord,
+    Head,
+    HeadRead,
+    Kind,
+    Place,
+    PutHead,
+    Query,
+    Write,
+    namespace_place,
+)
+from rstored.engine.batching import Storage
+from rstored.engine.globs import list_page
+from rstored.engine.model import NamespaceInfo, NamespacePolicy, Page
+from rstored.problems import Problem
+
+__all__ = ["Namespaces", "admit"]
+
+
+def admit(heads: Mapping[Place, Head | None], namespace: str, encodings: Iterable[Encoding]) -> list[Write]:
+    """The writes that a plan needs before its own to write values of these encodings to ``namespace``.
+
+    ``heads`` is what the plan was given. The writes create the namespace if it is absent; an existing one costs
+    none. Raises :class:`Problem` ``sealed-only`` if its policy refuses one of the encodings.
+    """
+    place = namespace_place(namespace)
+    head = heads[place]
+    if head is None:
+        return [PutHead(place, Head(_DEFAULT_META))]
+    if head.meta != _DEFAULT_META:
+        policy = _policy(head)
+        if policy.sealed_only and any(encoding is not Encoding.SEALED for encoding in encodings):
+            raise Problem("sealed-only", "this namespace takes only sealed values: give the client a key")
+    return []
+
+
+class Namespaces:
+    """Creates, describes, discards and lists namespaces. Names are already checked by ``rstore.names``."""
+
+    def __init__(self, storage: Storage, clock: Callable[[], int]) -> None:
+        """``clock`` gives POSIX milliseconds."""
+        self._storage = storage
+        self._clock = clock
+
+    async def create(self, namespace: str, policy: NamespacePolicy | None = None) -> bool:
+        """Create the namespace, or give it ``policy`` if it is there (None: leave it). True if it is new."""
+        place = namespace_place(namespace)
+
+        def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[bool]]:
+            head = heads[place]
+            if head is not None and policy in (None, _policy(head)):
+                return Commit((), answer=False)
+            return Commit((PutHead(place, Head(_meta(policy or NamespacePolicy()))),), answer=head is None)
+            yield
+
+        return await self._storage.update((place,), plan)
+
+    async def describe(self, namespace: str) -> NamespaceInfo:
+        """Policy and counts. Raises :class:`Problem` ``namespace-not-found``."""
+        head, counts = await self._storage.read(
+            HeadRead(namespace_place(namespace)), CountRead(namespace, self._clock())
+        )
+        if head is None:
+            raise Problem("namespace-not-found", "there is no such namespace; writing to it creates it")
+        return NamespaceInfo(namespace, _policy(head), counts[Kind.KV], counts[Kind.TS], counts[Kind.ES])
+
+    async def discard(self, namespace: str) -> bool:
+        """Delete the namespace and everything in it; True if it was there."""
+        place = namespace_place(namespace)
+
+        def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[bool]]:
+            if heads[place] is None:
+                return Commit((), answer=False)
+            return Commit((DeleteRecord(place),), answer=True)
+            yield
+
+        return await self._storage.update((place,), plan)
+
+    async def list(
+        self,
+        *,
+        match: str | None = None,
+        prefix: str = "",
+        after: str | None = None,
+        limit: int = 1000,
+        accept: Callable[[str], bool] | None = None,
+    ) -> Page[tuple[str, NamespacePolicy]]:
+        """A page of namespaces in order of name; ``accept`` hides those that it returns False for."""
+        page = await list_page(
+            self._storage,
+            "",
+            Kind.NAMESPACE,
+            match=match,
+            prefix=prefix,
+            after=after,
+            limit=limit,
+            accept=None if accept is None else lambda name, _: accept(name),
+        )
+        return Page([(name, _policy(head)) for name, head in page.items], page.cursor)
+
+
+def _meta(policy: NamespacePolicy) -> bytes:
+    return msgspec.json.encode(policy._asdict())
+
+
+def _policy(head: Head) -> NamespacePolicy:
+    return NamespacePolicy(**msgspec.json.decode(head.meta))
+
+
+_DEFAULT_META: Final = _meta(NamespacePolicy())

@@ -1,0 +1,34 @@
+"""Timestamps as bytes that sort as the numbers do: 8 bytes big-endian with the sign bit flipped."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+__all__ = ["TIMESTAMP_MAX", "TIMESTAMP_MIN", "from_sort_key", "sort_key"]
+
+TIMESTAMP_MIN: Final = -(2**63)
+TIMESTAMP_MAX: Final = 2**63 - 1
+
+_UNSIGNED: Final = struct.Struct(">Q")
+
+
+def sort_key(t: int) -> bytes:
+    """The 8 bytes of an int64 timestamp that order as it does; ``struct.error`` if it is no int64.
+
+    >>> sort_key(-1) < sort_key(0) < sort_key(1)
+    True
+    >>> sort_key(0).hex()
+    '8000000000000000'
+    """
+    return _UNSIGNED.pack(t - TIMESTAMP_MIN)
+
+
+def from_sort_key(key: bytes) -> int:
+    """The timestamp that :func:`sort_key` turned into ``key``.
+
+    >>> from_sort_key(sort_key(-7))
+    -7
+    """
+    (unsigned,) = _UNSIGNED.unpack(key)
+    return int(unsigned) + TIMESTAMP_MIN

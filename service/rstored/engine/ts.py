@@ -1,0 +1,482 @@
+"""Time series: what each operation means, on blocks of points.
+
+A series is a record whose head counts its points and whose rows, in lane 0, are its blocks, found by their first
+timestamp. A write reads and writes only the blocks that its points fall into. A read goes page by page, so its memory
+is that of a page. Between two pages others may write: a reader then sees their points or not, but never one twice
+or out of order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import AsyncIterator, Generator, Mapping
+from itertools import chain
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from rstore.points import Cells, InvalidPoints, Points, check_values, count_of, decode, encode
+from rstored.backends.abc import (
+    Commit,
+    DeleteRecord,
+    DeleteRow,
+    DeleteRows,
+    Head,
+    HeadRead,
+    Kind,
+    Place,
+    PutHead,
+    PutRow,
+    Query,
+    Row,
+    RowScan,
+    Slice,
+    Write,
+)
+from rstored.engine.batching import Storage
+from rstored.engine.blocks import absent, between, into_blocks, joined, merge, packed, thin
+from rstored.engine.globs import list_page
+from rstored.engine.model import Page, SeriesInfo
+from rstored.engine.namespaces import admit
+from rstored.engine.timestamps import TIMESTAMP_MAX, TIMESTAMP_MIN, from_sort_key, sort_key
+from rstored.limits import Limits
+from rstored.problems import Problem
+
+__all__ = ["TimeSeries"]
+
+_BLOCKS: Final = 0
+_PAGE_BYTES_MAX: Final = 2**20
+_PAGE_BLOCKS_MIN: Final = 8
+_PAGE_BLOCKS_MAX: Final = 128
+_INLINE_CELLS_MAX: Final = 4_096
+
+
+class _Meta(msgspec.Struct, array_like=True):
+    """What the head of a series says of its points."""
+
+    count: int
+    first: int
+    last: int
+
+
+class _BlockPage(NamedTuple):
+    """Blocks of one read, cut to what was asked for and joined.
+
+    ``next_low`` is where the next page begins, or None at the end; ``span`` how much time a block covers.
+    """
+
+    parts: list[Points]
+    next_low: int | None
+    span: int
+
+
+class _Affected(NamedTuple):
+    """A stored block and which of the new points fall into it; ``at_end`` if it is the last block of the series."""
+
+    row: Row
+    block: Points
+    start: int
+    stop: int
+    at_end: bool
+
+
+class TimeSeries:
+    """The operations on time series. Namespaces and keys are already checked; timestamps are int64."""
+
+    def __init__(self, storage: Storage, limits: Limits) -> None:
+        self._storage = storage
+        self._limits = limits
+
+    # --- writing -------------------------------------------------------------------------------------------
+
+    async def extend(self, namespace: str, key: str, points: Points) -> int:
+        """Add or replace points, all or none; returns how many were given. None at all change nothing.
+
+        Raises Problem ``batch-too-large``, ``value-too-large``, ``invalid-value``, ``nesting-too-deep`` or
+        ``sealed-only``.
+        """
+        limits = self._limits
+        if len(points) > limits.points_per_call_max:
+            raise Problem(
+                "batch-too-large",
+                f"{len(points)} points in one call; at most {limits.points_per_call_max} are allowed",
+                limit=limits.points_per_call_max,
+            )
+        if not points:
+            return 0
+        if isinstance(points.values, Cells) and len(points) > _INLINE_CELLS_MAX:
+            # Others are served while this many values are parsed.
+            await asyncio.to_thread(self._check, points)
+        else:
+            self._check(points)
+        place = Place(namespace, Kind.TS, key)
+
+        def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[int]]:
+            writes = admit(heads, namespace, points.encodings)
+            head = heads[place]
+            if head is None:
+                writes.append(_put_head(place, _Meta(len(points), points.timestamps[0], points.timestamps[-1])))
+                writes += (_put_block(place, block) for block in into_blocks(points, fill=True))
+                return Commit(writes, len(points))
+            changes: list[Write] = []
+            added = 0
+            for affected in (yield from _affected(place, points.timestamps)):
+                old, new = affected.block, points[affected.start : affected.stop]
+                merged = merge(old, new)
+                added += len(merged) - len(old)
+                if merged.timestamps[0] != old.timestamps[0]:
+                    changes.append(DeleteRow(place, _BLOCKS, affected.row.sort))
+                appended = affected.at_end and new.timestamps[0] > old.timestamps[-1]
+                puts = [_put_block(place, block) for block in into_blocks(merged, fill=appended)]
+                # A full last block that points are appended to stays as it is.
+                changes += (put for put in puts if put.row != affected.row)
+            meta = _meta(head)
+            first, last = min(meta.first, points.timestamps[0]), max(meta.last, points.timestamps[-1])
+            if changes:
+                changes.append(_put_head(place, _Meta(meta.count + added, first, last)))
+            return Commit([*writes, *changes], len(points))
+
+        return await self._storage.update((place,), plan)
+
+    async def remove(self, namespace: str, key: str, *, start: int | None = None, end: int | None = None) -> int:
+        """Delete the points from ``start`` to ``end``, both inclusive, None meaning open; returns how many.
+
+        A series that has no points left is gone.
+        """
+        place = Place(namespace, Kind.TS, key)
+
+        def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[int]]:
+            head = heads[place]
+            if head is None:
+                return Commit((), 0)
+            meta = _meta(head)
+            low = meta.first if start is None else max(start, meta.first)
+            high = meta.last if end is None else min(end, meta.last)
+            if low > high:
+                return Commit((), 0)
+            if low == meta.first and high == meta.last:
+                return Commit((DeleteRecord(place),), meta.count)
+            return (yield from _removal(place, meta, low, high))
+
+        return await self._storage.update((place,), plan)
+
+    def _check(self, points: Points) -> None:
+        limits = self._limits
+        try:
+            check_values(points, value_bytes_max=limits.value_bytes_max, nesting_max=limits.nesting_max)
+        except InvalidPoints as error:
+            raise Problem(error.code, str(error)) from None
+
+    # --- reading -------------------------------------------------------------------------------------------
+
+    def range(
+        self,
+        namespace: str,
+        key: str,
+        *,
+        start: int | None = None,
+        end: int | None = None,
+        n: int | None = None,
+        freq: int | None = None,
+        descending: bool = False,
+    ) -> AsyncIterator[Points]:
+        """The points from ``start`` to ``end``, both inclusive, None meaning open, in parts of bounded size.
+
+        ``freq`` keeps the first point and then each next one at least ``freq`` after the last kept; ``n`` is the
+        most points to keep. With ``descending`` the parts go back in time (and ``freq`` and ``n`` count from the
+        end), while the points within each part ascend. Parts are never empty; an unknown series has none.
+        Raises Problem ``invalid-parameter`` at once for a negative ``n`` or a ``freq`` that is not positive.
+        """
+        if n is not None and n < 0:
+            raise Problem("invalid-parameter", "n is how many points to keep: 0 or more", parameter="n")
+        if freq is not None:
+            _check_freq(freq)
+        place = Place(namespace, Kind.TS, key)
+        low = TIMESTAMP_MIN if start is None else max(start, TIMESTAMP_MIN)
+        high = TIMESTAMP_MAX if end is None else min(end, TIMESTAMP_MAX)
+        read = self._descending if descending else self._ascending
+        return read(place, low, high, n, freq)
+
+    async def first(self, namespace: str, key: str) -> Points | None:
+        """The first point, alone; None if there is none."""
+        (found,) = await self._storage.read(RowScan(Place(namespace, Kind.TS, key), _BLOCKS, limit=1))
+        return _decode(found.items[0])[:1] if found.items else None
+
+    async def last(self, namespace: str, key: str) -> Points | None:
+        """The last point, alone; None if there is none."""
+        scan = RowScan(Place(namespace, Kind.TS, key), _BLOCKS, descending=True, limit=1)
+        (found,) = await self._storage.read(scan)
+        return _decode(found.items[0])[-1:] if found.items else None
+
+    async def missing(self, namespace: str, key: str, *, start: int, end: int | None = None, freq: int) -> list[int]:
+        """Those of ``start, start + freq, … ≤ end`` (None: the last point) that have no point.
+
+        An unknown series lacks the whole grid up to ``end``. Raises Problem ``invalid-parameter`` for a ``freq``
+        that is not positive, ``answer-too-large`` for a grid or an answer beyond the limit.
+        """
+        absent_max = self._limits.answer_points_max
+        found = await self._absent(Place(namespace, Kind.TS, key), start, end, freq, absent_max)
+        if found is None:
+            raise Problem(
+                "answer-too-large",
+                f"more than {absent_max} timestamps are missing: ask for a shorter range or a larger freq",
+                limit=absent_max,
+            )
+        return found
+
+    async def iscomplete(self, namespace: str, key: str, *, start: int, end: int | None = None, freq: int) -> bool:
+        """Whether :meth:`missing` would find nothing; reads no further than the first gap."""
+        return await self._absent(Place(namespace, Kind.TS, key), start, end, freq, 0) is not None
+
+    async def _ascending(
+        self, place: Place, low: int, high: int, n: int | None, freq: int | None
+    ) -> AsyncIterator[Points]:
+        previous: int | None = None
+        blocks = _PAGE_BLOCKS_MIN
+        while low <= high and n != 0:
+            page = await self._page(place, low, high, blocks)
+            for points in page.parts:
+                kept = points if freq is None else thin(points, freq, previous=previous)
+                if n is not None:
+                    kept = kept[:n]
+                    n -= len(kept)
+                if kept:
+                    previous = kept.timestamps[-1]
+                    yield kept
+            if page.next_low is None:
+                return
+            low = page.next_low if freq is None or previous is None else max(page.next_low, previous + freq)
+            blocks = _next_blocks(blocks, low - page.next_low, page.span)
+            await asyncio.sleep(0)
+
+    async def _descending(
+        self, place: Place, low: int, high: int, n: int | None, freq: int | None
+    ) -> AsyncIterator[Points]:
+        previous: int | None = None
+        blocks = _PAGE_BLOCKS_MIN
+        while low <= high and n != 0:
+            scan = RowScan(
+                place, _BLOCKS, high=sort_key(high), descending=True, limit=blocks, bytes_max=_PAGE_BYTES_MAX
+            )
+            found: Slice[Row]
+            (found,) = await self._storage.read(scan)
+            parts = joined(between(_decode(row), low, high) for row in reversed(found.items))
+            for points in reversed(parts):
+                kept = points if freq is None else thin(points, freq, previous=previous, descending=True)
+                if n is not None:
+                    kept = kept[max(len(kept) - n, 0) :]
+                    n -= len(kept)
+                if kept:
+                    previous = kept.timestamps[0]
+                    yield kept
+            if not found.more:
+                return
+            oldest = from_sort_key(found.items[-1].sort)
+            span = (high - oldest) // len(found.items)
+            high = oldest - 1 if freq is None or previous is None else min(oldest - 1, previous - freq)
+            blocks = _next_blocks(blocks, oldest - 1 - high, span)
+            await asyncio.sleep(0)
+
+    async def _page(self, place: Place, low: int, high: int, blocks: int) -> _BlockPage:
+        """The points from ``low`` on, to ``high`` at most, of at most ``blocks`` blocks and the one ``low`` is in."""
+        # Two reads of one snapshot: if the block that ``low`` falls into is large, the page still gets further.
+        floor: Slice[Row]
+        found: Slice[Row]
+        floor, found = await self._storage.read(
+            RowScan(place, _BLOCKS, low=sort_key(low), high=sort_key(low), floor=True, limit=1),
+            RowScan(place, _BLOCKS, low=sort_key(low), high=sort_key(high), limit=blocks, bytes_max=_PAGE_BYTES_MAX),
+        )
+        rows = found.items
+        if floor.items and floor.items[:1] != rows[:1]:
+            rows = floor.items + rows
+        decoded = [_decode(row) for row in rows]
+        parts = joined(between(points, low, high) for points in decoded)
+        if not found.more:
+            return _BlockPage(parts, None, 0)
+        last = decoded[-1].timestamps[-1]
+        return _BlockPage(parts, last + 1, (last - low) // len(rows))
+
+    async def _absent(self, place: Place, start: int, end: int | None, freq: int, absent_max: int) -> list[int] | None:
+        """The steps of the grid that have no point; None if there are more than ``absent_max``."""
+        _check_freq(freq)
+        if end is None:
+            (head,) = await self._storage.read(HeadRead(place))
+            if head is None:
+                return []
+            end = _meta(head).last
+        steps_max = self._limits.grid_steps_max
+        if (end - start) // freq >= steps_max:
+            detail = f"the grid has more than {steps_max} steps: ask for a shorter range or a larger freq"
+            raise Problem("answer-too-large", detail, limit=steps_max)
+        found: list[int] = []
+        low = start
+        blocks = _PAGE_BLOCKS_MIN
+        while low <= end:
+            page = await self._page(place, low, end, blocks)
+            grid = range(low, (end if page.next_low is None else min(page.next_low - 1, end)) + 1, freq)
+            timestamps = array("q", chain.from_iterable(part.timestamps for part in page.parts))
+            # Where far more is absent than may be, the grid is not gone through.
+            if len(grid) - len(timestamps) > absent_max - len(found):
+                return None
+            found += absent(grid, timestamps)
+            if len(found) > absent_max:
+                return None
+            low = grid.start + len(grid) * freq
+            if page.next_low is not None:
+                blocks = _next_blocks(blocks, low - page.next_low, page.span)
+            await asyncio.sleep(0)
+        return found
+
+    # Last, for below it the name means this method.
+
+    async def list(
+        self,
+        namespace: str,
+        *,
+        match: str | None = None,
+        prefix: str = "",
+        after: str | None = None,
+        limit: int = 1_000,
+    ) -> Page[SeriesInfo]:
+        """A page of the namespace's series in key order (see :func:`~rstored.engine.globs.list_page`)."""
+        page = await list_page(self._storage, namespace, Kind.TS, match=match, prefix=prefix, after=after, limit=limit)
+        metas = ((key, _meta(head)) for key, head in page.items)
+        return Page([SeriesInfo(key, meta.count, meta.first, meta.last) for key, meta in metas], page.cursor)
+
+
+# --- plans -------------------------------------------------------------------------------------------------
+
+
+def _affected(place: Place, timestamps: array[int]) -> Generator[Query, list[Any], list[_Affected]]:
+    """The stored blocks that new points with these ascending timestamps fall into. There is at least one block."""
+    found: list[_Affected] = []
+    position = 0
+    limit = 1
+    while position < len(timestamps):
+        scan: Slice[Row]
+        low = sort_key(timestamps[position])
+        (scan,) = yield (RowScan(place, _BLOCKS, low=low, floor=True, limit=limit, bytes_max=_PAGE_BYTES_MAX),)
+        if not scan.items:
+            raise _corrupt()
+        touched = 0
+        for index, row in enumerate(scan.items):
+            block: Points | None = None
+            at_end = False
+            if index + 1 < len(scan.items):
+                stop = bisect_left(timestamps, from_sort_key(scan.items[index + 1].sort), position)
+            elif scan.more:
+                # Where the next block begins is not known: what lies in the gap after this one may belong to it.
+                block = _decode(row)
+                stop = bisect_right(timestamps, block.timestamps[-1], position)
+                if index == 0:
+                    # The scan began at the block that the first of the points falls into.
+                    stop = max(stop, position + 1)
+            else:
+                stop = len(timestamps)
+                at_end = True
+            if stop == position:
+                continue
+            touched += 1
+            if found and found[-1].row.sort == row.sort:
+                found[-1] = found[-1]._replace(stop=stop, at_end=at_end)
+            else:
+                found.append(_Affected(row, block or _decode(row), position, stop, at_end))
+            position = stop
+        # Points that lie close together are met with ever longer scans, and far apart ones block by block.
+        limit = min(4 * limit, _PAGE_BLOCKS_MAX) if touched == len(scan.items) else 1
+    return found
+
+
+def _removal(place: Place, meta: _Meta, low: int, high: int) -> Generator[Query, list[Any], Commit[int]]:
+    """Delete the points from ``low`` to ``high``, which lie within the series and are not all of it."""
+    nothing: Slice[Row] = Slice([], False)
+    before, inside, after = yield (
+        # The block that may reach into what is deleted, the blocks that begin in it, and the one after it.
+        RowScan(place, _BLOCKS, high=sort_key(max(low - 1, meta.first)), descending=True, limit=1),
+        RowScan(place, _BLOCKS, low=sort_key(low), high=sort_key(high), bytes_max=_PAGE_BYTES_MAX),
+        RowScan(place, _BLOCKS, low=sort_key(min(high + 1, TIMESTAMP_MAX)), limit=1),
+    )
+    if low == meta.first:
+        before = nothing
+    if high == meta.last:
+        after = nothing
+    left = _decode(before.items[0]) if before.items else Points.empty()
+    kept_left = left[: bisect_left(left.timestamps, low)]
+    kept_right = left[bisect_right(left.timestamps, high) :]
+    removed = len(left) - len(kept_left) - len(kept_right)
+    while inside.items:
+        removed += sum(_count(row) for row in inside.items)
+        last = inside.items[-1]
+        if not inside.more:
+            block = _decode(last)
+            kept_right = block[bisect_right(block.timestamps, high) :]
+            removed -= len(kept_right)
+            break
+        (inside,) = yield (
+            RowScan(place, _BLOCKS, low=last.sort + b"\0", high=sort_key(high), bytes_max=_PAGE_BYTES_MAX),
+        )
+    if not removed:
+        return Commit((), 0)
+    right = _decode(after.items[0]) if after.items else Points.empty()
+    # Joined with its neighbours, what is left of a block does not stay behind as a tiny one.
+    pieces = packed([kept_left, kept_right, right])
+    first_row = before.items[0].sort if before.items else sort_key(low)
+    last_row = after.items[0].sort if after.items else sort_key(high)
+    first = pieces[0].timestamps[0] if low == meta.first else meta.first
+    last_timestamp = pieces[-1].timestamps[-1] if high == meta.last else meta.last
+    writes: list[Write] = [DeleteRows(place, _BLOCKS, first_row, last_row)]
+    writes += (_put_block(place, piece) for piece in pieces)
+    writes.append(_put_head(place, _Meta(meta.count - removed, first, last_timestamp)))
+    return Commit(writes, removed)
+
+
+def _check_freq(freq: int) -> None:
+    if freq <= 0:
+        raise Problem("invalid-parameter", "freq is the distance of two timestamps: 1 or more", parameter="freq")
+
+
+def _next_blocks(blocks: int, skipped: int, span: int) -> int:
+    """How many blocks the next page reads: more and more, unless the reader skips blocks."""
+    return min(4 * blocks, _PAGE_BLOCKS_MAX) if skipped <= span else _PAGE_BLOCKS_MIN
+
+
+def _put_block(place: Place, block: Points) -> PutRow:
+    return PutRow(place, _BLOCKS, Row(sort_key(block.timestamps[0]), encode(block)))
+
+
+def _put_head(place: Place, meta: _Meta) -> PutHead:
+    return PutHead(place, Head(_ENCODE_META(meta)))
+
+
+def _meta(head: Head) -> _Meta:
+    try:
+        return _DECODE_META(head.meta)
+    except msgspec.DecodeError:
+        raise _corrupt() from None
+
+
+_ENCODE_META: Final = msgspec.msgpack.Encoder().encode
+_DECODE_META: Final = msgspec.msgpack.Decoder(_Meta).decode
+
+
+def _decode(row: Row) -> Points:
+    try:
+        points = decode(row.value, bytes_max=2**32, own=True)
+    except InvalidPoints:
+        raise _corrupt() from None
+    if not points:
+        raise _corrupt()
+    return points
+
+
+def _count(row: Row) -> int:
+    try:
+        return count_of(row.value)
+    except InvalidPoints:
+        raise _corrupt() from None
+
+
+def _corrupt() -> Problem:
+    return Problem("backend-corrupt", "the blocks of a time series cannot be read: restore a backup")

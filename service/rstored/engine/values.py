@@ -1,0 +1,31 @@
+"""What a value must be to be stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rstore.encodings import Encoding, InvalidJSON, NestingTooDeep, Value, parse_json
+from rstored.limits import Limits
+from rstored.problems import Problem
+
+__all__ = ["check_value"]
+
+
+def check_value(value: Value, limits: Limits, **members: Any) -> None:
+    """Raise :class:`Problem` if the value is too large, or is no JSON though its encoding says so.
+
+    The codes are ``value-too-large``, ``invalid-value`` and ``nesting-too-deep``; ``members`` (a ``pointer``, say)
+    become members of the problem.
+    """
+    size, limit = len(value.data), limits.value_bytes_max
+    if size > limit:
+        raise Problem(
+            "value-too-large", f"the value has {size} bytes; at most {limit} are taken", limit=limit, **members
+        )
+    if value.encoding is Encoding.JSON:
+        try:
+            parse_json(value.data, nesting_max=limits.nesting_max)
+        except NestingTooDeep as error:
+            raise Problem("nesting-too-deep", str(error), limit=limits.nesting_max, **members) from None
+        except InvalidJSON as error:
+            raise Problem("invalid-value", str(error), **members) from None

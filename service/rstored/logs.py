@@ -1,0 +1,48 @@
+"""Logs: one JSON object a line on standard error, with request ids and never a value."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import traceback
+from types import TracebackType
+from typing import Any, Final
+
+import msgspec
+
+__all__ = ["JSONFormatter", "configure_logging"]
+
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
+
+
+class JSONFormatter(logging.Formatter):
+    """A record as one line: time, level, logger, message, and whatever ``extra`` held.
+
+    An exception is told by its type and frames. Its message is left out: it may quote a value.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage().strip(),
+        }
+        line.update((name, value) for name, value in vars(record).items() if name not in _STANDARD)
+        if record.exc_info and record.exc_info[0] is not None:
+            line["exception"] = record.exc_info[0].__name__
+            line["frames"] = _frames(record.exc_info[2])
+        return msgspec.json.encode(line, enc_hook=str).decode()
+
+
+def _frames(trace: TracebackType | None) -> list[str]:
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(trace)]
+
+
+def configure_logging(level: str) -> None:
+    """Send every logger's records, uvicorn's included, to standard error as JSON lines from ``level`` up."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JSONFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # uvicorn tells of its own start and stop at this level, which the service does itself.
+    logging.getLogger("uvicorn").setLevel("WARNING")

@@ -1,0 +1,161 @@
+"""The ``rstored`` command."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import logging
+import re
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+import uvloop
+
+from rstored import __version__
+from rstored.api.openapi import declare_routes, document
+from rstored.app import running_app
+from rstored.backends import backend_class
+from rstored.logs import configure_logging
+from rstored.problems import Problem
+from rstored.server import Server, bind
+from rstored.settings import InvalidSettings, Settings, load_settings
+
+__all__ = ["cli", "main"]
+
+cli = typer.Typer(
+    help="The rstore service: key/value pairs, time series and event sequences over HTTP.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+logger = logging.getLogger("rstored")
+
+_DSN_OPTION = typer.Option(help="Where the data is, for instance sqlite:///rstore.db. [env: RSTORED_DSN]")
+
+
+def _fail(reason: str) -> NoReturn:
+    """End with one line that says why."""
+    print(f"rstored: {reason}", file=sys.stderr)  # noqa: T201
+    raise typer.Exit(1)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)  # noqa: T201
+        raise typer.Exit
+
+
+@cli.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """The rstore service: key/value pairs, time series and event sequences over HTTP."""
+
+
+@cli.command()
+def version() -> None:
+    """Print the version."""
+    _version(wanted=True)
+
+
+@cli.command()
+def openapi() -> None:
+    """Print the OpenAPI document."""
+    app = declare_routes(docs=False)
+    print(json.dumps(document(app), indent=2, ensure_ascii=False))  # noqa: T201
+
+
+@cli.command()
+def migrate(dsn: Annotated[str | None, _DSN_OPTION] = None) -> None:
+    """Bring the storage to this version's schema, and exit; `serve` does that too."""
+    try:
+        asyncio.run(_migrate(load_settings(dsn=dsn)))
+    except (InvalidSettings, Problem) as error:
+        _fail(str(error))
+
+
+async def _migrate(settings: Settings) -> None:
+    backend = await backend_class(settings.dsn).open(settings.dsn)
+    await backend.close()
+
+
+@cli.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [env: RSTORED_HOST]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [env: RSTORED_PORT]")] = None,
+    dsn: Annotated[str | None, _DSN_OPTION] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="debug, info, warning or error. [env: RSTORED_LOG_LEVEL]")
+    ] = None,
+    access_log: Annotated[
+        bool | None, typer.Option("--access-log/--no-access-log", help="Log every request. [env: RSTORED_ACCESS_LOG]")
+    ] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Listen beyond this machine, open to everybody who reaches it.")
+    ] = None,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C."""
+    try:
+        settings = load_settings(
+            host=host, port=port, dsn=dsn, log_level=log_level, access_log=access_log, insecure=insecure
+        )
+    except InvalidSettings as error:
+        _fail(str(error))
+    if not settings.insecure and not _is_loopback(settings.host):
+        _fail(
+            f"{settings.host} can be reached from other machines, and nothing keeps anybody out: "
+            "listen on 127.0.0.1, or give --insecure if that is what you want"
+        )
+    configure_logging(settings.log_level)
+    try:
+        uvloop.run(_serve(settings))
+    except Problem as problem:
+        _fail(problem.detail)
+    except OSError as error:
+        _fail(f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}")
+
+
+async def _serve(settings: Settings) -> None:
+    # The port comes first: a second start must not touch the data of the first.
+    listener = bind(settings.host, settings.port)
+    try:
+        async with running_app(settings) as app:
+            host, port = listener.getsockname()[:2]
+            address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            backend = app.state.backend.describe()["name"]
+
+            def started() -> None:
+                line = f"rstored {__version__} listens on {address}, data in {_without_password(settings.dsn)}"
+                print(line, flush=True)  # noqa: T201
+                logger.info("listening", extra={"address": address, "backend": backend})
+
+            server = Server(app, settings, started)
+            await server.serve(sockets=[listener])
+            logger.info("stopped")
+    finally:
+        listener.close()
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _without_password(dsn: str) -> str:
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", dsn)
+
+
+def main() -> None:
+    """Run the command."""
+    cli()
+
+
+if __name__ == "__main__":
+    main()

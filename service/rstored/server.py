@@ -1,0 +1,140 @@
+"""The HTTP server: uvicorn, made to drain, to exit with 0 and to answer what it cannot parse with a problem."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, Final
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from rstored.api.front_door import FrontDoor
+from rstored.api.problems import problem_reply
+from rstored.problems import Problem
+from rstored.settings import Settings
+
+__all__ = ["Server", "bind"]
+
+HEAD_BYTES_MAX: Final = 64 * 1024
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket; ``OSError`` if the address is taken or is not one of this machine."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's protocol, with a bound on the request's head and with problems for requests that are no HTTP."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._in_head = True
+        self._head_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            # A head may arrive with others in one packet; only one that goes on over several is counted.
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES_MAX + len(data):
+                self.send_400_response(f"the head of the request is longer than {HEAD_BYTES_MAX} bytes")
+                return
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        self._head_bytes = 0
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_head = True
+        self._head_bytes = 0
+
+    def send_400_response(self, msg: str) -> None:
+        reply = problem_reply(Problem("malformed-request", msg), "none")
+        body = reply.body
+        assert isinstance(body, bytes)
+        headers = [*reply.headers, (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        self.transport.write(b"HTTP/1.1 400 Bad Request\r\n" + lines + b"\r\n" + body)
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """Serves ``app`` until SIGTERM or SIGINT; then ``/readyz`` says so, and after the drain it stops.
+
+    Requests under way may finish within the grace period.
+    """
+
+    def __init__(self, app: FrontDoor, settings: Settings, started: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=Protocol,
+                loop="uvloop",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                backlog=settings.backlog,
+                limit_concurrency=settings.connections_max,
+                timeout_keep_alive=settings.keep_alive_seconds,
+                timeout_graceful_shutdown=settings.shutdown_grace_seconds,
+            )
+        )
+        self._app = app
+        self._drain_seconds = settings.drain_seconds
+        self._told_to_stop: float | None = None
+        self._started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # What has been imported and built by now lives as long as the process: never look at it again.
+        gc.collect()
+        gc.freeze()
+        self._started()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but a signal that was obeyed is not raised again at the end, so the exit code is 0."""
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._told_to_stop is None:
+            self._told_to_stop = time.monotonic()
+            self._app.state.stopping = True
+        else:
+            # A second signal means: at once.
+            self.force_exit = True
+            self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._told_to_stop is not None and time.monotonic() - self._told_to_stop >= self._drain_seconds:
+            self.should_exit = True
+        return await super().on_tick(counter)

@@ -1,0 +1,68 @@
+"""The service's settings: command line over environment over defaults."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from rstored.limits import Limits
+
+__all__ = ["InvalidSettings", "Settings", "load_settings"]
+
+PREFIX: Final = "RSTORED_"
+
+
+class InvalidSettings(ValueError):
+    """A setting that cannot be; the message names it, and where it came from, in one line."""
+
+
+class Settings(BaseSettings):
+    """What ``rstored`` can be told, by ``RSTORED_…`` variables; those of the limits are ``RSTORED_LIMITS__…``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, hide_input_in_errors=True
+    )
+
+    dsn: str = Field(default="sqlite:///rstore.db", description="where the data is: `sqlite:///path/to/file.db`")
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    insecure: bool = Field(
+        default=False, description="listen beyond this machine although anybody may then do anything"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level to log")
+    access_log: bool = Field(default=False, description="log every request, not only those that fail")
+    docs: bool = Field(default=True, description="serve `/docs` and `/openapi.json`")
+    drain_seconds: float = Field(
+        default=0, ge=0, le=3600, description="after SIGTERM, how long to go on serving while `/readyz` says 503"
+    )
+    shutdown_grace_seconds: int = Field(
+        default=10, ge=0, le=3600, description="how long requests under way may take to finish once it stops"
+    )
+    keep_alive_seconds: int = Field(default=75, ge=1, le=3600, description="how long an idle connection stays open")
+    connections_max: int = Field(default=10_000, ge=1, description="connections and requests served at a time")
+    backlog: int = Field(default=2048, ge=1, description="connections that may wait to be accepted")
+    limits: Limits = Field(default_factory=Limits, description="bounds on requests, each by its own name")
+
+
+def load_settings(**given: Any) -> Settings:
+    """The settings of the environment, under those ``given`` that are not None. Raises :class:`InvalidSettings`."""
+    unknown = sorted(
+        name
+        for name in os.environ
+        if name.startswith(PREFIX) and name.removeprefix(PREFIX).lower().partition("__")[0] not in Settings.model_fields
+    )
+    if unknown:
+        # Ignored silently, a misspelt setting would be believed to hold.
+        raise InvalidSettings(f"{unknown[0]} is no setting; see docs/operating.md")
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as errors:
+        error = errors.errors(include_input=False, include_url=False)[0]
+        path = [str(part) for part in error["loc"]]
+        name = f"--{path[0].replace('_', '-')}" if given.get(path[0]) is not None else PREFIX + "__".join(path).upper()
+        raise InvalidSettings(f"{name}: {error['msg'][:1].lower()}{error['msg'][1:]}") from None
+    except ValueError as error:
+        raise InvalidSettings(str(error).replace("\n", " ")) from None

@@ -1,0 +1,98 @@
+"""Fixtures of the conformance suite. ``subjects.py`` says what it runs over, ``backends.py`` on what."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from rstore import Store
+from rstored.app import create_app
+from rstored.settings import load_settings
+from tests.conformance.backends import BACKENDS
+from tests.conformance.subjects import Case, Deployment, Driver, cases
+
+_AVAILABLE = {name: backend.missing() for name, backend in BACKENDS.items()}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "requires(*features): run only over cases that have these features")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test over every case that has the features it requires, or over every backend if it wants no case."""
+    marks = {name: [pytest.mark.skip(reason)] if reason else [] for name, reason in _AVAILABLE.items()}
+    if "case" in metafunc.fixturenames:
+        required = {feature for mark in metafunc.definition.iter_markers("requires") for feature in mark.args}
+        found = [case for case in cases(list(BACKENDS)) if required <= case.features]
+        assert found, f"no case has {required}"
+        parameters = [pytest.param(case, id=str(case), marks=marks[case.backend]) for case in found]
+        metafunc.parametrize("case", parameters, scope="session")
+    elif "deployment" in metafunc.fixturenames:
+        parameters = [pytest.param(name, id=name, marks=marks[name]) for name in BACKENDS]
+        metafunc.parametrize("backend", parameters, scope="session")
+
+
+@pytest.fixture(scope="session")
+def deployments(serve_session, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Deployment]]:
+    """The store of each backend that the session runs on, made when it is first asked for."""
+    with ExitStack() as stack:
+        made: dict[str, Deployment] = {}
+
+        def deployment(backend: str) -> Deployment:
+            if backend not in made:
+                dsn = stack.enter_context(BACKENDS[backend].fresh(tmp_path_factory.mktemp(backend)))
+                made[backend] = Deployment(dsn, serve_session, lambda: create_app(load_settings(dsn=dsn)))
+            return made[backend]
+
+        yield deployment
+
+
+@pytest.fixture
+def backend(case: Case) -> str:
+    """The backend of the case (or a parameter, for tests that want no case)."""
+    return case.backend
+
+
+@pytest.fixture
+def deployment(deployments: Callable[[str], Deployment], backend: str) -> Deployment:
+    """A store of the backend, and the service processes on it."""
+    return deployments(backend)
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def fresh_namespace() -> Callable[[], str]:
+    """Makes names that no test used before."""
+    return lambda: f"n{next(_numbers)}-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def namespace(fresh_namespace: Callable[[], str]) -> str:
+    """A namespace that does not exist yet."""
+    return fresh_namespace()
+
+
+@pytest.fixture
+async def driver(case: Case, deployment: Deployment, anyio_backend: str) -> AsyncIterator[Driver]:
+    """What opens subjects in this case."""
+    async with case.connect(deployment) as driver:
+        yield driver
+
+
+@pytest.fixture
+async def store(case: Case, driver: Driver, namespace: str):
+    """An empty subject, sealed in the cases that are."""
+    return await driver.open(namespace, **({"key": case.key} if case.sealed else {}))
+
+
+@pytest.fixture
+def mapping(case: Case, deployment: Deployment, namespace: str) -> Iterator[Store]:
+    """An empty Store, for its dict-like face."""
+    with Store(deployment.url, namespace, case.key, frozen=False) as store:
+        yield store

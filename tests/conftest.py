@@ -1,0 +1,132 @@
+"""Fixtures for every test: the event loop, and real service processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+START_SECONDS = 20.0
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class ServiceProcess:
+    """``rstored serve`` in a process of its own. ``url`` and ``port`` are known once it is ready."""
+
+    def __init__(
+        self,
+        dsn: str,
+        log: Path,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        limits: Mapping[str, Any] | None = None,
+        env: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        preexec: Callable[[], None] | None = None,
+    ) -> None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RSTORE")}
+        environment |= {f"RSTORED_LIMITS__{name}": str(value) for name, value in (limits or {}).items()}
+        command = [sys.executable, "-m", "rstored.main", "serve", "--dsn", dsn, "--host", host, "--port", str(port)]
+        self.url = ""
+        self.port = port
+        self._log_path = log
+        self._log_file: IO[bytes] = log.open("wb")
+        self.process = subprocess.Popen(
+            [*prefix, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._log_file,
+            env=environment | dict(env or {}),
+            preexec_fn=preexec,
+        )
+
+    def wait_until_ready(self) -> None:
+        """Return when it listens; ``RuntimeError`` with its log if it does not."""
+        stdout = self.process.stdout
+        assert stdout is not None
+        readable, _, _ = select.select([stdout], [], [], START_SECONDS)
+        line = stdout.readline().decode() if readable else ""
+        found = re.search(r"http://\S+:(\d+)", line)
+        if found is None:
+            raise RuntimeError(f"the service did not start: {line}{self.log}")
+        self.url, self.port = found[0], int(found[1])
+
+    @property
+    def log(self) -> str:
+        """What it wrote to standard error so far."""
+        return self._log_path.read_text(errors="replace")
+
+    def stop(self) -> int:
+        """Stop it as a supervisor does, and return its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+    def close(self) -> None:
+        """Make sure that it is gone."""
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.stop()
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+            if self.process.stdout is not None:
+                self.process.stdout.close()
+            self._log_file.close()
+
+
+Serve = Callable[..., ServiceProcess]
+
+
+@contextlib.contextmanager
+def service_processes(folder: Path) -> Iterator[Serve]:
+    """A function that starts service processes, each of which is gone at the end."""
+    with contextlib.ExitStack() as stack:
+        number = 0
+
+        def serve(dsn: str, *, wait: bool = True, **options: Any) -> ServiceProcess:
+            nonlocal number
+            number += 1
+            service = ServiceProcess(dsn, folder / f"service-{number}.log", **options)
+            stack.callback(service.close)
+            if wait:
+                service.wait_until_ready()
+            return service
+
+        yield serve
+
+
+@pytest.fixture
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """``serve(dsn, *, wait, host, port, limits, env, prefix, preexec)`` starts a :class:`ServiceProcess`."""
+    with service_processes(tmp_path_factory.mktemp("services")) as serve:
+        yield serve
+
+
+@pytest.fixture(scope="module")
+def serve_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """As ``serve``, until the end of the module."""
+    with service_processes(tmp_path_factory.mktemp("services")) as serve:
+        yield serve
+
+
+@pytest.fixture(scope="session")
+def serve_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """As ``serve``, until the end of the session."""
+    with service_processes(tmp_path_factory.mktemp("services")) as serve:
+        yield serve

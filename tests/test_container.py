@@ -1,0 +1,236 @@
+"""The Dockerfile and the Compose file, as far as they can be tried without a container engine.
+
+The Compose file is parsed by an implementation of the Compose specification; the Dockerfile's own RUN lines are
+carried out in an empty folder, and its ENTRYPOINT, CMD and HEALTHCHECK are run with what they installed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import compose_spec
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+RUN_BY_THE_IMAGE_ALONE = ("useradd",)  # makes a user of the container; running it here would make one of this machine
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile as (instruction, argument), continuation lines joined and comments dropped."""
+    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
+    logical = re.sub(r"\\\n\s*", " ", "\n".join(lines)).splitlines()
+    return [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in logical if line.strip()]
+
+
+def arguments(name: str) -> list[str]:
+    return [argument for instruction, argument in instructions() if instruction == name]
+
+
+def healthcheck() -> list[str]:
+    (argument,) = arguments("HEALTHCHECK")
+    command: list[str] = json.loads(argument.partition("CMD ")[2])
+    return command
+
+
+def compose() -> dict[str, dict]:
+    return yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+
+
+# --- Compose -----------------------------------------------------------------------------------------------
+
+
+def test_the_compose_file_obeys_the_specification():
+    text = (ROOT / "docker-compose.yml").read_text()
+    parsed = compose_spec.PyOptions(apply_merge=True).from_yaml(text)
+    parsed.validate()
+    assert sorted(parsed.service_names()) == ["postgres", "redis", "rstore"]
+    with pytest.raises(ValueError, match="read_onli"):
+        compose_spec.PyOptions(apply_merge=True).from_yaml(text.replace("read_only", "read_onli"))
+
+
+def test_alone_it_needs_nothing_and_each_profile_adds_one_server():
+    services = compose()["services"]
+    assert "profiles" not in services["rstore"]
+    for name in ("postgres", "redis"):
+        assert services[name]["profiles"] == [name]
+        assert services["rstore"]["depends_on"][name] == {"condition": "service_healthy", "required": False}
+    # An unset `${NAME:?}` fails in every profile, so none may be there.
+    assert ":?" not in re.sub(r"\$\$\{[^}]*\}|#.*", "", (ROOT / "docker-compose.yml").read_text())
+
+
+@pytest.mark.parametrize("name", ["rstore", "postgres", "redis"])
+def test_every_service_is_hardened(name):
+    service = compose()["services"][name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert any(mount.startswith("/tmp") for mount in service["tmpfs"])
+    assert name == "rstore" or service["healthcheck"]["test"]
+
+
+def test_only_loopback_of_the_host_reaches_the_unprotected_service():
+    services = compose()["services"]
+    assert "--insecure" in services["rstore"]["command"]
+    assert services["rstore"]["ports"] == ["127.0.0.1:8000:8000"]
+    assert not any("ports" in services[name] for name in ("postgres", "redis"))
+    # The image itself does not say --insecure: `docker run -p 8000:8000` must not open a store to the world.
+    assert "--insecure" not in arguments("CMD")[0]
+
+
+def test_no_secret_stands_in_the_compose_file():
+    for service in compose()["services"].values():
+        for name, value in service["environment"].items():
+            if "PASSWORD" in name:
+                assert value == f"${{{name}:-}}"
+
+
+# --- Dockerfile ----------------------------------------------------------------------------------------------
+
+
+def test_the_image_runs_as_nobody_and_keeps_its_data_in_a_volume():
+    assert arguments("USER") == ["10001"]
+    assert arguments("VOLUME") == ["/data"]
+    assert arguments("EXPOSE") == ["8000"]
+    assert len(arguments("FROM")) == 2
+    assert all(image.startswith("python:3.11-slim") for image in arguments("FROM"))
+
+
+def test_every_copied_path_exists_and_is_sent_to_the_engine():
+    ignore = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in ignore
+    sources = [path for line in arguments("COPY") if not line.startswith("--from") for path in line.split()[:-1]]
+    assert {"client", "service", "pyproject.toml", "constraints.txt"} <= set(sources)
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert f"!{source}" in ignore, source
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[Path]:
+    """A folder that stands for the image: the Dockerfile's COPY and RUN lines are carried out in it.
+
+    `python` in it is the interpreter that this one's virtual environment was made with.
+    """
+    with tempfile.TemporaryDirectory(prefix="rstore-image-") as folder:
+        root = Path(folder)
+        for name in ("bin", "src", "data"):
+            (root / name).mkdir()
+        (root / "bin" / "python").symlink_to(Path(sys.base_prefix) / "bin" / f"python3.{sys.version_info.minor}")
+        environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+        environment["PATH"] = f"{root / 'bin'}:{environment['PATH']}"
+        for instruction, argument in instructions():
+            if instruction == "COPY" and not argument.startswith("--from"):
+                for source in argument.split()[:-1]:
+                    copy(ROOT / source, root / "src" / source)
+            elif instruction == "RUN" and not argument.startswith(RUN_BY_THE_IMAGE_ALONE):
+                command = re.sub(r"(?<![\w.])/(build|wheels|opt/rstore)\b", rf"{root}/\1", argument)
+                done = subprocess.run(
+                    command, shell=True, cwd=root / "src", env=environment, capture_output=True, text=True
+                )
+                assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        yield root
+
+
+def copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        shutil.copy(source, target)
+
+
+def environment_of(image: Path) -> dict[str, str]:
+    """The Dockerfile's ENV, with its paths moved to where they stand here."""
+    variables = dict(pair.split("=", 1) for line in arguments("ENV") for pair in line.split())
+    return {
+        **variables,
+        "PATH": variables["PATH"].replace("/opt/rstore", f"{image}/opt/rstore").replace("$PATH", "/usr/bin:/bin"),
+        "RSTORED_DSN": variables["RSTORED_DSN"].replace("/data/", f"{image}/data/"),
+    }
+
+
+def run_in(image: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
+    program = f"{image}/opt/rstore/bin/{command[0]}"
+    return subprocess.run(
+        [program, *command[1:]],
+        cwd=image / "data",
+        env=environment_of(image),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def files_of(image: Path) -> dict[Path, int]:
+    """Every file of the image outside its volume, with the time it was last written."""
+    return {path: path.lstat().st_mtime_ns for path in image.rglob("*") if path.relative_to(image).parts[0] != "data"}
+
+
+def test_the_image_has_the_service_and_nothing_of_development(image):
+    version = run_in(image, ["rstored", "--version"])
+    assert version.returncode == 0, version.stderr
+    assert re.search(r"\d+\.\d+\.\d+", version.stdout)
+    installed = run_in(image, ["pip", "list", "--format=freeze"]).stdout.lower()
+    pinned = {line.lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    here = {line for line in installed.splitlines() if not line.startswith(("pip==", "setuptools==", "rstore=="))}
+    assert here <= pinned
+    assert "pytest" not in installed
+    assert "pandas" not in installed
+
+
+@pytest.fixture
+def serving(image: Path) -> Iterator[int]:
+    """The image's ENTRYPOINT with the Compose file's command, from a folder that it may not write.
+
+    Only the port is another one, so that it is free here. Stopped as the engine stops it, it ends with 0 and has
+    written nowhere but in the volume: its root file system may be read-only.
+    """
+    (entrypoint,) = json.loads(arguments("ENTRYPOINT")[0])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    nowhere = image / "nowhere"
+    nowhere.mkdir(mode=0o500)
+    before = files_of(image)
+    process = subprocess.Popen(
+        [f"{image}/opt/rstore/bin/{entrypoint}", *compose()["services"]["rstore"]["command"], "--port", str(port)],
+        cwd=nowhere,
+        env=environment_of(image),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield port
+    finally:
+        process.send_signal(getattr(signal, arguments("STOPSIGNAL")[0]))
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, output
+    assert (image / "data" / "rstore.db").exists()
+    assert files_of(image) == before
+
+
+def test_the_healthcheck_tells_a_serving_image_from_a_dead_one(image, serving):
+    command = [part.replace(":8000/", f":{serving}/") for part in healthcheck()]
+    deadline = time.monotonic() + 20
+    while (check := run_in(image, command)).returncode != 0:
+        assert time.monotonic() < deadline, check.stderr
+        time.sleep(0.2)
+    assert run_in(image, [part.replace(f":{serving}/", ":9/") for part in command]).returncode != 0
+
+
+def test_the_image_refuses_to_open_an_unprotected_store_to_the_world(image):
+    refused = run_in(image, [*json.loads(arguments("ENTRYPOINT")[0]), *json.loads(arguments("CMD")[0])])
+    assert refused.returncode != 0
+    assert "--insecure" in refused.stdout + refused.stderr

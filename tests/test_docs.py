@@ -1,0 +1,148 @@
+"""The documentation says what there is, and nothing else: settings, limits, commands, routes, metrics, error codes."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+import typer.main
+
+import rstore.errors
+from rstore.errors import PROBLEMS
+from rstored.api.metrics import Metrics
+from rstored.backends import BACKENDS
+from rstored.limits import Limits
+from rstored.main import app
+from rstored.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def section(document: str, title: str) -> str:
+    """What stands under a heading, up to the next one of its level."""
+    level, found = re.search(rf"^(#+) {re.escape(title)}\n(.*)", text(document), re.MULTILINE | re.DOTALL).groups()
+    return re.split(rf"^#{{1,{len(level)}}} ", found, flags=re.MULTILINE)[0]
+
+
+def table(document: str, title: str) -> list[list[str]]:
+    """The rows of the first table under a heading, without its head."""
+    lines = [line for line in section(document, title).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+# --- errors.md ---------------------------------------------------------------------------------------------
+
+
+def test_every_problem_is_in_the_table_of_errors_as_it_is():
+    told = [row[:4] for row in table("docs/errors.md", "All codes")]
+    are = [[f"`{code}`", str(row.status), row.title, f"`{row.exception.__name__}`"] for code, row in PROBLEMS.items()]
+    assert told == are
+    assert all(row[4].endswith(".") for row in table("docs/errors.md", "All codes"))
+
+
+def test_the_tree_of_exceptions_is_drawn_as_in_the_module_and_as_it_is():
+    drawn = re.search(r"^    Exception\n(?:    .*\n)+", rstore.errors.__doc__, re.MULTILINE)[0]
+    assert textwrap.dedent(drawn) in text("docs/errors.md")
+    tree = {name for name in rstore.errors.__all__ if name.endswith("Error")}
+    assert set(re.findall(r"\w+Error\b", drawn)) == tree
+    for name in tree - {"StoreError"}:
+        assert getattr(rstore.errors, name).__bases__ == (rstore.errors.StoreError,)
+
+
+# --- operating.md --------------------------------------------------------------------------------------------
+
+
+def test_every_setting_is_in_its_table_with_its_default():
+    told = {row[0]: row[1] for row in table("docs/operating.md", "Settings")}
+    prefix = Settings.model_config["env_prefix"]
+    are = {
+        f"`{prefix}{name.upper()}`": shown(field.default)
+        for name, field in Settings.model_fields.items()
+        if name != "limits"
+    }
+    assert told == are
+
+
+def test_every_limit_is_in_its_table_with_its_default():
+    told = {row[0]: row[1] for row in table("docs/operating.md", "Limits")}
+    assert told == {f"`{name}`": f"{field.default:,}" for name, field in Limits.model_fields.items()}
+
+
+def shown(default: object) -> str:
+    return "–" if default in (None, "") else f"`{json.dumps(default).strip(chr(34))}`"
+
+
+def commands() -> dict[str, set[str]]:
+    """Every command of `rstored` with its options."""
+    group = typer.main.get_command(app)
+    return {
+        name: {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+        for name, command in group.commands.items()
+    }
+
+
+def test_every_command_and_option_is_told():
+    told = section("docs/operating.md", "Commands")
+    for command, options in commands().items():
+        assert f"`rstored {command}" in told, command
+        for option in options - {"--help"}:
+            assert option in told, f"rstored {command} {option}"
+
+
+def test_every_backend_is_told_and_those_that_are_not_there_yet_are_called_so():
+    for scheme, status in ((row[0], row[1]) for row in table("docs/operating.md", "Backends")):
+        name = re.match(r"`([a-z+]+)://", scheme)[1]
+        assert (name in BACKENDS) == (status == "yes"), name
+    assert all(f"`{scheme}://" in section("docs/operating.md", "Backends") for scheme in BACKENDS)
+
+
+def test_every_metric_is_told():
+    told = section("docs/operating.md", "Health, metrics and logs")
+    for family in Metrics().registry.collect():
+        if not family.name.startswith("rstored_process_"):
+            assert f"`{family.name}`" in told
+
+
+# --- rest.md -------------------------------------------------------------------------------------------------
+
+
+def test_every_route_is_told():
+    paths = json.loads(text("openapi/openapi.json"))["paths"]
+    told = text("docs/rest.md")
+    for path, operations in paths.items():
+        short = path.removeprefix("/ns/{namespace}") if path.startswith("/ns/{namespace}/") else path
+        for method in operations:
+            rows = [line for line in told.splitlines() if method.upper() in line and stands_in(short, line)]
+            assert rows, f"{method.upper()} {path}"
+
+
+def stands_in(path: str, line: str) -> bool:
+    """Whether the route is named in the line, whole or after `,` as a sibling (`…/first`, `last`)."""
+    parent, _, last = path.rpartition("/")
+    return bool(re.search(rf"[ `]{re.escape(path)}[?` ]", line)) or (f"{parent}/" in line and f"`{last}`" in line)
+
+
+# --- all ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)]+)\)", re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)):
+        if target.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (document.parent / path).resolve() if path else document
+        assert file.exists(), f"{document.name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, (
+                target
+            )

@@ -1,0 +1,363 @@
+"""Every problem code is reachable: for each a real situation that leads to it, and the SDK's exception for it."""
+
+from __future__ import annotations
+
+import json
+import operator
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx2
+import pytest
+
+import rstore
+from rstore import Store
+from rstore.errors import PROBLEMS
+
+# Codes that no request can lead to yet, and why.
+RESERVED = {
+    "unauthenticated": "tokens come with the access layer (DESIGN section 8)",
+    "access-denied": "tokens come with the access layer (DESIGN section 8)",
+}
+
+LIMITS = {
+    "VALUE_BYTES_MAX": 20_000,
+    "BODY_BYTES_MAX": 100_000,
+    "BATCH_PARTS_MAX": 20,
+    "ANSWER_POINTS_MAX": 5,
+}
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def server(serve_module, tmp_path_factory):
+    """A service process with small limits."""
+    return serve_module(f"sqlite:///{tmp_path_factory.mktemp('codes') / 'store.db'}", limits=LIMITS)
+
+
+@pytest.fixture(scope="module")
+def http(server):
+    """A client of a service that holds one of each."""
+    with httpx2.Client(base_url=server.url, timeout=20) as http:
+        assert http.put("/kv/k", json=1).is_success
+        assert http.post("/ts/s/range", json={"points": [[t, t] for t in range(10)]}).is_success
+        assert http.post("/es/e/events", json={"timestamp": 1, "events": [{"item": "n", "value": 1}]}).is_success
+        assert http.put("/ns/vault", json={"sealed_only": True}).is_success
+        yield http
+
+
+REQUESTS: dict[str, Callable[[httpx2.Client], httpx2.Response]] = {
+    "malformed-body": lambda http: http.post("/kv", content=b"{", headers=JSON),
+    "route-not-found": lambda http: http.get("/nope"),
+    "method-not-allowed": lambda http: http.post("/kv/k"),
+    "not-acceptable": lambda http: http.get("/ts/s/range", headers={"Accept": "image/png"}),
+    "unsupported-media-type": lambda http: http.post("/kv", content=b"x", headers={"Content-Type": "image/png"}),
+    "invalid-namespace": lambda http: http.get("/ns/a%20b/kv"),
+    "invalid-key": lambda http: http.get("/kv/%00"),
+    "invalid-parameter": lambda http: http.get("/ts/s/range?n=-1"),
+    "unknown-parameter": lambda http: http.get("/ts/s/range?m=1"),
+    "invalid-body": lambda http: http.post("/kv", json={"set": 5}),
+    "invalid-value": lambda http: http.put("/kv/k", content=b"NaN", headers=JSON),
+    "sealed-only": lambda http: http.put("/ns/vault/kv/k", json=1),
+    "namespace-not-found": lambda http: http.get("/ns/absent"),
+    "key-not-found": lambda http: http.get("/kv/absent"),
+    "series-not-found": lambda http: http.get("/ts/absent/last"),
+    "sequence-not-found": lambda http: http.get("/es/absent/current"),
+    "precondition-failed": lambda http: http.put("/kv/k", json=2, headers={"If-Match": '"0"'}),
+    "revision-conflict": lambda http: http.post(
+        "/es/e/events", json={"revision": 9, "events": [{"item": "n", "value": 1}]}
+    ),
+    "timestamp-taken": lambda http: http.post(
+        "/es/e/events", json={"timestamp": 1, "events": [{"item": "m", "value": 1}]}
+    ),
+    "unfoldable-event": lambda http: http.post("/es/e/events", json={"events": [{"item": "m", "op": "delitem"}]}),
+    "body-too-large": lambda http: http.post("/kv", content=b" " * 100_001, headers=JSON),
+    "value-too-large": lambda http: http.put("/kv/k", json="x" * 20_001),
+    "batch-too-large": lambda http: http.post("/kv", json={"get": ["k"] * 21}),
+    "uri-too-long": lambda http: http.get("/kv?prefix=" + "x" * 10_000),
+    "nesting-too-deep": lambda http: http.put("/kv/k", content=b"[" * 200 + b"]" * 200, headers=JSON),
+    "answer-too-large": lambda http: http.get("/ts/s/range", headers={"Accept": "application/msgpack"}),
+}
+
+
+def check(answer: httpx2.Response, code: str) -> None:
+    """The answer is the whole problem document of this code."""
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["code"] == code, problem
+    assert answer.status_code == problem["status"] == PROBLEMS[code].status
+    assert problem["title"] == PROBLEMS[code].title
+    assert problem["request_id"] == answer.headers["x-request-id"]
+    assert problem["detail"]
+
+
+@pytest.mark.parametrize("code", REQUESTS)
+def test_a_request_leads_to(http, code):
+    check(REQUESTS[code](http), code)
+
+
+def test_malformed_request(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"GET /kv HTTP/1.1\r\nno colon\r\n\r\n")
+        answer = b""
+        while chunk := connection.recv(4096):
+            answer += chunk
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert b"application/problem+json" in head.lower()
+    problem = json.loads(body)
+    assert problem["code"] == "malformed-request"
+    assert problem["status"] == 400
+
+
+def test_request_timeout(serve, tmp_path):
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}", env={"RSTORED_BODY_TIMEOUT_SECONDS": "0.5"})
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"PUT /kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf")
+        started = time.monotonic()
+        answer = b""
+        while chunk := connection.recv(4096):
+            answer += chunk
+        assert 0.3 < time.monotonic() - started < 8
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408")
+    assert json.loads(body)["code"] == "request-timeout"
+    assert httpx2.get(f"{server.url}/kv/k").status_code == 404
+
+
+def test_shutting_down(serve, tmp_path):
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}")
+    host, port = server.url.removeprefix("http://").split(":")
+    with (
+        socket.create_connection((host, int(port)), timeout=20) as in_flight,
+        socket.create_connection((host, int(port)), timeout=20) as begun,
+    ):
+        in_flight.sendall(b"PUT /kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nha")
+        # This request arrives in two pieces, before and after the signal: its connection is not idle.
+        begun.sendall(b"GET /readyz HTTP/1.1\r\nHo")
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        begun.sendall(b"st: x\r\n\r\n")
+        answer = begun.recv(65536)
+        in_flight.sendall(b"lf")
+        assert in_flight.recv(65536).startswith(b"HTTP/1.1 201")
+    assert answer.startswith(b"HTTP/1.1 503"), answer
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "shutting-down"
+    assert server.process.wait(15) == 0
+
+
+def test_backend_unavailable(serve, tmp_path):
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}")
+    with httpx2.Client(base_url=server.url) as http:
+        (tmp_path / "store.db").rename(tmp_path / "away.db")
+        check(http.get("/readyz"), "backend-unavailable")
+
+
+def test_backend_corrupt(serve, tmp_path):
+    path = tmp_path / "store.db"
+    server = serve(f"sqlite:///{path}")
+    with httpx2.Client(base_url=server.url) as http:
+        for number in range(300):
+            assert http.put(f"/kv/k{number}", json="x" * 500).is_success
+    server.stop()
+    # All pages but the first few, which hold the schema and the roots of its tables, become noise.
+    connection = sqlite3.connect(path)
+    (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+    roots = {row[0] for row in connection.execute("SELECT rootpage FROM sqlite_master WHERE rootpage > 0")}
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.close()
+    content = bytearray(path.read_bytes())
+    for page in range(2, pages + 1):
+        if page not in roots:
+            content[(page - 1) * page_size : page * page_size] = b"\xfe" * page_size
+    path.write_bytes(content)
+    server = serve(f"sqlite:///{path}")
+    with httpx2.Client(base_url=server.url) as http:
+        answers = [http.get(f"/kv/k{number}") for number in range(0, 300, 50)]
+        assert all(answer.status_code == 500 for answer in answers), [answer.text for answer in answers]
+        for answer in answers:
+            check(answer, "backend-corrupt")
+        assert http.get("/healthz").status_code == 200
+    with Store(server.url, retries=0) as store, pytest.raises(rstore.StoreNotAvailableError) as caught:
+        store.get("k50")
+    assert caught.value.code == "backend-corrupt"
+
+
+def can_mount() -> bool:
+    """Whether this machine lets a user make a small file system of its own."""
+    command = ["unshare", "--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return (
+        shutil.which("unshare") is not None
+        and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    )
+
+
+def test_storage_full(serve, tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    dsn = f"sqlite:///{folder / 'store.db'}"
+    if can_mount():
+        mount = f'mount -t tmpfs -o size=2m tmpfs {folder} && exec "$@"'
+        server = serve(dsn, prefix=["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh"])
+    else:
+        server = serve(dsn, file_bytes_max=2 * 2**20)
+    with httpx2.Client(base_url=server.url) as http:
+        answers = [http.put(f"/kv/k{number}", content=b"%d" % number * 50_000) for number in range(30)]
+        written = [number for number, answer in enumerate(answers) if answer.status_code == 201]
+        assert 0 < len(written) < 30
+        for number, answer in enumerate(answers):
+            if number not in written:
+                check(answer, "storage-full")
+        # What was acknowledged is there, the rest is not, and the service lives.
+        assert [item["key"] for item in http.get("/kv").json()["items"]] == sorted(f"k{number}" for number in written)
+        for number in written:
+            assert http.get(f"/kv/k{number}").content == b"%d" % number * 50_000
+        check(http.post("/ts/s/range", json={"points": [[1, "x" * 2_000_000]]}), "storage-full")
+        assert http.get("/ts").json()["items"] == []
+        assert http.get("/healthz").status_code == 200
+
+
+def test_internal_error(serve, tmp_path):
+    """A table that disappears under the service is nothing that it foresees."""
+    path = tmp_path / "store.db"
+    server = serve(f"sqlite:///{path}")
+    with httpx2.Client(base_url=server.url) as http:
+        http.put("/kv/k", json="secret value")
+        connection = sqlite3.connect(path, timeout=10)
+        tables = [
+            row[0]
+            for row in connection.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
+            )
+        ]
+        for table in tables:
+            connection.execute(f'DROP TABLE "{table}"')
+        connection.commit()
+        connection.close()
+        answer = http.get("/kv/k")
+        check(answer, "internal-error")
+        assert "sqlite" not in answer.text.lower()
+        assert str(tmp_path) not in answer.text
+        assert http.get("/healthz").status_code == 200
+    server.stop()
+    assert answer.json()["request_id"] in server.log
+
+
+SITUATIONS = {
+    "malformed-request": test_malformed_request,
+    "request-timeout": test_request_timeout,
+    "shutting-down": test_shutting_down,
+    "backend-unavailable": test_backend_unavailable,
+    "backend-corrupt": test_backend_corrupt,
+    "storage-full": test_storage_full,
+    "internal-error": test_internal_error,
+}
+
+
+def test_every_code_is_reached_or_reserved():
+    assert set(REQUESTS) | set(SITUATIONS) | set(RESERVED) == set(PROBLEMS)
+    assert len(REQUESTS) + len(SITUATIONS) + len(RESERVED) == len(PROBLEMS)
+
+
+# --- the SDK -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", PROBLEMS)
+def test_the_sdk_raises_the_exception_of_the_code(code):
+    """Whatever the operation, the document alone decides."""
+    row = PROBLEMS[code]
+    problem = {
+        "type": "about:blank",
+        "title": row.title,
+        "status": row.status,
+        "detail": "why",
+        "code": code,
+        "request_id": "r-1",
+    }
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(row.status, json=problem, headers={"Content-Type": "application/problem+json"})
+
+    store = Store("http://nowhere.invalid", "space", frozen=False, retries=0, transport=httpx2.MockTransport(answer))
+    with pytest.raises(row.exception) as caught:
+        store.apply("e", {"a": (operator.setitem, 1)}, t=1)
+    assert type(caught.value) is row.exception
+    assert caught.value.code == code
+    assert caught.value.status == row.status
+    assert caught.value.request_id == "r-1"
+    assert caught.value.problem == problem
+    assert "why" in str(caught.value)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("use", "code"),
+    [
+        (lambda store: store.set("k", 2, if_match="0"), "precondition-failed"),
+        (lambda store: store.set("k", "x" * 20_001), "value-too-large"),
+        (lambda store: store.range("s", n=-1), "invalid-parameter"),
+        (lambda store: store.apply("e", {"m": 1}, t=1), "timestamp-taken"),
+        (lambda store: store.apply("e", {"m": (operator.delitem,)}), "unfoldable-event"),
+    ],
+)
+def test_the_sdk_over_real_http(server, http, use, code):
+    with Store(server.url, frozen=False) as store, pytest.raises((rstore.StoreError, ValueError)) as caught:
+        use(store)
+    if isinstance(caught.value, rstore.StoreError):
+        assert isinstance(caught.value, PROBLEMS[code].exception)
+        assert caught.value.code in (code, None)
+
+
+def test_no_answer_at_all():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with (
+        pytest.raises(rstore.StoreNotAvailableError),
+        Store(f"http://127.0.0.1:{port}", frozen=False, retries=0) as store,
+    ):
+        store.get("k")
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body"),
+    [
+        (200, {"Content-Type": "text/html"}, b"<html>"),
+        (200, {"Content-Type": "application/json"}, b"{"),
+        (200, {"Content-Type": "application/json"}, b"[]"),
+        (418, {"Content-Type": "text/plain"}, b"teapot"),
+        (302, {"Location": "http://elsewhere.invalid/"}, b""),
+        (400, {"Content-Type": "application/problem+json"}, b"[1]"),
+        (409, {"Content-Type": "application/problem+json"}, b'{"code": "of tomorrow", "detail": "x", "status": 409}'),
+    ],
+)
+def test_an_answer_that_no_service_gives_is_a_store_error(status, headers, body):
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(status, content=body, headers=headers)
+
+    store = Store("http://nowhere.invalid", "space", frozen=False, retries=0, transport=httpx2.MockTransport(answer))
+    with pytest.raises(rstore.StoreError):
+        store.current("e")
+    with pytest.raises(rstore.StoreError):
+        store.timeseries()
+    store.close()
+
+
+def test_the_documentation_has_every_code():
+    page = (Path(__file__).parent.parent / "docs" / "errors.md").read_text()
+    rows = {line.split("|")[1].strip(" `"): line for line in page.splitlines() if line.startswith("| `")}
+    assert set(rows) == set(PROBLEMS)
+    for code, row in PROBLEMS.items():
+        cells = [cell.strip(" `") for cell in rows[code].split("|")]
+        assert cells[2] == str(row.status)
+        assert cells[3] == row.title
+        assert cells[4] == row.exception.__name__

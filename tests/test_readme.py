@@ -1,0 +1,105 @@
+"""The sessions in the README and in docs/start.md work when pasted, and answer what they show."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ADDRESS = "http://127.0.0.1:8000"
+
+
+def blocks(document: str, language: str) -> list[str]:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def the(found: list[str]) -> str:
+    """The one session that talks to a service."""
+    (block,) = [block for block in found if "8000" in block or "Store(" in block]
+    return block
+
+
+def environment(server: str) -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "RSTORE_URL": server, "LANG": "C.UTF-8"}
+
+
+def test_the_readme_begins_with_the_two_commands():
+    first = blocks("README.md", "sh")[0]
+    assert [line.split("#")[0].strip() for line in first.splitlines()] == ["make serve", "make test"]
+
+
+def test_the_sessions_are_about_ten_lines():
+    for language in ("sh", "python"):
+        lines = [line for line in the(blocks("README.md", language)).splitlines() if not line.startswith("#")]
+        assert len(lines) <= 10
+
+
+def test_the_curl_session_answers_what_it_shows(server, tmp_path):
+    session = the(blocks("README.md", "sh"))
+    assert ADDRESS in session
+    done = subprocess.run(
+        ["bash", "-eu", "-c", session.replace(ADDRESS, server)],
+        cwd=tmp_path,
+        env=environment(server),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    shown = re.findall(r"^# (.*)$", session, flags=re.MULTILINE)
+    assert len(shown) == session.count("curl ") - 1  # the PUT has nothing to show
+    assert done.stdout == "".join(shown)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_python_session_answers_what_it_shows(server, tmp_path):
+    """Pasted into an interpreter: each expression is shown as its comment says."""
+    session = the(blocks("README.md", "python"))
+    lines = session.splitlines()
+    expected = [
+        lines[node.end_lineno - 1].split("  # ")[1]
+        for node in ast.parse(session).body
+        if isinstance(node, ast.Expr) and "  # " in lines[node.end_lineno - 1]
+    ]
+    assert len(expected) >= 5
+    done = subprocess.run(
+        [sys.executable, "-i", "-q"],
+        input=session,
+        cwd=tmp_path,
+        env=environment(server),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Error" not in done.stderr, done.stderr
+    assert done.stdout.splitlines() == expected
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_scripts_of_start_print_what_they_show(server, tmp_path, number):
+    scripts = blocks("docs/start.md", "python")
+    assert len(scripts) == 3
+    script = scripts[number]
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment(server),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    shown = re.findall(r"print\(.*\)  # (.*)$", script, flags=re.MULTILINE)
+    assert done.stdout.splitlines() == shown
+    assert shown
