@@ -52,7 +52,7 @@ class Size(NamedTuple):
     events: int
 
 
-FULL = Size(rounds=5, seconds=2.0, points=1_000_000, appends=60, events=100_000)
+FULL = Size(rounds=5, seconds=2.0, points=1_000_000, appends=300, events=100_000)
 QUICK = Size(rounds=1, seconds=0.2, points=5_000, appends=5, events=1_000)
 
 ITEMS = 100  # in an event sequence's state

@@ -47,7 +47,8 @@ def main() -> None:
         with Store(url, "weather-sealed", generate_key(), frozen=False) as store:
             tell(store, series)
     except StoreNotAvailableError as error:
-        raise SystemExit(f"{error}\nIs a service running there? In another terminal: make serve") from None
+        answered = error.status is not None
+        raise SystemExit(str(error) if answered else f"{error}\nIn another terminal: make serve") from None
 
 
 def tell(store: Store, series: dict[str, Points]) -> None:
@@ -158,7 +159,7 @@ def rate(count: int, what: str, started: float) -> str:
 
 
 def say(name: str, fact: str, speed: str = "") -> None:
-    print(f"  {name:<11}{fact}{f'  ({speed})' if speed else ''}")
+    print(f"  {name:<12}{fact}{f'  ({speed})' if speed else ''}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import httpx2
@@ -60,7 +61,7 @@ def fill(http: httpx2.Client) -> None:
         assert http.put(f"{prefix}/kv/k", json={"a": 1}).status_code in (201, 204)
         assert http.put(f"{prefix}/kv/raw", content=b"\0\xff", headers={"Content-Type": "image/png"}).is_success
         assert http.put(f"{prefix}/kv/brief?ttl=10000", json=1).is_success
-        points = [[t, t] for t in range(0, 40)]
+        points = [[t, t] for t in range(40)]
         assert http.post(f"{prefix}/ts/s/range", json={"points": points}).is_success
         assert http.post(f"{prefix}/ts/s/range", json={"points": [[-(2**63), "low"], [2**63 - 1, "high"]]}).is_success
         events = [{"item": "n", "value": 5}, {"item": "t", "value": "text"}]
@@ -136,7 +137,7 @@ class Bad(NamedTuple):
     path: str
     codes: str
     body: Any = None
-    headers: dict[str, str] = {}
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 def deep(levels: int) -> bytes:
@@ -362,7 +363,7 @@ for name, body in {
     "a timestamp far beyond": {"points": [[10**40, 1]]},
 }.items():
     bad(name, "POST", "/ts/s/range", "invalid-body", body)
-    if "point" in body.get("points", [""])[0:1] or isinstance(body.get("points"), list):
+    if isinstance(body.get("points"), list):
         lines = "".join(json.dumps(point) + "\n" for point in body["points"])
         if lines:
             bad(f"ndjson {name}", "POST", "/ts/s/range", "invalid-body malformed-body", lines.encode(), NDJSON)
@@ -546,14 +547,9 @@ bad("missing without a freq", "GET", "/ts/s/missing?start=1", "invalid-parameter
 bad("complete without a start", "GET", "/ts/s/complete?freq=1", "invalid-parameter")
 bad("complete without a freq", "GET", "/ts/s/complete?start=1", "invalid-parameter")
 bad("past without t", "GET", "/es/e/past", "invalid-parameter")
-for ops in ("xor", "add,", "add,xor", "operator.add", ",", "", "ADD"):
+for ops in ("xor", "add,xor", "operator.add", "ADD", "add%00", "add;sub"):
     bad(f"ops {ops!r}", "GET", f"/es/e/events?ops={ops}", "invalid-parameter")
 bad("an empty item", "GET", "/es/e/events?item=", "invalid-parameter invalid-key")
-bad("end before start", "GET", "/ts/s/range?start=5&end=4", "invalid-parameter")
-bad("delete, end before start", "DELETE", "/ts/s/range?start=5&end=4", "invalid-parameter")
-bad("missing, end before start", "GET", "/ts/s/missing?start=5&end=4&freq=1", "invalid-parameter")
-bad("complete, end before start", "GET", "/ts/s/complete?start=5&end=4&freq=1", "invalid-parameter")
-bad("events, end before start", "GET", "/es/e/events?start=5&end=4", "invalid-parameter")
 bad(
     "a grid beyond the limit",
     "GET",
@@ -789,6 +785,17 @@ def fill_again(http: httpx2.Client) -> None:
     for item in http.get("/ns").json()["items"]:
         http.delete(f"/ns/{item['namespace']}")
     fill(http)
+
+
+def test_an_end_before_the_start_is_an_empty_range(http):
+    before = dump(http)
+    assert http.get("/ts/s/range?start=5&end=4").json() == {"points": []}
+    assert http.get("/ts/s/range?start=5&end=4&order=desc&n=3&freq=2").json() == {"points": []}
+    assert http.delete("/ts/s/range?start=5&end=4").json() == {"removed": 0}
+    assert http.get("/ts/s/missing?start=5&end=4&freq=1").json() == {"missing": []}
+    assert http.get("/ts/s/complete?start=5&end=4&freq=1").json() == {"complete": True}
+    assert http.get("/es/e/events?start=5&end=4").json() == {"events": []}
+    assert dump(http) == before
 
 
 def test_the_table_covers_what_the_issue_names():

@@ -28,6 +28,12 @@ def when(text: str) -> datetime:
 
 
 @pytest.fixture(scope="module")
+def server(serve_module, tmp_path_factory) -> str:
+    """The address of a service with an empty store."""
+    return serve_module(f"sqlite:///{tmp_path_factory.mktemp('store') / 'rstore.db'}").url
+
+
+@pytest.fixture(scope="module")
 def facts() -> dict[str, list[str]]:
     """What the example must say, by the name of the line."""
     hours = {when(row["date"]): row["temp"] for row in rows("seattle-temps.csv")}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import operator
 import pickle
@@ -69,19 +70,15 @@ class RecordingProxy:
             pass
         finally:
             for end in (source, target):
-                try:
+                with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass
 
     def close(self) -> None:
         self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         for end in self.sockets:
-            try:
+            with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
         for thread in self.threads:
             thread.join(10)
             assert not thread.is_alive()
@@ -132,17 +129,13 @@ def inflated(data: bytes) -> Iterator[bytes]:
     """What every zlib, gzip or raw deflate stream in ``data`` decompresses to."""
     position = data.find(b"\x78")
     while position >= 0:
-        try:
+        with contextlib.suppress(zlib.error):
             yield zlib.decompressobj().decompress(data[position:], 2**22)
-        except zlib.error:
-            pass
         position = data.find(b"\x78", position + 1)
     position = data.find(b"\x1f\x8b\x08")
     while position >= 0:
-        try:
+        with contextlib.suppress(zlib.error):
             yield zlib.decompressobj(31).decompress(data[position:], 2**22)
-        except zlib.error:
-            pass
         position = data.find(b"\x1f\x8b\x08", position + 1)
 
 
@@ -607,9 +600,11 @@ def test_rotation(vault, key, store, attacker):
 
 @pytest.mark.parametrize("wrong", ["", "short", "A" * 43, "A" * 44, "!" * 44, b"", b"\0" * 32, [], ["short"], 5])
 def test_a_wrong_key_is_refused_at_once_and_not_repeated(vault, wrong):
-    with pytest.raises((StoreError, ValueError, TypeError)) as caught:
-        with Store(vault.url, "vault", wrong, frozen=False) as store:
-            store.set("k", "value")
+    with (
+        pytest.raises((StoreError, ValueError, TypeError)) as caught,
+        Store(vault.url, "vault", wrong, frozen=False) as store,
+    ):
+        store.set("k", "value")
     if isinstance(wrong, str) and wrong:
         assert wrong not in str(caught.value)
 

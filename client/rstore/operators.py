@@ -279,7 +279,7 @@ def _check_format(op: str, template: str | bytes | bytearray, operand: Any, boun
     positional = iter(operand if isinstance(operand, tuple) else (operand,))
     length = len(text)
     position = text.find("%") + 1
-    while position:
+    while position and length <= bounds.length_max:
         arguments: Iterator[Any] = positional
         if text.startswith("(", position):
             end = _key_end(op, text, position)
@@ -296,9 +296,9 @@ def _check_format(op: str, template: str | bytes | bytearray, operand: Any, boun
         if conversion != "%":
             wanted = _number(width, arguments, bounds), _number(precision, arguments, bounds)
             length += max(wanted[0], _converted_length(conversion, next(arguments, 0), wanted[1], bounds))
-        if length > bounds.length_max:
-            raise _too_long(op, bounds)
         position = text.find("%", spec.end()) + 1
+    if length > bounds.length_max:
+        raise _too_long(op, bounds)
 
 
 def _key_end(op: str, text: str, start: int) -> int:
@@ -329,7 +329,7 @@ def _converted_length(conversion: str, argument: Any, precision: int, bounds: Bo
         if conversion in "sb" and isinstance(argument, (str, bytes, bytearray)):
             return len(argument)
         return _shown_length(argument, ascii if conversion == "a" else repr, bounds.length_max)
-    if isinstance(argument, int):
+    if isinstance(argument, int) and conversion in "diuoxX":
         digits = argument.bit_length() // 3 + 4
     elif isinstance(argument, Decimal) and argument.is_finite():
         # int() of 1E+999999 computes a million digits; Python itself shows no more than 4,300.

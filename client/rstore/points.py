@@ -21,7 +21,7 @@ from typing import Any, Final, TypeAlias, overload
 
 import msgspec
 
-from rstore.encodings import Encoding, InvalidJSON, Value, parse_json
+from rstore.encodings import Encoding, InvalidJSON, NestingTooDeep, Value, parse_json
 
 __all__ = [
     "FRAME_BYTES_MAX",
@@ -330,7 +330,7 @@ def check_values(points: Points, *, value_bytes_max: int | None = None, nesting_
             try:
                 parse_json(data, nesting_max=nesting_max)
             except InvalidJSON as error:
-                code = "nesting-too-deep" if "nested deeper" in str(error) else "invalid-value"
+                code = "nesting-too-deep" if isinstance(error, NestingTooDeep) else "invalid-value"
                 raise InvalidPoints(f"the value at timestamp {t}: {error}", code=code) from None
 
 
@@ -495,8 +495,8 @@ def decode(frame: bytes, *, bytes_max: int = FRAME_BYTES_MAX, own: bool = False)
 class FrameReader:
     """Reads a stream of frames chunk by chunk, however the chunks are cut.
 
-    ``frame_bytes_max`` bounds one frame, before and after decompression; ``stream_bytes_max``, if given, what all
-    frames together decode to. Both are refused with :class:`InvalidPoints` before memory is taken.
+    ``frame_bytes_max`` bounds one frame, before and after decompression; ``stream_bytes_max``, if given, what the
+    values of all frames together decode to. More is refused with :class:`InvalidPoints` before it takes memory.
 
     >>> reader = FrameReader()
     >>> frame = encode(Points.from_pairs([(1, 10)]))
@@ -537,7 +537,8 @@ class FrameReader:
         if self._stream_bytes_left is None:
             return decode(frame, bytes_max=bytes_max)
         points = decode(frame, bytes_max=min(bytes_max, self._stream_bytes_left))
-        self._stream_bytes_left -= points.size + 8 * len(points)
+        # Timestamps are left out: they take no more than a small multiple of what the values take.
+        self._stream_bytes_left -= points.size + (4 * len(points) if isinstance(points.values, Cells) else 0)
         if self._stream_bytes_left < 0:
             raise _too_large("points larger than the limit")
         return points

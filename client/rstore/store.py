@@ -866,16 +866,19 @@ class Store(_Operations[httpx2.BaseTransport]):
     def open(self) -> Store:
         """Connect. Creates the namespace unless frozen; raises :class:`StoreNotAvailableError` if that fails."""
         if self._transport is None:
-            transport = self._given_transport
-            if transport is None:
-                transport = httpx2.HTTPTransport(verify=self._service.tls(), trust_env=False)
-            self._transport = transport
+            self._connect()
             try:
                 self._run(self._opening())
             except BaseException:
                 self.close()
                 raise
         return self
+
+    def _connect(self) -> None:
+        if self._given_transport is not None:
+            self._transport = self._given_transport
+        else:
+            self._transport = httpx2.HTTPTransport(verify=self._service.tls(), trust_env=False)
 
     def close(self) -> None:
         """Close the connections. The store may be opened again; closing twice does no harm."""
@@ -975,16 +978,19 @@ class AsyncStore(_Operations[httpx2.AsyncBaseTransport]):
     async def open(self) -> AsyncStore:
         """Connect. Creates the namespace unless frozen; raises :class:`StoreNotAvailableError` if that fails."""
         if self._transport is None:
-            transport = self._given_transport
-            if transport is None:
-                transport = httpx2.AsyncHTTPTransport(verify=self._service.tls(), trust_env=False)
-            self._transport = transport
+            self._connect()
             try:
                 await self._run(self._opening())
             except BaseException:
                 await self.close()
                 raise
         return self
+
+    def _connect(self) -> None:
+        if self._given_transport is not None:
+            self._transport = self._given_transport
+        else:
+            self._transport = httpx2.AsyncHTTPTransport(verify=self._service.tls(), trust_env=False)
 
     async def close(self) -> None:
         """Close the connections. The store may be opened again; closing twice does no harm."""

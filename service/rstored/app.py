@@ -42,7 +42,15 @@ async def _open_state(settings: Settings) -> AsyncIterator[State]:
         engine = Engine(backend, settings.limits, observe=metrics.observe_backend)
         await engine.start()
         try:
-            yield State(backend, engine, settings.limits, metrics, settings.access_log, settings.docs)
+            yield State(
+                backend,
+                engine,
+                settings.limits,
+                metrics,
+                access_log=settings.access_log,
+                body_timeout_seconds=settings.body_timeout_seconds,
+                docs=settings.docs,
+            )
         finally:
             await engine.stop()
     finally:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
+import logging
+import secrets
 import signal
 import socket
 import time
@@ -11,6 +14,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Final
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -20,6 +24,8 @@ from rstored.problems import Problem
 from rstored.settings import Settings
 
 __all__ = ["Server", "bind"]
+
+logger = logging.getLogger("rstored.server")
 
 HEAD_BYTES_MAX: Final = 64 * 1024
 
@@ -39,41 +45,92 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol, with a bound on the request's head and with problems for requests that are no HTTP."""
+    """uvicorn's protocol, with bounds on connections and heads, and with problems for requests that are no HTTP."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        # uvicorn's own bound answers with plain text; a connection too many is closed here before it asks anything.
+        self._connections_max = self.limit_concurrency
+        self.limit_concurrency = None
+        self._asks_for_upgrade = False
+        self._begun = False
         self._in_head = True
         self._head_bytes = 0
+        self._stopping = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if self._connections_max is not None and len(self.connections) > self._connections_max:
+            logger.warning("too many connections", extra={"connections_max": self._connections_max})
+            transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._in_head:
-            # A head may arrive with others in one packet; only one that goes on over several is counted.
             self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES_MAX + len(data):
-                self.send_400_response(f"the head of the request is longer than {HEAD_BYTES_MAX} bytes")
+            # A packet may bring much more than a head, so only what came in earlier ones is held against it.
+            if self._head_bytes - len(data) > HEAD_BYTES_MAX:
+                self.send_400_response(f"The head of the request is longer than {HEAD_BYTES_MAX} bytes.")
                 return
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._asks_for_upgrade:
+                self._go_on_without_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("What arrived is not an HTTP/1.1 request.")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head = True
-        self._head_bytes = 0
+        self._begun = True
 
     def on_headers_complete(self) -> None:
+        self._asks_for_upgrade = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        if self._asks_for_upgrade:
+            return
         self._in_head = False
         super().on_headers_complete()
+        if self._stopping:
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
+        if self._asks_for_upgrade:
+            return
         super().on_message_complete()
+        self._begun = False
         self._in_head = True
         self._head_bytes = 0
 
+    def _go_on_without_upgrade(self, rest: bytes) -> None:
+        """Take the request for one that asks for no other protocol, as it may be.
+
+        Some clients ask for HTTP/2 with every request. The parser stops at the end of such a head, and what follows,
+        the body, would be lost: an empty value would be stored.
+        """
+        lines = [b"%b %b HTTP/1.1\r\n" % (self.parser.get_method(), self.url)]
+        lines += (b"%b: %b\r\n" % header for header in self.headers if header[0] not in (b"upgrade", b"connection"))
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"".join(lines) + b"\r\n" + rest)
+
+    def shutdown(self) -> None:
+        """Close if idle. A request of which a part has arrived is answered first."""
+        if self._begun and self._in_head:
+            self._stopping = True
+        else:
+            super().shutdown()
+
     def send_400_response(self, msg: str) -> None:
-        reply = problem_reply(Problem("malformed-request", msg), "none")
+        request_id = secrets.token_hex(8)
+        logger.info("malformed request", extra={"request_id": request_id})
+        reply = problem_reply(Problem("malformed-request", msg), request_id)
         body = reply.body
         assert isinstance(body, bytes)
-        headers = [*reply.headers, (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+        headers = [
+            *reply.headers,
+            (b"x-request-id", request_id.encode()),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         self.transport.write(b"HTTP/1.1 400 Bad Request\r\n" + lines + b"\r\n" + body)
         self.transport.close()

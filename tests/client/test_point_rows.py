@@ -88,7 +88,9 @@ def test_the_csv_is_what_others_read(points):
 
 
 def test_a_json_value_of_several_lines_stands_on_one():
-    points = Points.from_values([(1, Value(Encoding.JSON, b'{\r\n "a": 1.50,\n "b": "x y"}')), (2, Value(Encoding.JSON, b"1"))])
+    points = Points.from_values(
+        [(1, Value(Encoding.JSON, b'{\r\n "a": 1.50,\n "b": "x y"}')), (2, Value(Encoding.JSON, b"1"))]
+    )
     assert body_of(points, Form.NDJSON) == b'[1,{"a":1.50,"b":"x y"}]\n[2,1]\n'
     assert parse_points(body_of(points, Form.CSV), Form.CSV) == points
 

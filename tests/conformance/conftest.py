@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
+from tests.conformance.backends import BACKENDS
+from tests.conformance.subjects import Case, Deployment, Driver, cases
 
 from rstore import Store
 from rstored.app import create_app
 from rstored.settings import load_settings
-from tests.conformance.backends import BACKENDS
-from tests.conformance.subjects import Case, Deployment, Driver, cases
 
 _AVAILABLE = {name: backend.missing() for name, backend in BACKENDS.items()}
 

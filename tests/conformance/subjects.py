@@ -46,8 +46,13 @@ class Deployment:
 
     def __init__(self, dsn: str, serve: Callable[[str], Any], create_app: Callable[[], Any]) -> None:
         self.dsn = dsn
-        self.app = create_app
         self._serve = serve
+        self._create_app = create_app
+
+    @functools.cached_property
+    def app(self) -> Any:
+        """The ASGI application on it, to be started and stopped for each test: it has an event loop of its own."""
+        return self._create_app()
 
     @functools.cached_property
     def url(self) -> str:
@@ -91,7 +96,6 @@ class Conveniences:
     """What the tests use beyond the SDK's methods."""
 
     namespace: str
-    features: frozenset[str]
     key: str | None = None
 
     async def in_parallel(self, calls: list[tuple[Any, ...]]) -> None:
@@ -136,8 +140,6 @@ def int64(number: Any) -> Any:
 
 class EngineSubject(Conveniences):
     """The SDK's methods with plain values, straight on the engine. It checks what the API would."""
-
-    features = frozenset()
 
     def __init__(self, engine: Engine, namespace: str) -> None:
         self.engine = engine
@@ -403,8 +405,6 @@ class EngineDriver(Driver):
 class StoreSubject(Conveniences):
     """Store, in worker threads."""
 
-    features = frozenset({"values"})
-
     def __init__(self, store: Store, namespace: str, key: str | None) -> None:
         self.store = store
         self.namespace = namespace
@@ -445,8 +445,6 @@ class StoreDriver(Driver):
 class AsyncStoreSubject(Conveniences):
     """AsyncStore as it is."""
 
-    features = frozenset({"values"})
-
     def __init__(self, store: AsyncStore, namespace: str, key: str | None) -> None:
         self.store = store
         self.namespace = namespace
@@ -465,7 +463,7 @@ class AsyncStoreDriver(Driver):
     features = frozenset({"client", "wire", "sealing"})
 
     async def start(self) -> None:
-        app = self.deployment.app()
+        app = self.deployment.app
         await self.stack.enter_async_context(lifespan(app))
         self.transport = httpx2.ASGITransport(app)
         self.http = await self.stack.enter_async_context(

@@ -122,10 +122,9 @@ async def test_none_is_a_value_of_an_item(store):
     assert await store.apply("e", {"a": (operator.delitem,)}) == {}
 
 
+@pytest.mark.requires("client")
 async def test_a_tuple_that_names_no_operator_is_a_value(store):
-    if "values" not in store.features:
-        pytest.skip("the engine knows no tuples")
-    changes = {"pair": (1, 2), "ops": (max, 3) and ("add", 3), "one": (5,), "empty": ()}
+    changes = {"pair": (1, 2), "name": ("add", 3), "function": (max, 3), "one": (5,), "empty": ()}
     assert exactly(await store.apply("e", changes)) == exactly(changes)
 
 
@@ -180,14 +179,14 @@ async def test_deleting_twice_is_refused(store):
     ("before", "change"),
     [
         (10, (operator.pow, 10**9)),
-        (10**4000, (operator.pow, 3)),
+        (10**3900, (operator.pow, 3)),
         (7, (operator.pow, 123_456_789)),
         (-(2**60), (operator.pow, 2**60 + 1)),
         ("a", (operator.mul, 10**12)),
         (10**12, (operator.mul, "ab")),
         ([0], (operator.mul, 10**11)),
         ([[[]]], (operator.mul, 2**62)),
-        (10**4200, (operator.mul, 10**4200)),
+        (10**3900, (operator.mul, 10**3900)),
         ("%9999999999d", (operator.mod, 1)),
         ("%.999999999f", (operator.mod, 1.5)),
         ("%-99999999s" * 50, (operator.mod, 1)),
@@ -344,13 +343,10 @@ async def test_an_apply_in_the_past(store):
         (1_500, "text"),
         (1_500, None),
         (2_500, (operator.delitem,)),
-        (2_500, 5),
     ],
     ids=str,
 )
 async def test_an_apply_in_the_past_that_breaks_what_follows_is_refused(store, t, change):
-    if (t, change) == (2_500, 5):
-        pytest.skip("it breaks nothing: the item is deleted afterwards")
     await store.apply("e", {"a": 1}, t=1_000)
     await store.apply("e", {"a": (operator.add, 1)}, t=2_000)
     await store.apply("e", {"a": (operator.delitem,)}, t=3_000)
@@ -429,6 +425,7 @@ async def test_events(store):
     assert await store.events("e", ops=[operator.setitem]) == events[:2]
     assert await store.events("e", ops=(operator.neg, operator.add)) == [events[2], events[4]]
     assert await store.events("e", ops={operator.mul}) == []
+    assert await store.events("e", ops=[]) == []
     assert await store.events("e", 10, ops=[operator.setitem, operator.sub]) == [events[3]]
 
 

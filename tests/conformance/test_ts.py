@@ -12,7 +12,7 @@ pytestmark = pytest.mark.anyio
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 EXTREMES = [INT64_MIN, INT64_MIN + 1, -(2**53) - 1, -(2**53), -(2**53) + 1, -1, 0, 1]
-EXTREMES += [2**53 - 1, 2**53, 2**53 + 1, 2**53 + 2, 1_700_000_000_000, INT64_MAX - 1, INT64_MAX]
+EXTREMES += [1_700_000_000_000, 2**53 - 1, 2**53, 2**53 + 1, 2**53 + 2, INT64_MAX - 1, INT64_MAX]
 
 
 async def test_extend_and_range(store):

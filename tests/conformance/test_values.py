@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import datetime
 import decimal
@@ -14,6 +15,7 @@ import math
 import operator
 import os
 import pickle
+import threading
 import uuid
 import zoneinfo
 
@@ -247,7 +249,7 @@ HARMLESS = [
     decimal.Decimal("sNaN"),
     decimal.Decimal("-Infinity"),
     fractions.Fraction(1, 3),
-    datetime.datetime(2024, 2, 29, 23, 59, 59, 999999),
+    datetime.datetime(2024, 2, 29, 23, 59, 59, 999999),  # noqa: DTZ001
     datetime.datetime(2024, 10, 27, 2, 30, fold=1, tzinfo=datetime.UTC),
     datetime.datetime(2024, 1, 1, tzinfo=datetime.timezone(datetime.timedelta(hours=5, minutes=30), "IST")),
     datetime.date(1, 1, 1),
@@ -260,13 +262,13 @@ HARMLESS = [
 
 
 @pytest.mark.requires("client")
-@pytest.mark.parametrize("value", HARMLESS, ids=lambda value: ascii(value)[:40])
+@pytest.mark.parametrize("value", HARMLESS, ids=lambda value: type(value).__name__)
 async def test_a_harmless_value_needs_no_trust(store, value):
     await stands_everywhere(store, value)
 
 
 @pytest.mark.requires("sealed")
-@pytest.mark.parametrize("value", VALUES, ids=lambda value: ascii(value)[:40])
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 async def test_any_value_when_sealed(store, value):
     await store.set("v", value)
     got = await store.get("v")
@@ -313,7 +315,7 @@ async def test_a_deep_value_comes_back_or_is_refused(store, depth):
 
 @pytest.mark.requires("client")
 async def test_what_cannot_be_pickled_is_refused(store):
-    for value in (lambda: 1, (number for number in range(3)), [open(os.devnull)]):  # noqa: SIM115
+    for value in (lambda: 1, (number for number in range(3)), [threading.Lock()]):
         with pytest.raises(StoreEncodingError):
             await store.set("v", value)
         with pytest.raises(StoreEncodingError):
@@ -372,10 +374,8 @@ async def test_a_malicious_pickle_is_refused(driver, store, name):
         return
     if name == "reduce on str":
         # Calling str is harmless; a loader may take it or leave it.
-        try:
+        with contextlib.suppress(StoreError):
             assert await store.get("evil") == "x"
-        except StoreError:
-            pass
         return
     with pytest.raises(StoreError):
         await store.get("evil")

@@ -22,6 +22,7 @@ from rstored.engine.blocks import (
     joined,
     merge,
     packed,
+    rebuilt,
     thin,
 )
 
@@ -122,11 +123,20 @@ def test_blocks_keep_to_their_bounds(count, kind, fill):
             assert max(map(len, blocks)) - min(map(len, blocks)) <= len(blocks)
 
 
-def test_a_full_block_stays_full_when_a_point_is_appended():
+@pytest.mark.parametrize("kind", list(VALUES)[:4])
+def test_a_full_block_stays_as_it_is_when_points_are_appended(kind):
     full = of(range(BLOCK_POINTS_MAX), "floats")
-    blocks = into_blocks(merge(full, of([BLOCK_POINTS_MAX], "floats")), fill=True)
+    blocks = rebuilt(full, of([BLOCK_POINTS_MAX], kind), at_end=True)
     assert [len(block) for block in blocks] == [BLOCK_POINTS_MAX, 1]
     assert encode(blocks[0]) == encode(full)
+
+
+@pytest.mark.parametrize("old", [[5], [99_999], [-1]])
+def test_a_stray_number_of_another_kind_does_not_turn_many_into_text(old):
+    blocks = rebuilt(of(old, "integers"), of(range(0, 100_000, 2), "floats"), at_end=True)
+    assert sum(len(block) for block in blocks if isinstance(block.values, Cells)) <= BLOCK_POINTS_MAX
+    assert sum(map(len, blocks)) == 50_001
+    assert packed(blocks) == blocks
 
 
 @given(st.lists(st.integers(0, 600), max_size=8), kinds)
@@ -147,11 +157,17 @@ def test_joined_keeps_numbers_apart_from_cells():
     assert joined([]) == []
 
 
+progressions = st.builds(
+    lambda first, step, n: list(range(first, first + step * n, step)),
+    st.integers(-99, 99),
+    st.integers(1, 9),
+    st.integers(0, 40),
+)
 timestamp_runs = st.one_of(
     st.lists(int64, max_size=40).map(lambda found: sorted(set(found))),
-    st.builds(lambda first, step, n: list(range(first, first + step * n, step)), st.integers(-99, 99), st.integers(1, 9), st.integers(0, 40)),
+    progressions,
     st.lists(st.integers(1, 5), max_size=40).map(lambda gaps: [sum(gaps[:i]) for i in range(len(gaps))]),
-)  # fmt: skip
+)
 
 
 @given(timestamp_runs, st.one_of(st.integers(1, 30), st.integers(1, 2**64)), st.none() | st.integers(0, 20))
@@ -200,8 +216,7 @@ class Series(RuleBasedStateMachine):
             start = bisect_left(new.timestamps, firsts[index]) if index else 0
             stop = bisect_left(new.timestamps, firsts[index + 1]) if index + 1 < len(blocks) else len(new)
             part = new[start:stop]
-            fill = index + 1 == len(blocks) and (not part or part.timestamps[0] > old.timestamps[-1])
-            frames += [encode(block) for block in into_blocks(merge(old, part), fill=fill)]
+            frames += map(encode, rebuilt(old, part, at_end=index + 1 == len(blocks)) if part else [old])
         self.frames = frames
 
     @rule(timestamps=st.lists(int64, min_size=1, max_size=20), kind=kinds)

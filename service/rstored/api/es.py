@@ -10,7 +10,6 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from pydantic import Field
 
 from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
-from rstore.names import InvalidName, check_key
 from rstored.api.bodies import (
     EncodingLabel,
     answer,
@@ -32,6 +31,7 @@ from rstored.api.parameters import (
     ListQuery,
     Query,
     StartParameter,
+    checked_key,
     page_size,
     read_cursor,
     write_cursor,
@@ -40,6 +40,7 @@ from rstored.api.replies import Header, Reply, content_type
 from rstored.api.requests import Request
 from rstored.api.streams import closed
 from rstored.engine.model import Change, State, StoredEvent
+from rstored.limits import Limits
 from rstored.problems import Problem
 
 __all__ = ["operations"]
@@ -188,6 +189,8 @@ _REPLAYED: Final[Header] = (b"rstore-replayed", b"true")
 )
 async def events(request: Request, query: EventsQuery) -> Reply:
     """In order of timestamp, then item. JSON and NDJSON are streamed; msgpack is bounded by `answer_points_max`."""
+    if query.item is not None:
+        checked_key(query.item, request.state.limits, "item", parameter="item")
     ops = None if query.ops is None else _operators(query.ops)
     parts = await request.engine.es.events(
         request.namespace, request.key, start=query.start, end=query.end, ops=ops, item=query.item, n=query.n
@@ -274,13 +277,14 @@ async def apply(request: Request) -> Reply:
     """All events at one timestamp, atomically; what cannot be folded is refused and nothing is stored."""
     body = await read_body(request, Apply)
     form = body_form(request)
-    limit = request.state.limits.events_per_call_max
+    limits = request.state.limits
+    limit = limits.events_per_call_max
     if len(body.events) > limit:
         raise Problem("batch-too-large", f"one apply has at most {limit} events", limit=limit)
     state = await request.engine.es.apply(
         request.namespace,
         request.key,
-        [_change(event, form, f"/events/{i}") for i, event in enumerate(body.events)],
+        [_change(event, form, limits, f"/events/{i}") for i, event in enumerate(body.events)],
         timestamp=body.timestamp,
         revision=body.revision,
         event_id=body.id,
@@ -288,11 +292,8 @@ async def apply(request: Request) -> Reply:
     return answer(request, _state_body(state, request.form), 200, *((_REPLAYED,) if state.replayed else ()))
 
 
-def _change(event: EventPart, form: str, pointer: str) -> Change:
-    try:
-        item = check_key(event.item, "item")
-    except InvalidName as error:
-        raise Problem("invalid-body", str(error), pointer=f"{pointer}/item") from None
+def _change(event: EventPart, form: str, limits: Limits, pointer: str) -> Change:
+    item = checked_key(event.item, limits, "item", pointer=f"{pointer}/item")
     if event.op in UNARY:
         null = b"null" if form == JSON_MEDIA_TYPE else b"\xc0"
         if bytes(event.value) not in (b"", null) or event.encoding != "json":

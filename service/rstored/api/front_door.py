@@ -21,10 +21,9 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import fastapi
 from starlette.routing import Route as StarletteRoute
 
-from rstore.names import InvalidName, check_key, check_namespace
 from rstored.api.media_types import negotiate
 from rstored.api.operations import Operation
-from rstored.api.parameters import Query, decode_text, parse_query
+from rstored.api.parameters import Query, checked_key, checked_namespace, decode_text, parse_query
 from rstored.api.problems import problem_reply
 from rstored.api.replies import Header, Reply
 from rstored.api.requests import ClientGone, Receive, Request, header_fields
@@ -185,9 +184,9 @@ class FrontDoor:
             node, namespace, key = self._find(scope, state.limits.uri_bytes_max)
             endpoint = node.endpoints.get(method)
             if namespace is not None:
-                request.namespace = _name("namespace", check_namespace, namespace)
+                request.namespace = checked_namespace(_decoded(namespace, "namespace"), state.limits)
             if key is not None:
-                request.key = _name("key", check_key, key)
+                request.key = checked_key(_decoded(key, "key"), state.limits)
             if endpoint is None:
                 reply = _without_endpoint(node, method, request)
             elif endpoint.operation is None:
@@ -354,12 +353,10 @@ def _no_route() -> Problem:
     return Problem("route-not-found", "no route has this path; '/' in a key is written %2F, and no path ends in '/'")
 
 
-def _name(what: str, check: Callable[[str], str], segment: bytes) -> str:
-    """The name in a path segment. Raises Problem ``invalid-namespace`` or ``invalid-key``."""
+def _decoded(segment: bytes, what: str) -> str:
+    """The text of a path segment. Raises Problem ``invalid-namespace`` or ``invalid-key``."""
     try:
-        return check(decode_text(segment))
-    except InvalidName as error:
-        raise Problem(f"invalid-{what}", str(error)) from None
+        return decode_text(segment)
     except ValueError as error:
         raise Problem(f"invalid-{what}", f"the {what} cannot be read: {error}") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Final, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -16,22 +17,23 @@ from rstore.encodings import (
     encoding_of,
     media_type_of,
 )
-from rstore.names import InvalidName, check_key
 from rstored.api.bodies import EncodingLabel, answer, body_form, read_body, read_value, wire_value
 from rstored.api.conditions import IF_HEADERS, bare_condition, condition_of, etag_header, not_modified
 from rstored.api.media_types import parse_content_type
 from rstored.api.operations import Answer, Content, Operations, json_content
-from rstored.api.parameters import ListQuery, Query, Switch, page_size, read_cursor, write_cursor
+from rstored.api.parameters import ListQuery, Query, Switch, checked_key, page_size, read_cursor, write_cursor
 from rstored.api.replies import NO_CONTENT, Header, Reply, content_type
 from rstored.api.requests import Request
 from rstored.engine.kv import TTL_SECONDS_MAX
 from rstored.engine.model import ANY, KEEP, BatchDelete, BatchGet, BatchSet, Entry, Expiry
+from rstored.limits import Limits
 from rstored.problems import Problem
 
 __all__ = ["operations"]
 
 operations: Final = Operations("kv", "Key/value pairs with ETags, conditional writes and expiry.")
 
+_SECONDS: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?\Z", re.ASCII)
 _NOSNIFF: Final[Header] = (b"x-content-type-options", b"nosniff")
 
 # --- shapes ------------------------------------------------------------------------------------------------
@@ -104,10 +106,9 @@ class KeyBatchResult(Struct):
 
 def _ttl(value: Any) -> Any:
     if isinstance(value, str) and value != "never":
-        try:
-            return float(value)
-        except ValueError:
-            raise ValueError("write a number of seconds, or never") from None
+        if _SECONDS.match(value) is None:
+            raise ValueError("write a number of seconds such as 60 or 0.5, or never")
+        return float(value)
     return value
 
 
@@ -329,12 +330,13 @@ async def batch(request: Request) -> Reply:
     If a part fails, the problem's `pointer` says which (`/set/3`). A key may be written once only.
     """
     body = await read_body(request, KeyBatch)
+    limits = request.state.limits
     form = body_form(request)
     result = await request.engine.kv.batch(
         request.namespace,
-        gets=[BatchGet(_key(key, f"/get/{i}")) for i, key in enumerate(body.get)],
-        sets=[_set_part(part, form, f"/set/{i}") for i, part in enumerate(body.set)],
-        deletes=[_delete_part(part, f"/delete/{i}") for i, part in enumerate(body.delete)],
+        gets=[BatchGet(checked_key(key, limits, pointer=f"/get/{i}")) for i, key in enumerate(body.get)],
+        sets=[_set_part(part, form, limits, f"/set/{i}") for i, part in enumerate(body.set)],
+        deletes=[_delete_part(part, limits, f"/delete/{i}") for i, part in enumerate(body.delete)],
     )
     return answer(
         request,
@@ -346,14 +348,7 @@ async def batch(request: Request) -> Reply:
     )
 
 
-def _key(key: str, pointer: str) -> str:
-    try:
-        return check_key(key)
-    except InvalidName as error:
-        raise Problem("invalid-key", str(error), pointer=pointer) from None
-
-
-def _set_part(part: SetPart, form: str, pointer: str) -> BatchSet:
+def _set_part(part: SetPart, form: str, limits: Limits, pointer: str) -> BatchSet:
     value = read_value(part.value, part.encoding, form, f"{pointer}/value")
     media_type = media_type_of(value.encoding)
     if part.media_type is not UNSET:
@@ -366,7 +361,7 @@ def _set_part(part: SetPart, form: str, pointer: str) -> BatchSet:
             detail = f"the media type is not one of the encoding {part.encoding}"
             raise Problem("invalid-body", detail, pointer=f"{pointer}/media_type")
     return BatchSet(
-        _key(part.key, f"{pointer}/key"),
+        checked_key(part.key, limits, pointer=f"{pointer}/key"),
         value,
         media_type,
         _expiry(part.ttl),
@@ -374,7 +369,9 @@ def _set_part(part: SetPart, form: str, pointer: str) -> BatchSet:
     )
 
 
-def _delete_part(part: str | DeletePart, pointer: str) -> BatchDelete:
+def _delete_part(part: str | DeletePart, limits: Limits, pointer: str) -> BatchDelete:
     if isinstance(part, str):
-        return BatchDelete(_key(part, pointer))
-    return BatchDelete(_key(part.key, f"{pointer}/key"), bare_condition(part.if_match, None, pointer))
+        return BatchDelete(checked_key(part, limits, pointer=pointer))
+    return BatchDelete(
+        checked_key(part.key, limits, pointer=f"{pointer}/key"), bare_condition(part.if_match, None, pointer)
+    )

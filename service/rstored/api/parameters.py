@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from rstore.names import InvalidName, check_key
+from rstore.names import InvalidName, check_key, check_namespace
 from rstored.limits import Limits
 from rstored.problems import Problem
 
@@ -23,6 +23,8 @@ __all__ = [
     "Query",
     "StartParameter",
     "Switch",
+    "checked_key",
+    "checked_namespace",
     "decode_text",
     "page_size",
     "parse_query",
@@ -138,6 +140,30 @@ def _unknown_parameter(name: str, model: type[Query]) -> Problem:
     known = ", ".join(model.model_fields)
     remedy = f"this route takes {known}" if known else "this route takes none"
     return Problem("unknown-parameter", f"{remedy}", parameter=name[:100])
+
+
+def checked_key(key: str, limits: Limits, what: str = "key", **members: Any) -> str:
+    """``key`` if it may be a key (or what ``what`` says); else Problem ``invalid-key``, with these ``members``."""
+    try:
+        check_key(key, what)
+    except InvalidName as error:
+        raise Problem("invalid-key", str(error), **members) from None
+    limit = limits.key_bytes_max
+    if len(key) * 4 > limit and len(key.encode()) > limit:
+        raise Problem("invalid-key", f"the {what} is longer than {limit} bytes", limit=limit, **members)
+    return key
+
+
+def checked_namespace(name: str, limits: Limits) -> str:
+    """``name`` if it may be a namespace; else Problem ``invalid-namespace``."""
+    try:
+        check_namespace(name)
+    except InvalidName as error:
+        raise Problem("invalid-namespace", str(error)) from None
+    limit = limits.namespace_length_max
+    if len(name) > limit:
+        raise Problem("invalid-namespace", f"the namespace is longer than {limit} characters", limit=limit)
+    return name
 
 
 def page_size(query: ListQuery, limits: Limits) -> int:

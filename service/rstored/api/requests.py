@@ -70,7 +70,8 @@ class Request:
     async def body(self, size_max: int | None = None, code: str = "body-too-large") -> bytes:
         """The whole body. Raises Problem ``code`` as soon as it is known to exceed ``size_max`` bytes.
 
-        The limit on bodies holds in any case. Raises :class:`ClientGone` if the body does not arrive.
+        The limit on bodies holds in any case. Raises Problem ``request-timeout`` if the body takes too long to
+        arrive, and :class:`ClientGone` if the client goes away before it has.
         """
         if self.fields.get(b"content-encoding", b"identity").lower() != b"identity":
             raise Problem("unsupported-media-type", "Content-Encoding: only identity is taken; send the body as it is")
@@ -82,23 +83,23 @@ class Request:
         announced = self.fields.get(b"content-length")
         if announced is not None and (not announced.isdigit() or int(announced) > size_max):
             raise _too_large(code, size_max)
-        message = await self._receive()
-        if not message.get("more_body") and message["type"] == "http.request":
-            self.body_unread = False
-            body: bytes = message.get("body", b"")
-            if len(body) > size_max:
-                raise _too_large(code, size_max)
-            return body
         received = bytearray()
-        while message["type"] == "http.request":
-            received += message.get("body", b"")
-            if len(received) > size_max:
-                raise _too_large(code, size_max)
-            if not message.get("more_body"):
-                self.body_unread = False
-                return bytes(received)
-            message = await self._receive()
-        raise ClientGone
+        try:
+            async with asyncio.timeout(self.state.body_timeout_seconds):
+                while True:
+                    message = await self._receive()
+                    if message["type"] != "http.request":
+                        raise ClientGone
+                    chunk: bytes = message.get("body", b"")
+                    if len(received) + len(chunk) > size_max:
+                        raise _too_large(code, size_max)
+                    if not message.get("more_body"):
+                        self.body_unread = False
+                        return bytes(received + chunk) if received else chunk
+                    received += chunk
+        except TimeoutError:
+            seconds = self.state.body_timeout_seconds
+            raise Problem("request-timeout", f"the body did not arrive within {seconds:g} seconds") from None
 
     async def discard_body(self, bytes_max: int, seconds_max: float) -> None:
         """Read on until the body ends, the client goes, or a bound is reached, and forget it."""

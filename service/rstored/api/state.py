@@ -14,12 +14,16 @@ __all__ = ["State"]
 
 @dataclasses.dataclass(slots=True)
 class State:
-    """What the service owns while it runs. ``stopping`` turns true when it has been told to stop."""
+    """What the service owns while it runs, and the settings that requests ask for.
+
+    ``stopping`` turns true when it has been told to stop.
+    """
 
     backend: Backend
     engine: Engine
     limits: Limits
     metrics: Metrics
     access_log: bool = False
+    body_timeout_seconds: float = 300
     docs: bool = True
     stopping: bool = False

@@ -374,4 +374,4 @@ _ROW_COLUMNS: Final = ("record_id", "lane", "sort_key", "by_key", "value")
 
 def _value(wanted: bool) -> Any:
     """The value's column, or an empty value in its place."""
-    return record.c.value if wanted else sa.func.substr(record.c.meta, sa.literal_column("1"), _ZERO)
+    return record.c.value if wanted else sa.cast(sa.literal_column("''"), sa.LargeBinary)

@@ -24,11 +24,15 @@ __all__ = [
     "joined",
     "merge",
     "packed",
+    "rebuilt",
     "thin",
 ]
 
 BLOCK_POINTS_MAX: Final = 512
 BLOCK_BYTES_MAX: Final = 64 * 2**10
+
+# A double as JSON text.
+_NUMBER_BYTES_MAX: Final = 24
 
 
 def merge(old: Points, new: Points) -> Points:
@@ -37,21 +41,38 @@ def merge(old: Points, new: Points) -> Points:
     >>> list(merge(Points.from_pairs([(1, 10), (2, 20)]), Points.from_pairs([(2, 21), (3, 31)])))
     [(1, 10), (2, 21), (3, 31)]
     """
+    return concatenate(_merged(old, new))
+
+
+def rebuilt(old: Points, new: Points, *, at_end: bool) -> list[Points]:
+    """The blocks that take the place of the block ``old`` when new points fall into it.
+
+    ``at_end``: it is the last of its series. Numbers of different kinds share a block, as JSON text, only where
+    apart they would make small ones.
+    """
+    fill = at_end and old.timestamps[-1] < new.timestamps[0]
+    return packed(block for part in joined(_merged(old, new)) for block in into_blocks(part, fill=fill))
+
+
+def _merged(old: Points, new: Points) -> list[Points]:
+    """The merged points in parts that follow each other; all but one part are of one side alone."""
     if not old or not new:
-        return new if new else old
+        return [old, new]
     if old.timestamps == new.timestamps:
-        return new
+        return [new]
     old_first, old_last = old.timestamps[0], old.timestamps[-1]
     new_first, new_last = new.timestamps[0], new.timestamps[-1]
-    if old_last < new_first or new_last < old_first:
-        return concatenate([old, new] if old_last < new_first else [new, old])
+    if old_last < new_first:
+        return [old, new]
+    if new_last < old_first:
+        return [new, old]
     # What lies before or after all of the other side is taken as it is; only the middle can interleave.
     before = [part[: bisect_left(part.timestamps, first)] for part, first in ((old, new_first), (new, old_first))]
     after = [part[bisect_right(part.timestamps, last) :] for part, last in ((old, new_last), (new, old_last))]
     middle = concatenate(
         [part[len(head) : len(part) - len(tail)] for part, head, tail in zip((old, new), before, after, strict=True)]
     )
-    return concatenate([*before, ordered(middle.timestamps, middle.values), *after])
+    return [*before, ordered(middle.timestamps, middle.values), *after]
 
 
 def between(points: Points, low: int, high: int) -> Points:
@@ -139,7 +160,16 @@ def absent(grid: range, timestamps: array[int]) -> list[int]:
 
 
 def _fits(left: Points, right: Points) -> bool:
-    return len(left) + len(right) <= BLOCK_POINTS_MAX and left.size + right.size <= BLOCK_BYTES_MAX
+    if len(left) + len(right) > BLOCK_POINTS_MAX:
+        return False
+    mixed = _column_kind(left) != _column_kind(right)
+    return (
+        sum(
+            _NUMBER_BYTES_MAX * len(part) if mixed and not isinstance(part.values, Cells) else part.size
+            for part in (left, right)
+        )
+        <= BLOCK_BYTES_MAX
+    )
 
 
 def _column_kind(points: Points) -> str:

@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 from rstored.backends.abc import Backend
 from rstored.engine.batching import Observe, Storage
+from rstored.engine.es import EventSequences
 from rstored.engine.kv import KeyValues
 from rstored.engine.maintenance import Maintenance
 from rstored.engine.namespaces import Namespaces
+from rstored.engine.ts import TimeSeries
 from rstored.limits import Limits
 
 __all__ = ["Engine", "unix_ms"]
@@ -35,6 +37,8 @@ class Engine:
         self.storage = Storage(backend, observe)
         self._maintenance = Maintenance(self.storage, clock)
         self.kv = KeyValues(self.storage, limits, clock)
+        self.ts = TimeSeries(self.storage, limits)
+        self.es = EventSequences(self.storage, limits, clock)
         self.namespaces = Namespaces(self.storage, clock)
 
     async def start(self) -> None:

@@ -13,6 +13,7 @@ a reader that needs more than one query knows whether what it read belongs toget
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Collection, Generator, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -143,8 +144,8 @@ class _Chain(NamedTuple):
         row, value = self.row, event.value
         json: JsonValue | None = None
         if row.plain and bytes_max is not None and (value is None or value.encoding is Encoding.JSON):
-            current = self.json or JsonValue.of(parse_json(row.data))
-            operand = None if value is None else JsonValue.of(parse_json(value.data))
+            current = self.json or _json_value(row.data)
+            operand = None if value is None else _json_value(value.data)
             json = apply_json(event.op, current, operand, bytes_max=bytes_max)
         size = row.size + _event_size(event)
         plain = json is not None
@@ -153,6 +154,10 @@ class _Chain(NamedTuple):
     def stored(self) -> _ItemRow:
         """The row to store."""
         return self.row if self.json is None else msgspec.structs.replace(self.row, data=render_json(self.json.value))
+
+
+class _NeedsClient(Exception):
+    """An event would continue, unchecked, a chain that only a client can fold."""
 
 
 class _Touched(NamedTuple):
@@ -189,13 +194,13 @@ class EventSequences:
         """Record one event per change, all at one timestamp, or none; returns the whole new state.
 
         ``timestamp`` None is ``max(now, last + 1)``; one in the past is taken if it has no events yet and all that
-        follows can still be folded. ``revision`` is the revision that the sequence must be at, 0 meaning that it must not exist.
-        A known ``event_id`` does nothing and answers as it did first, with ``replayed``. No changes at all record
-        nothing and answer the current state (revision and timestamp 0 if the key is unknown).
+        follows can still be folded. ``revision`` is the one that the sequence must be at, 0 meaning that it must not
+        exist. A known ``event_id`` does nothing and answers as it did first, with ``replayed``. No changes at all
+        record nothing and answer the current state (revision and timestamp 0 if the key is unknown).
 
-        Raises Problem ``invalid-body``, ``batch-too-large``, ``value-too-large``, ``invalid-value``, ``nesting-too-deep``,
-        ``sealed-only``, ``revision-conflict`` (with ``revision`` and ``timestamp``), ``timestamp-taken`` or
-        ``unfoldable-event`` (with ``item``); those about one change have a ``pointer`` to it.
+        Raises Problem ``invalid-body``, ``batch-too-large``, ``value-too-large``, ``invalid-value``,
+        ``nesting-too-deep``, ``sealed-only``, ``revision-conflict`` (with ``revision`` and ``timestamp``),
+        ``timestamp-taken`` or ``unfoldable-event`` (with ``item``); those about one change have a ``pointer`` to it.
         """
         self._check(changes, timestamp, event_id)
         place = Place(namespace, Kind.ES, key)
@@ -290,12 +295,23 @@ class EventSequences:
         touched: dict[str, _Touched] = {}
         for index, event in enumerate(events):
             row = rows.get(event.item)
+            # A client that names the revision, or sends what only a client reads, has folded what the service cannot.
+            checked = revision is not None or (event.value is not None and event.value.encoding is not Encoding.JSON)
             try:
                 if in_order:
-                    after = self._followed(None if row is None else _Chain(row), event)
+                    after = self._followed(None if row is None else _Chain(row), event, checked=checked)
                     new_row = None if after is None else after.stored()
                 else:
-                    new_row = yield from self._refolded(place, row, event)
+                    new_row = yield from self._refolded(place, row, event, checked)
+            except _NeedsClient:
+                raise Problem(
+                    "revision-conflict",
+                    "only a client can fold this item: check the event there, and send the revision it was checked at",
+                    revision=meta.revision,
+                    timestamp=meta.last,
+                    item=event.item,
+                    pointer=f"/events/{index}",
+                ) from None
             except UnfoldableEvent as error:
                 raise Problem("unfoldable-event", error.reason, item=event.item, pointer=f"/events/{index}") from None
             touched[event.item] = _Touched(row, new_row)
@@ -349,18 +365,24 @@ class EventSequences:
             raise Problem("timestamp-taken", "the timestamp already has events", pointer="/timestamp")
         return timestamp, False
 
-    def _followed(self, chain: _Chain | None, event: StoredEvent) -> _Chain | None:
-        """The item's chain after an event, None if it is then absent. Raises UnfoldableEvent."""
+    def _followed(self, chain: _Chain | None, event: StoredEvent, *, checked: bool = True) -> _Chain | None:
+        """The item's chain after an event, None if it is then absent. Raises UnfoldableEvent.
+
+        Unless a client has ``checked`` the event, raises _NeedsClient if that takes more than operators' names.
+        """
         if not present_after(event.op, chain is not None):
             return None
         if chain is None or event.op == "setitem":
             return _Chain.begun(event)
-        return chain.extended(event, self._limits.state_bytes_max)
+        longer = chain.extended(event, self._limits.state_bytes_max)
+        if not (checked or longer.row.plain):
+            raise _NeedsClient
+        return longer
 
     def _refolded(
-        self, place: Place, row: _ItemRow | None, event: StoredEvent
+        self, place: Place, row: _ItemRow | None, event: StoredEvent, checked: bool
     ) -> Generator[Query, list[Any], _ItemRow | None]:
-        """The item's row after an event among or before its others. Raises UnfoldableEvent."""
+        """The item's row after an event among or before its others. Raises as :meth:`_followed` does."""
         t, item, op, _ = event
         chain: _Chain | None = None
         if op != "setitem":
@@ -372,7 +394,7 @@ class EventSequences:
                     for earlier in map(_stored_event, found.items):
                         chain = self._followed(chain, earlier)
                     scan = _next_page(scan, found)
-        chain = self._followed(chain, event)
+        chain = self._followed(chain, event, checked=checked)
         scan = _paged(_item_scan(place, item, t, TIMESTAMP_MAX))
         while scan is not None:
             (found,) = yield (scan,)
@@ -380,7 +402,7 @@ class EventSequences:
                 if later.op == "setitem":
                     return row
                 try:
-                    chain = self._followed(chain, later)
+                    chain = self._followed(chain, later, checked=checked)
                 except UnfoldableEvent as error:
                     raise UnfoldableEvent(f"a later event could no longer be applied: {error.reason}") from None
                 if chain is None:
@@ -487,8 +509,9 @@ class EventSequences:
     ) -> AsyncIterator[list[StoredEvent]] | None:
         """Lists of events in order of timestamp, then item; None if there is no such sequence.
 
-        From ``start`` to ``end``, both inclusive; only of the operators ``ops`` and of ``item``; the first ``n`` of these.
-        Between two lists others may write: their events are then there or not, but none comes twice or out of order.
+        From ``start`` to ``end``, both inclusive; only of the operators ``ops`` and of ``item``; the first ``n`` of
+        these. Between two lists others may write: their events are then there or not, but none comes twice or out
+        of order.
         """
         place = Place(namespace, Kind.ES, key)
         low = TIMESTAMP_MIN if start is None else start
@@ -521,10 +544,10 @@ class EventSequences:
     # --- deleting ------------------------------------------------------------------------------------------
 
     async def prune(self, namespace: str, key: str, *, remove: bool = True) -> PruneResult:
-        """Delete every event that the current state does not need; with ``remove`` the sequence, if its state is empty.
+        """Delete every event that the current state does not need; with ``remove`` a sequence of no items altogether.
 
-        Works in steps, each of which leaves the current state as it is; a state in the past may be gone. Without ``remove`` a
-        sequence of no items stays, without events.
+        Works in steps, each of which leaves the current state as it is; a state in the past may be gone. Without
+        ``remove`` a sequence of no items stays, without events. One that does not exist has nothing to prune.
         """
         place = Place(namespace, Kind.ES, key)
         pruned = 0
@@ -650,6 +673,11 @@ def _check_name(name: str, what: str, pointer: str) -> None:
         check_key(name, what)
     except InvalidName as error:
         raise Problem("invalid-body", str(error), pointer=pointer) from None
+
+
+def _json_value(data: bytes) -> JsonValue:
+    # What is stored was checked when it came, perhaps under another limit.
+    return JsonValue.of(parse_json(data, nesting_max=sys.maxsize))
 
 
 def _event_size(event: StoredEvent) -> int:

@@ -36,7 +36,7 @@ from rstored.backends.abc import (
     Write,
 )
 from rstored.engine.batching import Storage
-from rstored.engine.blocks import absent, between, into_blocks, joined, merge, packed, thin
+from rstored.engine.blocks import absent, between, into_blocks, joined, packed, rebuilt, thin
 from rstored.engine.globs import list_page
 from rstored.engine.model import Page, SeriesInfo
 from rstored.engine.namespaces import admit
@@ -49,7 +49,7 @@ __all__ = ["TimeSeries"]
 _BLOCKS: Final = 0
 _PAGE_BYTES_MAX: Final = 2**20
 _PAGE_BLOCKS_MIN: Final = 8
-_PAGE_BLOCKS_MAX: Final = 128
+_PAGE_BLOCKS_MAX: Final = 64
 _INLINE_CELLS_MAX: Final = 4_096
 
 
@@ -124,14 +124,9 @@ class TimeSeries:
             added = 0
             for affected in (yield from _affected(place, points.timestamps)):
                 old, new = affected.block, points[affected.start : affected.stop]
-                merged = merge(old, new)
-                added += len(merged) - len(old)
-                if merged.timestamps[0] != old.timestamps[0]:
-                    changes.append(DeleteRow(place, _BLOCKS, affected.row.sort))
-                appended = affected.at_end and new.timestamps[0] > old.timestamps[-1]
-                puts = [_put_block(place, block) for block in into_blocks(merged, fill=appended)]
-                # A full last block that points are appended to stays as it is.
-                changes += (put for put in puts if put.row != affected.row)
+                blocks = rebuilt(old, new, at_end=affected.at_end)
+                added += sum(map(len, blocks)) - len(old)
+                changes += _rows_instead(place, [affected.row], blocks)
             meta = _meta(head)
             first, last = min(meta.first, points.timestamps[0]), max(meta.last, points.timestamps[-1])
             if changes:
@@ -274,7 +269,7 @@ class TimeSeries:
             if not found.more:
                 return
             oldest = from_sort_key(found.items[-1].sort)
-            span = (high - oldest) // len(found.items)
+            span = (from_sort_key(found.items[0].sort) - oldest) // len(found.items)
             high = oldest - 1 if freq is None or previous is None else min(oldest - 1, previous - freq)
             blocks = _next_blocks(blocks, oldest - 1 - high, span)
             await asyncio.sleep(0)
@@ -296,7 +291,7 @@ class TimeSeries:
         if not found.more:
             return _BlockPage(parts, None, 0)
         last = decoded[-1].timestamps[-1]
-        return _BlockPage(parts, last + 1, (last - low) // len(rows))
+        return _BlockPage(parts, last + 1, (last - decoded[0].timestamps[0]) // len(rows))
 
     async def _absent(self, place: Place, start: int, end: int | None, freq: int, absent_max: int) -> list[int] | None:
         """The steps of the grid that have no point; None if there are more than ``absent_max``."""
@@ -391,45 +386,52 @@ def _affected(place: Place, timestamps: array[int]) -> Generator[Query, list[Any
 
 def _removal(place: Place, meta: _Meta, low: int, high: int) -> Generator[Query, list[Any], Commit[int]]:
     """Delete the points from ``low`` to ``high``, which lie within the series and are not all of it."""
-    nothing: Slice[Row] = Slice([], False)
+    before: Slice[Row]
+    inside: Slice[Row]
+    after: Slice[Row]
+    before_low = sort_key(low - 1) if low > TIMESTAMP_MIN else b""
+    inside_scan = RowScan(place, _BLOCKS, low=sort_key(low), high=sort_key(high), bytes_max=_PAGE_BYTES_MAX)
     before, inside, after = yield (
-        # The block that may reach into what is deleted, the blocks that begin in it, and the one after it.
-        RowScan(place, _BLOCKS, high=sort_key(max(low - 1, meta.first)), descending=True, limit=1),
-        RowScan(place, _BLOCKS, low=sort_key(low), high=sort_key(high), bytes_max=_PAGE_BYTES_MAX),
-        RowScan(place, _BLOCKS, low=sort_key(min(high + 1, TIMESTAMP_MAX)), limit=1),
+        # The block that may reach into what is deleted and the one before it.
+        RowScan(place, _BLOCKS, high=before_low, descending=True, limit=2),
+        inside_scan,
+        RowScan(place, _BLOCKS, low=sort_key(high) + b"\0", limit=1),
     )
-    if low == meta.first:
-        before = nothing
-    if high == meta.last:
-        after = nothing
-    left = _decode(before.items[0]) if before.items else Points.empty()
-    kept_left = left[: bisect_left(left.timestamps, low)]
-    kept_right = left[bisect_right(left.timestamps, high) :]
-    removed = len(left) - len(kept_left) - len(kept_right)
+    earlier = [_decode(row) for row in reversed(before.items)]
+    reaching = earlier.pop() if earlier else Points.empty()
+    kept = [reaching[: bisect_left(reaching.timestamps, low)], reaching[bisect_right(reaching.timestamps, high) :]]
+    removed = len(reaching) - len(kept[0]) - len(kept[1])
     while inside.items:
-        removed += sum(_count(row) for row in inside.items)
-        last = inside.items[-1]
+        removed += sum(map(_count, inside.items))
+        row = inside.items[-1]
         if not inside.more:
-            block = _decode(last)
-            kept_right = block[bisect_right(block.timestamps, high) :]
-            removed -= len(kept_right)
+            block = _decode(row)
+            kept.append(block[bisect_right(block.timestamps, high) :])
+            removed -= len(kept[-1])
             break
-        (inside,) = yield (
-            RowScan(place, _BLOCKS, low=last.sort + b"\0", high=sort_key(high), bytes_max=_PAGE_BYTES_MAX),
-        )
+        (inside,) = yield (inside_scan._replace(low=row.sort + b"\0"),)
     if not removed:
         return Commit((), 0)
-    right = _decode(after.items[0]) if after.items else Points.empty()
     # Joined with its neighbours, what is left of a block does not stay behind as a tiny one.
-    pieces = packed([kept_left, kept_right, right])
-    first_row = before.items[0].sort if before.items else sort_key(low)
-    last_row = after.items[0].sort if after.items else sort_key(high)
-    first = pieces[0].timestamps[0] if low == meta.first else meta.first
-    last_timestamp = pieces[-1].timestamps[-1] if high == meta.last else meta.last
-    writes: list[Write] = [DeleteRows(place, _BLOCKS, first_row, last_row)]
-    writes += (_put_block(place, piece) for piece in pieces)
-    writes.append(_put_head(place, _Meta(meta.count - removed, first, last_timestamp)))
+    blocks = packed([*earlier, *kept, *map(_decode, after.items)])
+    meta = _Meta(
+        meta.count - removed,
+        blocks[0].timestamps[0] if low == meta.first else meta.first,
+        blocks[-1].timestamps[-1] if high == meta.last else meta.last,
+    )
+    writes: list[Write] = [DeleteRows(place, _BLOCKS, sort_key(low), sort_key(high))]
+    writes += _rows_instead(place, [*before.items, *after.items], blocks)
+    writes.append(_put_head(place, meta))
     return Commit(writes, removed)
+
+
+def _rows_instead(place: Place, old: list[Row], blocks: list[Points]) -> list[Write]:
+    """The writes that put blocks in the place of old rows; a row that stays as it is costs none."""
+    puts = [_put_block(place, block) for block in blocks]
+    sorts = {put.row.sort for put in puts}
+    writes: list[Write] = [DeleteRow(place, _BLOCKS, row.sort) for row in old if row.sort not in sorts]
+    writes += (put for put in puts if put.row not in old)
+    return writes
 
 
 def _check_freq(freq: int) -> None:

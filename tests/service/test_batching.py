@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from rstored.backends.abc import Capabilities, Commit, Head, HeadRead, Kind, Place, PutHead, Query, namespace_place
+from rstored.backends.sqlite import SQLiteBackend
+from rstored.engine.batching import READ_BATCH_MAX, WRITE_BATCH_MAX, Storage
+from rstored.problems import Problem
+
+pytestmark = pytest.mark.anyio
+
+NS = namespace_place("ns")
+COUNTER = Place("ns", Kind.KV, "counter")
+
+
+class RemoteBackend(SQLiteBackend):
+    """SQLite behind a wire: reads take a moment and are to be gathered."""
+
+    capabilities: ClassVar[Capabilities] = Capabilities(local_reads=False)
+
+    async def read(self, queries: Sequence[Query]) -> list[list[Any] | Problem]:
+        await asyncio.sleep(0.002)
+        return await super().read(queries)
+
+
+class Batches(list[tuple[str, int]]):
+    """What an observer was told: kind and size of each batch."""
+
+    def observe(self, kind: str, size: int, seconds: float) -> None:
+        assert 0 <= seconds < 60
+        self.append((kind, size))
+
+    def sizes(self, kind: str) -> list[int]:
+        return [size for of, size in self if of == kind]
+
+
+@pytest.fixture
+def batches() -> Batches:
+    return Batches()
+
+
+@pytest.fixture
+async def storage(tmp_path: Path, batches: Batches) -> AsyncIterator[Storage]:
+    backend = await RemoteBackend.open(f"sqlite:///{tmp_path}/store.db")
+    storage = Storage(backend, batches.observe)
+    yield storage
+    await storage.close()
+    await backend.close()
+
+
+def increment(heads):
+    (head,) = yield (HeadRead(COUNTER),)
+    n = int(head.value) + 1 if head else 1
+    return Commit([PutHead(NS, Head(b"")), PutHead(COUNTER, Head(b"", b"%d" % n))], n)
+
+
+async def test_writes_that_arrive_together_are_one_batch(storage: Storage, batches: Batches) -> None:
+    assert await storage.update((COUNTER,), increment) == 1
+    answers = await asyncio.gather(*(storage.update((COUNTER,), increment) for _ in range(100)))
+    assert answers == list(range(2, 102))
+    assert batches.sizes("write") == [1, 100]
+
+
+async def test_what_arrives_while_a_batch_is_under_way_is_the_next_one(storage: Storage, batches: Batches) -> None:
+    first = asyncio.ensure_future(storage.read(HeadRead(COUNTER)))
+    await asyncio.sleep(0.0005)
+    later = [asyncio.ensure_future(storage.read(HeadRead(COUNTER), HeadRead(NS))) for _ in range(9)]
+    assert await first == [None]
+    assert await asyncio.gather(*later) == [[None, None]] * 9
+    assert batches.sizes("read") == [1, 9]
+
+
+async def test_batches_are_bounded(storage: Storage, batches: Batches) -> None:
+    await asyncio.gather(*(storage.read(HeadRead(NS)) for _ in range(READ_BATCH_MAX + 1)))
+    await asyncio.gather(*(storage.update((COUNTER,), increment) for _ in range(WRITE_BATCH_MAX + 1)))
+    assert batches.sizes("read") == [READ_BATCH_MAX, 1]
+    assert batches.sizes("write") == [WRITE_BATCH_MAX, 1]
+
+
+async def test_local_reads_are_not_gathered(tmp_path: Path, batches: Batches) -> None:
+    backend = await SQLiteBackend.open(f"sqlite:///{tmp_path}/local.db")
+    storage = Storage(backend, batches.observe)
+    assert await asyncio.gather(*(storage.read(HeadRead(NS)) for _ in range(5))) == [[None]] * 5
+    assert batches.sizes("read") == [1] * 5
+    await backend.close()
+    with pytest.raises(Problem, match="closed"):
+        await storage.read(HeadRead(NS))
+
+
+async def test_each_caller_gets_its_own_failure(storage: Storage) -> None:
+    def refuse(heads):
+        raise Problem("precondition-failed", "no", pointer="/x")
+        yield
+
+    def break_down(heads):
+        raise ZeroDivisionError
+        yield
+
+    results = await asyncio.gather(
+        *(storage.update((COUNTER,), plan) for plan in (increment, refuse, break_down, increment)),
+        return_exceptions=True,
+    )
+    assert [results[0], results[3]] == [1, 2]
+    assert isinstance(results[1], Problem)
+    assert results[1].members == {"pointer": "/x"}
+    assert isinstance(results[2], ZeroDivisionError)
+
+
+async def test_a_backend_that_fails_fails_everybody_and_then_goes_on(storage: Storage) -> None:
+    backend = storage.backend
+    assert isinstance(backend, SQLiteBackend)
+    backend._closed = True
+    results = await asyncio.gather(
+        *(storage.update((COUNTER,), increment) for _ in range(3)), return_exceptions=True
+    )
+    assert [isinstance(result, Problem) and result.code for result in results] == ["backend-unavailable"] * 3
+    assert len({id(result) for result in results}) == 3
+    backend._closed = False
+    assert await storage.update((COUNTER,), increment) == 1
+
+
+async def test_a_caller_that_is_cancelled_while_it_waits_disturbs_nobody(storage: Storage) -> None:
+    tasks = [asyncio.ensure_future(storage.update((COUNTER,), increment)) for _ in range(5)]
+    await asyncio.sleep(0)
+    tasks[2].cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(results[2], asyncio.CancelledError)
+    # It had not begun, so it was not done at all.
+    assert [results[n] for n in (0, 1, 3, 4)] == [1, 2, 3, 4]
+
+
+async def test_a_batch_under_way_is_finished_though_its_caller_is_gone(storage: Storage) -> None:
+    lost = asyncio.ensure_future(storage.read(HeadRead(NS)))
+    other = asyncio.ensure_future(storage.read(HeadRead(NS)))
+    await asyncio.sleep(0.001)
+    lost.cancel()
+    assert await other == [None]
+    assert lost.cancelled()
+
+
+async def test_close_finishes_what_came_before_and_refuses_what_comes_after(storage: Storage) -> None:
+    before = [asyncio.ensure_future(storage.update((COUNTER,), increment)) for _ in range(3)]
+    await asyncio.sleep(0)
+    await storage.close()
+    assert [task.result() for task in before] == [1, 2, 3]
+    with pytest.raises(Problem) as caught:
+        await storage.update((COUNTER,), increment)
+    assert caught.value.code == "shutting-down"
+    await storage.close()

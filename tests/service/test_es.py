@@ -1,0 +1,744 @@
+"""Event sequences on a real SQLite file: against a plain list of events, and point by point."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import operator
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from rstore.encodings import Encoding, Value
+from rstore.operators import OPERATORS, UNARY
+from rstored.backends.abc import HeadRead, Kind, Place, RowScan
+from rstored.backends.sqlite import SQLiteBackend
+from rstored.engine import es as es_module
+from rstored.engine.batching import Storage
+from rstored.engine.es import EventSequences
+from rstored.engine.model import Change, NamespacePolicy, PruneResult, SequenceInfo, State, StoredEvent
+from rstored.engine.namespaces import Namespaces
+from rstored.limits import Limits
+from rstored.problems import Problem
+
+pytestmark = pytest.mark.anyio
+
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+
+def plain(value):
+    return Value(Encoding.JSON, json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def sealed(value):
+    """What the service cannot read."""
+    return Value(Encoding.SEALED, b"\x01" + json.dumps(value).encode())
+
+
+def put(item, value):
+    return Change(item, "setitem", value if isinstance(value, Value) else plain(value))
+
+
+def do(item, op, *value):
+    return Change(item, op, None if not value else value[0] if isinstance(value[0], Value) else plain(value[0]))
+
+
+def folded(state):
+    return {item: json.loads(value.data) for item, value in state.items.items()}
+
+
+def brief(events):
+    return [(event.timestamp, event.item, event.op) for event in events]
+
+
+class Counting(Storage):
+    """Counts the rows that the engine reads."""
+
+    rows = 0
+
+    def count(self, results):
+        self.rows += sum(len(result.items) for result in results if hasattr(result, "items"))
+        return results
+
+    async def read(self, *reads):
+        return self.count(await super().read(*reads))
+
+    async def update(self, places, plan):
+        def counted(heads):
+            generator = plan(heads)
+            results = None
+            while True:
+                try:
+                    query = generator.send(results)
+                except StopIteration as stopped:
+                    return stopped.value
+                results = self.count((yield query))
+
+        return await super().update(places, counted)
+
+
+class Clock:
+    def __init__(self, now=1_000):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
+class Sequences(EventSequences):
+    """The engine's sequences in namespace ``n``, with what a test needs beside them."""
+
+    def __init__(self, storage, limits, clock):
+        super().__init__(storage, limits, clock)
+        self.storage = storage
+        self.clock = clock
+
+    async def all(self, key="k", **filters):
+        pages = await self.events("n", key, **filters)
+        return None if pages is None else [event async for page in pages for event in page]
+
+    async def put(self, *changes, key="k", **options):
+        return await self.apply("n", key, changes, **options)
+
+    async def refused(self, code, *changes, key="k", **options):
+        """The apply is refused with this code and changes nothing; returns the problem."""
+        before = await self.all(key), await self.current("n", key)
+        with pytest.raises(Problem) as caught:
+            await self.apply("n", key, changes, **options)
+        assert caught.value.code == code
+        assert (await self.all(key), await self.current("n", key)) == before
+        return caught.value
+
+    def under(self, **limits):
+        """The same sequences under other limits."""
+        return Sequences(self.storage, Limits(**limits), self.clock)
+
+
+@pytest.fixture
+async def es(tmp_path):
+    backend = await SQLiteBackend.open(f"sqlite:///{tmp_path / 'store.db'}")
+    yield Sequences(Counting(backend), Limits(), Clock())
+    await backend.close()
+
+
+# --- apply -------------------------------------------------------------------------------------------------
+
+
+async def test_an_apply_answers_the_whole_new_state(es):
+    await es.put(put("a", 1), put("b", sealed("x")))
+    state = await es.put(do("a", "add", 2), do("b", "add", sealed("y")), put("c", [1]), timestamp=2_000)
+    assert state == State(
+        2_000,
+        2,
+        {"a": plain(3), "c": plain([1])},
+        [StoredEvent(1_000, "b", "setitem", sealed("x")), StoredEvent(2_000, "b", "add", sealed("y"))],
+    )
+    assert await es.current("n", "k") == state
+
+
+async def test_the_next_timestamp(es):
+    assert (await es.put(put("a", 1))).timestamp == 1_000
+    assert (await es.put(put("a", 2))).timestamp == 1_001
+    es.clock.now = 1_500
+    assert (await es.put(put("a", 3))).timestamp == 1_500
+    assert (await es.put(put("a", 3), timestamp=INT64_MAX)).timestamp == INT64_MAX
+    await es.refused("timestamp-taken", put("a", 4))
+    await es.refused("timestamp-taken", put("a", 4), timestamp=INT64_MAX)
+    assert (await es.put(put("z", 0), timestamp=INT64_MIN)).timestamp == INT64_MAX
+    assert (await es.past("n", "k", INT64_MIN)).timestamp == INT64_MIN
+    await es.refused("unfoldable-event", do("y", "neg"), timestamp=INT64_MIN + 1)
+    assert (await es.all())[0] == StoredEvent(INT64_MIN, "z", "setitem", plain(0))
+
+
+async def test_no_changes_record_nothing(es):
+    assert await es.put() == State(0, 0, {}, [])
+    assert await es.put(event_id="x") == State(0, 0, {}, [])
+    assert (await es.list("n")).items == []
+    first = await es.put(put("a", 1))
+    assert await es.put(timestamp=5) == first
+    assert await es.all() == [StoredEvent(1_000, "a", "setitem", plain(1))]
+
+
+async def test_the_text_of_a_value_is_kept(es):
+    text = Value(Encoding.JSON, b'{"b": 1.50,  "a": [ ] }')
+    state = await es.put(put("a", text))
+    assert state.items["a"] == text
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "code", "pointer"),
+    [
+        ([put("", 1)], {}, "invalid-body", "/events/0/item"),
+        ([put("b", 1), put("x\0y", 1)], {}, "invalid-body", "/events/1/item"),
+        ([put("x" * 513, 1)], {}, "invalid-body", "/events/0/item"),
+        ([put("\ud800", 1)], {}, "invalid-body", "/events/0/item"),
+        ([put("b", 1), do("b", "add", 1)], {}, "invalid-body", "/events/1/item"),
+        ([do("a", "xor", 1)], {}, "invalid-body", "/events/0/op"),
+        ([do("a", "neg", 1)], {}, "invalid-body", "/events/0/value"),
+        ([do("a", "delitem", 1)], {}, "invalid-body", "/events/0/value"),
+        ([do("a", "add")], {}, "invalid-body", "/events/0/value"),
+        ([Change("a", "setitem", None)], {}, "invalid-body", "/events/0/value"),
+        ([put("a", Value(Encoding.JSON, b"NaN"))], {}, "invalid-value", "/events/0/value"),
+        ([put("a", Value(Encoding.JSON, b"[" * 200 + b"]" * 200))], {}, "nesting-too-deep", "/events/0/value"),
+        ([put("a", 1)], {"timestamp": 2**63}, "invalid-body", "/timestamp"),
+        ([put("a", 1)], {"event_id": ""}, "invalid-body", "/id"),
+        ([put("b", 1), do("a", "add", "x")], {}, "unfoldable-event", "/events/1"),
+        ([do("b", "add", 1)], {}, "unfoldable-event", "/events/0"),
+        ([do("b", "delitem")], {}, "unfoldable-event", "/events/0"),
+        ([do("b", "neg")], {}, "unfoldable-event", "/events/0"),
+        ([do("b", "add", sealed(1))], {}, "unfoldable-event", "/events/0"),
+        ([do("a", "truediv", 0)], {}, "unfoldable-event", "/events/0"),
+        ([do("a", "pow", 10**9)], {"timestamp": 7_000}, "unfoldable-event", "/events/0"),
+    ],
+)
+async def test_what_is_refused_stores_nothing(es, changes, options, code, pointer):
+    await es.put(put("a", 10))
+    problem = await es.refused(code, *changes, **options)
+    assert problem.members["pointer"] == pointer
+    if code == "unfoldable-event":
+        assert problem.members["item"] == changes[int(pointer[-1])].item
+    assert (await es.list("n")).items == [SequenceInfo("k", 1, 1, 1_000, 1)]
+
+
+async def test_a_refused_first_apply_creates_nothing(es):
+    await es.refused("unfoldable-event", put("a", 1), do("b", "neg"))
+    assert (await es.list("n")).items == []
+
+
+async def test_limits(es):
+    many = es.under(events_per_call_max=2)
+    await many.put(put("a", 1), put("b", 1))
+    assert (await many.refused("batch-too-large", put("a", 1), put("b", 1), put("c", 1))).members["limit"] == 2
+    short = es.under(state_bytes_max=10)
+    await short.put(put("a", "1234567"))
+    await short.put(do("a", "add", "8"))
+    await short.refused("unfoldable-event", do("a", "add", "9"))
+    await short.refused("value-too-large", put("a", "123456789"))
+    await short.put(put("a", sealed("123456789")))
+    await es.under(value_bytes_max=5).refused("value-too-large", put("c", "1234"))
+
+
+async def test_the_state_of_a_sequence_is_limited(es):
+    small = es.under(sequence_bytes_max=1_000)
+    await small.put(put("a", "x" * 400), put("b", sealed("y" * 400)))
+    for _ in range(2):
+        await small.put(do("b", "add", sealed("")))
+    problem = await small.refused("value-too-large", do("b", "add", sealed("y" * 100)))
+    assert problem.members["limit"] == 1_000
+    await small.put(do("a", "delitem"), do("b", "add", sealed("y" * 100)))
+    await small.put(put("b", 1))
+    for _ in range(50):
+        await small.put(do("b", "add", 1))
+    assert folded(await small.current("n", "k")) == {"b": 51}
+
+
+async def test_revisions(es):
+    problem = await es.refused("revision-conflict", put("a", 1), revision=1)
+    assert problem.members == {"revision": 0, "timestamp": 0}
+    assert (await es.put(put("a", 1), revision=0)).revision == 1
+    problem = await es.refused("revision-conflict", put("a", 2), revision=0)
+    assert problem.members == {"revision": 1, "timestamp": 1_000}
+    assert (await es.put(put("a", 2), revision=1, timestamp=500)).revision == 2
+    await es.refused("revision-conflict", revision=1)
+    await es.prune("n", "k")
+    assert (await es.current("n", "k")).revision == 2
+    await es.delete("n", "k")
+    assert (await es.put(put("a", 3), revision=0)).revision == 1
+
+
+async def test_a_repeated_apply_is_answered_as_it_was(es):
+    first = await es.put(put("a", 1), event_id="one", revision=0)
+    second = await es.put(do("a", "add", 1), event_id="two")
+    await es.put(do("a", "add", 5))
+    for state, event_id, options in [(first, "one", {"revision": 0}), (second, "two", {"timestamp": 1_000})]:
+        again = await es.put(do("a", "add", 1), event_id=event_id, **options)
+        assert again == state._replace(replayed=True, revision=again.revision)
+        assert again.revision == state.revision
+    assert len(await es.all()) == 3
+    past = await es.put(put("b", 1), timestamp=1, event_id="past")
+    assert past.timestamp == 1_002
+    assert await es.put(put("b", 1), timestamp=1, event_id="past") == past._replace(replayed=True)
+    assert (await es.put(put("a", 1), event_id="one", key="other")).replayed is False
+
+
+async def test_a_refused_apply_leaves_its_id_free(es):
+    await es.put(put("a", 1))
+    await es.refused("unfoldable-event", do("b", "neg"), event_id="x")
+    assert (await es.put(put("b", 1), event_id="x")).replayed is False
+
+
+async def test_ids_are_forgotten_a_few_at_a_time(es):
+    async def known():
+        (found,) = await es.storage.read(RowScan(Place("n", Kind.ES, "k"), 2))
+        return sorted(row.sort.decode() for row in found.items)
+
+    short = es.under(apply_id_retention_seconds=10)
+    for number in range(9):
+        await short.put(put("a", number), event_id=f"id-{number}")
+        es.clock.now += 1
+    es.clock.now = 1_000 + 10_000
+    await short.put(put("a", 9), event_id="x")
+    assert "id-1" in await known()
+    es.clock.now = 1_000 + 10_009
+    await short.put(put("a", 10), event_id="y")
+    assert await known() == ["id-5", "id-6", "id-7", "id-8", "x", "y"]
+    await short.put(put("a", 11), event_id="z")
+    assert await known() == ["x", "y", "z"]
+
+
+async def test_a_sealed_only_namespace(es):
+    await Namespaces(es.storage, es.clock, discarded=lambda: None).create("n", NamespacePolicy(sealed_only=True))
+    await es.refused("sealed-only", put("a", sealed(1)), put("b", 1))
+    await es.put(put("a", sealed(1)))
+    state = await es.put(do("a", "neg"))
+    assert brief(state.events) == [(1_000, "a", "setitem"), (1_001, "a", "neg")]
+
+
+# --- chains of mixed encodings -----------------------------------------------------------------------------
+
+
+async def test_a_chain_is_folded_here_only_if_all_of_it_is_json(es):
+    await es.put(put("a", 1))
+    await es.put(do("a", "add", 1))
+    state = await es.put(do("a", "add", sealed(1)))
+    assert state.items == {}
+    assert brief(state.events) == [(1_000, "a", "setitem"), (1_001, "a", "add"), (1_002, "a", "add")]
+    state = await es.put(do("a", "add", "what only the client can check"))
+    assert len(state.events) == 4
+    assert state == await es.current("n", "k")
+    state = await es.put(put("a", 5))
+    assert (folded(state), state.events) == ({"a": 5}, [])
+    assert folded(await es.past("n", "k", 1_001)) == {"a": 2}
+    assert len((await es.past("n", "k", 1_003)).events) == 4
+    state = await es.put(put("a", Value(Encoding.PICKLE, b"p")))
+    assert state.events == [StoredEvent(1_005, "a", "setitem", Value(Encoding.PICKLE, b"p"))]
+    assert (await es.put(do("a", "not_"))).events[1:] == [StoredEvent(1_006, "a", "not_", None)]
+
+
+async def test_an_event_in_the_past_can_seal_a_chain(es):
+    await es.put(put("a", 1), timestamp=10)
+    await es.put(do("a", "add", 1), timestamp=20)
+    state = await es.put(do("a", "mul", sealed(3)), timestamp=15)
+    assert brief(state.events) == [(10, "a", "setitem"), (15, "a", "mul"), (20, "a", "add")]
+    assert (state.items, state.timestamp) == ({}, 20)
+    assert state == await es.current("n", "k")
+    state = await es.put(put("a", 7), timestamp=17)
+    assert (folded(state), state.events) == ({"a": 8}, [])
+
+
+async def test_a_refold_stops_at_what_hides_it(es):
+    for t, change in [(10, put("a", 1)), (20, do("a", "add", 1)), (30, do("a", "delitem")), (40, put("a", "text"))]:
+        await es.put(change, timestamp=t)
+    await es.put(do("a", "mul", 5), timestamp=15)
+    assert folded(await es.past("n", "k", 29)) == {"a": 6}
+    problem = await es.refused("unfoldable-event", do("a", "delitem"), timestamp=16)
+    assert "later event" in problem.detail
+    await es.refused("unfoldable-event", put("a", "text"), timestamp=16)
+    await es.refused("unfoldable-event", do("a", "add", 1), timestamp=35)
+    await es.refused("unfoldable-event", do("a", "add", 1), timestamp=5)
+    await es.refused("timestamp-taken", do("b", "add", 1), timestamp=30)
+    await es.put(put("a", 3), timestamp=35)
+    await es.put(do("a", "delitem"), timestamp=37)
+    assert folded(await es.put(do("a", "add", "!"), timestamp=45)) == {"a": "text!"}
+    assert (await es.list("n")).items == [SequenceInfo("k", 8, 8, 45, 1)]
+
+
+async def test_what_an_older_limit_allowed_goes_to_the_client(es):
+    await es.put(put("a", "x" * 10))
+    await es.put(do("a", "mul", 10))
+    await es.put(put("a", 1))
+    tight = es.under(state_bytes_max=50)
+    assert brief((await tight.past("n", "k", 1_001)).events) == [(1_000, "a", "setitem"), (1_001, "a", "mul")]
+
+
+# --- reading -----------------------------------------------------------------------------------------------
+
+
+async def test_an_unknown_sequence(es):
+    assert await es.current("n", "k") is None
+    assert await es.past("n", "k", 5) is None
+    assert await es.all() is None
+    assert await es.prune("n", "k") == PruneResult(0, False)
+    assert await es.delete("n", "k") == 0
+    await es.put(put("a", 1), key="l")
+    assert await es.all() is None
+
+
+async def test_events_filters(es):
+    await es.put(put("b", 1), put("a", 1), put("ab", 1), timestamp=0)
+    await es.put(do("a", "add", 5), timestamp=10)
+    await es.put(do("b", "neg"), do("a", "sub", 2), timestamp=20)
+    everything = await es.all()
+    assert brief(everything) == [
+        (0, "a", "setitem"),
+        (0, "ab", "setitem"),
+        (0, "b", "setitem"),
+        (10, "a", "add"),
+        (20, "a", "sub"),
+        (20, "b", "neg"),
+    ]
+    assert await es.all(start=0, end=20) == everything
+    assert await es.all(start=1, end=10) == everything[3:4]
+    assert await es.all(start=11, end=19) == []
+    assert await es.all(start=20, end=0) == []
+    assert await es.all(item="a") == [everything[0], everything[3], everything[4]]
+    assert await es.all(item="a", start=10, ops={"add", "neg"}) == [everything[3]]
+    assert await es.all(item="unknown") == []
+    assert await es.all(ops={"setitem"}, n=2) == everything[:2]
+    assert await es.all(n=0) == []
+    assert await es.all(ops=set()) == []
+
+
+async def test_a_history_of_many_pages(es):
+    items = [f"item-{number:04}" for number in range(900)]
+    await es.put(*(put(item, 0) for item in items))
+    for _ in range(3):
+        await es.put(*(do(item, "add", 1) for item in items))
+    await es.put(*(put(item, sealed(0)) for item in items))
+    await es.put(*(do(item, "neg") for item in items))
+    everything = await es.all()
+    assert brief(everything) == sorted(brief(everything), key=lambda event: event[:2])
+    assert len(everything) == 5_400
+    assert len(await es.all(ops={"add"})) == 2_700
+    assert len(await es.all(n=2_345)) == 2_345
+    assert folded(await es.past("n", "k", 1_003)) == dict.fromkeys(items, 3)
+    assert (await es.past("n", "k", 1_004)).events == everything[3_600:4_500]
+    current = await es.current("n", "k")
+    assert current.events == everything[3_600:]
+    assert await es.prune("n", "k") == PruneResult(3_600, False)
+    assert await es.current("n", "k") == current
+    assert await es.all() == everything[3_600:]
+    assert await es.past("n", "k", 1_003) is None
+
+
+async def test_the_cost_does_not_grow_with_the_history(es):
+    async def cost(awaitable):
+        es.storage.rows = 0
+        await awaitable
+        return es.storage.rows
+
+    await es.put(put("a", 0), put("b", sealed(0)), timestamp=1)
+    costs = []
+    for _ in range(2):
+        costs.append([await cost(es.put(do("a", "add", 1))), await cost(es.current("n", "k"))])
+        for _ in range(60):
+            await es.put(do("a", "add", 1))
+        await es.put(*(put(f"x{number}", 0) for number in range(100)))
+        await es.put(*(do(f"x{number}", "delitem") for number in range(100)))
+    assert costs == [[2, 2], [2, 2]]
+
+
+async def test_list(es):
+    for key in ("b", "a", "é"):
+        await es.put(put("x", 1), put("y", 1), key=key)
+    await es.put(do("x", "delitem"), key="a", timestamp=9_000)
+    page = await es.list("n", limit=2)
+    assert page.items == [SequenceInfo("a", 3, 2, 9_000, 1), SequenceInfo("b", 2, 1, 1_000, 2)]
+    assert [info.key for info in (await es.list("n", after=page.cursor)).items] == ["é"]
+    assert [info.key for info in (await es.list("n", match="?")).items] == ["a", "b", "é"]
+    assert (await es.list("n", prefix="x")).items == []
+
+
+# --- prune and delete --------------------------------------------------------------------------------------
+
+
+async def test_prune_keeps_what_the_state_needs(es):
+    await es.put(put("a", sealed(1)), put("b", 1), put("c", 1), timestamp=1)
+    await es.put(do("a", "add", sealed(1)), do("c", "delitem"), timestamp=2)
+    await es.put(put("a", sealed(5)), timestamp=3)
+    await es.put(do("a", "not_"), do("b", "neg"), timestamp=4)
+    await es.put(do("a", "not_"), timestamp=5)
+    state = await es.current("n", "k")
+    assert await es.prune("n", "k") == PruneResult(4, False)
+    assert await es.current("n", "k") == state
+    assert brief(await es.all()) == [
+        (1, "b", "setitem"),
+        (3, "a", "setitem"),
+        (4, "a", "not_"),
+        (4, "b", "neg"),
+        (5, "a", "not_"),
+    ]
+    assert await es.prune("n", "k") == PruneResult(0, False)
+    assert (await es.list("n")).items == [SequenceInfo("k", 5, 5, 5, 2)]
+
+
+async def test_prune_of_an_empty_state(es):
+    await es.put(put("a", 1), event_id="x")
+    await es.put(do("a", "delitem"))
+    assert await es.prune("n", "k", remove=False) == PruneResult(2, False)
+    assert await es.current("n", "k") == State(1_001, 2, {}, [])
+    assert await es.past("n", "k", 1_000) is None
+    assert await es.all() == []
+    assert (await es.put(put("a", 1), event_id="x")).replayed
+    assert await es.prune("n", "k") == PruneResult(0, True)
+    assert await es.current("n", "k") is None
+    assert not (await es.put(put("a", 1), event_id="x")).replayed
+
+
+async def test_delete(es):
+    await es.put(put("a", 1), put("b", 1))
+    await es.put(do("a", "neg"))
+    assert await es.delete("n", "k") == 3
+    assert await es.current("n", "k") is None
+    assert await es.delete("n", "k") == 0
+    assert folded(await es.put(put("c", 1), timestamp=1)) == {"c": 1}
+    assert len(await es.all()) == 1
+
+
+# --- concurrency -------------------------------------------------------------------------------------------
+
+
+async def test_concurrent_applies_all_count(es):
+    await es.put(put("a", 0))
+    states = await asyncio.gather(*(es.put(do("a", "add", 1)) for _ in range(50)))
+    assert sorted(state.revision for state in states) == list(range(2, 52))
+    assert len({state.timestamp for state in states}) == 50
+    assert sorted(folded(state)["a"] for state in states) == list(range(1, 51))
+    results = await asyncio.gather(*(es.put(put("b", 1), revision=51) for _ in range(5)), return_exceptions=True)
+    assert sum(isinstance(result, State) for result in results) == 1
+
+
+async def test_readers_see_whole_states_while_others_write_and_prune(es):
+    """Items a (sealed) and b (plain) always get their events together, so every state has as many of each."""
+    await es.put(put("a", sealed(0)), put("b", 0))
+    first = (await es.current("n", "k")).timestamp
+    stop = False
+
+    async def write():
+        nonlocal stop
+        for number in range(60):
+            if number % 7 == 6:
+                await es.put(put("a", sealed(0)), put("b", 0))
+            else:
+                await es.put(do("a", "add", sealed(1)), do("b", "add", 1))
+        stop = True
+
+    async def prune():
+        while not stop:
+            await es.prune("n", "k")
+            await asyncio.sleep(0)
+
+    async def read(current):
+        seen = 0
+        while not stop:
+            latest = await es.current("n", "k")
+            state = latest if current else await es.past("n", "k", max(latest.timestamp - 1, first))
+            if state is not None and state.items:
+                assert len(state.events) == folded(state)["b"] + 1
+                assert state.events[-1].timestamp == state.timestamp
+            seen += 1
+            await asyncio.sleep(0)
+        assert seen
+
+    await asyncio.gather(write(), prune(), read(True), read(False))
+
+
+# --- against a list of events ------------------------------------------------------------------------------
+
+
+class Unfoldable(Exception):
+    """The model refuses the events."""
+
+
+def model_states(events):
+    """The chains of present items after ``events``: the folded value, or the events of a sealed chain."""
+    chains = {}
+    for event in sorted(events, key=lambda event: event[:2]):
+        _, item, op, value = event
+        if op == "setitem":
+            chains[item] = [event], value.encoding is Encoding.JSON, json.loads(value.data.lstrip(b"\x01"))
+            continue
+        if item not in chains:
+            raise Unfoldable
+        chain, readable, result = chains.pop(item)
+        if op == "delitem":
+            continue
+        readable = readable and (value is None or value.encoding is Encoding.JSON)
+        if readable:
+            try:
+                operands = [] if op in UNARY else [json.loads(value.data)]
+                result = getattr(operator, op)(result, *operands)
+                json.dumps(result, allow_nan=False)
+            except Exception:
+                raise Unfoldable from None
+        chains[item] = [*chain, event], readable, result
+    return chains
+
+
+def model_state(events):
+    chains = model_states(events)
+    return (
+        {item: repr(result) for item, (_, readable, result) in chains.items() if readable},
+        sorted(event for chain, readable, _ in chains.values() if not readable for event in chain),
+    )
+
+
+def seen_state(state):
+    return {item: repr(value) for item, value in folded(state).items()}, state.events
+
+
+ITEMS = st.sampled_from(["a", "ab", "é"])
+VALUES = st.builds(
+    lambda make, value: make(value),
+    st.sampled_from([plain, plain, sealed]),
+    st.integers(-2, 3) | st.sampled_from(["x", [1], 0.5]),
+)
+CHANGES = st.dictionaries(
+    ITEMS,
+    st.sampled_from(["setitem"] * 6 + ["delitem"] * 2 + sorted(OPERATORS)).flatmap(
+        lambda op: st.tuples(st.just(op), st.none() if op in UNARY else VALUES)
+    ),
+    min_size=1,
+    max_size=3,
+).map(lambda changes: [Change(item, op, value) for item, (op, value) in changes.items()])
+
+
+class Engine(RuleBasedStateMachine):
+    """A sequence, and the list of the events that it should hold. Pages are two events long."""
+
+    pages = {"_PAGE_EVENTS_MAX": 2, "_CHAINS_AT_ONCE": 1}
+
+    def __init__(self):
+        super().__init__()
+        self.usual = {name: getattr(es_module, name) for name in self.pages}
+        for name, value in self.pages.items():
+            setattr(es_module, name, value)
+        self.folder = tempfile.TemporaryDirectory()
+        self.runner = asyncio.Runner()
+        self.backend = self.run(SQLiteBackend.open(f"sqlite:///{Path(self.folder.name) / 'store.db'}"))
+        self.clock = Clock(20)
+        self.es = Sequences(Storage(self.backend), Limits(), self.clock)
+        self.forget()
+
+    def forget(self):
+        self.events = []
+        self.exists = False
+        self.last = 0
+        self.revision = 0
+        self.answers = {}
+
+    def run(self, awaitable):
+        return self.runner.run(awaitable)
+
+    def teardown(self):
+        self.run(self.backend.close())
+        self.runner.close()
+        self.folder.cleanup()
+        for name, value in self.usual.items():
+            setattr(es_module, name, value)
+
+    @rule(changes=CHANGES, timestamp=st.none() | st.integers(0, 40), tick=st.integers(0, 3), with_id=st.booleans())
+    def apply(self, changes, timestamp, tick, with_id):
+        self.clock.now += tick
+        t = timestamp
+        if t is None:
+            t = max(self.clock.now, self.last + 1) if self.exists else self.clock.now
+        events = [*self.events, *(StoredEvent(t, *change) for change in changes)]
+        code = None
+        if any(event.timestamp == t for event in self.events):
+            code = "timestamp-taken"
+        else:
+            try:
+                expected = model_state(events)
+            except Unfoldable:
+                code = "unfoldable-event"
+        event_id = f"id-{len(self.answers)}" if with_id else None
+        if code is not None:
+            with pytest.raises(Problem) as caught:
+                self.run(self.es.put(*changes, timestamp=timestamp, event_id=event_id))
+            assert caught.value.code == code
+            return
+        state = self.run(self.es.put(*changes, timestamp=timestamp, event_id=event_id))
+        self.last = max(self.last, t) if self.exists else t
+        self.exists = True
+        self.revision += 1
+        self.events = sorted(events, key=lambda event: event[:2])
+        assert seen_state(state) == expected
+        assert state[:2] == (self.last, self.revision)
+        if event_id is not None:
+            self.answers[event_id] = self.last, self.revision
+
+    @precondition(lambda self: self.answers)
+    @rule(data=st.data(), changes=CHANGES)
+    def replay(self, data, changes):
+        event_id = data.draw(st.sampled_from(sorted(self.answers)))
+        state = self.run(self.es.put(*changes, event_id=event_id, revision=99))
+        assert state.replayed
+        assert (state.timestamp, state.revision) == self.answers[event_id]
+        until = [event for event in self.events if event.timestamp <= state.timestamp]
+        assert seen_state(state) == model_state(until)
+
+    @rule(t=st.integers(-1, 45))
+    def past(self, t):
+        state = self.run(self.es.past("n", "k", t))
+        events = [event for event in self.events if event.timestamp <= t]
+        if not self.exists or (not events and t < self.last):
+            assert state is None
+            return
+        assert seen_state(state) == model_state(events)
+        assert state.timestamp == (self.last if t >= self.last else events[-1].timestamp)
+
+    @rule(
+        start=st.none() | st.integers(0, 40),
+        end=st.none() | st.integers(0, 40),
+        ops=st.none() | st.sets(st.sampled_from(["setitem", "add", "neg"])),
+        item=st.none() | ITEMS,
+        n=st.none() | st.integers(0, 5),
+    )
+    def read_events(self, start, end, ops, item, n):
+        events = self.run(self.es.all(start=start, end=end, ops=ops, item=item, n=n))
+        expected = [
+            event
+            for event in self.events
+            if (start is None or event.timestamp >= start)
+            and (end is None or event.timestamp <= end)
+            and (ops is None or event.op in ops)
+            and (item is None or event.item == item)
+        ][:n]
+        assert events == (expected if self.exists else None)
+
+    @rule(remove=st.booleans())
+    def prune(self, remove):
+        result = self.run(self.es.prune("n", "k", remove=remove))
+        needed = sorted(event for chain, *_ in model_states(self.events).values() for event in chain)
+        gone = remove and self.exists and not needed
+        assert result == PruneResult(len(self.events) - len(needed), gone)
+        self.events = needed
+        if gone:
+            self.forget()
+
+    @rule(sometimes=st.integers(0, 4))
+    def delete(self, sometimes):
+        if sometimes == 0:
+            assert self.run(self.es.delete("n", "k")) == len(self.events)
+            self.forget()
+
+    @invariant()
+    def the_current_state_is_the_models(self):
+        state = self.run(self.es.current("n", "k"))
+        assert (state is not None) == self.exists
+        if self.exists:
+            assert seen_state(state) == model_state(self.events)
+            assert state[:2] == (self.last, self.revision)
+            assert list(state.items) == sorted(state.items)
+
+    @invariant()
+    def the_head_counts_right(self):
+        infos = self.run(self.es.list("n")).items
+        present = len(model_states(self.events))
+        assert infos == (
+            [SequenceInfo("k", len(self.events), self.revision, self.last, present)] if self.exists else []
+        )
+        if self.exists:
+            place = Place("n", Kind.ES, "k")
+            head, found = self.run(self.es.storage.read(HeadRead(place), RowScan(place, 1)))
+            rows = [es_module._decode_item(row.value) for row in found.items]
+            assert es_module._decode_meta(head.meta).size == sum(map(es_module._state_size, rows))
+
+
+TestEngine = Engine.TestCase
+TestEngine.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
