@@ -223,7 +223,7 @@ def serving(image: Path) -> Iterator[int]:
 
 def test_the_healthcheck_tells_a_serving_image_from_a_dead_one(image, serving):
     command = [part.replace(":8000/", f":{serving}/") for part in healthcheck()]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (check := run_in(image, command)).returncode != 0:
         assert time.monotonic() < deadline, check.stderr
         time.sleep(0.2)

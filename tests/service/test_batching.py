@@ -115,9 +115,7 @@ async def test_a_backend_that_fails_fails_everybody_and_then_goes_on(storage: St
     backend = storage.backend
     assert isinstance(backend, SQLiteBackend)
     backend._closed = True
-    results = await asyncio.gather(
-        *(storage.update((COUNTER,), increment) for _ in range(3)), return_exceptions=True
-    )
+    results = await asyncio.gather(*(storage.update((COUNTER,), increment) for _ in range(3)), return_exceptions=True)
     assert [isinstance(result, Problem) and result.code for result in results] == ["backend-unavailable"] * 3
     assert len({id(result) for result in results}) == 3
     backend._closed = False

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -285,16 +285,16 @@ async def test_ids_are_forgotten_a_few_at_a_time(es):
     assert "id-1" in await known()
     es.clock.now = 1_000 + 10_009
     await short.put(put("a", 10), event_id="y")
-    assert await known() == ["id-5", "id-6", "id-7", "id-8", "x", "y"]
+    assert await known() == ["id-4", "id-5", "id-6", "id-7", "id-8", "x", "y"]
     await short.put(put("a", 11), event_id="z")
-    assert await known() == ["x", "y", "z"]
+    assert await known() == ["id-8", "x", "y", "z"]
 
 
 async def test_a_sealed_only_namespace(es):
-    await Namespaces(es.storage, es.clock, discarded=lambda: None).create("n", NamespacePolicy(sealed_only=True))
+    await Namespaces(es.storage, es.clock).create("n", NamespacePolicy(sealed_only=True))
     await es.refused("sealed-only", put("a", sealed(1)), put("b", 1))
     await es.put(put("a", sealed(1)))
-    state = await es.put(do("a", "neg"))
+    state = await es.put(do("a", "neg"), revision=1)
     assert brief(state.events) == [(1_000, "a", "setitem"), (1_001, "a", "neg")]
 
 
@@ -307,7 +307,8 @@ async def test_a_chain_is_folded_here_only_if_all_of_it_is_json(es):
     state = await es.put(do("a", "add", sealed(1)))
     assert state.items == {}
     assert brief(state.events) == [(1_000, "a", "setitem"), (1_001, "a", "add"), (1_002, "a", "add")]
-    state = await es.put(do("a", "add", "what only the client can check"))
+    await es.refused("revision-conflict", do("a", "add", "what only the client can check"))
+    state = await es.put(do("a", "add", "what only the client can check"), revision=3)
     assert len(state.events) == 4
     assert state == await es.current("n", "k")
     state = await es.put(put("a", 5))
@@ -316,7 +317,27 @@ async def test_a_chain_is_folded_here_only_if_all_of_it_is_json(es):
     assert len((await es.past("n", "k", 1_003)).events) == 4
     state = await es.put(put("a", Value(Encoding.PICKLE, b"p")))
     assert state.events == [StoredEvent(1_005, "a", "setitem", Value(Encoding.PICKLE, b"p"))]
-    assert (await es.put(do("a", "not_"))).events[1:] == [StoredEvent(1_006, "a", "not_", None)]
+    assert (await es.put(do("a", "not_"), revision=6)).events[1:] == [StoredEvent(1_006, "a", "not_", None)]
+
+
+@pytest.mark.parametrize("timestamp", [None, 1_005])
+@pytest.mark.parametrize("change", [do("a", "add", 1), do("a", "neg"), do("a", "not_")])
+async def test_what_only_a_client_can_check_needs_a_revision(es, timestamp, change):
+    await es.put(put("a", sealed(1)), put("b", 1))
+    await es.put(do("a", "add", sealed(1)), timestamp=1_010)
+    problem = await es.refused("revision-conflict", put("c", 1), change, timestamp=timestamp)
+    assert problem.members == {"revision": 2, "timestamp": 1_010, "item": "a", "pointer": "/events/1"}
+    assert len((await es.put(change, timestamp=timestamp, revision=2)).events) == 3
+    await es.put(do("a", "mul", sealed(2)), do("b", "add", 1))
+    await es.put(do("a", "delitem"))
+
+
+async def test_a_plain_event_before_sealed_ones_needs_a_revision(es):
+    await es.put(put("a", 1), timestamp=10)
+    await es.put(do("a", "add", sealed(1)), timestamp=30)
+    await es.refused("revision-conflict", do("a", "add", 1), timestamp=20)
+    await es.refused("revision-conflict", put("a", 1), timestamp=20)
+    assert len((await es.put(put("a", 1), timestamp=20, revision=2)).events) == 2
 
 
 async def test_an_event_in_the_past_can_seal_a_chain(es):
@@ -399,7 +420,7 @@ async def test_a_history_of_many_pages(es):
     for _ in range(3):
         await es.put(*(do(item, "add", 1) for item in items))
     await es.put(*(put(item, sealed(0)) for item in items))
-    await es.put(*(do(item, "neg") for item in items))
+    await es.put(*(do(item, "neg") for item in items), revision=5)
     everything = await es.all()
     assert brief(everything) == sorted(brief(everything), key=lambda event: event[:2])
     assert len(everything) == 5_400
@@ -450,8 +471,8 @@ async def test_prune_keeps_what_the_state_needs(es):
     await es.put(put("a", sealed(1)), put("b", 1), put("c", 1), timestamp=1)
     await es.put(do("a", "add", sealed(1)), do("c", "delitem"), timestamp=2)
     await es.put(put("a", sealed(5)), timestamp=3)
-    await es.put(do("a", "not_"), do("b", "neg"), timestamp=4)
-    await es.put(do("a", "not_"), timestamp=5)
+    await es.put(do("a", "not_"), do("b", "neg"), timestamp=4, revision=3)
+    await es.put(do("a", "not_"), timestamp=5, revision=4)
     state = await es.current("n", "k")
     assert await es.prune("n", "k") == PruneResult(4, False)
     assert await es.current("n", "k") == state
@@ -544,6 +565,26 @@ class Unfoldable(Exception):
     """The model refuses the events."""
 
 
+def needs_client(events, new):
+    """Whether the chain of a new event cannot be folded by the service from that event on."""
+    if new.op == "delitem" or (new.value is not None and new.value.encoding is not Encoding.JSON):
+        return False
+    chain = []
+    for event in sorted((event for event in events if event.item == new.item), key=lambda event: event.timestamp):
+        if event.op in ("setitem", "delitem"):
+            if event.timestamp > new.timestamp:
+                break
+            chain = []
+        chain.append(event)
+    sealed_at = [
+        event.timestamp for event in chain if event.value is not None and event.value.encoding is not Encoding.JSON
+    ]
+    if not sealed_at:
+        return False
+    # A setitem of JSON is itself plain, and so is all before the first sealed event.
+    return chain[-1].timestamp >= max(sealed_at[0], new.timestamp) and (new.op != "setitem" or len(chain) > 1)
+
+
 def model_states(events):
     """The chains of present items after ``events``: the folded value, or the events of a sealed chain."""
     chains = {}
@@ -600,13 +641,10 @@ CHANGES = st.dictionaries(
 class Engine(RuleBasedStateMachine):
     """A sequence, and the list of the events that it should hold. Pages are two events long."""
 
-    pages = {"_PAGE_EVENTS_MAX": 2, "_CHAINS_AT_ONCE": 1}
-
     def __init__(self):
         super().__init__()
-        self.usual = {name: getattr(es_module, name) for name in self.pages}
-        for name, value in self.pages.items():
-            setattr(es_module, name, value)
+        self.usual = es_module._PAGE_EVENTS_MAX, es_module._CHAINS_AT_ONCE
+        es_module._PAGE_EVENTS_MAX, es_module._CHAINS_AT_ONCE = 2, 1
         self.folder = tempfile.TemporaryDirectory()
         self.runner = asyncio.Runner()
         self.backend = self.run(SQLiteBackend.open(f"sqlite:///{Path(self.folder.name) / 'store.db'}"))
@@ -628,39 +666,51 @@ class Engine(RuleBasedStateMachine):
         self.run(self.backend.close())
         self.runner.close()
         self.folder.cleanup()
-        for name, value in self.usual.items():
-            setattr(es_module, name, value)
+        es_module._PAGE_EVENTS_MAX, es_module._CHAINS_AT_ONCE = self.usual
 
-    @rule(changes=CHANGES, timestamp=st.none() | st.integers(0, 40), tick=st.integers(0, 3), with_id=st.booleans())
-    def apply(self, changes, timestamp, tick, with_id):
+    @rule(
+        changes=CHANGES,
+        timestamp=st.none() | st.integers(0, 40),
+        tick=st.integers(0, 3),
+        with_id=st.booleans(),
+        with_revision=st.booleans(),
+    )
+    def apply(self, changes, timestamp, tick, with_id, with_revision):
         self.clock.now += tick
         t = timestamp
         if t is None:
             t = max(self.clock.now, self.last + 1) if self.exists else self.clock.now
-        events = [*self.events, *(StoredEvent(t, *change) for change in changes)]
-        code = None
+        new = [StoredEvent(t, *change) for change in changes]
+        events = [*self.events, *new]
+        codes = set()
         if any(event.timestamp == t for event in self.events):
-            code = "timestamp-taken"
+            codes.add("timestamp-taken")
         else:
             try:
                 expected = model_state(events)
             except Unfoldable:
-                code = "unfoldable-event"
-        event_id = f"id-{len(self.answers)}" if with_id else None
-        if code is not None:
+                codes.add("unfoldable-event")
+            if not with_revision and any(needs_client(events, event) for event in new):
+                codes.add("revision-conflict")
+        options = {
+            "timestamp": timestamp,
+            "event_id": f"id-{len(self.answers)}" if with_id else None,
+            "revision": self.revision if with_revision else None,
+        }
+        if codes:
             with pytest.raises(Problem) as caught:
-                self.run(self.es.put(*changes, timestamp=timestamp, event_id=event_id))
-            assert caught.value.code == code
+                self.run(self.es.put(*changes, **options))
+            assert caught.value.code in codes
             return
-        state = self.run(self.es.put(*changes, timestamp=timestamp, event_id=event_id))
+        state = self.run(self.es.put(*changes, **options))
         self.last = max(self.last, t) if self.exists else t
         self.exists = True
         self.revision += 1
         self.events = sorted(events, key=lambda event: event[:2])
         assert seen_state(state) == expected
         assert state[:2] == (self.last, self.revision)
-        if event_id is not None:
-            self.answers[event_id] = self.last, self.revision
+        if with_id:
+            self.answers[options["event_id"]] = self.last, self.revision
 
     @precondition(lambda self: self.answers)
     @rule(data=st.data(), changes=CHANGES)
@@ -741,4 +791,7 @@ class Engine(RuleBasedStateMachine):
 
 
 TestEngine = Engine.TestCase
-TestEngine.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+# Shrinking takes minutes, for every step writes to a disk; twenty steps can be read as they are.
+TestEngine.settings = settings(
+    max_examples=25, stateful_step_count=20, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate]
+)

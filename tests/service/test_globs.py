@@ -141,9 +141,7 @@ async def test_values_stop_a_page_at_bytes_max(storage: Storage, match: str | No
     await fill(storage, {f"{n:02}": Head(b"", b"x" * 10) for n in range(40)})
 
     async def keys(bytes_max: int, after: str | None = None) -> list[str]:
-        page = await list_page(
-            storage, "ns", Kind.KV, match=match, values=True, bytes_max=bytes_max, after=after
-        )
+        page = await list_page(storage, "ns", Kind.KV, match=match, values=True, bytes_max=bytes_max, after=after)
         assert page.cursor == (page.items[-1][0] if len(page.items) + int(after or -1) + 1 < 40 else None)
         return [key for key, _ in page.items]
 

@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from pydantic import Field
 
 from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
+from rstore.operators import UNARY
 from rstored.api.bodies import (
     EncodingLabel,
     answer,
@@ -52,7 +53,6 @@ operations: Final = Operations("es", "Event sequences: a dict whose every change
 OpName = Literal[
     "setitem", "delitem", "add", "concat", "floordiv", "mod", "mul", "pow", "sub", "truediv", "neg", "not_"
 ]
-UNARY: Final = frozenset({"delitem", "neg", "not_"})
 Timestamp = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX, description="POSIX milliseconds")]
 Revision = Annotated[int, Meta(ge=0, le=INT64_MAX, description="how many applies the sequence has had")]
 
@@ -278,9 +278,6 @@ async def apply(request: Request) -> Reply:
     body = await read_body(request, Apply)
     form = body_form(request)
     limits = request.state.limits
-    limit = limits.events_per_call_max
-    if len(body.events) > limit:
-        raise Problem("batch-too-large", f"one apply has at most {limit} events", limit=limit)
     state = await request.engine.es.apply(
         request.namespace,
         request.key,
@@ -294,13 +291,9 @@ async def apply(request: Request) -> Reply:
 
 def _change(event: EventPart, form: str, limits: Limits, pointer: str) -> Change:
     item = checked_key(event.item, limits, "item", pointer=f"{pointer}/item")
-    if event.op in UNARY:
-        null = b"null" if form == JSON_MEDIA_TYPE else b"\xc0"
-        if bytes(event.value) not in (b"", null) or event.encoding != "json":
-            raise Problem("invalid-body", f"{event.op} takes no value", pointer=f"{pointer}/value")
+    text = bytes(event.value)
+    if not text or (event.op in UNARY and event.encoding == "json" and text == encode_body(None, form)):
         return Change(item, event.op, None)
-    if not bytes(event.value):
-        raise Problem("invalid-body", f"{event.op} needs a value", pointer=f"{pointer}/value")
     return Change(item, event.op, read_value(event.value, event.encoding, form, f"{pointer}/value"))
 
 

@@ -198,6 +198,9 @@ class EventSequences:
         exist. A known ``event_id`` does nothing and answers as it did first, with ``replayed``. No changes at all
         record nothing and answer the current state (revision and timestamp 0 if the key is unknown).
 
+        An event that would continue a chain that only a client can fold, and has no value or a JSON one, needs a
+        ``revision``: it says that a client has checked what the service cannot.
+
         Raises Problem ``invalid-body``, ``batch-too-large``, ``value-too-large``, ``invalid-value``,
         ``nesting-too-deep``, ``sealed-only``, ``revision-conflict`` (with ``revision`` and ``timestamp``),
         ``timestamp-taken`` or ``unfoldable-event`` (with ``item``); those about one change have a ``pointer`` to it.

@@ -145,7 +145,7 @@ async def test_a_plan_that_raises_writes_nothing_and_disturbs_nobody(backend: Ba
             writing(PutHead(NS, Head(b"")), PutHead(kv("a"), Head(b"")), answer=1),
             Update((kv("bad"),), refuse),
             Update((kv("bad"),), break_down),
-            writing(PutHead(kv("b"), Head(b"")), answer=2) ._replace(places=(kv("b"), NS)),
+            writing(PutHead(kv("b"), Head(b"")), answer=2)._replace(places=(kv("b"), NS)),
         ]
     )
     assert results[0] == 1
@@ -275,7 +275,20 @@ async def test_a_row_cannot_be_put_into_a_record_that_does_not_exist(backend: Ba
 
 # --- listings ----------------------------------------------------------------------------------------------
 
-KEYS = ["", "a", "a\U0010ffff", "a\U0010ffff\U0010ffff", "a\U0010ffffb", "aé", "b", "é", "\ud7ff", "\ue000", "\uffff", "😀"]
+KEYS = [
+    "",
+    "a",
+    "a\U0010ffff",
+    "a\U0010ffff\U0010ffff",
+    "a\U0010ffffb",
+    "aé",
+    "b",
+    "é",
+    "\ud7ff",
+    "\ue000",
+    "\uffff",
+    "😀",
+]
 
 
 async def test_keys_are_listed_in_order_of_their_utf8_bytes(backend: Backend) -> None:

@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -340,7 +339,7 @@ async def test_what_was_acknowledged_survives_a_kill(path: Path) -> None:
     assert writer.stdout is not None
     assert writer.stderr is not None
     acknowledged = [writer.stdout.readline().decode().strip() for _ in range(50)]
-    time.sleep(0.05)
+    await asyncio.sleep(0.05)
     writer.send_signal(signal.SIGKILL)
     acknowledged += writer.stdout.read().decode().split("\n")[:-1]
     assert writer.wait() == -signal.SIGKILL

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from rstore.encodings import Encoding, Value
+from rstored.backends.sqlite import SQLiteBackend
+from rstored.engine.batching import Storage
+from rstored.engine.kv import KeyValues
+from rstored.engine.maintenance import Maintenance
+from rstored.engine.namespaces import Namespaces
+from rstored.limits import Limits
+from rstored.problems import Problem
+
+pytestmark = pytest.mark.anyio
+
+
+class Store:
+    """An engine's parts on one file, with a clock that the test turns."""
+
+    def __init__(self, path: Path, backend: SQLiteBackend) -> None:
+        self.path = path
+        self.now = 1_000
+        self.backend = backend
+        self.storage = Storage(backend)
+        self.kv = KeyValues(self.storage, Limits(), lambda: self.now)
+        self.namespaces = Namespaces(self.storage, lambda: self.now)
+        self.maintenance = Maintenance(self.storage, lambda: self.now, sweep_seconds=0.01)
+
+    async def put(self, key: str, ttl_seconds: float) -> None:
+        value = Value(Encoding.BYTES, b"x")
+        await self.kv.put("ns", key, value=value, media_type="x/y", ttl_seconds=ttl_seconds)
+
+    def records(self) -> int:
+        """How many records the file has, but for the root and the namespaces."""
+        connection = sqlite3.connect(self.path)
+        try:
+            (n,) = connection.execute("SELECT count(*) FROM record WHERE kind <> 0").fetchone()
+            return int(n)
+        finally:
+            connection.close()
+
+    async def emptied(self) -> None:
+        async with asyncio.timeout(10):
+            while self.records():
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    path = tmp_path / "store.db"
+    backend = await SQLiteBackend.open(f"sqlite:///{path}")
+    store = Store(path, backend)
+    yield store
+    await store.maintenance.stop()
+    await backend.close()
+
+
+async def test_a_sweep_deletes_what_has_expired_and_nothing_else(store: Store) -> None:
+    await asyncio.gather(*(store.put(f"{n}", 1 + n % 2) for n in range(1000)))
+    await store.maintenance.sweep()
+    assert store.records() == 1000
+    store.now += 1000
+    await store.maintenance.sweep()
+    assert store.records() == 500
+    assert await store.kv.count("ns") == 500
+
+
+async def test_a_key_written_again_is_not_deleted_by_a_sweep_that_saw_it_expired(store: Store) -> None:
+    await store.put("k", 1)
+    store.now += 1000
+    # Both go into one batch, the put first.
+    await asyncio.gather(store.put("k", 1), store.maintenance.sweep())
+    assert await store.kv.get("ns", "k") is not None
+
+
+async def test_the_task_expires_and_erases_by_itself(store: Store) -> None:
+    store.maintenance.start()
+    await store.put("k", 1)
+    store.now += 1000
+    await store.emptied()
+    await asyncio.gather(*(store.put(f"{n}", 100) for n in range(50)))
+    await store.namespaces.discard("ns")
+    await store.emptied()
+
+
+async def test_the_task_goes_on_after_a_failure(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    await store.put("secret-key", 1)
+    store.now += 1000
+    store.backend._closed = True
+    store.maintenance.start()
+    await asyncio.sleep(0.05)
+    store.backend._closed = False
+    await store.emptied()
+    assert "maintenance failed and will be tried again: the database is closed" in caplog.text
+    assert "secret-key" not in caplog.text
+
+
+async def test_stop_ends_the_task_and_may_be_called_twice(store: Store) -> None:
+    store.maintenance.start()
+    await store.maintenance.stop()
+    await store.maintenance.stop()
+    await store.put("k", 1)
+    store.now += 1000
+    await asyncio.sleep(0.05)
+    assert store.records() == 1
+
+
+async def test_a_stopped_storage_refuses_a_sweep(store: Store) -> None:
+    await store.put("k", 1)
+    store.now += 1000
+    await store.storage.close()
+    with pytest.raises(Problem, match="stopping"):
+        await store.maintenance.sweep()
