@@ -45,7 +45,9 @@ class Settings(BaseSettings):
     body_timeout_seconds: float = Field(
         default=300, gt=0, le=86_400, description="how long a request's body may take to arrive"
     )
-    connections_max: int = Field(default=10_000, ge=1, description="connections and requests served at a time")
+    connections_max: int = Field(
+        default=10_000, ge=1, description="connections open at a time; one more is closed at once"
+    )
     backlog: int = Field(default=2048, ge=1, description="connections that may wait to be accepted")
     limits: Limits = Field(default_factory=Limits, description="bounds on requests, each by its own name")
 

@@ -351,8 +351,8 @@ class EngineSubject(Conveniences):
 
     async def namespaces(self):
         return [
-            info.namespace
-            for info in await everything(
+            name
+            for name, _ in await everything(
                 lambda after: self.engine.namespaces.list(match=None, prefix="", after=after, limit=1000)
             )
         ]

@@ -112,7 +112,7 @@ async def test_the_default_namespace(driver):
 
 @pytest.mark.requires("client")
 async def test_the_namespace_can_be_fixed_on_the_class(driver, store, namespace):
-    fixed = await driver.open(None, attributes={"_namespace": namespace})
+    fixed = await driver.open(None, attributes={"_namespace": namespace}, like=store)
     await fixed.set("k", 1)
     assert await store.get("k") == 1
 

@@ -368,6 +368,41 @@ async def test_a_refold_stops_at_what_hides_it(es):
     assert (await es.list("n")).items == [SequenceInfo("k", 8, 8, 45, 1)]
 
 
+async def test_what_lies_before_a_chain_does_not_touch_it(es):
+    await es.put(put("a", 1), timestamp=9)
+    await es.put(put("a", sealed(1)), timestamp=11)
+    await es.put(*(put(f"x{number}", 1) for number in range(20)), timestamp=12)
+    for t in range(20, 40):
+        await es.put(do("a", "add", sealed(1)), timestamp=t)
+    current = await es.current("n", "k")
+    state = await es.put(do("a", "add", 1), timestamp=10)
+    assert state.events == current.events
+    assert folded(await es.past("n", "k", 10)) == {"a": 2}
+    state = await es.put(put("a", sealed(0)), timestamp=5)
+    assert state.events == current.events == (await es.current("n", "k")).events
+
+
+async def test_a_past_that_is_pruned_while_it_is_read(es, monkeypatch):
+    """Every page of the read belongs to one history: a state that never was is never answered."""
+    monkeypatch.setattr(es_module, "_PAGE_EVENTS_MAX", 2)
+    await es.put(put("a", 1), put("b", 1), timestamp=1)
+    await es.put(do("a", "add", 1), do("b", "add", 1), timestamp=2)
+    await es.put(put("a", 9), timestamp=3)
+    await es.put(put("z", 0), timestamp=4)
+    read = es.storage.read
+
+    async def read_and_prune(*reads):
+        results = await read(*reads)
+        if isinstance(reads[-1], RowScan) and reads[-1].lane == 0:
+            monkeypatch.undo()
+            await es.prune("n", "k")
+        return results
+
+    monkeypatch.setattr(es.storage, "read", read_and_prune)
+    state = await es.past("n", "k", 2)
+    assert folded(state) == {"b": 2}
+
+
 async def test_what_an_older_limit_allowed_goes_to_the_client(es):
     await es.put(put("a", "x" * 10))
     await es.put(do("a", "mul", 10))

@@ -154,8 +154,10 @@ def read_value(raw: Raw, encoding: EncodingLabel | UnsetType, form: str, pointer
 def _bytes_of(raw: Raw, decode: Any, what: str, pointer: str) -> bytes:
     try:
         data: bytes = decode(raw, type=bytes)
-    except msgspec.DecodeError:
-        raise Problem("invalid-body", f"a value with this encoding stands as {what}", pointer=pointer) from None
+    except msgspec.DecodeError as error:
+        # A string that does not decode is a wrong value; anything else there is a body of another shape.
+        code = "invalid-value" if "base64" in str(error) else "invalid-body"
+        raise Problem(code, f"a value with this encoding stands as {what}", pointer=pointer) from None
     return data
 
 

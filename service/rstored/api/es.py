@@ -26,9 +26,9 @@ from rstored.api.operations import Answer, Content, Operations, json_content
 from rstored.api.parameters import (
     INT64_MAX,
     INT64_MIN,
+    Count,
     EndParameter,
     Int64,
-    Integer,
     ListQuery,
     Query,
     StartParameter,
@@ -156,7 +156,7 @@ class EventsQuery(Query):
         default=None, description="only these operators: names with commas between them", examples=["setitem,delitem"]
     )
     item: str | None = Field(default=None, description="only events of this item")
-    n: Annotated[Integer, Field(ge=0)] | None = Field(default=None, description="at most this many events")
+    n: Count | None = Field(default=None, description="at most this many events")
 
 
 class PastQuery(Query):

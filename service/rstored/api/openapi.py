@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Final
 
 import fastapi
 import msgspec
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import HTMLResponse, Response
 
@@ -39,15 +41,15 @@ def declare_routes(*, docs: bool = True) -> fastapi.FastAPI:
     for feature in FEATURES:
         feature.operations.declare_on(app)
     if docs:
-        described = document(app)
-        text = msgspec.json.encode(described)
-        page = reference_page(described)
+        # Made when first asked for: most processes are never asked, and a start should not wait for it.
+        text = functools.cache(lambda: msgspec.json.encode(document(app)))
+        page = functools.cache(lambda: reference_page(document(app)))
 
         async def openapi_json(_: HTTPRequest) -> Response:
-            return Response(text, media_type="application/json")
+            return Response(text(), media_type="application/json")
 
         async def reference(_: HTTPRequest) -> Response:
-            return HTMLResponse(page, headers=_PAGE_HEADERS)
+            return HTMLResponse(page(), headers=_PAGE_HEADERS)
 
         app.add_route("/openapi.json", openapi_json, methods=["GET"], include_in_schema=False)
         app.add_route("/docs", reference, methods=["GET"], include_in_schema=False)
@@ -67,12 +69,26 @@ def document(app: fastapi.FastAPI) -> dict[str, Any]:
     )
     shapes: dict[str, type] = {}
     for route in app.routes:
-        operation = getattr(route, "endpoint", None)
-        if isinstance(operation, Operation):
-            shapes |= {shape.__name__: shape for shape in operation.shapes}
+        if isinstance(route, APIRoute) and isinstance(route.endpoint, Operation):
+            for method in route.methods or ():
+                declared = described["paths"][route.path][method.lower()]
+                shapes |= _add_examples(declared, route.endpoint)
     _, schemas = msgspec.json.schema_components(list(shapes.values()), ref_template="#/components/schemas/{name}")
     found = described.setdefault("components", {}).setdefault("schemas", {})
     found.update(schemas, Problem=PROBLEM_SCHEMA)
     described["components"]["schemas"] = dict(sorted(found.items()))
     described["components"]["examples"] = {code: {"value": problem_example(code)} for code in sorted(PROBLEMS)}
     return described
+
+
+def _add_examples(declared: dict[str, Any], operation: Operation) -> dict[str, type]:
+    """Put the example into each body of a declared operation; returns the shapes of these bodies by name."""
+    bodies = [(declared["responses"][str(status)], answer.content) for status, answer in operation.answers.items()]
+    bodies.append((declared.get("requestBody", {}), operation.body))
+    shapes: dict[str, type] = {}
+    for described, contents in bodies:
+        for media_type, content in contents.items():
+            described["content"][media_type]["example"] = content.example
+            if content.shape is not None:
+                shapes[content.shape.__name__] = content.shape
+    return shapes

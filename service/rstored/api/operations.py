@@ -74,14 +74,16 @@ class Operation:
         parameters: Sequence[str],
         headers: Mapping[str, str],
         produces: tuple[str, ...],
-        shapes: tuple[type, ...],
+        answers: Mapping[int, Answer],
+        body: Mapping[str, Content],
     ) -> None:
         query = get_type_hints(endpoint).get("query")
         self.endpoint = endpoint
         self.query: type[Query] = query or Query
         self.takes_query = query is not None
         self.produces = produces
-        self.shapes = shapes
+        self.answers = answers
+        self.body = body
         self.__name__ = endpoint.__name__
         self.__doc__ = endpoint.__doc__
         self.__signature__ = _signature(parameters, query, headers)
@@ -137,13 +139,16 @@ class Operations:
         def declare(endpoint: Endpoint) -> Endpoint:
             first = answers[min(answers)]
             produces = tuple(first.content) if MSGPACK_MEDIA_TYPE in first.content else ()
-            contents = [*(body or {}).values(), *(c for a in answers.values() for c in a.content.values())]
-            shapes = tuple(content.shape for content in contents if content.shape is not None)
             for prefix in ("", NAMESPACED) if both_forms else ("",):
                 route = prefix + path
                 names = [name for name in ("namespace", "key") if f"{{{name}}}" in route]
                 operation = Operation(
-                    endpoint, parameters=names, headers=headers or {}, produces=produces, shapes=shapes
+                    endpoint,
+                    parameters=names,
+                    headers=headers or {},
+                    produces=produces,
+                    answers=answers,
+                    body=body or {},
                 )
                 codes = _codes(problems, operation, names, body)
                 extra: dict[str, Any] = {}
@@ -194,9 +199,10 @@ def _codes(
 
 def _content(content: Mapping[str, Content]) -> dict[str, Any]:
     described: dict[str, Any] = {}
-    for media_type, (shape, example) in content.items():
-        schema = {"schema": schema_of(shape)} if shape is not None else {}
-        described[media_type] = {**schema, "example": example}
+    for media_type, (shape, _) in content.items():
+        schema: dict[str, Any] = {"schema": schema_of(shape)} if shape is not None else {}
+        # FastAPI drops every null, so document() adds the examples.
+        described[media_type] = schema
     return described
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -15,13 +15,15 @@ from rstored.limits import Limits
 from rstored.problems import Problem
 
 __all__ = [
+    "INT64_MAX",
+    "INT64_MIN",
+    "Count",
     "EndParameter",
-    "FreqParameter",
     "Int64",
-    "Integer",
     "ListQuery",
     "Query",
     "StartParameter",
+    "Step",
     "Switch",
     "checked_key",
     "checked_namespace",
@@ -54,17 +56,16 @@ def _switch(value: Any) -> Any:
     return value
 
 
-Integer = Annotated[int, BeforeValidator(_integer)]
-"""An integer in decimal digits and nothing else (no ``1e3``, ``1_000``, ``+1``)."""
-
-Int64 = Annotated[Integer, Field(ge=INT64_MIN, le=INT64_MAX)]
+# An integer is decimal digits and nothing else: no ``1e3``, ``1_000``, ``+1``. Bounds stand before the validator, or
+# the JSON schema would not have them.
+Int64 = Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX), BeforeValidator(_integer)]
+Step = Annotated[int, Field(ge=1, le=INT64_MAX), BeforeValidator(_integer)]
+Count = Annotated[int, Field(ge=0, le=INT64_MAX), BeforeValidator(_integer)]
+PageSize = Annotated[int, Field(ge=1, le=INT64_MAX), BeforeValidator(_integer)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 
 StartParameter = Annotated[Int64 | None, Field(description="first timestamp, inclusive", examples=[1700000000000])]
 EndParameter = Annotated[Int64 | None, Field(description="last timestamp, inclusive", examples=[1700003600000])]
-FreqParameter = Annotated[
-    Annotated[Int64, Field(ge=1)] | None, Field(description="step between timestamps, at least 1")
-]
 
 
 class Query(BaseModel):
@@ -82,7 +83,7 @@ class ListQuery(Query):
         examples=["user:*"],
     )
     prefix: str = Field(default="", description="only keys that begin with this")
-    limit: Annotated[Integer, Field(ge=1)] | None = Field(
+    limit: PageSize | None = Field(
         default=None, description="at most this many items; by default, and at most, the limit `page_size_max`"
     )
     cursor: str | None = Field(default=None, description="the `cursor` of the page before")
@@ -191,6 +192,3 @@ def read_cursor(cursor: str | None) -> str | None:
     except (InvalidName, UnicodeError, binascii.Error, ValueError):
         raise Problem("invalid-parameter", "cursor: it is not one that a page gave", parameter="cursor") from None
     return key
-
-
-Order = Literal["asc", "desc"]

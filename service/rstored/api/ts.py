@@ -15,12 +15,13 @@ from rstored.api.bodies import answer, body_form, encode_body
 from rstored.api.media_types import CSV_MEDIA_TYPE, NDJSON_MEDIA_TYPE, POINTS_FORMS
 from rstored.api.operations import Answer, Content, Operations, json_content
 from rstored.api.parameters import (
+    Count,
     EndParameter,
     Int64,
-    Integer,
     ListQuery,
     Query,
     StartParameter,
+    Step,
     page_size,
     read_cursor,
     write_cursor,
@@ -103,8 +104,8 @@ class RangeQuery(Query):
 
     start: StartParameter = None
     end: EndParameter = None
-    n: Annotated[Integer, Field(ge=0)] | None = Field(default=None, description="at most this many points")
-    freq: Annotated[Int64, Field(ge=1)] | None = Field(
+    n: Count | None = Field(default=None, description="at most this many points")
+    freq: Step | None = Field(
         default=None,
         description="keep the first point, then each next one that is at least this much after the last kept",
     )
@@ -123,7 +124,7 @@ class GridQuery(Query):
 
     start: Int64 = Field(description="first timestamp of the grid", examples=[1700000000])
     end: Int64 | None = Field(default=None, description="the grid ends at or before this; default: the last point")
-    freq: Annotated[Int64, Field(ge=1)] = Field(description="step of the grid, at least 1", examples=[3600])
+    freq: Step = Field(description="step of the grid, at least 1", examples=[3600])
 
 
 _POINTS: Final = {"points": [[1700000000, 21.5], [1700003600, 21.75], [1700007200, "3q2+7w==", "sealed"]]}

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field
 
 from rstore.names import check_key
 from rstored.api.parameters import (
+    Count,
     Int64,
-    Integer,
     ListQuery,
     Query,
     Switch,
@@ -30,7 +29,7 @@ from rstored.problems import Problem
 
 class Sample(Query):
     t: Int64 | None = None
-    n: Annotated[Integer, Field(ge=0)] | None = None
+    n: Count | None = None
     on: Switch = False
     text: str = ""
     order: Literal["asc", "desc"] = "asc"

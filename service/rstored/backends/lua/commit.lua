@@ -1,0 +1,200 @@
+-- Carries out updates one after the other, each wholly or not at all. For each of them ARGV has
+--   the number of checks, and for each check a record's key and the version that it must have ('' for: no such record),
+--   the number of rows whose `by` is claimed, and for each the data key, the `by` and the row's sort,
+--   the number of arguments that its writes take, and these: a letter and its arguments, each.
+-- Returns for each update 1 (done), 0 (a check failed: nothing was done) or the text of an error.
+-- A version is the first 8 bytes of a head, its expiry the next 8 (zeros: never).
+
+local call = redis.call
+local NEVER = string.rep('\0', 8)
+
+-- The heads of the update under way, by key; false for a record that does not exist.
+local heads = {}
+
+local function add_expiry(tag, kind, key, head)
+  local expires = string.sub(head, 9, 16)
+  if expires ~= NEVER then call('ZADD', tag .. ':x:' .. kind, 0, expires .. key) end
+end
+
+local function drop_expiry(tag, kind, key, head)
+  local expires = string.sub(head, 9, 16)
+  if expires ~= NEVER then call('ZREM', tag .. ':x:' .. kind, expires .. key) end
+end
+
+local function drop_row(tag, lane, sort)
+  local data = tag .. ':d:' .. lane
+  local by = call('HGET', data, 'y' .. sort)
+  if by then
+    call('HDEL', data, 's' .. sort, 'y' .. sort, 'b' .. by)
+    call('ZREM', tag .. ':b:' .. lane, by)
+  else
+    call('HDEL', data, 's' .. sort)
+  end
+  call('ZREM', tag .. ':s:' .. lane, sort)
+end
+
+local writes = {}
+
+-- put a head: tag, kind, key, head, value
+function writes.h(i)
+  local tag, kind, key, head, value = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
+  local record = tag .. ':h:' .. kind .. ':' .. key
+  local old = heads[record]
+  if value ~= '' then
+    call('HSET', record, 'h', head, 'v', value)
+  else
+    call('HSET', record, 'h', head)
+    if old then call('HDEL', record, 'v') end
+  end
+  if old then
+    drop_expiry(tag, kind, key, old)
+  else
+    call('ZADD', tag .. ':i:' .. kind, 0, key)
+  end
+  add_expiry(tag, kind, key, head)
+  heads[record] = head
+  return i + 5
+end
+
+-- give a record another version: its key, head
+function writes.t(i)
+  call('HSET', ARGV[i], 'h', ARGV[i + 1])
+  return i + 2
+end
+
+-- delete a record: tag, kind, key
+function writes.D(i)
+  local tag, kind, key = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  local record = tag .. ':h:' .. kind .. ':' .. key
+  for _, field in ipairs(call('HKEYS', record)) do
+    if string.sub(field, 1, 1) == 'l' then
+      local lane = kind .. ':' .. string.sub(field, 2) .. ':' .. key
+      call('UNLINK', tag .. ':s:' .. lane, tag .. ':b:' .. lane, tag .. ':d:' .. lane)
+    end
+  end
+  call('UNLINK', record)
+  call('ZREM', tag .. ':i:' .. kind, key)
+  drop_expiry(tag, kind, key, heads[record])
+  heads[record] = false
+  return i + 3
+end
+
+-- put a row: tag, kind:lane:key, sort, value, whether it has a by (0 or 1), by
+function writes.r(i)
+  local tag, lane, sort, value, by = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 5]
+  local data = tag .. ':d:' .. lane
+  local old_by = call('HGET', data, 'y' .. sort)
+  if old_by then
+    call('HDEL', data, 'y' .. sort, 'b' .. old_by)
+    call('ZREM', tag .. ':b:' .. lane, old_by)
+  end
+  if ARGV[i + 4] == '1' then
+    call('HSET', data, 's' .. sort, value, 'y' .. sort, by, 'b' .. by, sort)
+    call('ZADD', tag .. ':b:' .. lane, 0, by)
+  else
+    call('HSET', data, 's' .. sort, value)
+  end
+  call('ZADD', tag .. ':s:' .. lane, 0, sort)
+  return i + 6
+end
+
+-- delete a row: tag, kind:lane:key, sort
+function writes.d(i)
+  drop_row(ARGV[i], ARGV[i + 1], ARGV[i + 2])
+  return i + 3
+end
+
+-- delete rows: tag, kind:lane:key, low, high
+function writes.R(i)
+  local tag, lane, low, high = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+  if low == '-' and high == '+' then
+    call('UNLINK', tag .. ':s:' .. lane, tag .. ':b:' .. lane, tag .. ':d:' .. lane)
+  else
+    for _, sort in ipairs(call('ZRANGEBYLEX', tag .. ':s:' .. lane, low, high)) do drop_row(tag, lane, sort) end
+  end
+  return i + 4
+end
+
+-- set a field: key, field, value
+function writes.f(i)
+  call('HSET', ARGV[i], ARGV[i + 1], ARGV[i + 2])
+  return i + 3
+end
+
+-- give a bucket a newer copy of its namespace's head, if it has one at all: key, head
+function writes.g(i)
+  local old = call('HGET', ARGV[i], 'h')
+  if old and struct.unpack('>I8', old) < struct.unpack('>I8', ARGV[i + 1]) then
+    call('HSET', ARGV[i], 'h', ARGV[i + 1])
+  end
+  return i + 2
+end
+
+-- delete a key: key
+function writes.u(i)
+  call('UNLINK', ARGV[i])
+  return i + 1
+end
+
+-- put into an ordered set unless it stands lower already, take out of one, put into a set, take out of one
+function writes.z(i)
+  call('ZADD', ARGV[i], 'LT', ARGV[i + 1], ARGV[i + 2])
+  return i + 3
+end
+
+function writes.Z(i)
+  call('ZREM', ARGV[i], ARGV[i + 1])
+  return i + 2
+end
+
+function writes.a(i)
+  call('SADD', ARGV[i], ARGV[i + 1])
+  return i + 2
+end
+
+function writes.A(i)
+  call('SREM', ARGV[i], ARGV[i + 1])
+  return i + 2
+end
+
+local function write(i, stop)
+  while i < stop do
+    i = writes[ARGV[i]](i + 1)
+  end
+end
+
+local out, i = {}, 1
+while i <= #ARGV do
+  local status = 1
+  heads = {}
+  local checks = tonumber(ARGV[i])
+  i = i + 1
+  for _ = 1, checks do
+    if status == 1 then
+      local key, version = ARGV[i], ARGV[i + 1]
+      local head = call('HGET', key, 'h')
+      heads[key] = head
+      if string.sub(head or '', 1, 8) ~= version then status = 0 end
+    end
+    i = i + 2
+  end
+  local claims = tonumber(ARGV[i])
+  i = i + 1
+  for _ = 1, claims do
+    if status == 1 then
+      local owner = call('HGET', ARGV[i], 'b' .. ARGV[i + 1])
+      if owner and owner ~= ARGV[i + 2] then status = 'ROWS two rows of a lane have the same by' end
+    end
+    i = i + 3
+  end
+  local stop = i + 1 + tonumber(ARGV[i])
+  if status == 1 then
+    local done, failure = pcall(write, i + 1, stop)
+    if not done then
+      status = type(failure) == 'table' and failure.err or tostring(failure)
+    end
+  end
+  i = stop
+  out[#out + 1] = status
+end
+return out

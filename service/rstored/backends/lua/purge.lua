@@ -1,0 +1,26 @@
+-- Erases at most ARGV[2] records of a bucket whose namespace is gone, and at last the bucket itself. ARGV[1]: its tag.
+-- Returns how many keys of records and of the bucket it erased; 0 when nothing was left.
+
+local call = redis.call
+local tag, left = ARGV[1], tonumber(ARGV[2])
+local erased = call('UNLINK', tag .. ':ns')
+for kind = 1, 3 do
+  local index = tag .. ':i:' .. kind
+  local keys = call('ZRANGE', index, 0, left - 1)
+  for _, key in ipairs(keys) do
+    local record = tag .. ':h:' .. kind .. ':' .. key
+    for _, field in ipairs(call('HKEYS', record)) do
+      if string.sub(field, 1, 1) == 'l' then
+        local lane = kind .. ':' .. string.sub(field, 2) .. ':' .. key
+        call('UNLINK', tag .. ':s:' .. lane, tag .. ':b:' .. lane, tag .. ':d:' .. lane)
+      end
+    end
+    call('UNLINK', record)
+  end
+  if #keys > 0 then call('ZREMRANGEBYRANK', index, 0, #keys - 1) end
+  erased = erased + #keys
+  left = left - #keys
+  if left <= 0 then return erased end
+  erased = erased + call('UNLINK', tag .. ':x:' .. kind)
+end
+return erased

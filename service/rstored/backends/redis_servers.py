@@ -1,0 +1,393 @@
+"""Connections to Redis: one server, or the masters of a Redis Cluster.
+
+What is here carries calls to where their slot lives and knows nothing of records. It uses redis-py's connections
+(TLS, login, the protocol), but neither its clients nor their pipelines: those repeat whatever failed, and a commit
+whose outcome is not known must not be sent twice; and they spend more on a command than Redis does.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any, Final, NamedTuple, TypeAlias
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from redis.asyncio.connection import AbstractConnection, BlockingConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    MovedError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+
+__all__ = ["Address", "Argument", "Call", "Cluster", "Script", "Servers", "SingleServer", "dsn_parameters"]
+
+_CONNECT_SECONDS: Final = 2.0
+_ANSWER_SECONDS: Final = 10.0
+_POOL_WAIT_SECONDS: Final = 5.0
+_CONNECTIONS_MAX: Final = 8
+# How often calls that a cluster sent elsewhere are tried, and those that met a dead node.
+_ROUNDS_MAX: Final = 5
+_FAILURES_MAX: Final = 1
+_PAUSE_SECONDS: Final = 0.05
+
+_PORT: Final = 6379
+
+Argument: TypeAlias = bytes | str | int
+Address: TypeAlias = tuple[str, int]
+
+# redis-py's own errors and those of the sockets below it; asyncio's TimeoutError is an OSError.
+FAILURES: Final = (RedisError, OSError)
+
+
+class Script(NamedTuple):
+    """A Lua script of the folder ``lua``."""
+
+    source: str
+    sha: str
+
+    @classmethod
+    def load(cls, name: str) -> Script:
+        source = resources.files("rstored.backends").joinpath("lua", name).read_text("utf-8")
+        return cls(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+class Call(NamedTuple):
+    """A script's or, without one, a plain command's arguments, and the slot that it is about.
+
+    A script's arguments begin with its one key. What is to be sent at most ``once`` is not sent again when the
+    connection breaks before the answer.
+    """
+
+    slot: int
+    script: Script | None
+    arguments: Sequence[Argument]
+    once: bool = False
+
+    def command(self, unloaded: bool) -> tuple[Argument, ...]:
+        """As it goes over the wire; a server that does not know the script has to be sent its source."""
+        if self.script is None:
+            return tuple(self.arguments)
+        if unloaded:
+            return ("EVAL", self.script.source, 1, *self.arguments)
+        return ("EVALSHA", self.script.sha, 1, *self.arguments)
+
+
+class _Unsent(Exception):
+    """There was no connection to send anything over; its cause says why."""
+
+
+class _Node:
+    """One server, and a few connections to it."""
+
+    def __init__(self, url: str) -> None:
+        self._pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=_CONNECTIONS_MAX,
+            timeout=_POOL_WAIT_SECONDS,
+            protocol=2,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=None,
+            socket_connect_timeout=_CONNECT_SECONDS,
+        )
+
+    async def exchange(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+        """Send the commands at once and return their answers, errors of the server among them.
+
+        Raises :class:`_Unsent`, or what broke the connection while the answers were awaited.
+        """
+        try:
+            async with asyncio.timeout(_POOL_WAIT_SECONDS + _CONNECT_SECONDS):
+                connection: AbstractConnection = await self._pool.get_connection()
+        except FAILURES as error:
+            raise _Unsent from error
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+                answers: list[Any] = []
+                for _ in commands:
+                    try:
+                        answers.append(await connection.read_response())
+                    except ResponseError as error:
+                        answers.append(error)
+        except BaseException:
+            # Answers may still be under way on it.
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            await self._pool.release(connection)
+        if any(isinstance(answer, ReadOnlyError) for answer in answers):
+            # It was demoted; a new connection finds its successor.
+            await self._pool.disconnect()
+        return answers
+
+    async def close(self) -> None:
+        await self._pool.disconnect()
+
+
+class Servers(abc.ABC):
+    """Where calls go."""
+
+    cluster: bool
+
+    @abc.abstractmethod
+    def slot(self, key: bytes) -> int:
+        """What a call about this key gives as its slot. Calls with one slot can be one call."""
+
+    @abc.abstractmethod
+    async def exchange(self, calls: Sequence[Call]) -> list[Any]:
+        """The answers to the calls, in order, or the exceptions (of :data:`FAILURES`) that they met.
+
+        Calls with one slot are carried out in order. Calls that differ in slot do not wait for each other.
+        """
+
+    @abc.abstractmethod
+    async def on_every_server(self, *commands: tuple[Argument, ...]) -> list[list[Any]]:
+        """The answers of each server (of a cluster, each master) to some commands. Raises what went wrong."""
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """Let go of every connection."""
+
+
+class SingleServer(Servers):
+    """One Redis server."""
+
+    cluster = False
+
+    def __init__(self, url: str) -> None:
+        self._node = _Node(url)
+
+    def slot(self, key: bytes) -> int:
+        return 0
+
+    async def exchange(self, calls: Sequence[Call]) -> list[Any]:
+        for last_try in (False, True):
+            try:
+                answers = await self._node.exchange([call.command(unloaded=False) for call in calls])
+                break
+            except FAILURES as error:
+                # A connection that broke may only have been old; a server that does not answer would not a second time.
+                if last_try or isinstance(error, TimeoutError) or any(call.once for call in calls):
+                    return [error] * len(calls)
+            except _Unsent as unsent:
+                return [unsent.__cause__] * len(calls)
+        unloaded = [position for position, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if unloaded:
+            commands = [calls[position].command(unloaded=True) for position in unloaded]
+            try:
+                later = await self._node.exchange(commands)
+            except FAILURES as error:
+                later = [error] * len(commands)
+            except _Unsent as unsent:
+                later = [unsent.__cause__] * len(commands)
+            for position, answer in zip(unloaded, later, strict=True):
+                answers[position] = answer
+        return answers
+
+    async def on_every_server(self, *commands: tuple[Argument, ...]) -> list[list[Any]]:
+        return [await _answers_of(self._node, commands)]
+
+    async def close(self) -> None:
+        await self._node.close()
+
+
+class Cluster(Servers):
+    """The masters of a Redis Cluster. It learns which slots they have from any node, and again when one moved."""
+
+    cluster = True
+
+    def __init__(self, scheme: str, login: str, addresses: Sequence[Address], query: str) -> None:
+        self._scheme = scheme
+        self._login = login
+        self._query = query
+        self._startup = list(addresses)
+        self._nodes: dict[Address, _Node] = {}
+        self._masters: list[Address] = []
+        self._slots: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+        self._failing: set[Address] = set()
+        self._loading: asyncio.Task[None] | None = None
+
+    def slot(self, key: bytes) -> int:
+        return key_slot(key)
+
+    async def exchange(self, calls: Sequence[Call]) -> list[Any]:
+        answers: list[Any] = [None] * len(calls)
+        waiting: Sequence[int] = range(len(calls))
+        # Calls that a node asked to be tried at another one, and those whose script has to be sent along.
+        asked: dict[int, Address] = {}
+        unloaded: set[int] = set()
+        failures = 0
+        for round_number in range(_ROUNDS_MAX):
+            batches: dict[Address | None, list[int]] = {}
+            for position in waiting:
+                batches.setdefault(asked.get(position) or self._slots[calls[position].slot], []).append(position)
+            sending = [self._send(to, batch, calls, asked, unloaded, answers) for to, batch in batches.items()]
+            # One batch alone is not worth a task.
+            broken = [await sending[0]] if len(sending) == 1 else await asyncio.gather(*sending)
+            again = []
+            moved = False
+            for position in waiting:
+                answer = answers[position]
+                if isinstance(answer, MovedError):
+                    moved = True
+                    asked.pop(position, None)
+                    self._slots[answer.slot_id] = self._redirection(answer, calls[position])
+                elif isinstance(answer, AskError):
+                    asked[position] = self._redirection(answer, calls[position])
+                elif isinstance(answer, NoScriptError):
+                    unloaded.add(position)
+                elif isinstance(answer, ClusterDownError | TryAgainError):
+                    moved |= isinstance(answer, ClusterDownError)
+                    await asyncio.sleep(_PAUSE_SECONDS * round_number)
+                elif isinstance(answer, _Unsent):
+                    if failures >= _FAILURES_MAX:
+                        continue
+                elif isinstance(answer, FAILURES) and not isinstance(answer, ResponseError | TimeoutError):
+                    if failures >= _FAILURES_MAX or calls[position].once:
+                        continue
+                else:
+                    continue
+                again.append(position)
+            if not again or round_number == _ROUNDS_MAX - 1:
+                break
+            if any(broken):
+                failures += 1
+            if moved or any(broken):
+                await self._reload()
+            waiting = again
+        return [answer.__cause__ if isinstance(answer, _Unsent) else answer for answer in answers]
+
+    async def on_every_server(self, *commands: tuple[Argument, ...]) -> list[list[Any]]:
+        if not self._masters:
+            await self._load()
+        try:
+            return await asyncio.gather(*(_answers_of(self._node(address), commands) for address in self._masters))
+        except FAILURES:
+            await self._reload()
+            return await asyncio.gather(*(_answers_of(self._node(address), commands) for address in self._masters))
+
+    async def close(self) -> None:
+        if self._loading is not None:
+            self._loading.cancel()
+        nodes, self._nodes = self._nodes, {}
+        for node in nodes.values():
+            await node.close()
+
+    async def _send(
+        self,
+        address: Address | None,
+        batch: list[int],
+        calls: Sequence[Call],
+        asked: dict[int, Address],
+        unloaded: set[int],
+        answers: list[Any],
+    ) -> bool:
+        """Have one node answer some of the calls; True if the connection failed."""
+        if address is None:
+            for position in batch:
+                answers[position] = ClusterDownError("the slot is not served")
+            return False
+        commands: list[tuple[Argument, ...]] = []
+        for position in batch:
+            if position in asked:
+                commands.append(("ASKING",))
+            commands.append(calls[position].command(unloaded=position in unloaded))
+        try:
+            found = iter(await self._node(address).exchange(commands))
+            self._failing.discard(address)
+        except (*FAILURES, _Unsent) as error:
+            self._failing.add(address)
+            for position in batch:
+                asked.pop(position, None)
+                answers[position] = error
+            return True
+        for position in batch:
+            if asked.pop(position, None):
+                next(found)
+            answers[position] = next(found)
+        return False
+
+    def _redirection(self, error: AskError, call: Call) -> Address:
+        # A node that does not know the name it goes by leaves it out: then it is the one that answered.
+        current = self._slots[call.slot]
+        return error.host or (current[0] if current else self._startup[0][0]), error.port
+
+    def _node(self, address: Address) -> _Node:
+        node = self._nodes.get(address)
+        if node is None:
+            host, port = address
+            name = f"[{host}]" if ":" in host else host
+            node = self._nodes[address] = _Node(f"{self._scheme}://{self._login}{name}:{port}{self._query}")
+        return node
+
+    async def _reload(self) -> None:
+        """Learn anew who serves which slot; those who ask while it goes on share it. A failure leaves all as it was."""
+        if self._loading is None:
+            self._loading = asyncio.get_running_loop().create_task(self._load())
+        try:
+            await asyncio.shield(self._loading)
+        except FAILURES:
+            pass
+        finally:
+            if self._loading is not None and self._loading.done():
+                self._loading = None
+
+    async def _load(self) -> None:
+        failure: BaseException | None = None
+        known = dict.fromkeys([*self._masters, *self._nodes, *self._startup])
+        # Those that did not answer last time are asked last.
+        for address in sorted(known, key=self._failing.__contains__):
+            try:
+                (ranges,) = await self._node(address).exchange([("CLUSTER", "SLOTS")])
+            except (*FAILURES, _Unsent) as error:
+                failure = error.__cause__ if isinstance(error, _Unsent) else error
+                continue
+            if isinstance(ranges, Exception):
+                failure = ranges
+                continue
+            slots: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+            for first, last, (host, port, *_), *_replicas in ranges:
+                master = (host.decode() if host else address[0]), port
+                slots[first : last + 1] = [master] * (last + 1 - first)
+            self._slots = slots
+            self._masters = list(dict.fromkeys(filter(None, slots)))
+            for gone in self._nodes.keys() - {*self._masters, *self._startup}:
+                await self._nodes.pop(gone).close()
+            return
+        raise failure or OSError("the DSN names no server")
+
+
+async def _answers_of(node: _Node, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+    try:
+        return await node.exchange(commands)
+    except _Unsent as unsent:
+        raise unsent.__cause__ or unsent from None
+
+
+def dsn_parameters(dsn: str, *names: str) -> tuple[dict[str, str], str, str, list[Address], str, str]:
+    """Take a DSN apart: the parameters of these names, scheme, login (with ``@``), addresses, path, the rest of the query.
+
+    >>> dsn_parameters("redis+cluster://u:p@a:7000,b/?prefix=shop&x=1", "prefix")
+    ({'prefix': 'shop'}, 'redis+cluster', 'u:p@', [('a', 7000), ('b', 6379)], '/', '?x=1')
+    """
+    parts = urlsplit(dsn)
+    login, at, hosts = parts.netloc.rpartition("@")
+    addresses = []
+    for host in hosts.split(","):
+        name, _, port = host.rpartition(":") if host.rpartition(":")[2].isdigit() else (host, "", "")
+        addresses.append((name.strip("[]") or "localhost", int(port or _PORT)))
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    rest = urlencode([(name, value) for name, value in query if name not in names])
+    own = {name: value for name, value in query if name in names}
+    return own, parts.scheme, login + at, addresses, parts.path, f"?{rest}" if rest else ""

@@ -1,0 +1,161 @@
+"""The routes of event sequences."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from rstored.limits import Limits
+
+pytestmark = pytest.mark.anyio
+
+MSGPACK = {"Content-Type": "application/msgpack", "Accept": "application/msgpack"}
+NDJSON = {"Accept": "application/x-ndjson"}
+
+
+@pytest.fixture
+def limits():
+    return Limits(answer_points_max=20)
+
+
+async def apply(http, events, **members):
+    return await http.post("/es/e/events", json={"events": events, **members})
+
+
+async def test_a_sequence_from_birth_to_end(http):
+    assert (await http.get("/es/e/current")).json()["code"] == "sequence-not-found"
+    assert (await http.get("/es/e/events")).json()["code"] == "sequence-not-found"
+    first = await apply(http, [{"item": "n", "value": 5}, {"item": "t", "op": "setitem", "value": "a"}], timestamp=10)
+    state = {"timestamp": 10, "revision": 1, "state": {"n": 5, "t": "a"}, "events": []}
+    assert first.json() == state
+    assert "rstore-replayed" not in first.headers
+    second = await apply(http, [{"item": "n", "op": "add", "value": 2}, {"item": "t", "op": "delitem"}], timestamp=20)
+    assert second.json()["state"] == {"n": 7}
+    assert (await http.get("/es/e/current")).json() == second.json()
+    past = (await http.get("/es/e/past?t=19")).json()
+    assert (past["timestamp"], past["state"], past["events"]) == (10, state["state"], [])
+    assert (await http.get("/es/e/past?t=9")).json()["code"] == "sequence-not-found"
+    assert (await http.get("/es")).json()["items"] == [{"key": "e", "events": 4, "revision": 2, "last": 20, "items": 1}]
+    events = (await http.get("/es/e/events")).json()["events"]
+    assert events == [
+        {"timestamp": 10, "item": "n", "op": "setitem", "value": 5},
+        {"timestamp": 10, "item": "t", "op": "setitem", "value": "a"},
+        {"timestamp": 20, "item": "n", "op": "add", "value": 2},
+        {"timestamp": 20, "item": "t", "op": "delitem", "value": None},
+    ]
+    assert (await http.get("/es/e/events?ops=add,delitem&n=1")).json()["events"] == events[2:3]
+    assert (await http.get("/es/e/events?item=t&start=11")).json()["events"] == events[3:]
+    assert (await http.get("/es/e/events?ops=")).json()["events"] == []
+    lines = await http.get("/es/e/events", headers=NDJSON)
+    assert lines.headers["content-type"] == "application/x-ndjson"
+    assert [json.loads(line) for line in lines.text.splitlines()] == events
+    assert (await http.post("/es/e/prune")).json() == {"pruned": 2, "removed": False}
+    assert (await http.delete("/es/e/events")).json() == {"removed": 2}
+    assert (await http.delete("/es/e/events")).json() == {"removed": 0}
+
+
+async def test_a_repeat_with_the_same_id_is_done_once(http):
+    one = await apply(http, [{"item": "n", "value": 1}], id="a-1")
+    two = await apply(http, [{"item": "n", "op": "add", "value": 1}], id="a-2")
+    again = await apply(http, [{"item": "n", "op": "add", "value": 1}], id="a-2")
+    assert one.json()["state"] == {"n": 1}
+    assert again.json() == two.json()
+    assert again.headers["rstore-replayed"] == "true"
+
+
+async def test_conflicts(http):
+    await apply(http, [{"item": "n", "value": 1}], timestamp=10)
+    taken = await apply(http, [{"item": "m", "value": 1}], timestamp=10)
+    assert (taken.status_code, taken.json()["code"]) == (409, "timestamp-taken")
+    revision = (await apply(http, [{"item": "n", "value": 1}], revision=0)).json()
+    assert (revision["code"], revision["revision"], revision["timestamp"]) == ("revision-conflict", 1, 10)
+    unfoldable = (await apply(http, [{"item": "n", "op": "add", "value": "x"}])).json()
+    assert unfoldable["code"] == "unfoldable-event"
+    assert (await http.get("/es/e/current")).json()["revision"] == 1
+
+
+async def test_sealed_events(http):
+    body = [{"item": "n", "value": "AAEC", "encoding": "sealed"}, {"item": "m", "value": 1}]
+    state = (await apply(http, body, timestamp=5)).json()
+    assert state["state"] == {"m": 1}
+    event = {"timestamp": 5, "item": "n", "op": "setitem", "value": "AAEC", "encoding": "sealed"}
+    assert state["events"] == [event]
+    packed = msgspec.msgpack.decode((await http.get("/es/e/current", headers=MSGPACK)).content)
+    assert packed["events"] == [{**event, "value": b"\0\1\2"}]
+
+
+async def test_msgpack(http):
+    body = {
+        "events": [
+            {"item": "a", "value": [1, {"x": None}]},
+            {"item": "b", "value": b"[36893488147419103232]", "encoding": "json"},
+            {"item": "c", "value": b"\xff", "encoding": "bytes"},
+        ],
+        "timestamp": 3,
+    }
+    answer = await http.post("/es/e/events", content=msgspec.msgpack.encode(body), headers=MSGPACK)
+    state = msgspec.msgpack.decode(answer.content)
+    assert state["state"]["a"] == [1, {"x": None}]
+    assert json.loads(state["state"]["b"]) == [2**65]
+    assert (await http.get("/es/e/current")).json()["state"]["b"] == [2**65]
+    negated = {"events": [{"item": "a", "op": "delitem", "value": None}]}
+    assert (
+        await http.post("/es/e/events", content=msgspec.msgpack.encode(negated), headers=MSGPACK)
+    ).status_code == 200
+    events = msgspec.msgpack.decode((await http.get("/es/e/events", headers=MSGPACK)).content)["events"]
+    assert [event["value"] for event in events] == [[1, {"x": None}], b"[36893488147419103232]", b"\xff", None]
+
+
+async def test_a_value_with_line_breaks_stays_on_its_line(http):
+    body = b'{"events": [{"item": "a", "value": {"x":\n1,\r\n"y": "\\n"}}]}'
+    await http.post("/es/e/events", content=body, headers={"Content-Type": "application/json"})
+    (line,) = (await http.get("/es/e/events", headers=NDJSON)).text.splitlines()
+    assert json.loads(line)["value"] == {"x": 1, "y": "\n"}
+
+
+async def test_many_events_are_streamed_and_msgpack_is_bounded(http):
+    for number in range(30):
+        await apply(http, [{"item": f"i{item:03}", "value": "x" * 200} for item in range(100)], timestamp=number)
+    answer = await http.get("/es/e/events")
+    assert len(answer.json()["events"]) == 3000
+    assert len((await http.get("/es/e/events", headers=NDJSON)).text.splitlines()) == 3000
+    refused = await http.get("/es/e/events", headers=MSGPACK)
+    assert refused.json()["code"] == "answer-too-large"
+    few = await http.get("/es/e/events?n=20", headers=MSGPACK)
+    assert len(msgspec.msgpack.decode(few.content)["events"]) == 20
+
+
+@pytest.mark.parametrize(
+    ("event", "code", "pointer"),
+    [
+        ({"item": "", "value": 1}, "invalid-key", "/events/1/item"),
+        ({"item": "x" * 513, "value": 1}, "invalid-key", "/events/1/item"),
+        ({"item": "m", "op": "neg", "value": 1}, "invalid-body", "/events/1/value"),
+        ({"item": "m", "op": "add"}, "invalid-body", "/events/1/value"),
+        ({"item": "m"}, "invalid-body", "/events/1/value"),
+        ({"item": "m", "op": "xor", "value": 1}, "invalid-body", "/events/1/op"),
+        ({"item": "m", "value": "!", "encoding": "sealed"}, "invalid-body", "/events/1/value"),
+        ({"item": "m", "value": 1, "t": 1}, "invalid-body", "/events/1"),
+        ({"item": "n", "value": 1}, "invalid-body", "/events/1/item"),
+    ],
+)
+async def test_an_event_that_is_wrong_is_pointed_at_and_nothing_is_stored(http, event, code, pointer):
+    problem = (await apply(http, [{"item": "n", "value": 1}, event])).json()
+    assert (problem["code"], problem.get("pointer")) == (code, pointer)
+    assert (await http.get("/es")).json()["items"] == []
+
+
+async def test_no_events_change_nothing(http):
+    assert (await apply(http, [])).json() == {"timestamp": 0, "revision": 0, "state": {}, "events": []}
+    assert (await http.get("/es")).json()["items"] == []
+
+
+async def test_pruning_may_remove_the_whole(http):
+    await apply(http, [{"item": "n", "value": 1}])
+    await apply(http, [{"item": "n", "op": "delitem"}])
+    kept = (await http.post("/es/e/prune", json={"remove": False})).json()
+    assert kept["removed"] is False
+    assert (await http.post("/es/e/prune", json={})).json()["removed"] is True
+    assert (await http.get("/es/e/current")).status_code == 404

@@ -1,0 +1,176 @@
+"""The routes of time series: five forms, streamed."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from rstore.points import FrameReader, Points, encode
+from rstored.limits import Limits
+
+pytestmark = pytest.mark.anyio
+
+JSON = "application/json"
+MSGPACK = "application/msgpack"
+NDJSON = "application/x-ndjson"
+CSV = "text/csv"
+FRAMES = "application/vnd.rstore.points"
+LOW, HIGH = -(2**63), 2**63 - 1
+
+POINTS = [(LOW, 1.5), (-1, None), (0, 'a,b\n"c"'), (1, {"x": [2**70]}), (HIGH, -0.0)]
+BODIES = {
+    JSON: json.dumps({"points": POINTS}).encode(),
+    MSGPACK: msgspec.msgpack.encode(
+        {"points": [*POINTS[:3], (1, json.dumps(POINTS[3][1]).encode(), "json"), POINTS[4]]}
+    ),
+    NDJSON: b"".join(json.dumps(point).encode() + b"\n" for point in POINTS),
+    CSV: b"timestamp,value,encoding\r\n"
+    + b"".join(b'%d,"%b",\r\n' % (t, json.dumps(value).encode().replace(b'"', b'""')) for t, value in POINTS),
+}
+
+
+@pytest.fixture
+def limits():
+    return Limits(answer_points_max=50)
+
+
+async def points_of(answer):
+    assert answer.status_code == 200, answer.text
+    return [tuple(point) for point in answer.json()["points"]]
+
+
+@pytest.mark.parametrize("form", BODIES)
+async def test_points_arrive_in_each_form_and_leave_in_each(http, form):
+    sent = await http.post("/ts/s/range", content=BODIES[form], headers={"Content-Type": form})
+    assert sent.json() == {"points": 5}
+    assert await points_of(await http.get("/ts/s/range")) == POINTS
+    packed = await http.get("/ts/s/range", headers={"Accept": MSGPACK})
+    assert packed.headers["content-type"] == MSGPACK
+    rows = msgspec.msgpack.decode(packed.content)["points"]
+    assert rows[:3] == [list(point) for point in POINTS[:3]]
+    assert rows[3][2] == "json"
+    assert json.loads(rows[3][1]) == POINTS[3][1]
+    lines = await http.get("/ts/s/range", headers={"Accept": NDJSON})
+    assert [tuple(json.loads(line)) for line in lines.text.splitlines()] == POINTS
+    table = await http.get("/ts/s/range", headers={"Accept": CSV})
+    assert table.headers["content-type"] == "text/csv; charset=utf-8"
+    assert table.headers["x-content-type-options"] == "nosniff"
+    assert table.text.startswith("timestamp,value,encoding\r\n")
+    frames = await http.get("/ts/s/range", headers={"Accept": FRAMES})
+    reader = FrameReader()
+    found = [point for points in reader.feed(frames.content) for point in points]
+    reader.finish()
+    assert [t for t, _ in found] == [t for t, _ in POINTS]
+    # What left as frames or as a table may come back as it is.
+    for back in (frames, table, lines, packed):
+        await http.delete("/ts/s/range")
+        headers = {"Content-Type": back.headers["content-type"]}
+        assert (await http.post("/ts/s/range", content=back.content, headers=headers)).json() == {"points": 5}
+        assert await points_of(await http.get("/ts/s/range")) == POINTS
+
+
+async def test_frames_of_numbers(http):
+    body = encode(Points.from_pairs([(t, t / 2) for t in range(1000)]))
+    assert (await http.post("/ts/s/range", content=body, headers={"Content-Type": FRAMES})).json() == {"points": 1000}
+    assert await points_of(await http.get("/ts/s/range?n=3")) == [(0, 0.0), (1, 0.5), (2, 1.0)]
+
+
+@pytest.mark.parametrize("form", [JSON, NDJSON, CSV, FRAMES, MSGPACK])
+async def test_no_points_in_each_form(http, form):
+    answer = await http.get("/ts/unknown/range", headers={"Accept": form})
+    assert answer.status_code == 200
+    expected = {JSON: b'{"points":[]}', CSV: b"timestamp,value,encoding\r\n", MSGPACK: b"\x81\xa6points\x90"}
+    assert answer.content == expected.get(form, b"")
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("start=3&end=5", [3, 4, 5]),
+        ("start=7", [7, 8, 9]),
+        ("end=1", [0, 1]),
+        ("n=2", [0, 1]),
+        ("n=0", []),
+        ("freq=4", [0, 4, 8]),
+        ("freq=4&n=2&start=1", [1, 5]),
+        ("order=desc&n=3", [9, 8, 7]),
+        ("order=desc&freq=4", [9, 5, 1]),
+        ("start=5&end=4", []),
+        ("start=0&end=0", [0]),
+        (f"start={LOW}&end={HIGH}&order=desc", [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]),
+    ],
+)
+async def test_the_parameters_of_a_range(http, query, expected):
+    await http.post("/ts/s/range", json={"points": [[t, t] for t in range(10)]})
+    for form in (JSON, MSGPACK, NDJSON, CSV, FRAMES):
+        answer = await http.get(f"/ts/s/range?{query}", headers={"Accept": form})
+        if form == JSON:
+            found = [t for t, _ in answer.json()["points"]]
+        elif form == MSGPACK:
+            found = [t for t, _ in msgspec.msgpack.decode(answer.content)["points"]]
+        elif form == NDJSON:
+            found = [json.loads(line)[0] for line in answer.text.splitlines()]
+        elif form == CSV:
+            found = [int(line.split(",")[0]) for line in answer.text.splitlines()[1:]]
+        else:
+            # Within a frame the points ascend always.
+            parts = FrameReader().feed(answer.content)
+            found = [t for points in parts for t in (points.timestamps[::-1] if "desc" in query else points.timestamps)]
+        assert found == expected, form
+
+
+async def test_a_long_answer_is_streamed_and_msgpack_is_bounded(http):
+    await http.post("/ts/s/range", json={"points": [[t, "x" * 20] for t in range(30_000)]})
+    answer = await http.get("/ts/s/range")
+    assert "content-length" not in answer.headers
+    assert len(answer.json()["points"]) == 30_000
+    lines = await http.get("/ts/s/range", headers={"Accept": NDJSON})
+    assert len(lines.text.splitlines()) == 30_000
+    for accept in (CSV, FRAMES):
+        assert (await http.get("/ts/s/range", headers={"Accept": accept})).status_code == 200
+    refused = await http.get("/ts/s/range?n=51", headers={"Accept": MSGPACK})
+    assert (refused.json()["code"], refused.json()["limit"]) == ("answer-too-large", 50)
+    assert (await http.get("/ts/s/range?n=50", headers={"Accept": MSGPACK})).status_code == 200
+
+
+async def test_values_that_are_not_json(http):
+    body = {"points": [[1, "3q2+7w==", "sealed"], [2, 5], [3, "AA==", "bytes"], [4, "x", "json"]]}
+    await http.post("/ts/s/range", json=body)
+    expected = [[1, "3q2+7w==", "sealed"], [2, 5], [3, "AA==", "bytes"], [4, "x"]]
+    assert (await http.get("/ts/s/range")).json() == {"points": expected}
+    assert (await http.get("/ts/s/first")).json() == {"point": expected[0]}
+    packed = await http.get("/ts/s/first", headers={"Accept": MSGPACK})
+    assert msgspec.msgpack.decode(packed.content) == {"point": [1, b"\xde\xad\xbe\xef", "sealed"]}
+    assert "3q2+7w==,sealed" in (await http.get("/ts/s/range", headers={"Accept": CSV})).text
+
+
+async def test_ends_grid_removal_and_listing(http):
+    assert (await http.get("/ts/s/first")).json()["code"] == "series-not-found"
+    assert (await http.get("/ts/s/last")).json()["code"] == "series-not-found"
+    await http.post("/ts/s/range", json={"points": [[t, t] for t in (0, 10, 20, 25, 40)]})
+    assert (await http.get("/ts/s/first")).json() == {"point": [0, 0]}
+    assert (await http.get("/ts/s/last")).json() == {"point": [40, 40]}
+    assert (await http.get("/ts/s/missing?start=0&freq=10")).json() == {"missing": [30]}
+    assert (await http.get("/ts/s/missing?start=0&freq=10&end=55")).json() == {"missing": [30, 50]}
+    assert (await http.get("/ts/s/complete?start=0&freq=10&end=20")).json() == {"complete": True}
+    assert (await http.get("/ts/s/complete?start=0&freq=10")).json() == {"complete": False}
+    item = {"key": "s", "points": 5, "first": 0, "last": 40}
+    assert (await http.get("/ts")).json() == {"items": [item], "cursor": None}
+    assert (await http.delete("/ts/s/range?start=20&end=30")).json() == {"removed": 2}
+    assert (await http.delete("/ts/s/range")).json() == {"removed": 3}
+    assert (await http.delete("/ts/s/range")).json() == {"removed": 0}
+    assert (await http.get("/ts")).json()["items"] == []
+
+
+async def test_a_point_that_is_wrong_is_pointed_at_and_nothing_is_stored(http):
+    for body, pointer in (
+        ({"points": [[1, 1], [1.5, 1]]}, "/points/1"),
+        ({"points": [[1, 1], [2, "!", "sealed"]]}, "/points/1"),
+        ({"points": [[1, 1], [2**63, 1]]}, "/points/1"),
+    ):
+        problem = (await http.post("/ts/s/range", json=body)).json()
+        assert problem["code"] in ("invalid-body", "invalid-value")
+        assert problem["pointer"].startswith(pointer)
+    assert (await http.get("/ts")).json()["items"] == []

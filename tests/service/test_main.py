@@ -1,0 +1,93 @@
+"""The ``rstored`` command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from rstored import __version__
+from rstored.api.openapi import declare_routes, document
+from rstored.main import _is_loopback, _without_password
+
+
+def run(*arguments: str, cwd=None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rstored.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=cwd)
+
+
+@pytest.mark.parametrize("arguments", [["version"], ["--version"]])
+def test_the_version(arguments):
+    done = run(*arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{__version__}\n", "")
+
+
+def test_the_document():
+    done = run("openapi")
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == document(declare_routes())
+
+
+def test_migrate(tmp_path):
+    for _ in range(2):
+        done = run("migrate", "--dsn", "sqlite:///store.db", cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["store.db"]
+    failed = run("migrate", "--dsn", "sqlite:///nowhere/store.db", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("rstored: ")
+    assert failed.stderr.count("\n") == 1
+
+
+def test_help_names_every_command_and_no_arguments_is_help():
+    done = run("--help")
+    assert done.returncode == 0
+    for command in ("serve", "version", "openapi", "migrate"):
+        assert command in done.stdout
+    assert "--insecure" in run("serve", "--help").stdout
+
+
+def test_an_unknown_option_is_refused():
+    assert run("serve", "--prot", "5").returncode == 2
+    failed = run("serve", "--log-level", "loud")
+    assert (failed.returncode, failed.stderr.count("\n")) == (1, 1)
+    assert "--log-level" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.1.5", False),
+        ("example.org", False),
+        ("", False),
+    ],
+)
+def test_which_hosts_are_this_machine_alone(host, loopback):
+    assert _is_loopback(host) is loopback
+
+
+def test_a_dsn_is_shown_without_its_password():
+    assert _without_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    assert _without_password("sqlite:///rstore.db") == "sqlite:///rstore.db"
+
+
+def test_ipv6(serve, tmp_path):
+    import socket
+
+    import httpx2
+
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}", host="::1")
+    assert server.url.startswith("http://[::1]:")
+    assert httpx2.get(f"{server.url}/healthz").status_code == 200

@@ -1,0 +1,222 @@
+"""What happens below HTTP, on real connections."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import sqlite3
+import time
+
+import httpx2
+import pytest
+
+
+@pytest.fixture(scope="module")
+def server(serve_module, tmp_path_factory):
+    dsn = f"sqlite:///{tmp_path_factory.mktemp('server') / 'store.db'}"
+    return serve_module(dsn, limits={"VALUE_BYTES_MAX": 1000, "BODY_BYTES_MAX": 2000})
+
+
+@contextlib.contextmanager
+def connection(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connected:
+        yield connected
+
+
+def talk(server, *parts: bytes, pause: float = 0.05) -> bytes:
+    """What comes back until the server closes; the parts must make it close."""
+    received = b""
+    with connection(server) as connected:
+        for part in parts:
+            connected.sendall(part)
+            time.sleep(pause)
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := connected.recv(65536):
+                received += chunk
+    return received
+
+
+def split(answer: bytes) -> tuple[int, dict[str, str], bytes]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines[1:])
+    return int(lines[0].split()[1]), headers, body
+
+
+CLOSE = b"Host: x\r\nConnection: close\r\n"
+
+
+@pytest.mark.parametrize("cut", [1, 20, 50, 70, 90, 110, 115, 117])
+def test_a_request_for_another_protocol_is_served_in_this_one_and_loses_no_body(server, cut):
+    head = b"PUT /kv/up HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    put = head + b"Content-Length: 5\r\n\r\nhello"
+    answer = talk(server, put[:cut], put[cut:], b"GET /kv/up HTTP/1.1\r\n" + CLOSE + b"\r\n")
+    assert answer.startswith((b"HTTP/1.1 201", b"HTTP/1.1 204"))
+    assert answer.endswith(b"\r\n\r\nhello")
+
+
+def test_requests_in_one_packet_are_answered_in_order(server):
+    requests = b"".join(b"PUT /kv/p%d HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n%d" % (n, n) for n in range(5))
+    requests += b"".join(b"GET /kv/p%d HTTP/1.1\r\nHost: x\r\n\r\n" % n for n in range(5))
+    answer = talk(server, requests + b"GET /kv/p0 HTTP/1.1\r\n" + CLOSE + b"\r\n")
+    assert answer.count(b"HTTP/1.1 201") == 5
+    assert [part.split(b"\r\n\r\n")[1][:1] for part in answer.split(b"HTTP/1.1 200 OK")[1:]] == [
+        b"0",
+        b"1",
+        b"2",
+        b"3",
+        b"4",
+        b"0",
+    ]
+
+
+def test_http_1_0(server):
+    talk(server, b"PUT /kv/old HTTP/1.0\r\nContent-Length: 3\r\n\r\nabc")
+    status, headers, body = split(talk(server, b"GET /kv/old HTTP/1.0\r\n\r\n"))
+    assert (status, body, headers["connection"]) == (200, b"abc", "close")
+
+
+def test_a_body_is_asked_for_only_if_it_is_wanted(server):
+    head = b"PUT /kv/c HTTP/1.1\r\n" + CLOSE + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+    answer = talk(server, head % 3, b"abc")
+    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 20")
+    started = time.monotonic()
+    with connection(server) as connected:
+        connected.sendall(head % 1001)
+        status, headers, body = split(connected.recv(65536) + connected.recv(65536))
+    assert (status, headers["connection"]) == (413, "close")
+    assert json.loads(body)["code"] == "value-too-large"
+    assert time.monotonic() - started < 1.5
+
+
+def test_a_client_that_sends_far_too_much_still_gets_its_answer(server):
+    for head in (b"Content-Length: 20000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n1312d00\r\n"):
+        received = b""
+        with connection(server) as connected:
+            connected.sendall(b"PUT /kv/big HTTP/1.1\r\nHost: x\r\n" + head)
+            with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                connected.sendall(b"x" * 20_000_000)
+            with contextlib.suppress(ConnectionResetError):
+                while chunk := connected.recv(65536):
+                    received += chunk
+        status, headers, body = split(received)
+        assert (status, headers["connection"], json.loads(body)["code"]) == (413, "close", "value-too-large")
+    assert httpx2.get(f"{server.url}/kv/big").status_code == 404
+
+
+def test_a_refused_body_is_not_taken_for_the_next_request(server):
+    smuggled = b"DELETE /kv/p HTTP/1.1\r\nHost: x\r\n\r\n"
+    httpx2.put(f"{server.url}/kv/p", content=b"1")
+    put = b"PUT /kv/other?colour=red HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(smuggled)
+    answer = talk(server, put + smuggled)
+    assert answer.count(b"HTTP/1.1") == 1
+    assert split(answer)[0] == 422
+    assert httpx2.get(f"{server.url}/kv/p").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET /kv/\xc3\xa9 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"BREW /kv/k HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n",
+        b"GET /kv HTTP/1.1\r\nHost x\r\n\r\n",
+        b"PUT /kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"PUT /kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n11",
+    ],
+)
+def test_what_is_no_http_is_a_problem(server, sent):
+    status, headers, body = split(talk(server, sent))
+    problem = json.loads(body)
+    assert (status, problem["code"]) == (400, "malformed-request")
+    assert headers["content-type"] == "application/problem+json"
+    assert headers["x-request-id"] == problem["request_id"]
+    assert problem["request_id"] in server.log
+
+
+def test_a_head_without_end_is_not_kept(server):
+    head = b"GET /kv HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 70_000
+    status, _, body = split(talk(server, head, b"a" * 10_000))
+    assert (status, json.loads(body)["code"]) == (400, "malformed-request")
+    many = b"GET /kv HTTP/1.1\r\n" + b"".join(b"X-%d: y\r\n" % number for number in range(8_000))
+    assert split(talk(server, many, many[18:], b"X: y\r\n"))[0] == 400
+
+
+def test_an_injected_header_is_no_header(server):
+    wrong = httpx2.get(f"{server.url}/kv/a%0d%0aSet-Cookie:%20x=y")
+    assert wrong.status_code == 404
+    assert "set-cookie" not in wrong.headers
+
+
+def test_a_truncated_answer_is_seen_to_be_one(serve, tmp_path):
+    """When the backend fails in the middle of a stream, the connection is cut: nobody takes a part for the whole."""
+    path = tmp_path / "store.db"
+    server = serve(f"sqlite:///{path}")
+    with httpx2.Client(base_url=server.url, timeout=20) as http:
+        for part in range(10):
+            points = [[part * 10_000 + t, "x" * 200] for t in range(10_000)]
+            assert http.post("/ts/s/range", json={"points": points}).is_success
+        with http.stream("GET", "/ts/s/range") as answer:
+            assert answer.status_code == 200
+            chunks = answer.iter_raw()
+            next(chunks)
+            connection = sqlite3.connect(path, timeout=10)
+            for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+                connection.execute(f'DROP TABLE "{table}"')
+            connection.close()
+            with pytest.raises(httpx2.RemoteProtocolError):
+                for _ in chunks:
+                    pass
+        assert http.get("/healthz").status_code == 200
+    assert "internal-error" in server.log
+
+
+def test_too_many_connections_are_closed_and_the_others_served(serve, tmp_path):
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}", env={"RSTORED_CONNECTIONS_MAX": "3"})
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(connection(server)) for _ in range(3)]
+        time.sleep(0.2)
+        with connection(server) as extra, contextlib.suppress(ConnectionError):
+            extra.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert extra.recv(100) == b""
+        for connected in held:
+            connected.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connected.recv(12) == b"HTTP/1.1 200"
+    time.sleep(0.2)
+    assert httpx2.get(f"{server.url}/healthz").status_code == 200
+
+
+def test_the_grace_period_is_bounded(serve, tmp_path):
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}", env={"RSTORED_SHUTDOWN_GRACE_SECONDS": "1"})
+    with connection(server) as connected:
+        connected.sendall(b"PUT /kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf")
+        time.sleep(0.2)
+        started = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(10) == 0
+        assert 0.8 < time.monotonic() - started < 5
+
+
+def test_draining_serves_on_and_says_that_it_stops(serve, tmp_path):
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}", env={"RSTORED_DRAIN_SECONDS": "1"})
+    with httpx2.Client(base_url=server.url) as http:
+        assert http.get("/readyz").status_code == 200
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        ready = http.get("/readyz")
+        assert (ready.status_code, ready.json()["code"]) == (503, "shutting-down")
+        assert http.put("/kv/k", json=1).status_code == 201
+        assert httpx2.get(f"{server.url}/healthz").status_code == 200
+    assert server.process.wait(10) == 0
+
+
+def test_a_second_signal_skips_the_waiting(serve, tmp_path):
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}", env={"RSTORED_DRAIN_SECONDS": "60"})
+    server.process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert server.process.poll() is None
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(5) == 0
