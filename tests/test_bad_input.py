@@ -447,7 +447,7 @@ bad(
     "revision-conflict",
     {"events": [{"item": "n", "value": 1}], "revision": 0},
 )
-for op, value in (("add", "x"), ("truediv", 0), ("pow", 10**9), ("concat", "x"), ("mul", [])):
+for op, value in (("add", "x"), ("truediv", 0), ("pow", 10**9), ("concat", "x"), ("mul", {})):
     bad(
         f"unfoldable {op}",
         "POST",
@@ -484,8 +484,14 @@ ROUTES = {
         "/ts",
         "/ts/s/range",
         "/ts/s/first",
-    ]
-    + ["/ts/s/last", "/ts/s/missing", "/ts/s/complete", "/es", "/es/e/events", "/es/e/current", "/es/e/past"],
+        "/ts/s/last",
+        "/ts/s/missing",
+        "/ts/s/complete",
+        "/es",
+        "/es/e/events",
+        "/es/e/current",
+        "/es/e/past",
+    ],
     "PUT": ["/ns/other", "/kv/k"],
     "POST": ["/kv", "/ts/s/range", "/es/e/events", "/es/e/prune"],
     "DELETE": ["/ns/other", "/kv/k", "/ts/s/range", "/es/e/events"],
@@ -508,7 +514,7 @@ NOT_INTEGERS = [
     "9223372036854775808",
     "-9223372036854775809",
 ]
-NOT_INTEGERS += ["9" * 400, "١", "null", "true", "%00", "%zz"]
+NOT_INTEGERS += ["9" * 400, "%D9%A1", "null", "true", "%00", "%zz"]
 for text in NOT_INTEGERS:
     for path in (
         "/ts/s/range?start=",
@@ -702,7 +708,6 @@ for path in (
     "/kv/a/b",
     "//kv",
     "/KV",
-    "/kv/../kv",
     "/ns//kv",
 ):
     for method in ("GET", "PUT", "POST", "DELETE"):
@@ -737,7 +742,8 @@ for method, path in (
         "a wrong method",
         method,
         path,
-        "method-not-allowed",
+        # The parser knows no BREW: that is no HTTP to it.
+        "malformed-request method-not-allowed" if method == "BREW" else "method-not-allowed",
         b"{}" if method in ("PUT", "POST", "PATCH") else None,
         JSON,
     )

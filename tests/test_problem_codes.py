@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import operator
+import re
+import resource
+import secrets
 import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx2
@@ -103,6 +108,18 @@ def test_a_request_leads_to(http, code):
     check(REQUESTS[code](http), code)
 
 
+def whole_answer(connection: socket.socket) -> bytes:
+    """An answer with its body, from a connection that may stay open."""
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        answer += connection.recv(65536)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    found = re.search(rb"content-length: (\d+)", head.lower())
+    while found is not None and len(body) < int(found[1]):
+        body += connection.recv(65536)
+    return head + b"\r\n\r\n" + body
+
+
 def test_malformed_request(server):
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
@@ -148,7 +165,7 @@ def test_shutting_down(serve, tmp_path):
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
         begun.sendall(b"st: x\r\n\r\n")
-        answer = begun.recv(65536)
+        answer = whole_answer(begun)
         in_flight.sendall(b"lf")
         assert in_flight.recv(65536).startswith(b"HTTP/1.1 201")
     assert answer.startswith(b"HTTP/1.1 503"), answer
@@ -188,7 +205,7 @@ def test_backend_corrupt(serve, tmp_path):
         for answer in answers:
             check(answer, "backend-corrupt")
         assert http.get("/healthz").status_code == 200
-    with Store(server.url, retries=0) as store, pytest.raises(rstore.StoreNotAvailableError) as caught:
+    with pytest.raises(rstore.StoreNotAvailableError) as caught, Store(server.url, retries=0) as store:
         store.get("k50")
     assert caught.value.code == "backend-corrupt"
 
@@ -202,6 +219,11 @@ def can_mount() -> bool:
     )
 
 
+def bound_files() -> None:
+    """Let no file grow beyond 2 MiB."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * 2**20, 2 * 2**20))
+
+
 def test_storage_full(serve, tmp_path):
     folder = tmp_path / "small"
     folder.mkdir()
@@ -210,7 +232,7 @@ def test_storage_full(serve, tmp_path):
         mount = f'mount -t tmpfs -o size=2m tmpfs {folder} && exec "$@"'
         server = serve(dsn, prefix=["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh"])
     else:
-        server = serve(dsn, file_bytes_max=2 * 2**20)
+        server = serve(dsn, preexec=bound_files)
     with httpx2.Client(base_url=server.url) as http:
         answers = [http.put(f"/kv/k{number}", content=b"%d" % number * 50_000) for number in range(30)]
         written = [number for number, answer in enumerate(answers) if answer.status_code == 201]
@@ -222,7 +244,7 @@ def test_storage_full(serve, tmp_path):
         assert [item["key"] for item in http.get("/kv").json()["items"]] == sorted(f"k{number}" for number in written)
         for number in written:
             assert http.get(f"/kv/k{number}").content == b"%d" % number * 50_000
-        check(http.post("/ts/s/range", json={"points": [[1, "x" * 2_000_000]]}), "storage-full")
+        check(http.post("/ts/s/range", json={"points": [[1, secrets.token_hex(1_500_000)]]}), "storage-full")
         assert http.get("/ts").json()["items"] == []
         assert http.get("/healthz").status_code == 200
 
@@ -272,32 +294,68 @@ def test_every_code_is_reached_or_reserved():
 # --- the SDK -----------------------------------------------------------------------------------------------
 
 
+class Answering:
+    """A real HTTP server that lets a store be opened and answers all else with what it was given."""
+
+    def __init__(self) -> None:
+        self.answer: tuple[int, dict[str, str], bytes] = (500, {}, b"")
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def respond(self) -> None:
+                self.rfile.read(int(self.headers.get("content-length", 0)))
+                status, headers, body = outer.answer
+                if self.command == "PUT" and self.path == "/ns/space":
+                    status, headers = 200, {"Content-Type": "application/json"}
+                    body = b'{"namespace": "space", "sealed_only": false, "kv": 0, "ts": 0, "es": 0}'
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_GET = do_PUT = do_POST = do_DELETE = respond  # noqa: N815
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
+        self.thread.start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def answering():
+    answering = Answering()
+    yield answering
+    answering.close()
+
+
 @pytest.mark.parametrize("code", PROBLEMS)
-def test_the_sdk_raises_the_exception_of_the_code(code):
+def test_the_sdk_raises_the_exception_of_the_code(answering, code):
     """Whatever the operation, the document alone decides."""
     row = PROBLEMS[code]
-    problem = {
-        "type": "about:blank",
-        "title": row.title,
-        "status": row.status,
-        "detail": "why",
-        "code": code,
-        "request_id": "r-1",
-    }
-
-    def answer(request: httpx2.Request) -> httpx2.Response:
-        return httpx2.Response(row.status, json=problem, headers={"Content-Type": "application/problem+json"})
-
-    store = Store("http://nowhere.invalid", "space", frozen=False, retries=0, transport=httpx2.MockTransport(answer))
-    with pytest.raises(row.exception) as caught:
-        store.apply("e", {"a": (operator.setitem, 1)}, t=1)
+    problem = {"type": "about:blank", "title": row.title, "status": row.status, "detail": "why", "code": code}
+    problem["request_id"] = "r-1"
+    answering.answer = row.status, {"Content-Type": "application/problem+json"}, json.dumps(problem).encode()
+    with Store(answering.url, "space", frozen=False, retries=0) as store, pytest.raises(row.exception) as caught:
+        store.set("k", 1)
     assert type(caught.value) is row.exception
     assert caught.value.code == code
     assert caught.value.status == row.status
     assert caught.value.request_id == "r-1"
     assert caught.value.problem == problem
     assert "why" in str(caught.value)
-    store.close()
 
 
 @pytest.mark.parametrize(
@@ -340,16 +398,18 @@ def test_no_answer_at_all():
         (409, {"Content-Type": "application/problem+json"}, b'{"code": "of tomorrow", "detail": "x", "status": 409}'),
     ],
 )
-def test_an_answer_that_no_service_gives_is_a_store_error(status, headers, body):
-    def answer(request: httpx2.Request) -> httpx2.Response:
-        return httpx2.Response(status, content=body, headers=headers)
-
-    store = Store("http://nowhere.invalid", "space", frozen=False, retries=0, transport=httpx2.MockTransport(answer))
-    with pytest.raises(rstore.StoreError):
-        store.current("e")
-    with pytest.raises(rstore.StoreError):
-        store.timeseries()
-    store.close()
+def test_an_answer_that_no_service_gives_is_a_store_error(answering, status, headers, body):
+    answering.answer = status, headers, body
+    with Store(answering.url, "space", frozen=False, retries=0) as store:
+        for use in (
+            lambda: store.current("e"),
+            lambda: store.timeseries(),
+            lambda: store.range("s"),
+            lambda: store.set("k", 1),
+            lambda: store.count(),
+        ):
+            with pytest.raises(rstore.StoreError):
+                use()
 
 
 def test_the_documentation_has_every_code():

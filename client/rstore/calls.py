@@ -5,7 +5,7 @@ Each function returns a :class:`Call`. Whoever has one sends its method, target,
 answer of another status, media type or shape than asked for is a :class:`~rstore.errors.StoreProtocolError`.
 
 **Every call may be sent twice.** PUT and DELETE are idempotent by nature, points replace each other, an apply carries
-an id by which the service knows it again, and a conditional write whose content is already there succeeds.
+an id by which the service knows it again, and so does a conditional write.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import binascii
 import dataclasses
 import functools
 import re
+import uuid
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Final, Generic, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
 from urllib.parse import quote
@@ -550,12 +551,17 @@ def kv_put(
     if_match: str | None = None,
     if_absent: bool = False,
 ) -> Call[str]:
-    """Store the value and answer its ETag. ``ttl``: seconds, ``"never"``, or None to keep the expiry there is."""
+    """Store the value and answer its ETag. ``ttl``: seconds, ``"never"``, or None to keep the expiry there is.
+
+    A conditional write carries an id, so that it knows itself if it is sent again after a lost answer.
+    """
     headers: tuple[tuple[bytes, bytes], ...] = ((b"content-type", media_type_of(value.encoding).encode()),)
     if if_match is not None:
         headers += ((b"if-match", _condition(if_match).encode()),)
     if if_absent:
         headers += ((b"if-none-match", b"*"),)
+    if if_match is not None or if_absent:
+        headers += ((b"idempotency-key", uuid.uuid4().hex.encode()),)
     return Call("PUT", _target(namespace, "kv", key, query=_query(ttl=ttl)), _whole(_put_etag), headers, value.data)
 
 

@@ -213,7 +213,9 @@ class _Operations(Generic[TransportT]):
             timeout=timeout,
             verify=verify,
         )
-        key = key or self._key or environment("RSTORE_KEY") or None
+        if key is None:
+            key = self._key if self._key is not None else environment("RSTORE_KEY") or None
+        # An empty key or list is a mistake to be refused, not a wish to write in the open.
         self._sealer = None if key is None else Sealer(key, accept_fernet=accept_fernet)
         self._trust_pickle = trust_pickle
         self._timeout = timeout
@@ -365,9 +367,16 @@ class _Operations(Generic[TransportT]):
         value = self._seal(self._encode(value), PairContext(self.namespace, _checked_name(key)))
         if if_match is not None and if_absent:
             raise StoreRequestError("if_match and if_absent exclude each other", code="invalid-parameter")
+        conditional = if_match is not None or if_absent
         return (
             yield from calls.kv_put(
-                self.namespace, key, value, ttl=_expiry(ttl), if_match=if_match, if_absent=if_absent
+                self.namespace,
+                key,
+                value,
+                ttl=_expiry(ttl),
+                if_match=if_match,
+                if_absent=if_absent,
+                write_id=str(uuid.uuid4()) if conditional else None,
             )
         )
 

@@ -188,17 +188,26 @@ async def test_conditions(engine: Engine) -> None:
 
 
 async def test_a_conditional_put_can_be_sent_again(engine: Engine) -> None:
-    first = await engine.put("k", ONE, condition=ABSENT, ttl_seconds=10)
-    assert await engine.put("k", ONE, condition=ABSENT, ttl_seconds=20) == PutResult(first.etag, created=False)
+    first = await engine.put("k", ONE, condition=ABSENT, ttl_seconds=10, write_id="w1")
+    again = await engine.put("k", ONE, condition=ABSENT, ttl_seconds=20, write_id="w1")
+    assert again == PutResult(first.etag, created=False)
     entry = await engine.kv.get("ns", "k")
     assert entry is not None
     assert entry.expires_ms == engine.clock.now + 10_000
-    second = await engine.put("k", TWO, condition=Condition(match=(first.etag,)))
-    assert await engine.put("k", TWO, condition=Condition(match=(first.etag,))) == second
-    with pytest.raises(Problem):
-        await engine.put("k", TWO, media_type="text/plain", condition=Condition(match=(first.etag,)))
-    with pytest.raises(Problem):
-        await engine.put("absent", TWO, condition=Condition(match=(first.etag,)))
+    match = Condition(match=(first.etag,))
+    second = await engine.put("k", TWO, condition=match, write_id="w2")
+    assert await engine.put("k", TWO, condition=match, write_id="w2") == second
+
+
+async def test_equal_content_of_another_writer_does_not_satisfy_a_condition(engine: Engine) -> None:
+    first = await engine.put("k", ONE, condition=ABSENT, write_id="w1")
+    match = Condition(match=(first.etag,))
+    await engine.put("k", TWO, condition=match, write_id="w2")
+    for condition in (ABSENT, match):
+        for write_id in ("w3", None, None):
+            with pytest.raises(Problem) as caught:
+                await engine.put("k", TWO, condition=condition, write_id=write_id)
+            assert caught.value.code == "precondition-failed"
 
 
 async def test_conditional_deletes(engine: Engine) -> None:
@@ -349,11 +358,13 @@ async def test_one_failing_part_fails_the_whole_batch(
 
 
 async def test_a_conditional_batch_can_be_sent_again(engine: Engine) -> None:
-    sets = [BatchSet("a", ONE, "x/y", 5, ABSENT), BatchSet("b", TWO, "x/y", KEEP, ABSENT)]
+    sets = [BatchSet("a", ONE, "x/y", 5, ABSENT, "w"), BatchSet("b", TWO, "x/y", KEEP, ABSENT, "w")]
     first = await engine.kv.batch("ns", gets=[], sets=sets, deletes=[])
     second = await engine.kv.batch("ns", gets=[], sets=sets, deletes=[])
     assert [put.etag for _, put in first.puts] == [put.etag for _, put in second.puts]
     assert [put.created for _, put in second.puts] == [False, False]
+    with pytest.raises(Problem):
+        await engine.kv.batch("ns", gets=[], sets=[part._replace(write_id="other") for part in sets], deletes=[])
 
 
 async def test_batches_are_bounded(engine: Engine) -> None:
@@ -385,6 +396,7 @@ class Stored:
     value: Value
     media_type: str
     expires_ms: int | None
+    etag: str
 
 
 class KeyValueMachine(RuleBasedStateMachine):
@@ -396,7 +408,9 @@ class KeyValueMachine(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.clock = Clock()
         self.model: dict[str, Stored] = {}
-        self.etags: dict[tuple[Value, str], str] = {}
+        # Every ETag there ever was, and those of unconditional writes by content.
+        self.etags: list[str] = []
+        self.etag_of: dict[tuple[Value, str], str] = {}
         self.backend = self.runner.run(self._open())
         self.storage = Storage(self.backend)
         self.kv = KeyValues(self.storage, Limits(), self.clock)
@@ -420,7 +434,7 @@ class KeyValueMachine(RuleBasedStateMachine):
         return {k: s for k, s in self.model.items() if s.expires_ms is None or s.expires_ms > self.clock.now}
 
     def condition(self, data: st.DataObject) -> Condition:
-        tags = st.sampled_from(["*", "unknown", *self.etags.values()])
+        tags = st.sampled_from(["*", "unknown", *self.etags])
         return data.draw(
             st.just(ANY)
             | st.builds(lambda tag: Condition(match=(tag,)), tags)
@@ -429,24 +443,31 @@ class KeyValueMachine(RuleBasedStateMachine):
 
     def holds(self, key: str, condition: Condition) -> bool:
         stored = self.present().get(key)
-        named = {"*", self.etags[stored.value, stored.media_type]} if stored else set()
+        named = {"*", stored.etag} if stored else set()
         if condition.match is not None and not named.intersection(condition.match):
             return False
         return condition.none_match is None or not named.intersection(condition.none_match)
 
-    def put_in_model(self, part: BatchSet) -> tuple[str, Stored | None, bool] | None:
-        """What a put should come to: key, what is stored then (None: no change), created; None if it is refused."""
+    def put_in_model(self, part: BatchSet) -> tuple[Stored, bool] | None:
+        """What a put should come to: what is stored then, but for its ETag, and created; None if it is refused."""
         stored = self.present().get(part.key)
         if not self.holds(part.key, part.condition):
-            if stored and (stored.value, stored.media_type) == (part.value, part.media_type):
-                return part.key, None, False
             return None
         expires = None
         if part.ttl_seconds is KEEP:
             expires = stored.expires_ms if stored else None
         elif not isinstance(part.ttl_seconds, Expiry):
             expires = self.clock.now + int(part.ttl_seconds * 1000)
-        return part.key, Stored(part.value, part.media_type, expires), stored is None
+        return Stored(part.value, part.media_type, expires, ""), stored is None
+
+    def stored(self, part: BatchSet, wanted: Stored, etag: str) -> None:
+        """Take what a put stored into the model. Content alone makes the ETag, unless the put had a condition."""
+        if part.condition == ANY:
+            assert self.etag_of.setdefault((part.value, part.media_type), etag) == etag
+        else:
+            assert etag not in self.etags
+        self.etags.append(etag)
+        self.model[part.key] = dataclasses.replace(wanted, etag=etag)
 
     @rule(key=KEYS, value=VALUES, media_type=MEDIA_TYPES, ttl=TTLS, data=st.data())
     def put(self, key: str, value: Value, media_type: str, ttl: float | Expiry, data: st.DataObject) -> None:
@@ -458,10 +479,8 @@ class KeyValueMachine(RuleBasedStateMachine):
         if wanted is None:
             assert result == ("precondition-failed", None)
             return
-        assert result.created is wanted[2]
-        assert self.etags.setdefault((value, media_type), result.etag) == result.etag
-        if wanted[1]:
-            self.model[key] = wanted[1]
+        assert result.created is wanted[1]
+        self.stored(part, wanted[0], result.etag)
 
     @rule(key=KEYS, data=st.data())
     def delete(self, key: str, data: st.DataObject) -> None:
@@ -495,10 +514,8 @@ class KeyValueMachine(RuleBasedStateMachine):
         assert result.deleted == [part.key for part in deletes if part.key in before]
         for part, put, (key, found) in zip(sets, wanted, result.puts, strict=True):
             assert put is not None
-            assert (key, found.created) == (put[0], put[2])
-            assert self.etags.setdefault((part.value, part.media_type), found.etag) == found.etag
-            if put[1]:
-                self.model[key] = put[1]
+            assert (key, found.created) == (part.key, put[1])
+            self.stored(part, put[0], found.etag)
         for part in deletes:
             self.model.pop(part.key, None)
 
@@ -520,7 +537,7 @@ class KeyValueMachine(RuleBasedStateMachine):
     @invariant()
     def all_reads_agree_with_the_model(self) -> None:
         wanted = {
-            key: Entry(s.value, s.media_type, self.etags[s.value, s.media_type], s.expires_ms)
+            key: Entry(s.value, s.media_type, s.etag, s.expires_ms)
             for key, s in self.present().items()
         }
         listed = self.runner.run(self.kv.list("ns", values=True))

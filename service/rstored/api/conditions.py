@@ -10,13 +10,28 @@ from rstored.api.requests import Request
 from rstored.engine.model import ANY, Condition
 from rstored.problems import Problem
 
-__all__ = ["IF_HEADERS", "bare_condition", "condition_of", "etag_header", "not_modified"]
+__all__ = [
+    "IDEMPOTENCY_HEADER",
+    "IF_HEADERS",
+    "WRITE_ID_PATTERN",
+    "bare_condition",
+    "condition_of",
+    "etag_header",
+    "not_modified",
+    "write_id_of",
+]
 
 IF_HEADERS: Final = {
     "If-Match": 'only if the ETag is one of these (`"a", "b"`), or with `*` if the key exists; else 412',
     "If-None-Match": "only if the ETag is none of these, or with `*` if the key does not exist; else 412",
 }
 
+IDEMPOTENCY_HEADER: Final = {
+    "Idempotency-Key": "1 to 128 visible ASCII characters, by which a repeated conditional write knows itself again",
+}
+WRITE_ID_PATTERN: Final = "^[!-~]{1,128}$"
+
+_WRITE_ID: Final = re.compile(rb"[!-~]{1,128}\Z")
 _TAG: Final = re.compile(r'[ \t]*(W/)?"([!#-~]*)"[ \t]*(?:,|\Z)')
 _BARE: Final = re.compile(r"[!#-~]{1,255}\Z")
 
@@ -55,6 +70,17 @@ def condition_of(request: Request) -> Condition:
         None if match is None else _tags(match, "If-Match", weak=False),
         None if none_match is None else _tags(none_match, "If-None-Match", weak=True),
     )
+
+
+def write_id_of(request: Request) -> str | None:
+    """The Idempotency-Key, or None. Raises Problem ``invalid-parameter``."""
+    value = request.fields.get(b"idempotency-key")
+    if value is None:
+        return None
+    if _WRITE_ID.match(value) is None:
+        detail = "Idempotency-Key: write 1 to 128 visible ASCII characters"
+        raise Problem("invalid-parameter", detail, parameter="Idempotency-Key")
+    return value.decode("ascii")
 
 
 def not_modified(condition: Condition, etag: str) -> bool:

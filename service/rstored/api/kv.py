@@ -18,7 +18,16 @@ from rstore.encodings import (
     media_type_of,
 )
 from rstored.api.bodies import EncodingLabel, answer, body_form, read_body, read_value, wire_value
-from rstored.api.conditions import IF_HEADERS, bare_condition, condition_of, etag_header, not_modified
+from rstored.api.conditions import (
+    IDEMPOTENCY_HEADER,
+    IF_HEADERS,
+    WRITE_ID_PATTERN,
+    bare_condition,
+    condition_of,
+    etag_header,
+    not_modified,
+    write_id_of,
+)
 from rstored.api.media_types import parse_content_type
 from rstored.api.operations import Answer, Content, Operations, json_content
 from rstored.api.parameters import ListQuery, Query, Switch, checked_key, page_size, read_cursor, write_cursor
@@ -40,6 +49,7 @@ _NOSNIFF: Final[Header] = (b"x-content-type-options", b"nosniff")
 
 ETag = Annotated[str, Meta(description="bare, without quotes")]
 ExpiresMs = Annotated[int, Meta(description="POSIX milliseconds")]
+WriteId = Annotated[str, Meta(pattern=WRITE_ID_PATTERN)]
 TtlSeconds = Annotated[float, Meta(gt=0, le=TTL_SECONDS_MAX)]
 
 
@@ -83,6 +93,7 @@ class DeletePart(Struct, forbid_unknown_fields=True):
 class KeyBatch(Struct, forbid_unknown_fields=True):
     """Reads and writes that happen together or not at all; the reads see the state before the writes."""
 
+    id: Annotated[WriteId, Meta(description="by which a batch that is sent again knows its own writes")] | None = None
     get: list[str] = []
     set: list[SetPart] = []
     delete: list[str | DeletePart] = []
@@ -207,13 +218,13 @@ def _entry_headers(entry: Entry) -> tuple[Header, ...]:
         "storage-full",
     ),
     body=_VALUE_EXAMPLES,
-    headers=IF_HEADERS,
+    headers=IF_HEADERS | IDEMPOTENCY_HEADER,
 )
 async def put(request: Request, query: PutQuery) -> Reply:
     """The body is the value; Content-Type says what it is, `application/octet-stream` if absent.
 
-    JSON is checked to parse. A conditional write whose content is already there succeeds, so that it can be
-    sent again after a lost answer.
+    JSON is checked to parse. A conditional write that is sent again with the same Idempotency-Key after a lost
+    answer succeeds if it is the one that is stored.
     """
     sent = request.content_type
     media_type = OCTET_STREAM if sent is None else _stored_media_type(sent.essence, sent.text)
@@ -226,6 +237,7 @@ async def put(request: Request, query: PutQuery) -> Reply:
         media_type=media_type,
         ttl_seconds=_expiry(query.ttl),
         condition=condition,
+        write_id=write_id_of(request),
     )
     return Reply(201 if result.created else 204, (etag_header(result.etag),))
 
@@ -335,7 +347,7 @@ async def batch(request: Request) -> Reply:
     result = await request.engine.kv.batch(
         request.namespace,
         gets=[BatchGet(checked_key(key, limits, pointer=f"/get/{i}")) for i, key in enumerate(body.get)],
-        sets=[_set_part(part, form, limits, f"/set/{i}") for i, part in enumerate(body.set)],
+        sets=[_set_part(part, form, body.id, limits, f"/set/{i}") for i, part in enumerate(body.set)],
         deletes=[_delete_part(part, limits, f"/delete/{i}") for i, part in enumerate(body.delete)],
     )
     return answer(
@@ -348,7 +360,7 @@ async def batch(request: Request) -> Reply:
     )
 
 
-def _set_part(part: SetPart, form: str, limits: Limits, pointer: str) -> BatchSet:
+def _set_part(part: SetPart, form: str, write_id: str | None, limits: Limits, pointer: str) -> BatchSet:
     value = read_value(part.value, part.encoding, form, f"{pointer}/value")
     media_type = media_type_of(value.encoding)
     if part.media_type is not UNSET:
@@ -366,6 +378,7 @@ def _set_part(part: SetPart, form: str, limits: Limits, pointer: str) -> BatchSe
         media_type,
         _expiry(part.ttl),
         bare_condition(part.if_match, part.if_none_match, pointer),
+        write_id,
     )
 
 

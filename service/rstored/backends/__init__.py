@@ -15,6 +15,14 @@ BACKENDS: Final[dict[str, str]] = {
     "sqlite": "rstored.backends.sqlite:SQLiteBackend",
     "postgresql": "rstored.backends.postgresql:PostgreSQLBackend",
     "postgres": "rstored.backends.postgresql:PostgreSQLBackend",
+    "redis": "rstored.backends.redis:RedisBackend",
+    "rediss": "rstored.backends.redis:RedisBackend",
+    "redis+cluster": "rstored.backends.redis:RedisBackend",
+    "rediss+cluster": "rstored.backends.redis:RedisBackend",
+    "valkey": "rstored.backends.redis:RedisBackend",
+    "valkeys": "rstored.backends.redis:RedisBackend",
+    "valkey+cluster": "rstored.backends.redis:RedisBackend",
+    "valkeys+cluster": "rstored.backends.redis:RedisBackend",
 }
 
 

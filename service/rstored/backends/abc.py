@@ -24,7 +24,7 @@ from __future__ import annotations
 import abc
 import enum
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from rstored.problems import Problem
 
@@ -261,9 +261,12 @@ class Capabilities(NamedTuple):
 
     ``local_reads``: a read returns without waiting for another machine, so it is run at once on the event loop
     and gathering several into a batch gains nothing.
+    ``atomic_batches``: an update may name any records of one namespace. Without it the backend refuses, with the
+    problem ``batch-not-atomic``, those that it cannot change in one step.
     """
 
     local_reads: bool = False
+    atomic_batches: bool = True
 
 
 class Backend(abc.ABC):
@@ -274,7 +277,7 @@ class Backend(abc.ABC):
     driver's errors in exactly one place.
     """
 
-    capabilities: ClassVar[Capabilities]
+    capabilities: Capabilities
 
     @classmethod
     @abc.abstractmethod

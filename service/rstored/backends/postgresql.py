@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, ClassVar, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import psycopg
@@ -43,6 +43,7 @@ from rstored.backends.abc import (
 )
 from rstored.backends.migrations import SCHEMA_VERSION, pending
 from rstored.backends.schema import ROOT_ID, Statements, prefix_end
+from rstored.backends.waves import waves
 from rstored.problems import Problem
 
 __all__ = ["PostgreSQLBackend"]
@@ -67,7 +68,7 @@ Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 class PostgreSQLBackend(Backend):
     """A store in one schema of a PostgreSQL database: ``rstore``, or the one that ``?schema=…`` in the DSN names."""
 
-    capabilities: ClassVar[Capabilities] = Capabilities(local_reads=False)
+    capabilities = Capabilities(local_reads=False)
 
     def __init__(self, pool: AsyncConnectionPool[Connection], description: dict[str, str]) -> None:
         self._pool = pool
@@ -494,7 +495,7 @@ class _Transaction:
         results: list[Any] = [None] * len(updates)
         try:
             await self._lock(sorted({place for update in updates for place in update.places}))
-            for wave in _waves(updates):
+            for wave in waves(updates):
                 await self._run_wave([(position, updates[position]) for position in wave], results)
             async with self._connection.pipeline():
                 await self._changes.send(self._connection)
@@ -697,27 +698,6 @@ def _chunks(rows: list[Any]) -> Iterator[list[Any]]:
             start, size = position + 1, 0
     if start < len(rows):
         yield rows[start:]
-
-
-def _waves(updates: Sequence[Update[Any]]) -> list[list[int]]:
-    """The updates' positions in waves: those of one wave share no record, and those that do keep their order."""
-    waves: list[list[int]] = []
-    # The first wave that may touch a record, and that may delete a namespace.
-    free: dict[Place, int] = {}
-    unused: dict[str, int] = {}
-    for position, update in enumerate(updates):
-        wave = 0
-        for place in update.places:
-            if place.kind is Kind.NAMESPACE:
-                wave = max(wave, unused.get(place.key, 0))
-            wave = max(wave, free.get(place, 0), free.get(namespace_place(place.namespace), 0))
-        for place in update.places:
-            free[place] = wave + 1
-            unused[place.namespace] = max(unused.get(place.namespace, 0), wave + 1)
-        if wave == len(waves):
-            waves.append([])
-        waves[wave].append(position)
-    return waves
 
 
 # --- failing -----------------------------------------------------------------------------------------------

@@ -30,7 +30,9 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-__all__ = ["Address", "Argument", "Call", "Cluster", "Script", "Servers", "SingleServer", "dsn_parameters"]
+from rstored.problems import Problem
+
+__all__ = ["FAILURES", "Address", "Argument", "Call", "Cluster", "Script", "Servers", "SingleServer", "open_servers"]
 
 _CONNECT_SECONDS: Final = 2.0
 _ANSWER_SECONDS: Final = 10.0
@@ -375,19 +377,35 @@ async def _answers_of(node: _Node, commands: Sequence[tuple[Argument, ...]]) -> 
         raise unsent.__cause__ or unsent from None
 
 
-def dsn_parameters(dsn: str, *names: str) -> tuple[dict[str, str], str, str, list[Address], str, str]:
-    """Take a DSN apart: the parameters of these names, scheme, login (with ``@``), addresses, path, the rest of the query.
+def open_servers(dsn: str, *own: str) -> tuple[Servers, dict[str, str]]:
+    """The servers that a DSN names, not yet connected to, and those of its parameters that are not the driver's.
 
-    >>> dsn_parameters("redis+cluster://u:p@a:7000,b/?prefix=shop&x=1", "prefix")
-    ({'prefix': 'shop'}, 'redis+cluster', 'u:p@', [('a', 7000), ('b', 6379)], '/', '?x=1')
+    Several addresses of a cluster are separated by commas; one that answers is enough.
     """
     parts = urlsplit(dsn)
-    login, at, hosts = parts.netloc.rpartition("@")
-    addresses = []
-    for host in hosts.split(","):
-        name, _, port = host.rpartition(":") if host.rpartition(":")[2].isdigit() else (host, "", "")
-        addresses.append((name.strip("[]") or "localhost", int(port or _PORT)))
+    scheme, _, kind = parts.scheme.partition("+")
+    scheme = "rediss" if scheme.endswith("s") and scheme != "redis" else "redis"
     query = parse_qsl(parts.query, keep_blank_values=True)
-    rest = urlencode([(name, value) for name, value in query if name not in names])
-    own = {name: value for name, value in query if name in names}
-    return own, parts.scheme, login + at, addresses, parts.path, f"?{rest}" if rest else ""
+    options = {name: value for name, value in query if name in own}
+    rest = urlencode([(name, value) for name, value in query if name not in own])
+    rest = f"?{rest}" if rest else ""
+    try:
+        if kind != "cluster":
+            return SingleServer(f"{scheme}://{parts.netloc}{parts.path}{rest}"), options
+        login, at, hosts = parts.netloc.rpartition("@")
+        addresses = [_address(host) for host in hosts.split(",")]
+        return Cluster(scheme, login + at, addresses, rest), options
+    except (ValueError, TypeError):
+        detail = (
+            "the DSN does not parse: write redis://user:password@host:port/0 or redis+cluster://host:port,host:port"
+        )
+        raise Problem("backend-unavailable", detail) from None
+
+
+def _address(text: str) -> Address:
+    """
+    >>> _address("[::1]:7000"), _address("redis.local")
+    (('::1', 7000), ('redis.local', 6379))
+    """
+    parts = urlsplit(f"//{text}")
+    return parts.hostname or "localhost", parts.port or _PORT

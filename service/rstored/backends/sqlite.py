@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 
@@ -87,7 +87,7 @@ def database_path(dsn: str) -> Path:
 class SQLiteBackend(Backend):
     """A store in one SQLite file."""
 
-    capabilities: ClassVar[Capabilities] = Capabilities(local_reads=True)
+    capabilities = Capabilities(local_reads=True)
 
     def __init__(self, path: Path, executor: ThreadPoolExecutor, writer: _Writer, reader: _Reader) -> None:
         self._path = path

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import secrets
 import struct
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -79,15 +80,17 @@ class KeyValues:
         media_type: str,
         ttl_seconds: float | Expiry = KEEP,
         condition: Condition = ANY,
+        write_id: str | None = None,
     ) -> PutResult:
         """Store the value if the condition holds; the namespace is created if need be.
 
         ``ttl_seconds`` is how long from now the entry lives, ``NEVER``, or ``KEEP``: as long as it would have lived
-        without this write. A conditional put that finds its own content stored succeeds and changes nothing, so it can
-        be sent again. Raises ``precondition-failed``, ``value-too-large``, ``invalid-value``, ``nesting-too-deep``,
-        ``invalid-parameter`` (the ttl), ``sealed-only``.
+        without this write. A conditional put with a ``write_id`` that finds itself stored succeeds and changes
+        nothing, so it can be sent again; another client's write of the same content never passes for it. Raises
+        ``precondition-failed``, ``value-too-large``, ``invalid-value``, ``nesting-too-deep``, ``invalid-parameter``
+        (the ttl), ``sealed-only``.
         """
-        part = BatchSet(key, value, media_type, ttl_seconds, condition)
+        part = BatchSet(key, value, media_type, ttl_seconds, condition, write_id)
         place = Place(namespace, Kind.KV, key)
         now = self._clock()
         head = self._new_head(part, now)
@@ -220,7 +223,9 @@ class KeyValues:
                 detail = f"the ttl is a number of seconds greater than 0 and at most {TTL_SECONDS_MAX:.0f}"
                 raise Problem("invalid-parameter", detail, parameter="ttl", **members)
             expires_ms = now + math.ceil(part.ttl_seconds * 1000)
-        return Head(_meta(part.value, part.media_type), part.value.data, expires_ms)
+        # A conditional write has an ETag of its own: equal content must not let two writers believe that they both won.
+        salt = "" if part.condition == ANY else part.write_id or secrets.token_hex(16)
+        return Head(_meta(part.value, part.media_type, salt), part.value.data, expires_ms)
 
 
 # --- inside plans ------------------------------------------------------------------------------------------
@@ -235,7 +240,7 @@ def _put(
     if not _holds(part.condition, current):
         if current is None or _etag(current) != etag:
             raise _precondition_failed(current)
-        # The same put came before, and its answer was lost.
+        # This very put came before, and its answer was lost.
         return [], PutResult(etag, created=False)
     if part.ttl_seconds is KEEP and current is not None:
         new = new._replace(expires_ms=current.expires_ms)
@@ -296,10 +301,10 @@ _MEDIA_TYPE_AT: Final = _SIZE_AT + 4
 _ENCODINGS: Final = tuple(Encoding)
 
 
-def _meta(value: Value, media_type: str) -> bytes:
-    """ETag, encoding, size and media type of a value. The ETag is a hash of media type and content."""
+def _meta(value: Value, media_type: str, salt: str) -> bytes:
+    """ETag, encoding, size and media type of a value. The ETag is a hash of media type, salt and content."""
     name = media_type.encode()
-    digest = hashlib.blake2b(name + b"\0", digest_size=16)
+    digest = hashlib.blake2b(b"%b\0%b\0" % (name, salt.encode()), digest_size=16)
     digest.update(value.data)
     etag = base64.urlsafe_b64encode(digest.digest())[:_ETAG_LENGTH]
     return b"%b%c%b%b" % (etag, value.encoding, _SIZE.pack(len(value.data)), name)

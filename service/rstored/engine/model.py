@@ -108,13 +108,14 @@ class BatchGet(NamedTuple):
 
 
 class BatchSet(NamedTuple):
-    """A key that a batch writes. ``ttl_seconds`` as in ``put``."""
+    """A key that a batch writes. ``ttl_seconds`` and ``write_id`` as in ``put``."""
 
     key: str
     value: Value
     media_type: str
     ttl_seconds: float | Expiry = KEEP
     condition: Condition = ANY
+    write_id: str | None = None
 
 
 class BatchDelete(NamedTuple):
@@ -125,7 +126,7 @@ class BatchDelete(NamedTuple):
 
 
 class BatchResult(NamedTuple):
-    """``entries``: those of the gets that exist, in order. ``puts``: one for each set. ``deleted``: keys that were there."""
+    """``entries``: the gets that exist, in order. ``puts``: one for each set. ``deleted``: keys that were there."""
 
     entries: list[tuple[str, Entry]]
     puts: list[tuple[str, PutResult]]
@@ -168,8 +169,8 @@ class State(NamedTuple):
     """A sequence as of some event.
 
     ``timestamp`` of the last event included; ``revision`` counts the applies; ``items`` what the service
-    folded, by item; ``events`` those, in time order, of the items that only a client can fold (each item is in one of the
-    two, never in both). ``replayed``: the apply id was known, so nothing was done.
+    folded, by item; ``events`` those, in time order, of the items that only a client can fold (each item is in one
+    of the two, never in both). ``replayed``: the apply id was known, so nothing was done.
     """
 
     timestamp: int

@@ -136,7 +136,7 @@ async def test_many_events_are_streamed_and_msgpack_is_bounded(http):
         ({"item": "m", "op": "add"}, "invalid-body", "/events/1/value"),
         ({"item": "m"}, "invalid-body", "/events/1/value"),
         ({"item": "m", "op": "xor", "value": 1}, "invalid-body", "/events/1/op"),
-        ({"item": "m", "value": "!", "encoding": "sealed"}, "invalid-body", "/events/1/value"),
+        ({"item": "m", "value": "!", "encoding": "sealed"}, "invalid-value", "/events/1/value"),
         ({"item": "m", "value": 1, "t": 1}, "invalid-body", "/events/1"),
         ({"item": "n", "value": 1}, "invalid-body", "/events/1/item"),
     ],

@@ -161,7 +161,7 @@ async def test_a_batch_in_msgpack(http):
         ({"key": 5, "value": 1}, "invalid-body", "/set/1/key"),
         ({"key": "", "value": 1}, "invalid-key", "/set/1/key"),
         ({"key": "k", "value": 1, "encoding": "rot13"}, "invalid-body", "/set/1/encoding"),
-        ({"key": "k", "value": "!", "encoding": "sealed"}, "invalid-body", "/set/1/value"),
+        ({"key": "k", "value": "!", "encoding": "sealed"}, "invalid-value", "/set/1/value"),
         ({"key": "k", "value": 1, "media_type": "image/png"}, "invalid-body", "/set/1/media_type"),
         ({"key": "k", "value": "AA==", "encoding": "bytes", "media_type": "x"}, "invalid-body", "/set/1/media_type"),
         (
