@@ -25,7 +25,7 @@ except ModuleNotFoundError:
 import rstore
 from rstore import calls
 from rstore.operators import OPERATORS, UNARY
-from rstore.point_rows import Form, parse_points
+from rstore.point_rows import CSV_HEADER, Form, parse_points
 from rstore.points import Cells, InvalidPoints
 from rstore.values import load
 
@@ -319,8 +319,11 @@ def _parts(file: IO[bytes], form: Form) -> Iterator[tuple[list[tuple[int, Any]],
         body = b"".join(lines)
         read = len(body)
         if form is Form.CSV and not number:
-            header = lines[0] if not lines[0][:1].isdigit() and lines[0][:1] != b"-" else b"timestamp,value\n"
-            body = body.removeprefix(header)
+            first = lines[0].lstrip(b"\xef\xbb\xbf")
+            # Whatever the two columns are called, the first is the timestamp.
+            header = lines[0] if first.strip() == CSV_HEADER.encode() else b"timestamp,value\n"
+            if not first[:1].isdigit() and first[:1] != b"-":
+                body = body[len(lines[0]) :]
         body = header + body
         try:
             points = parse_points(body, form)

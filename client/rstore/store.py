@@ -161,8 +161,8 @@ def _expiry(ttl: float | Literal[Keep.KEEP] | None) -> str | float | None:
         return None
     if ttl is None:
         return "never"
-    if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not math.isfinite(ttl) or ttl < 0:
-        raise StoreRequestError("ttl is a number of seconds, None (never) or KEEP", code="invalid-parameter")
+    if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not 0 < ttl < math.inf:
+        raise StoreRequestError("ttl is seconds greater than 0, None (never) or KEEP", code="invalid-parameter")
     return ttl
 
 
@@ -367,16 +367,9 @@ class _Operations(Generic[TransportT]):
         value = self._seal(self._encode(value), PairContext(self.namespace, _checked_name(key)))
         if if_match is not None and if_absent:
             raise StoreRequestError("if_match and if_absent exclude each other", code="invalid-parameter")
-        conditional = if_match is not None or if_absent
         return (
             yield from calls.kv_put(
-                self.namespace,
-                key,
-                value,
-                ttl=_expiry(ttl),
-                if_match=if_match,
-                if_absent=if_absent,
-                write_id=str(uuid.uuid4()) if conditional else None,
+                self.namespace, key, value, ttl=_expiry(ttl), if_match=if_match, if_absent=if_absent
             )
         )
 
@@ -423,8 +416,9 @@ class _Operations(Generic[TransportT]):
     def get_many(self, keys: Iterable[str]) -> Steps[dict[str, Any]]:
         """The values of those ``keys`` that are there. Up to 1,000 keys are read as of one moment.
 
-        >>> store.get_many(["cat/1", "cow/1"])
-        {'cat/1': 'Tom'}
+        >>> _ = store.set("cow/1", "Bella")
+        >>> store.get_many(["cow/1", "cow/2"])
+        {'cow/1': 'Bella'}
         """
         names = list(dict.fromkeys(map(_checked_name, keys)))
         found: dict[str, Any] = {}
@@ -511,8 +505,9 @@ class _Operations(Generic[TransportT]):
 
         ``end`` defaults to the last point; ``freq`` to ``_freq`` of the class, and one of them is needed.
 
-        >>> store.missing("temperature", 0, 180, freq=60)
-        [180]
+        >>> store.extend("pressure", (0, 1013.2), (60, 1013.1), (180, 1012.9))
+        >>> store.missing("pressure", 0, 240, freq=60)
+        [120, 240]
         """
         grid = self._grid(start, end, freq)
         return (yield from calls.ts_missing(self.namespace, _checked_name(key), *grid))
@@ -978,7 +973,7 @@ class Store(_Operations[httpx2.BaseTransport]):
 
 
 class AsyncStore(_Operations[httpx2.AsyncBaseTransport]):
-    """:class:`Store`, awaited: the same arguments and the same methods, under asyncio or trio.
+    """:class:`Store`, awaited: the same arguments and the same methods.
 
     The dict-like face is left out but for ``async for key in store``; ``transport`` is an asynchronous one, for
     instance ``httpx2.ASGITransport(app)`` to reach a service in the same process.

@@ -428,7 +428,7 @@ class StoreDriver(Driver):
     features = frozenset({"client", "wire", "sealing", "mapping"})
 
     async def start(self) -> None:
-        self.http = await self.stack.enter_async_context(httpx2.AsyncClient(base_url=self.deployment.url))
+        self.http = await self.stack.enter_async_context(httpx2.AsyncClient(base_url=self.deployment.url, verify=False))
 
     async def open(self, namespace: str | None, **options: Any) -> StoreSubject:
         arguments, attributes = self.options(options)
@@ -467,7 +467,7 @@ class AsyncStoreDriver(Driver):
         await self.stack.enter_async_context(lifespan(app))
         self.transport = httpx2.ASGITransport(app)
         self.http = await self.stack.enter_async_context(
-            httpx2.AsyncClient(transport=self.transport, base_url="http://asgi")
+            httpx2.AsyncClient(transport=self.transport, base_url="http://asgi", verify=False)
         )
 
     async def open(self, namespace: str | None, **options: Any) -> AsyncStoreSubject:

@@ -312,7 +312,7 @@ async def test_a_frozen_store_reads_and_refuses_to_write(driver, store):
     await store.set("k", 1)
     await store.extend("s", (1, 1))
     await store.apply("e", {"a": 1})
-    frozen = await driver.open(store.namespace, frozen=True)
+    frozen = await driver.open(store.namespace, frozen=True, like=store)
     assert await frozen.get("k") == 1
     assert await frozen.range("s") == [(1, 1)]
     assert await frozen.current("e") == {"a": 1}

@@ -8,13 +8,19 @@ locked: every writer of a record locks its head first, so its rows need no locks
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+import os
+import random
+import socket
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import psycopg
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 from sqlalchemy.dialects.postgresql import psycopg as psycopg_dialect
 
 from rstored.backends.abc import (
@@ -52,11 +58,13 @@ _DIALECT: Final = psycopg_dialect.dialect(paramstyle="format")  # type: ignore[n
 _SQL: Final = Statements(_DIALECT)
 
 _CONNECTIONS_MAX: Final = 4
-_PING_SECONDS: Final = 2
+_PING_SECONDS: Final = 2.0
 _CONNECT_SECONDS: Final = 5
-_POOL_WAIT_SECONDS: Final = 5.0
-_STATEMENT_SECONDS: Final = 30
-_LOCK_SECONDS: Final = 10
+_POOL_WAIT_SECONDS: Final = 3.0
+_LOCK_SECONDS: Final = 5
+_STATEMENT_SECONDS: Final = 15
+# All of what is done on a connection before it goes back; a server that hangs keeps no statement's time.
+_HANG_UP_SECONDS: Final = 20.0
 _PURGE_ROWS_MAX: Final = 1_000
 _ROWS_BYTES_MAX: Final = 16 * 2**20
 _IDS_RESERVED: Final = 1_000
@@ -73,6 +81,7 @@ class PostgreSQLBackend(Backend):
     def __init__(self, pool: AsyncConnectionPool[Connection], description: dict[str, str]) -> None:
         self._pool = pool
         self._description = description
+        self._closed = False
         # Ids taken from the sequence ahead of need, so that a new record costs no round trip for its id.
         self._ids: list[int] = []
 
@@ -112,14 +121,12 @@ class PostgreSQLBackend(Backend):
         return cls(pool, description)
 
     async def close(self) -> None:
+        self._closed = True
         await self._pool.close()
 
     async def ping(self) -> None:
-        try:
-            async with asyncio.timeout(_PING_SECONDS), self._connection() as connection:
-                await connection.execute("SELECT 1")
-        except TimeoutError:
-            raise Problem("backend-unavailable", "PostgreSQL does not answer in time: try again") from None
+        async with self._connection(_PING_SECONDS, _PING_SECONDS) as connection:
+            self._description = await _description(connection)
 
     def describe(self) -> dict[str, str]:
         return self._description
@@ -135,35 +142,45 @@ class PostgreSQLBackend(Backend):
                 # One of them spoiled the batch: alone, each gets its own answer.
                 return [answer for query in queries for answer in await self.read([query])]
             except Problem as problem:
-                if last_try:
+                if last_try or isinstance(problem, _NoConnection):
                     return [Problem(problem.code, problem.detail) for _ in queries]
                 # A restarted server leaves broken connections behind; this replaces them.
                 await self._pool.check()
         raise AssertionError("unreachable")
 
     async def update(self, updates: Sequence[Update[Any]]) -> list[Any | Problem]:
-        tries = 0
-        while True:
-            tries += 1
+        for tries in itertools.count(1):
             transaction: _Transaction | None = None
             try:
                 async with self._connection() as connection:
                     transaction = _Transaction(connection, self._ids)
                     return await transaction.run(updates)
             except _Raced as problem:
-                if tries == _TRIES_MAX:
-                    return [Problem(problem.code, problem.detail) for _ in updates]
-                await asyncio.sleep(0.001 * 2**tries)
-            except (_Rejected, psycopg.Error) as error:
-                if len(updates) == 1:
-                    return [error]
-                # One of them spoiled the transaction: alone, each gets its own.
-                return [result for update in updates for result in await self.update([update])]
+                if tries < _TRIES_MAX:
+                    await asyncio.sleep(random.random() * 0.002 * 2**tries)  # noqa: S311 - not a secret
+                    continue
+                failure: Exception = Problem(problem.code, problem.detail)
+            except _Demoted as problem:
+                # Each of the connections may still be to the old primary; the next one is another.
+                if tries <= _CONNECTIONS_MAX:
+                    continue
+                return [Problem(problem.code, problem.detail) for _ in updates]
+            except _Rejected as problem:
+                failure = problem
             except Problem as problem:
                 # Once the commit was sent nobody knows what became of it, so it is not sent again.
-                if tries > 1 or (transaction is not None and transaction.committing):
+                committing = transaction is not None and transaction.committing
+                if tries > 1 or committing or isinstance(problem, _NoConnection):
                     return [Problem(problem.code, problem.detail) for _ in updates]
                 await self._pool.check()
+                continue
+            except Exception as error:
+                failure = error
+            if len(updates) == 1:
+                return [failure]
+            # One of them spoiled the transaction: alone, each gets its own.
+            return [result for update in updates for result in await self.update([update])]
+        raise AssertionError("unreachable")
 
     async def purge(self) -> bool:
         async with self._connection() as connection, connection.transaction():
@@ -183,18 +200,31 @@ class PostgreSQLBackend(Backend):
             return True
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
-        """A connection of the pool. Every error of the driver leaves here translated."""
+    async def _connection(
+        self, wait_seconds: float = _POOL_WAIT_SECONDS, seconds: float = _HANG_UP_SECONDS
+    ) -> AsyncIterator[Connection]:
+        """A connection of the pool, for so long at most. Every error of the driver leaves here translated."""
+        if self._closed:
+            raise _NoConnection("backend-unavailable", "the connection to PostgreSQL is closed")
         try:
-            async with self._pool.connection() as connection:
+            async with self._pool.connection(wait_seconds) as connection:
+                watch = asyncio.get_running_loop().call_later(seconds, _hang_up, connection)
                 try:
                     yield connection
                 except psycopg.errors.ReadOnlySqlTransaction:
                     # The server was demoted; a new connection finds its successor.
                     await connection.close()
                     raise
+                finally:
+                    watch.cancel()
         except psycopg.Error as error:
             raise _translated(error) from error
+
+
+def _hang_up(connection: Connection) -> None:
+    """Have whoever waits on the connection learn that it is over: the driver itself would wait for ever."""
+    with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
+        duplicate.shutdown(socket.SHUT_RDWR)
 
 
 # --- opening -----------------------------------------------------------------------------------------------
@@ -211,7 +241,10 @@ def _conninfo(dsn: str) -> tuple[str, str]:
     schema = next((value for name, value in parameters if name == "schema"), "rstore")
     if not schema or "\0" in schema:
         raise Problem("backend-unavailable", "the DSN's schema is empty: write ?schema=name, or leave it out")
-    query = urlencode([(name, value) for name, value in parameters if name != "schema"])
+    if "," in parts.netloc:
+        # Of several servers the one that takes writes is meant.
+        parameters = [("target_session_attrs", "read-write"), *parameters]
+    query = urlencode([(name, value) for name, value in dict(parameters).items() if name != "schema"])
     return urlunsplit(("postgresql", parts.netloc, parts.path, query, "")), schema
 
 
@@ -499,6 +532,7 @@ class _Transaction:
                 await self._run_wave([(position, updates[position]) for position in wave], results)
             async with self._connection.pipeline():
                 await self._changes.send(self._connection)
+                await _add_counts(self._connection, self._changes.counts)
                 self.committing = True
                 await self._connection.execute("COMMIT")
         except BaseException:
@@ -537,24 +571,36 @@ class _Transaction:
 
         for position, update in wave:
             advance(position, update.plan(self._heads), None)
-        while asking:
+        unended = deque(wave)
+        while True:
+            # What comes before all who still ask is there for them to see.
+            first = asking[0][0] if asking else None
+            while unended and unended[0][0] != first:
+                position, _ = unended.popleft()
+                if position in commits:
+                    await self._end(commits[position])
+                    results[position] = commits[position].answer
+            if not asking:
+                return
             asked, asking = asking, []
-            for (position, planning, _), answer in zip(
-                asked, await self._ask([query for *_, query in asked]), strict=True
-            ):
+            answers = await self._ask([query for *_, query in asked])
+            for (position, planning, _), answer in zip(asked, answers, strict=True):
                 advance(position, planning, answer)
-        await self._reserve_ids(sum(type(write) is PutHead for commit in commits.values() for write in commit.writes))
-        for position, _ in wave:
-            if position in commits:
-                for write in commits[position].writes:
-                    self._write(write)
-                results[position] = commits[position].answer
+
+    async def _end(self, commit: Commit[Any]) -> None:
+        """Take over what a plan wants written."""
+        await self._reserve_ids(sum(type(write) is PutHead for write in commit.writes))
+        for write in commit.writes:
+            self._write(write)
 
     async def _ask(self, queries: list[Query]) -> list[list[Any]]:
         """Answer the plans' queries in one round trip, after what is already to be written."""
         async with self._connection.pipeline():
             await self._changes.send(self._connection)
-            self._changes = _Changes()
+            counts = self._changes.counts
+            if any(isinstance(read, CountRead) for query in queries for read in query):
+                counts = await _add_counts(self._connection, counts)
+            self._changes = _Changes(counts)
             asked = [await _ask(self._connection, query) for query in queries]
             return [[decode(await cursor.fetchall()) for cursor, decode in cursors] for cursors in asked]
 
@@ -603,13 +649,15 @@ class _Transaction:
 class _Changes:
     """What is to be written, gathered so that it takes a few statements however many updates there are."""
 
-    def __init__(self) -> None:
+    def __init__(self, counts: dict[tuple[int, int], int] | None = None) -> None:
         self._inserted: dict[int, tuple[int, Place, Head]] = {}
         self._updated: dict[int, Head] = {}
         self._deleted: list[int] = []
         self._deleted_namespaces: list[int] = []
         self._deleted_ranges: list[tuple[int, DeleteRows]] = []
-        self._counted: dict[tuple[int, int], int] = {}
+        # By how much the number of a parent's children of a kind changes. It is written last, for it is what batches
+        # of several processes would wait for each other over.
+        self.counts: dict[tuple[int, int], int] = {} if counts is None else counts
         # None: the row is to be deleted.
         self.rows: dict[tuple[int, int, bytes], Row | None] = {}
 
@@ -633,7 +681,7 @@ class _Changes:
                 self._deleted.append(gone)
         self.rows = {at: row for at, row in self.rows.items() if at[0] != record_id and at[0] not in children}
         if place.kind is Kind.NAMESPACE:
-            self._counted = {at: n for at, n in self._counted.items() if at[0] != record_id}
+            self.counts = {at: n for at, n in self.counts.items() if at[0] != record_id}
             self._deleted_namespaces.append(record_id)
 
     def delete_rows(self, record_id: int, gone: DeleteRows) -> None:
@@ -647,7 +695,7 @@ class _Changes:
 
     def _count(self, parent_id: int, place: Place, n: int) -> None:
         at = parent_id, int(place.kind)
-        self._counted[at] = self._counted.get(at, 0) + n
+        self.counts[at] = self.counts.get(at, 0) + n
 
     async def send(self, connection: Connection) -> None:
         """Send the statements into the open pipeline, in an order in which none undoes another."""
@@ -672,12 +720,17 @@ class _Changes:
             await connection.execute(_DELETE_ROWS, _transposed(deleted_rows))
         for put in _chunks([(at[0], at[1], *_stored(row)) for at, row in self.rows.items() if row is not None]):
             await connection.execute(_PUT_ROWS, _transposed(put))
-        # In order, so that two processes that count in the same namespaces never wait for each other in a circle.
-        for (parent_id, kind), n in sorted(self._counted.items()):
-            if n:
-                await connection.execute(_SQL.add_count.encode(), (parent_id, kind, n))
         for namespace_id in self._deleted_namespaces:
             await connection.execute(_SQL.delete_counts.encode(), (namespace_id,))
+
+
+async def _add_counts(connection: Connection, counts: dict[tuple[int, int], int]) -> dict[tuple[int, int], int]:
+    """Send the changes of counts into the open pipeline; returns those that are left, none."""
+    # In order, so that two processes that count in the same namespaces never wait for each other in a circle.
+    for (parent_id, kind), n in sorted(counts.items()):
+        if n:
+            await connection.execute(_SQL.add_count.encode(), (parent_id, kind, n))
+    return {}
 
 
 def _stored(row: Row) -> tuple[bytes, bytes | None, bytes]:
@@ -711,10 +764,20 @@ class _Rejected(Problem):
     """The server refused a statement, so nothing was kept; of a batch, most updates may still be possible."""
 
 
+class _Demoted(Problem):
+    """The server takes no writes any more, so nothing was kept."""
+
+
+class _NoConnection(Problem):
+    """There was no connection to be had, so nothing was sent."""
+
+
 def _translated(error: psycopg.Error) -> Exception:
     """The problem that a driver's error means; the error itself if it can only be a mistake in this program."""
     state = error.sqlstate or ""
-    if isinstance(error, psycopg.errors.UniqueViolation | psycopg.errors.TransactionRollback):
+    if isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name == "record_row_by":
+        return error
+    if isinstance(error, psycopg.errors.UniqueViolation) or state.startswith("40"):
         return _Raced("backend-unavailable", "other processes keep writing the same records: try again")
     if isinstance(error, psycopg.errors.QueryCanceled | psycopg.errors.LockNotAvailable):
         return _Rejected("backend-unavailable", "PostgreSQL took too long over a statement: try again")
@@ -724,6 +787,11 @@ def _translated(error: psycopg.Error) -> Exception:
         return _Rejected("backend-corrupt", "PostgreSQL reports damaged data: see its log")
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return Problem("backend-unavailable", "PostgreSQL refuses the DSN's user: grant it CREATE on the database")
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        return _Demoted("backend-unavailable", "PostgreSQL takes no writes: try again when a primary is there")
+    unavailable = "PostgreSQL does not answer or turns connections away: try again"
+    if isinstance(error, PoolTimeout | PoolClosed | TooManyRequests):
+        return _NoConnection("backend-unavailable", unavailable)
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) or state[:2] in ("08", "25", "53", "57"):
-        return Problem("backend-unavailable", "PostgreSQL does not answer or turns connections away: try again")
+        return Problem("backend-unavailable", unavailable)
     return error

@@ -21,9 +21,12 @@ from redis.backoff import NoBackoff
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import (
     AskError,
+    AuthenticationError,
     ClusterDownError,
     MovedError,
+    NoPermissionError,
     NoScriptError,
+    OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
@@ -32,7 +35,19 @@ from redis.exceptions import (
 
 from rstored.problems import Problem
 
-__all__ = ["FAILURES", "Address", "Argument", "Call", "Cluster", "Script", "Servers", "SingleServer", "open_servers"]
+__all__ = [
+    "FAILURES",
+    "Address",
+    "Argument",
+    "Call",
+    "Cluster",
+    "Script",
+    "Servers",
+    "SingleServer",
+    "open_servers",
+    "problem_of",
+    "translated",
+]
 
 _CONNECT_SECONDS: Final = 2.0
 _ANSWER_SECONDS: Final = 10.0
@@ -110,7 +125,7 @@ class _Node:
         """
         try:
             async with asyncio.timeout(_POOL_WAIT_SECONDS + _CONNECT_SECONDS):
-                connection: AbstractConnection = await self._pool.get_connection()
+                connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
         except FAILURES as error:
             raise _Unsent from error
         try:
@@ -409,3 +424,31 @@ def _address(text: str) -> Address:
     """
     parts = urlsplit(f"//{text}")
     return parts.hostname or "localhost", parts.port or _PORT
+
+
+# --- failing -----------------------------------------------------------------------------------------------
+
+
+def problem_of(error: Exception) -> Exception:
+    """As :func:`translated`, anew for each who gets it."""
+    return Problem(error.code, error.detail) if isinstance(error, Problem) else translated(error)
+
+
+def translated(error: BaseException) -> Exception:
+    """The problem that a driver's or a server's error means; the error itself if it can only be a mistake in here."""
+    text = str(error)
+    if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
+        return Problem("storage-full", "Redis has reached its maxmemory: give it more or delete something")
+    if isinstance(error, AuthenticationError | NoPermissionError) or text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
+        return Problem("backend-unavailable", "Redis refuses the DSN's user or password, or what it may do")
+    if text.startswith("WRONGTYPE"):
+        return Problem(
+            "backend-corrupt", "a key of the store holds something else: is the prefix used by another program?"
+        )
+    if text.startswith("MISCONF"):
+        return Problem("backend-unavailable", "Redis cannot write to its disk and takes no writes: see its log")
+    if text.startswith("ROWS"):
+        return AssertionError(text)
+    if isinstance(error, ResponseError) and text.startswith("ERR") and "max number of clients" not in text:
+        return error
+    return Problem("backend-unavailable", "Redis does not answer or turns requests away: try again")

@@ -51,6 +51,7 @@ from rstored.problems import Problem
 __all__ = ["SQLiteBackend", "database_path"]
 
 _APPLICATION_ID: Final = int.from_bytes(b"rsto")
+_MAGIC: Final = b"SQLite format 3\0"
 _BUSY_SECONDS: Final = 10.0
 _SWITCH_SECONDS: Final = 5e-6
 _PURGE_ROWS_MAX: Final = 1_000
@@ -108,6 +109,8 @@ class SQLiteBackend(Backend):
         # often but for an instant, and with Python's default of 5 ms the thread would hardly ever get it: measured
         # under load, a write then took seconds instead of milliseconds.
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_SECONDS))
+        if _holds_something_else(path):
+            raise Problem("backend-unavailable", f"the file {str(path)!r} is no SQLite database: name another file")
         executor = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
         try:
             writing, reading = await asyncio.get_running_loop().run_in_executor(executor, _connect_both, path)
@@ -180,6 +183,17 @@ class SQLiteBackend(Backend):
 
 
 # --- opening -----------------------------------------------------------------------------------------------
+
+
+def _holds_something_else(path: Path) -> bool:
+    """Whether SQLite did not write the file. SQLite takes a file of a few bytes for an empty one and overwrites it."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) not in (b"", _MAGIC)
+    except OSError:
+        return False
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -414,7 +414,8 @@ async def test_deleting_a_namespace_deletes_all_in_it_and_nothing_else(backend: 
 
 async def test_purge_goes_in_steps(backend: Backend) -> None:
     await fill(backend, *(Row(b"%05d" % n, b"") for n in range(2500)))
-    await commit(backend, DeleteRecord(SERIES))
+    await commit(backend, *(PutHead(kv(f"{n:05}"), Head(b"")) for n in range(2500)))
+    await commit(backend, DeleteRecord(NS))
     steps = 0
     while await backend.purge():
         steps += 1

@@ -1,7 +1,8 @@
 -- Carries out updates one after the other, each wholly or not at all. For each of them ARGV has
+--   the number of arguments that follow for it,
 --   the number of checks, and for each check a record's key and the version that it must have ('' for: no such record),
 --   the number of rows whose `by` is claimed, and for each the data key, the `by` and the row's sort,
---   the number of arguments that its writes take, and these: a letter and its arguments, each.
+--   its writes: a letter and its arguments, each.
 -- Returns for each update 1 (done), 0 (a check failed: nothing was done) or the text of an error.
 -- A version is the first 8 bytes of a head, its expiry the next 8 (zeros: never).
 
@@ -157,44 +158,38 @@ function writes.A(i)
   return i + 2
 end
 
-local function write(i, stop)
-  while i < stop do
+-- One update, from ARGV[i] to ARGV[stop]: 1 if it is done, 0 if a check failed.
+local function carry_out(i, stop)
+  local ok = true
+  local checks = tonumber(ARGV[i])
+  i = i + 1
+  for _ = 1, checks do
+    local head = call('HGET', ARGV[i], 'h')
+    heads[ARGV[i]] = head
+    ok = ok and string.sub(head or '', 1, 8) == ARGV[i + 1]
+    i = i + 2
+  end
+  if not ok then return 0 end
+  local claims = tonumber(ARGV[i])
+  i = i + 1
+  for _ = 1, claims do
+    local owner = call('HGET', ARGV[i], 'b' .. ARGV[i + 1])
+    if owner and owner ~= ARGV[i + 2] then error({err = 'ROWS two rows of a lane have the same by'}) end
+    i = i + 3
+  end
+  while i <= stop do
     i = writes[ARGV[i]](i + 1)
   end
+  return 1
 end
 
 local out, i = {}, 1
 while i <= #ARGV do
-  local status = 1
+  local stop = i + tonumber(ARGV[i])
   heads = {}
-  local checks = tonumber(ARGV[i])
-  i = i + 1
-  for _ = 1, checks do
-    if status == 1 then
-      local key, version = ARGV[i], ARGV[i + 1]
-      local head = call('HGET', key, 'h')
-      heads[key] = head
-      if string.sub(head or '', 1, 8) ~= version then status = 0 end
-    end
-    i = i + 2
-  end
-  local claims = tonumber(ARGV[i])
-  i = i + 1
-  for _ = 1, claims do
-    if status == 1 then
-      local owner = call('HGET', ARGV[i], 'b' .. ARGV[i + 1])
-      if owner and owner ~= ARGV[i + 2] then status = 'ROWS two rows of a lane have the same by' end
-    end
-    i = i + 3
-  end
-  local stop = i + 1 + tonumber(ARGV[i])
-  if status == 1 then
-    local done, failure = pcall(write, i + 1, stop)
-    if not done then
-      status = type(failure) == 'table' and failure.err or tostring(failure)
-    end
-  end
-  i = stop
+  local done, status = pcall(carry_out, i + 1, stop)
+  if not done then status = type(status) == 'table' and status.err or tostring(status) end
   out[#out + 1] = status
+  i = stop + 1
 end
 return out

@@ -1,0 +1,628 @@
+"""How a batch of updates is carried out on Redis: optimistically, each update atomic over the records that it names."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Generator, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from redis.exceptions import ResponseError
+
+from rstored.backends.abc import (
+    Commit,
+    DeleteRecord,
+    DeleteRow,
+    Head,
+    Kind,
+    Place,
+    PutHead,
+    PutRow,
+    Query,
+    Update,
+    Write,
+    namespace_place,
+)
+from rstored.backends.redis_servers import Argument, Call, problem_of
+from rstored.backends.redis_store import (
+    ABSENT,
+    U64,
+    Bucket,
+    Owner,
+    Part,
+    Reading,
+    Ref,
+    Stale,
+    Store,
+    bounds,
+    commit_call,
+    due_member,
+    namespace_of,
+    new_copy,
+    no_copy,
+    packed_expiry,
+    packed_update,
+    unpacked,
+)
+from rstored.backends.waves import waves
+from rstored.problems import Problem
+
+__all__ = ["Attempt"]
+
+_UPDATES_PER_CALL: Final = 128
+_CALL_BYTES_MAX: Final = 16 * 2**20
+
+Planning: TypeAlias = Generator[Query, list[Any], Commit[Any]]
+
+
+class _Section(NamedTuple):
+    """What an update is going to do. In a cluster, what it does to namespaces is done step by step, and first."""
+
+    position: int
+    bucket: Bucket
+    arguments: list[Argument]
+    size: int
+    changes: _Changes | None = None
+
+
+class _Changes:
+    """What an update does to namespaces: to the registry, and to the buckets before and after that."""
+
+    def __init__(self) -> None:
+        self.before: list[tuple[Bucket, tuple[Argument, ...]]] = []
+        self.registry: list[Argument] = []
+        self.after: list[tuple[Bucket, tuple[Argument, ...]]] = []
+        self.checks: dict[bytes, bytes] = {}
+        self.made: list[Owner] = []
+        self.changed: list[str] = []
+
+
+class Attempt:
+    """One go at a batch of updates, or at those of it that others got in the way of."""
+
+    def __init__(self, store: Store, updates: Sequence[Update[Any]], positions: list[int], results: list[Any]) -> None:
+        self._store = store
+        self._registry = store.registry
+        self._updates = updates
+        self._positions = positions
+        self._results = results
+        self._again: set[int] = set()
+        # What is there as far as this process knows: as it was read, and as the updates so far are going to leave it.
+        self._owners: dict[str, Any] = {}
+        self._heads: dict[Place, Head | None] = {}
+        self._versions: dict[Place, bytes] = {}
+        self._copies: dict[bytes, tuple[bytes, Head]] = {}
+        self._written: set[Place] = set()
+        self._asked: set[int] = set()
+        self._pending: list[_Section] = []
+        self._due: dict[bytes, int] = {}
+        self._spoiled = False
+        # Updates whose heads could not be read together with the others'.
+        self._alone: list[int] = []
+
+    async def run(self, *, heal: bool) -> list[int]:
+        """Carry out the updates; returns, in order, those to be started again."""
+        loaded = await self._load(heal=heal)
+        for wave in waves([self._updates[position] for position in loaded]):
+            if self._spoiled:
+                self._again.update(loaded[number] for number in wave)
+            else:
+                await self._run_wave([loaded[number] for number in wave])
+        await self._flush(Reading())
+        if self._due:
+            await self._store.tell_due(self._due)
+        for position in self._alone:
+            self._again.update(await Attempt(self._store, self._updates, [position], self._results).run(heal=heal))
+        for position in self._again:
+            for place in self._updates[position].places:
+                self._store.forget(place.key if place.kind is Kind.NAMESPACE else place.namespace)
+        return sorted(self._again)
+
+    # Reading.
+
+    async def _load(self, *, heal: bool) -> list[int]:
+        """Read the heads of all places; returns the updates that can be started."""
+        store, registry = self._store, self._registry
+        names = {
+            place.namespace
+            for position in self._positions
+            for place in self._updates[position].places
+            if place.kind is not Kind.NAMESPACE
+        }
+        self._owners = await store.owners(names)
+        reading = Reading()
+        refs: dict[Place, Ref] = {}
+        copies: dict[str, dict[bytes, Ref]] = {}
+        confined: list[int] = []
+        for position in self._positions:
+            places = self._updates[position].places
+            problem = self._refusal(places)
+            if problem is not None:
+                self._results[position] = problem
+                continue
+            confined.append(position)
+            reading.fence()
+            for place in places:
+                if place in refs:
+                    continue
+                key = place.key.encode()
+                if place.kind is Kind.NAMESPACE:
+                    refs[place] = reading.ask(registry, "i", registry.record_key(0, key))
+                elif isinstance(owner := self._owners[place.namespace], Owner):
+                    bucket = owner.bucket(key)
+                    copies.setdefault(place.namespace, {})[bucket.tag] = reading.namespace(bucket)
+                    refs[place] = reading.ask(bucket, "h", bucket.record_key(place.kind, key))
+        replies = await store.servers.exchange(reading.calls()) if reading else []
+        failed = self._take(refs, copies, replies)
+        loaded = []
+        stale: set[str] = set()
+        for position in confined:
+            places = self._updates[position].places
+            failure = next((failed[place] for place in places if place in failed), None)
+            if failure is None:
+                loaded.append(position)
+            elif isinstance(failure, Stale):
+                stale.add(failure.name)
+                self._again.add(position)
+            elif isinstance(failure, ResponseError) and len(self._positions) > 1:
+                self._alone.append(position)
+            else:
+                self._results[position] = problem_of(failure)
+        for name in stale:
+            store.forget(name)
+            if heal:
+                await store.heal_quietly(name)
+        return loaded
+
+    def _refusal(self, places: tuple[Place, ...]) -> Exception | None:
+        """Why an update of these places cannot be carried out, if so."""
+        for place in places:
+            owner = self._owners.get(place.namespace)
+            if isinstance(owner, Exception):
+                return problem_of(owner)
+        if not self._store.servers.cluster or len(places) == 1:
+            return None
+        number = self._store.bucket_number
+        if len({(place.namespace, number(place.key) if place.namespace else 0) for place in places}) == 1:
+            return None
+        return Problem(
+            "batch-not-atomic",
+            "these keys lie in different parts of the Redis Cluster, which cannot change them in one step: give them a "
+            "common {part} in braces, or send them one by one",
+        )
+
+    def _take(
+        self, refs: dict[Place, Ref], copies: dict[str, dict[bytes, Ref]], replies: list[Any]
+    ) -> dict[Place, Exception]:
+        """Take over what was read; returns the places that it could not be read of."""
+        failed: dict[Place, Exception] = {}
+        gone: dict[str, Stale] = {}
+        for name, by_tag in copies.items():
+            for tag, (call, number) in by_tag.items():
+                reply = replies[call]
+                if isinstance(reply, Exception):
+                    continue
+                packed = reply[number]
+                if packed is None:
+                    gone[name] = Stale(name)
+                else:
+                    self._copies[tag] = packed[:8], unpacked(packed, b"")
+        for place, (call, number) in refs.items():
+            reply = replies[call]
+            if isinstance(reply, Exception):
+                failed[place] = reply
+                continue
+            packed = reply[number]
+            if place.kind is Kind.NAMESPACE:
+                packed, owner_id = packed
+                if packed is not None:
+                    self._take_owner(place.key, owner_id, gone)
+                else:
+                    if self._owners.get(place.key) is not None:
+                        gone[place.key] = Stale(place.key)
+                    self._owners[place.key] = None
+            if packed is None:
+                self._heads[place], self._versions[place] = None, ABSENT
+            else:
+                self._heads[place], self._versions[place] = unpacked(packed, b""), packed[:8]
+        if gone:
+            places = {place for position in self._positions for place in self._updates[position].places}
+            for place in places:
+                name = place.key if place.kind is Kind.NAMESPACE else place.namespace
+                if name in gone:
+                    failed.setdefault(place, gone[name])
+        return failed
+
+    def _take_owner(self, name: str, owner_id: bytes, gone: dict[str, Stale]) -> None:
+        """A namespace that an update names was found under this id; where another was expected, all begins anew."""
+        expected = self._owners.get(name)
+        if isinstance(expected, Owner) and expected.id == owner_id:
+            return
+        if name in self._owners:
+            gone[name] = Stale(name)
+        self._owners[name] = self._store.owner(name, owner_id)
+
+    # Planning.
+
+    async def _run_wave(self, wave: list[int]) -> None:
+        """Run the plans of a wave, which touch different records, in step, so that their queries travel together."""
+        ended: dict[int, Commit[Any] | Exception] = {}
+        asking: list[tuple[int, Planning, Query]] = []
+
+        def advance(position: int, planning: Planning, answer: list[Any] | None) -> None:
+            try:
+                asking.append((position, planning, next(planning) if answer is None else planning.send(answer)))
+            except StopIteration as stop:
+                ended[position] = stop.value
+            except Exception as error:
+                ended[position] = error
+
+        for position in wave:
+            update = self._updates[position]
+            advance(position, update.plan(self._heads_for(update)), None)
+        unended = deque(wave)
+        while True:
+            # What comes before all who still ask is there for them to see.
+            first = asking[0][0] if asking else None
+            while unended and unended[0] != first:
+                position = unended.popleft()
+                if position in ended:
+                    self._end(position, ended[position])
+            if not asking:
+                return
+            asked, asking = asking, []
+            for (position, planning, _), answer in zip(asked, await self._ask(asked), strict=True):
+                if isinstance(answer, Exception):
+                    planning.close()
+                    self._results[position] = answer
+                else:
+                    advance(position, planning, answer)
+
+    def _heads_for(self, update: Update[Any]) -> dict[Place, Head | None]:
+        heads: dict[Place, Head | None] = {}
+        for place in update.places:
+            heads[place] = self._heads.get(place)
+            if place.kind is not Kind.NAMESPACE:
+                owner = self._owners[place.namespace]
+                named = namespace_place(place.namespace)
+                if owner is None:
+                    heads[named] = None
+                elif named not in heads:
+                    copy = self._copies.get(owner.bucket(place.key.encode()).tag)
+                    heads[named] = copy and copy[1]
+        return heads
+
+    async def _ask(self, asked: Sequence[tuple[int, Planning, Query]]) -> list[list[Any] | Exception]:
+        """Answer the plans' queries in one round trip, after what is already to be written."""
+        store = self._store
+        names = {namespace_of(read) for _, _, query in asked for read in query} - self._owners.keys()
+        owners = {**await store.owners(names), **self._owners, "": store.root} if names else self._owners
+        reading = Reading()
+        parts: list[list[Part]] = []
+        for position, _, query in asked:
+            self._asked.add(position)
+            reading.fence()
+            parts.append([store.part(read, owners, reading) for read in query])
+        replies = await self._flush(reading)
+        answers: list[list[Any] | Exception] = []
+        for query_parts in parts:
+            try:
+                answers.append([await part.answer(replies) for part in query_parts])
+            except Stale:
+                answers.append(Problem("backend-unavailable", "the namespace was replaced meanwhile: try again"))
+            except Exception as error:
+                answers.append(problem_of(error))
+        return answers
+
+    # Writing.
+
+    def _end(self, position: int, outcome: Commit[Any] | Exception) -> None:
+        """Take a plan's outcome, and put what it wants written, and checked, among what is to be sent."""
+        if self._spoiled:
+            self._again.add(position)
+            return
+        update = self._updates[position]
+        writes: Sequence[Write] = ()
+        if isinstance(outcome, Exception):
+            self._results[position] = outcome
+        else:
+            self._results[position] = outcome.answer
+            writes = outcome.writes
+        # What was decided by one moment's heads alone needs no check; all else has to be still so.
+        if (
+            writes
+            or position in self._asked
+            or len(update.places) > 1
+            or not self._written.isdisjoint((*update.places, namespace_place(update.places[0].namespace)))
+        ):
+            try:
+                self._pending.append(self._section(position, update, writes))
+            except Exception as error:
+                # A mistake in the plan; what was noted for it up to there is thrown away with the whole attempt.
+                self._results[position] = error
+                self._spoiled = True
+
+    def _section(self, position: int, update: Update[Any], writes: Sequence[Write]) -> _Section:
+        changes = _Changes()
+        checks: dict[bytes, bytes] = {}
+        home = self._registry
+        for place in update.places:
+            key = place.key.encode()
+            if place.kind is Kind.NAMESPACE:
+                changes.checks[self._registry.record_key(0, key)] = self._versions[place]
+            elif (owner := self._owners[place.namespace]) is None:
+                changes.checks[self._registry.record_key(0, place.namespace.encode())] = ABSENT
+            else:
+                home = owner.bucket(key)
+                checks[home.ns_key] = self._copies[home.tag][0]
+                checks[home.record_key(place.kind, key)] = self._versions.get(place, ABSENT)
+        writing = _Writing(self._store.new_version())
+        for write in writes:
+            if write.place.kind is Kind.NAMESPACE:
+                self._write_namespace(write, changes)
+            else:
+                home = self._write(write, writing) or home
+        for place in writing.touched:
+            if (head := self._heads.get(place)) is not None and self._versions[place] != writing.version:
+                bucket = self._owners[place.namespace].bucket(place.key.encode())
+                packed = writing.version + packed_expiry(head.expires_ms) + head.meta
+                writing.arguments += ("t", bucket.record_key(place.kind, place.key.encode()), packed)
+                self._versions[place] = writing.version
+        if self._store.servers.cluster:
+            if not changes.registry and changes.checks and not checks:
+                # Nothing is written; that there is no such namespace is checked where it would be.
+                return _Section(position, self._registry, packed_update(changes.checks.items(), (), ()), 0)
+            if writing.arguments and not checks:
+                # The namespace is made right before; then others may see it.
+                for place in update.places:
+                    home = self._owners[place.namespace].bucket(place.key.encode())
+                    checks[home.ns_key] = self._copies[home.tag][0]
+                    checks[home.record_key(place.kind, place.key.encode())] = ABSENT
+            arguments = (
+                packed_update(checks.items(), writing.claims, writing.arguments) if checks or writing.arguments else []
+            )
+            return _Section(position, home, arguments, writing.size, changes if changes.registry else None)
+        everything = [argument for _, arguments in changes.before for argument in arguments]
+        everything += changes.registry
+        everything += writing.arguments
+        everything += [argument for _, arguments in changes.after for argument in arguments]
+        checks |= changes.checks
+        arguments = packed_update(checks.items(), writing.claims, everything)
+        return _Section(position, home, arguments, writing.size, changes if changes.registry else None)
+
+    def _write(self, write: Write, writing: _Writing) -> Bucket | None:
+        """Note a write to a record and what it leaves behind; returns the bucket, if it does anything."""
+        place = write.place
+        owner = self._owners[place.namespace]
+        key = place.key.encode()
+        if isinstance(write, PutHead):
+            if owner is None:
+                raise AssertionError("a record was put into a namespace that does not exist")
+            bucket: Bucket = owner.bucket(key)
+            meta, value, expires_ms = write.head
+            packed = writing.version + packed_expiry(expires_ms) + meta
+            writing.arguments += ("h", bucket.tag, int(place.kind), key, packed, value)
+            writing.size += len(value)
+            if expires_ms is not None:
+                self._note_due(bucket, expires_ms)
+            self._heads[place], self._versions[place] = write.head._replace(value=b""), writing.version
+            self._written.add(place)
+            return bucket
+        if owner is None or self._heads.get(place) is None:
+            if isinstance(write, PutRow):
+                raise AssertionError("a row was put into a record that does not exist")
+            return None
+        bucket = owner.bucket(key)
+        self._written.add(place)
+        if isinstance(write, DeleteRecord):
+            writing.arguments += ("D", bucket.tag, int(place.kind), key)
+            writing.forget(place)
+            self._heads[place], self._versions[place] = None, ABSENT
+            return bucket
+        writing.touched[place] = None
+        lane = b"%d:%d:%b" % (place.kind, write.lane, key)
+        if isinstance(write, PutRow):
+            if (place, write.lane) not in writing.lanes:
+                writing.lanes[place, write.lane] = {}
+                writing.arguments += ("f", bucket.record_key(place.kind, key), f"l{write.lane}", "")
+            sort, value, by = write.row
+            writing.arguments += ("r", bucket.tag, lane, sort, value, int(by is not None), by or b"")
+            writing.size += len(value)
+            if by is not None:
+                writing.claim(place, write.lane, b"%b:d:%b" % (bucket.tag, lane), by, sort)
+        elif isinstance(write, DeleteRow):
+            writing.freed.add((place, write.lane))
+            writing.arguments += ("d", bucket.tag, lane, write.sort)
+        else:
+            writing.freed.add((place, write.lane))
+            writing.arguments += ("R", bucket.tag, lane, *bounds(write.low, write.high))
+        return bucket
+
+    def _write_namespace(self, write: Write, changes: _Changes) -> None:
+        """Note what becomes of a namespace."""
+        place, registry = write.place, self._registry
+        name = place.key.encode()
+        record_key = registry.record_key(0, name)
+        owner = self._owners.get(place.key)
+        if isinstance(write, DeleteRecord):
+            if owner is None:
+                return
+            changes.registry += ("D", registry.tag, 0, name, "a", registry.tag + b":trash", owner.id)
+            changes.after += [(bucket, no_copy(bucket)) for bucket in owner.buckets]
+            changes.changed.append(place.key)
+            self._owners[place.key] = None
+            gone = [inner for inner in self._heads if inner.namespace == place.key]
+            for inner in (place, *gone):
+                self._heads[inner], self._versions[inner] = None, ABSENT
+                self._written.add(inner)
+            return
+        assert isinstance(write, PutHead), "a namespace has no rows"
+        head = write.head
+        if owner is None:
+            owner = self._store.owner(place.key, secrets.token_urlsafe(8).encode())
+            version = U64.pack(time.time_ns() // 1000)
+            packed = version + packed_expiry(head.expires_ms) + head.meta
+            changes.before += [(bucket, new_copy(bucket, packed, place.key)) for bucket in owner.buckets]
+            changes.registry += ("h", registry.tag, 0, name, packed, head.value, "f", record_key, "i", owner.id)
+            changes.made.append(owner)
+            self._owners[place.key] = owner
+        else:
+            if place not in self._versions:
+                raise AssertionError("a namespace was changed by an update that does not name it")
+            if self._heads[place] == head and not head.value:
+                return
+            version = U64.pack(max(time.time_ns() // 1000, U64.unpack(self._versions[place])[0] + 1))
+            packed = version + packed_expiry(head.expires_ms) + head.meta
+            changes.registry += ("h", registry.tag, 0, name, packed, head.value)
+            changes.after += [(bucket, ("g", bucket.ns_key, packed)) for bucket in owner.buckets]
+            changes.changed.append(place.key)
+        if head.expires_ms is not None:
+            self._note_due(registry, head.expires_ms)
+        bare = head._replace(value=b"")
+        self._heads[place], self._versions[place] = bare, version
+        self._copies.update((bucket.tag, (version, bare)) for bucket in owner.buckets)
+        self._written.add(place)
+
+    def _note_due(self, bucket: Bucket, expires_ms: int) -> None:
+        member = due_member(bucket)
+        self._due[member] = min(expires_ms, self._due.get(member, expires_ms))
+
+    # Sending.
+
+    async def _flush(self, reading: Reading) -> list[Any]:
+        """Carry out what is to be written, then the reads; returns the replies to these."""
+        pending, self._pending = self._pending, []
+        servers = self._store.servers
+        sections: list[_Section] = []
+        for section in pending:
+            if section.changes is not None and servers.cluster:
+                self._settle(sections, await servers.exchange(_calls(sections)))
+                sections = []
+                if not await self._change_namespaces(section):
+                    continue
+            if section.arguments:
+                sections.append(section)
+        calls = _calls(sections)
+        asked = reading.calls()
+        if not calls and not asked:
+            return []
+        replies = await servers.exchange([*calls, *asked])
+        self._settle(sections, replies[: len(calls)])
+        return replies[len(calls) :]
+
+    def _settle(self, sections: list[_Section], replies: list[Any]) -> None:
+        """Take what became of the updates."""
+        for section, status in zip(_in_calls(sections), _statuses(sections, replies), strict=True):
+            if status == 1:
+                if section.changes is not None:
+                    for owner in section.changes.made:
+                        self._store.know(owner)
+                    for name in section.changes.changed:
+                        self._store.forget(name)
+            elif status == 0:
+                self._again.add(section.position)
+            else:
+                self._results[section.position] = problem_of(status)
+
+    async def _change_namespaces(self, section: _Section) -> bool:
+        """Carry out, step by step, what an update does to the namespaces of a cluster; True if it is done."""
+        store, registry, changes = self._store, self._registry, section.changes
+        assert changes is not None
+        try:
+            if changes.made:
+                now = int(time.time())
+                pending = [
+                    Call(registry.slot, None, ("ZADD", registry.tag + b":pending", now, owner.id))
+                    for owner in changes.made
+                ]
+                await store.exchange(pending)
+                await store.exchange(
+                    commit_call(bucket, [packed_update((), (), writes)]) for bucket, writes in changes.before
+                )
+                for owner in changes.made:
+                    changes.registry += ("Z", registry.tag + b":pending", owner.id)
+            for name in changes.changed:
+                changes.registry += ("a", registry.tag + b":unsettled", name)
+            update = packed_update(changes.checks.items(), (), changes.registry)
+            ((status,),) = await store.exchange([commit_call(registry, [update])])
+            if status == 1:
+                await store.exchange(
+                    commit_call(bucket, [packed_update((), (), writes)]) for bucket, writes in changes.after
+                )
+                for name in changes.changed:
+                    await store.settle(name)
+        except Problem as problem:
+            self._results[section.position] = problem
+            return False
+        finally:
+            for name in changes.changed:
+                store.forget(name)
+        if status == 1:
+            for owner in changes.made:
+                store.know(owner)
+            return True
+        self._settle([section._replace(changes=None)], [[status]])
+        return False
+
+
+class _Writing:
+    """The writes of one update to records, as they are gathered."""
+
+    def __init__(self, version: bytes) -> None:
+        self.version = version
+        self.arguments: list[Argument] = []
+        self.claims: list[Argument] = []
+        self.size = 0
+        # Records whose rows are written: they get the new version too.
+        self.touched: dict[Place, None] = {}
+        # Which row has which `by` in the lanes that rows were put into, and the lanes that rows were deleted from.
+        self.lanes: dict[tuple[Place, int], dict[bytes, bytes]] = {}
+        self.freed: set[tuple[Place, int]] = set()
+
+    def claim(self, place: Place, lane: int, data_key: bytes, by: bytes, sort: bytes) -> None:
+        """A row takes a ``by``, which must be free. One that was freed before in the same update is taken on trust."""
+        if self.lanes[place, lane].setdefault(by, sort) != sort and (place, lane) not in self.freed:
+            raise AssertionError("two rows of a lane have the same by")
+        if (place, lane) not in self.freed:
+            self.claims += (data_key, by, sort)
+
+    def forget(self, place: Place) -> None:
+        """The record is deleted, and all that was in it."""
+        self.touched.pop(place, None)
+        for at in [at for at in self.lanes if at[0] == place]:
+            del self.lanes[at]
+            self.freed.add(at)
+
+
+def _grouped(sections: list[_Section]) -> list[list[_Section]]:
+    """The sections by slot, in order, in groups of bounded size: what becomes one call."""
+    groups: list[list[_Section]] = []
+    latest: dict[int, tuple[int, int]] = {}
+    for section in sections:
+        number, size = latest.get(section.bucket.slot, (-1, _CALL_BYTES_MAX))
+        if size >= _CALL_BYTES_MAX or len(groups[number]) >= _UPDATES_PER_CALL:
+            number, size = len(groups), 0
+            groups.append([])
+        groups[number].append(section)
+        latest[section.bucket.slot] = number, size + section.size
+    return groups
+
+
+def _calls(sections: list[_Section]) -> list[Call]:
+    return [commit_call(group[0].bucket, (section.arguments for section in group)) for group in _grouped(sections)]
+
+
+def _in_calls(sections: list[_Section]) -> list[_Section]:
+    return [section for group in _grouped(sections) for section in group]
+
+
+def _statuses(sections: list[_Section], replies: list[Any]) -> list[Any]:
+    """What became of each section: 1, 0 or an exception, in the order of :func:`_in_calls`."""
+    statuses: list[Any] = []
+    for group, reply in zip(_grouped(sections), replies, strict=True):
+        if isinstance(reply, Exception):
+            statuses += [reply] * len(group)
+        else:
+            statuses += [ResponseError(status.decode()) if isinstance(status, bytes) else status for status in reply]
+    return statuses

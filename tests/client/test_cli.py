@@ -1,0 +1,201 @@
+"""The ``rstore`` command, against a real service."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from typing import NamedTuple
+
+import httpx2
+import pytest
+
+import rstore
+from rstore import cli
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self):
+        assert self.code == 0, self.err
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def run(monkeypatch, capfdbinary, service_url, namespace):
+    """``run(*arguments, stdin=b"")`` runs the command in this process."""
+    monkeypatch.setenv("RSTORE_URL", service_url)
+    monkeypatch.setenv("RSTORE_NAMESPACE", namespace)
+
+    def run(*arguments, stdin=b""):
+        monkeypatch.setattr(sys, "argv", ["rstore", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), "utf-8"))
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        sys.stdout.flush()
+        out, err = capfdbinary.readouterr()
+        return Done(end.value.code or 0, out.decode(errors="replace"), err.decode())
+
+    return run
+
+
+def test_key_value(run):
+    etag = run("set", "k", '{"a": [1, null, "é"]}').json
+    assert len(etag) == 1
+    assert run("get", "k").out == '{"a": [1, null, "é"]}\n'
+    run("set", "k/2", "--ttl", "100", stdin=b"2")
+    assert run("keys").json == ["k", "k/2"]
+    assert run("find", "k/*").json == [["k/2", 2]]
+    assert len(run("find").json) == 2
+    refused = run("set", "k", "1", "--if-absent")
+    assert refused.code == 1
+    assert run("del", "k", "absent").json == []
+    assert run("keys").json == ["k/2"]
+
+
+def test_bytes(run):
+    run("set", "k", "--raw", stdin=b"\x00\xff")
+    assert run("get", "k").json == [{"base64": "AP8="}]
+    assert run("get", "k", "--raw").out == "\x00�"
+    run("set", "k", "1")
+    assert run("get", "k", "--raw").code == 1
+
+
+def test_what_json_has_no_form_for_is_still_shown(run, service_url, namespace):
+    with rstore.Store(service_url, namespace, frozen=False) as store:
+        store["k"] = {1, 2}
+        store["nan"] = float("nan")
+        store["t"] = (1, b"x")
+    assert [run("get", key).json for key in ("k", "nan", "t")] == [["{1, 2}"], ["nan"], [[1, {"base64": "eA=="}]]]
+
+
+def test_time_series(run, tmp_path):
+    rows = tmp_path / "points.csv"
+    rows.write_text("time,temperature\n" + "".join(f"{t},{t / 10}\n" for t in range(0, 100, 10)))
+    assert run("ts", "extend", "s", rows).json == [{"points": 10}]
+    assert run("ts", "extend", "s", stdin=b'[100, "text"]\n[110, [1]]\n').json == [{"points": 2}]
+    assert run("ts", "extend", "s", "--csv", stdin=b'-5,"{""a"": 1}"\n').json == [{"points": 1}]
+    assert run("ts", "range", "s", "--start", "80").json == [[80, 8.0], [90, 9.0], [100, "text"], [110, [1]]]
+    assert run("ts", "range", "s", "--start", "0", "--n", "2", "--freq", "30").json == [[0, 0.0], [30, 3.0]]
+    assert run("ts", "first", "s").json == [[-5, {"a": 1}]]
+    assert run("ts", "last", "s").json == [[110, [1]]]
+    assert run("ts", "missing", "s", "100", "10", "--end", "130").json == [120, 130]
+    assert run("ts", "list").json == ["s"]
+    assert "6" in run("ts", "plot", "s", "--end", "60", "--width", "40").out
+    assert run("ts", "remove", "s", "--start", "0").json == []
+    assert run("ts", "range", "s").json == [[-5, {"a": 1}]]
+    assert run("ts", "last", "absent").code == 1
+    assert run("ts", "plot", "absent").code == 1
+
+
+def test_a_large_file_goes_in_parts(run, monkeypatch):
+    monkeypatch.setattr(cli, "_LINES_AT_ONCE", 100)
+    body = b"timestamp,value\n" + b"".join(b"%d,%d\n" % (t, t) for t in range(1_000))
+    assert run("ts", "extend", "s", "--csv", stdin=body).json == [{"points": 1_000}]
+    assert len(run("ts", "range", "s").json) == 1_000
+    broken = run("ts", "extend", "s", "--csv", stdin=body + b"x,1\n")
+    assert broken.code == 1
+    assert "lines 1001 to 1002" in broken.err
+    assert run("ts", "extend", "s", "nowhere.csv").err.startswith("rstore: cannot read nowhere.csv")
+
+
+def test_a_plot_has_its_extremes():
+    lines = list(cli._plot([(t, float(t)) for t in range(1_000)], 60, 4))
+    assert len(lines) == 5
+    assert lines[0].endswith("█")
+    assert lines[3].startswith("  0 │▁")
+    assert lines[4].split() == ["└0", "999"]
+    assert len(list(cli._plot([(5, 1.5)], 10, 1))) == 2
+
+
+def test_event_sequences(run):
+    assert run("es", "apply", "e", "apples=5", 'name="x=y"', "--t", "1000").json == [{"apples": 5, "name": "x=y"}]
+    assert run("es", "apply", "e", "apples:add=3", "name:delitem", "a:b=1").json == [{"a:b": 1, "apples": 8}]
+    assert run("es", "past", "e", "1000").json == [{"apples": 5, "name": "x=y"}]
+    assert run("es", "current", "e").json == [{"a:b": 1, "apples": 8}]
+    assert run("es", "events", "e", "--end", "1000").json[0] == [1000, "apples", "setitem", 5]
+    assert run("es", "list").json == ["e"]
+    assert run("es", "prune", "e").json == []
+    assert len(run("es", "events", "e").json) == 3
+    for change in ("apples", "apples=", "apples=text", "apples:neg=1", "apples:add"):
+        assert run("es", "apply", "e", change).code == 1, change
+    assert run("es", "apply", "e", "absent:neg").code == 1
+    assert run("es", "current", "absent").code == 1
+
+
+def test_namespaces(run, namespace, service_url):
+    made = f"{namespace}-made"
+    assert run("ns", "create", made, "--sealed-only").json == []
+    assert made in run("ns", "list").json
+    assert httpx2.get(f"{service_url}/ns/{made}").json()["sealed_only"] is True
+    assert run("-n", made, "set", "k", "1").code == 1
+    assert run("ns", "discard", made, stdin=b"n\n").code == 1
+    assert made in run("ns", "list").json
+    assert run("ns", "discard", made, stdin=b"y\n").code == 0
+    assert run("ns", "discard", made, "--yes").code == 0
+    assert made not in run("ns", "list").json
+    # Looking creates nothing.
+    assert namespace not in run("ns", "list").json
+
+
+def test_info(run, namespace):
+    assert run("info").json[0]["namespace"] is None
+    run("set", "k", "1")
+    found = run("info").json[0]
+    assert found["service"]["name"] == "rstored"
+    assert found["namespace"] == {"namespace": namespace, "sealed_only": False, "kv": 1, "ts": 0, "es": 0}
+
+
+def test_a_key_seals_and_is_never_shown(run):
+    key = run("keygen").out.strip()
+    run("--key", key, "set", "k", '"plaintext"')
+    assert run("--key", key, "get", "k").json == ["plaintext"]
+    assert run("get", "k").err.startswith("rstore: the value is sealed")
+    for arguments in (["--help"], ["get", "--help"], []):
+        shown = run("--key", key, "--token", "secret-token", *arguments)
+        assert key not in shown.out + shown.err
+        assert "secret-token" not in shown.out + shown.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["get", "absent"],
+        ["set", "k", "not json"],
+        ["get", ""],
+        ["--url", "sqlite:///x", "get", "k"],
+        ["--namespace", "a b", "get", "k"],
+        ["--key", "none", "get", "k"],
+        ["ts", "range", "k", "--n", "-1"],
+    ],
+)
+def test_an_error_is_one_line(run, arguments):
+    done = run("set", "here", "1") and run(*arguments)
+    assert done.code == 1
+    assert done.out == ""
+    assert done.err.startswith("rstore: ")
+    assert done.err.count("\n") == 1
+
+
+def test_without_a_service(closed_port):
+    done = subprocess.run(
+        [sys.executable, "-m", "rstore", "--url", f"http://127.0.0.1:{closed_port}", "get", "k"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("rstore: the service does not answer")
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_typer():
+    code = "import sys; sys.modules['typer'] = None; import rstore.cli"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "rstore: the command line needs two more packages: pip install 'rstore[cli]'\n"
