@@ -81,16 +81,28 @@ def missing_postgresql() -> str | None:
 # --- processes ---------------------------------------------------------------------------------------------
 
 
-def free_port(below: int = 55_000) -> int:
-    """A port that nobody listens on. It is out of the range that outgoing connections are given."""
+_given: set[int] = set()
+
+
+def free_port() -> int:
+    """A port that nobody listens on, nor on the one 10,000 above, which a node of a Redis Cluster takes as well.
+
+    Both are out of the range that outgoing connections are given, so that no connection takes them meanwhile.
+    """
     while True:
-        port = random.randrange(15_000, 32_000 if below > 32_000 else below)
-        with socket.socket() as probe:
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
+        port = random.randrange(12_000, 22_000)
+        if port not in _given and all(map(_is_free, (port, port + 10_000))):
+            _given.add(port)
             return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
 
 
 def _die_with_parent() -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from tests import servers
 
 import rstore
 from rstore import Store
@@ -275,7 +276,19 @@ def test_internal_error(serve, tmp_path):
     assert answer.json()["request_id"] in server.log
 
 
+@pytest.mark.skipif(servers.missing_redis() is not None, reason="no Redis server is installed")
+def test_batch_not_atomic(serve):
+    server = serve(servers.fresh_dsn(servers.redis_cluster()))
+    with httpx2.Client(base_url=server.url, timeout=20) as http:
+        apart = [{"key": f"{number}", "value": number} for number in range(20)]
+        together = [{"key": f"{{part}}{number}", "value": number} for number in range(20)]
+        check(http.post("/kv", json={"set": apart}), "batch-not-atomic")
+        assert http.get("/kv/0").status_code == 404
+        assert len(http.post("/kv", json={"set": together}).json()["set"]) == 20
+
+
 SITUATIONS = {
+    "batch-not-atomic": test_batch_not_atomic,
     "malformed-request": test_malformed_request,
     "request-timeout": test_request_timeout,
     "shutting-down": test_shutting_down,

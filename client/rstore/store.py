@@ -6,6 +6,7 @@ answers, and returns its result. ``Store`` and ``AsyncStore`` differ in how they
 
 from __future__ import annotations
 
+import asyncio
 import bisect
 import enum
 import functools
@@ -20,7 +21,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from types import TracebackType
 from typing import Any, Concatenate, Final, Generic, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, overload
 
-import anyio
 import httpx2
 
 from rstore import calls
@@ -1039,7 +1039,7 @@ class AsyncStore(_Operations[httpx2.AsyncBaseTransport]):
                 return await self._exchange(call, budget, attempts.number)
             except TryAgain as failure:
                 pause = attempts.pause_seconds(failure)
-            await anyio.sleep(pause)
+            await asyncio.sleep(pause)
 
     async def _exchange(self, call: Call[T], budget: Budget, attempt: int) -> T:
         transport = self._transport

@@ -69,10 +69,17 @@ def openapi() -> None:
 
 
 @cli.command()
-def migrate(dsn: Annotated[str | None, _DSN_OPTION] = None) -> None:
+def migrate(
+    dsn: Annotated[str | None, _DSN_OPTION] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Change nothing; exit with 1 if the storage has another schema."),
+    ] = False,
+) -> None:
     """Bring the storage to this version's schema, and exit; `serve` does that too."""
     try:
-        asyncio.run(_migrate(load_settings(dsn=dsn)))
+        settings = load_settings(dsn=dsn)
+        asyncio.run(_check_schema(settings) if check else _migrate(settings))
     except (InvalidSettings, Problem) as error:
         _fail(str(error))
 
@@ -80,6 +87,17 @@ def migrate(dsn: Annotated[str | None, _DSN_OPTION] = None) -> None:
 async def _migrate(settings: Settings) -> None:
     backend = await backend_class(settings.dsn).open(settings.dsn)
     await backend.close()
+
+
+async def _check_schema(settings: Settings) -> None:
+    versions = await backend_class(settings.dsn).schema_versions(settings.dsn)
+    if versions is None:
+        print("this backend has no schema to migrate")  # noqa: T201
+        return
+    print(f"the storage has schema version {versions.present}; this rstored knows {versions.known}")  # noqa: T201
+    if versions.present != versions.known:
+        newer = versions.present > versions.known
+        _fail("run the newer rstored that made it" if newer else "run `rstored migrate`, or `rstored serve`")
 
 
 @cli.command()
@@ -125,12 +143,14 @@ async def _serve(settings: Settings) -> None:
         async with running_app(settings) as app:
             host, port = listener.getsockname()[:2]
             address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-            backend = app.state.backend.describe()["name"]
+            backend = app.state.backend.describe()
 
             def started() -> None:
                 line = f"rstored {__version__} listens on {address}, data in {_without_password(settings.dsn)}"
                 print(line, flush=True)  # noqa: T201
-                logger.info("listening", extra={"address": address, "backend": backend})
+                logger.info("listening", extra={"address": address, "backend": backend["name"]})
+                if "warning" in backend:
+                    logger.warning(backend["warning"], extra={"backend": backend["name"]})
 
             server = Server(app, settings, started)
             await server.serve(sockets=[listener])
@@ -149,7 +169,9 @@ def _is_loopback(host: str) -> bool:
 
 
 def _without_password(dsn: str) -> str:
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", dsn)
+    # To the last @: a password may hold one unescaped. Drivers take passwords as parameters too.
+    without = re.sub(r"(://[^/@:]*):.*@", r"\1:***@", dsn)
+    return re.sub(r"(password=)[^&]*", r"\1***", without, flags=re.IGNORECASE)
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ class Protocol(HttpToolsProtocol):
         self._asks_for_upgrade = False
         self._begun = False
         self._in_head = True
-        self._head_bytes = 0
+        self._silent_bytes = 0
         self._stopping = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -63,15 +63,17 @@ class Protocol(HttpToolsProtocol):
         if self._connections_max is not None and len(self.connections) > self._connections_max:
             logger.warning("too many connections", extra={"connections_max": self._connections_max})
             transport.abort()
+            return
+        # The first head has as long to arrive as each later one: a connection that sends nothing must not stay.
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            self._head_bytes += len(data)
-            # A packet may bring much more than a head, so only what came in earlier ones is held against it.
-            if self._head_bytes - len(data) > HEAD_BYTES_MAX:
-                self.send_400_response(f"The head of the request is longer than {HEAD_BYTES_MAX} bytes.")
-                return
-        self._unset_keepalive_if_required()
+        # Heads and trailers are kept until the message ends, so there is a bound on what brings no body. A packet
+        # may bring much more than a head, so only what came in earlier ones is held against it.
+        if self._silent_bytes > HEAD_BYTES_MAX:
+            self.send_400_response(f"The head of the request, or its trailers, are longer than {HEAD_BYTES_MAX} bytes.")
+            return
+        self._silent_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -89,9 +91,15 @@ class Protocol(HttpToolsProtocol):
         if self._asks_for_upgrade:
             return
         self._in_head = False
+        # Only now: who sends a head byte by byte is held to the time that an idle connection has.
+        self._unset_keepalive_if_required()
         super().on_headers_complete()
         if self._stopping:
             self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        self._silent_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self._asks_for_upgrade:
@@ -99,7 +107,7 @@ class Protocol(HttpToolsProtocol):
         super().on_message_complete()
         self._begun = False
         self._in_head = True
-        self._head_bytes = 0
+        self._silent_bytes = 0
 
     def _go_on_without_upgrade(self, rest: bytes) -> None:
         """Take the request for one that asks for no other protocol, as it may be.

@@ -1,29 +1,26 @@
-"""The backends that the conformance suite runs over: one line each."""
+"""The backends that the suites run over: one line each."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+from tests import servers
 
 __all__ = ["BACKENDS", "BackendCase"]
 
 
 class BackendCase(NamedTuple):
-    """``fresh(folder)`` yields the DSN of an empty store; ``missing()`` says why it cannot run here, or None."""
+    """``fresh(folder)`` gives the DSN of an empty store; ``missing()`` says why it cannot run here, or None."""
 
-    fresh: Callable[[Path], AbstractContextManager[str]]
+    fresh: Callable[[Path], str]
     missing: Callable[[], str | None] = lambda: None
 
 
-@contextlib.contextmanager
-def sqlite_file(folder: Path) -> Iterator[str]:
-    """The DSN of a file that does not exist yet."""
-    yield f"sqlite:///{folder / 'store.db'}"
-
-
 BACKENDS: dict[str, BackendCase] = {
-    "sqlite": BackendCase(sqlite_file),
+    "sqlite": BackendCase(lambda folder: f"sqlite:///{folder}/store.db"),
+    "postgresql": BackendCase(lambda _: servers.fresh_dsn(servers.postgresql_server()), servers.missing_postgresql),
+    "redis": BackendCase(lambda _: servers.fresh_dsn(servers.redis_server()), servers.missing_redis),
+    "redis-cluster": BackendCase(lambda _: servers.fresh_dsn(servers.redis_cluster()), servers.missing_redis),
 }

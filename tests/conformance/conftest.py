@@ -46,7 +46,7 @@ def deployments(serve_session, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
         def deployment(backend: str) -> Deployment:
             if backend not in made:
-                dsn = stack.enter_context(BACKENDS[backend].fresh(tmp_path_factory.mktemp(backend)))
+                dsn = BACKENDS[backend].fresh(tmp_path_factory.mktemp(backend))
                 made[backend] = Deployment(dsn, serve_session, lambda: create_app(load_settings(dsn=dsn)))
             return made[backend]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
@@ -16,11 +17,15 @@ from msgspec import UNSET, Raw, UnsetType
 from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, Encoding, Value
 from rstored.api.replies import Header, Reply, content_type
 from rstored.api.requests import Request
+from rstored.limits import Limits
 from rstored.problems import Problem
+from rstored.threads import run_sized
 
 __all__ = [
     "EncodingLabel",
+    "MsgpackArray",
     "answer",
+    "answer_sized",
     "body_form",
     "encode_body",
     "nothing_but_json",
@@ -52,6 +57,50 @@ def answer(request: Request, body: Any, status: int = 200, *headers: Header) -> 
     """The reply that carries ``body`` in the form the request asked for."""
     form = request.form
     return Reply(status, (_CONTENT_TYPES[form], *headers), _ENCODE[form](body))
+
+
+async def answer_sized(
+    request: Request, size: int, make: Callable[[str], Any], status: int = 200, *headers: Header
+) -> Reply:
+    """The reply that carries the body which ``make`` makes for a form, out of ``size`` bytes of values.
+
+    Values in msgpack are parsed and encoded anew, which takes a while where they are many.
+    """
+    form = request.form
+    body = await run_sized(size, lambda: _ENCODE[form](make(form)))
+    return Reply(status, (_CONTENT_TYPES[form], *headers), body)
+
+
+class MsgpackArray:
+    """A msgpack body that is a map of one array, gathered part by part and bounded while it grows.
+
+    The array begins with its length, so it cannot be streamed. What is gathered is bytes: a million rows as Python
+    objects would take ten times the room.
+    """
+
+    def __init__(self, name: str, limits: Limits) -> None:
+        self._name = name
+        self._limits = limits
+        self._count = 0
+        self._parts = bytearray()
+
+    def extend(self, items: Sequence[Any]) -> None:
+        """Add items. Raises Problem ``answer-too-large``."""
+        self._count += len(items)
+        self._parts += b"".join(map(_ENCODE[MSGPACK_MEDIA_TYPE], items))
+        for found, limit, what in (
+            (self._count, self._limits.answer_points_max, self._name),
+            (len(self._parts), self._limits.body_bytes_max, f"bytes of {self._name}"),
+        ):
+            if found > limit:
+                detail = f"more than {limit} {what} fit no msgpack answer: ask for fewer, or for a streamed form"
+                raise Problem("answer-too-large", detail, limit=limit)
+
+    def body(self) -> bytes:
+        """The whole body."""
+        # As many items of a byte each make the right head.
+        head = msgspec.msgpack.encode({self._name: [None] * self._count})
+        return head[: len(head) - self._count] + self._parts
 
 
 def wire_value(value: Value, form: str) -> tuple[Raw, EncodingLabel | UnsetType]:
@@ -88,7 +137,8 @@ async def read_body(request: Request, shape: type[BodyT]) -> BodyT:
     ``unsupported-media-type`` or ``body-too-large``.
     """
     form = _structured_form(request)
-    return _decode(await request.body(), form, shape)
+    body = await request.body()
+    return await run_sized(len(body), _decode, body, form, shape)
 
 
 async def read_optional_body(request: Request, shape: type[BodyT]) -> BodyT | None:

@@ -13,7 +13,9 @@ from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
 from rstore.operators import UNARY
 from rstored.api.bodies import (
     EncodingLabel,
+    MsgpackArray,
     answer,
+    answer_sized,
     body_form,
     encode_body,
     read_body,
@@ -43,6 +45,7 @@ from rstored.api.streams import closed
 from rstored.engine.model import Change, State, StoredEvent
 from rstored.limits import Limits
 from rstored.problems import Problem
+from rstored.threads import run_sized
 
 __all__ = ["operations"]
 
@@ -168,6 +171,8 @@ class PastQuery(Query):
 _EVENT: Final[dict[str, Any]] = {"timestamp": 1700000000000, "item": "apples", "op": "add", "value": 3}
 _STATE: Final[dict[str, Any]] = {"timestamp": 1700000000000, "revision": 2, "state": {"apples": 8}, "events": []}
 _REPLAYED: Final[Header] = (b"rstore-replayed", b"true")
+# To render an item or an event costs what so many bytes of its value cost.
+_EVENT_COST_BYTES: Final = 64
 
 # --- events ------------------------------------------------------------------------------------------------
 
@@ -188,7 +193,8 @@ _REPLAYED: Final[Header] = (b"rstore-replayed", b"true")
     problems=("sequence-not-found", "answer-too-large", "backend-unavailable"),
 )
 async def events(request: Request, query: EventsQuery) -> Reply:
-    """In order of timestamp, then item. JSON and NDJSON are streamed; msgpack is bounded by `answer_points_max`."""
+    """In order of timestamp, then item. JSON and NDJSON are streamed; msgpack is bounded by `answer_points_max` and
+    `body_bytes_max`."""
     if query.item is not None:
         checked_key(query.item, request.state.limits, "item", parameter="item")
     ops = None if query.ops is None else _operators(query.ops)
@@ -198,8 +204,7 @@ async def events(request: Request, query: EventsQuery) -> Reply:
     if parts is None:
         raise _not_found()
     if request.form == MSGPACK_MEDIA_TYPE:
-        found = await _gathered(parts, request.state.limits.answer_points_max)
-        return answer(request, EventList(found))
+        return Reply(200, (content_type(request.form),), await _whole(parts, request.state.limits))
     headers = (content_type(request.form), (b"x-content-type-options", b"nosniff"))
     return Reply(200, headers, _rendered(parts, lines=request.form == NDJSON_MEDIA_TYPE))
 
@@ -235,15 +240,13 @@ def _on_one_line(body: EventBody) -> EventBody:
     return body
 
 
-async def _gathered(parts: AsyncIterator[list[StoredEvent]], events_max: int) -> list[EventBody]:
-    found: list[EventBody] = []
+async def _whole(parts: AsyncIterator[list[StoredEvent]], limits: Limits) -> bytes:
+    """The msgpack body, which cannot be streamed: it begins with the number of events."""
+    array = MsgpackArray("events", limits)
     async with closed(parts):
         async for part in parts:
-            found += (_event_body(event, MSGPACK_MEDIA_TYPE) for event in part)
-            if len(found) > events_max:
-                detail = f"more than {events_max} events fit no msgpack answer: ask for fewer, or for a streamed form"
-                raise Problem("answer-too-large", detail, limit=events_max)
-    return found
+            array.extend([_event_body(event, MSGPACK_MEDIA_TYPE) for event in part])
+    return array.body()
 
 
 @operations.add(
@@ -278,15 +281,19 @@ async def apply(request: Request) -> Reply:
     body = await read_body(request, Apply)
     form = body_form(request)
     limits = request.state.limits
+
+    def changes() -> list[Change]:
+        return [_change(event, form, limits, f"/events/{i}") for i, event in enumerate(body.events)]
+
     state = await request.engine.es.apply(
         request.namespace,
         request.key,
-        [_change(event, form, limits, f"/events/{i}") for i, event in enumerate(body.events)],
+        await run_sized(sum(memoryview(event.value).nbytes for event in body.events), changes),
         timestamp=body.timestamp,
         revision=body.revision,
         event_id=body.id,
     )
-    return answer(request, _state_body(state, request.form), 200, *((_REPLAYED,) if state.replayed else ()))
+    return await _state_reply(request, state)
 
 
 def _change(event: EventPart, form: str, limits: Limits, pointer: str) -> Change:
@@ -321,7 +328,7 @@ async def delete(request: Request) -> Reply:
 )
 async def current(request: Request) -> Reply:
     """Costs what the state costs, not what the history does."""
-    return _state_reply(request, await request.engine.es.current(request.namespace, request.key))
+    return await _state_reply(request, await request.engine.es.current(request.namespace, request.key))
 
 
 @operations.add(
@@ -333,13 +340,16 @@ async def current(request: Request) -> Reply:
 )
 async def past(request: Request, query: PastQuery) -> Reply:
     """As it was after the last event at or before `t`."""
-    return _state_reply(request, await request.engine.es.past(request.namespace, request.key, query.t))
+    return await _state_reply(request, await request.engine.es.past(request.namespace, request.key, query.t))
 
 
-def _state_reply(request: Request, state: State | None) -> Reply:
+async def _state_reply(request: Request, state: State | None) -> Reply:
     if state is None:
         raise _not_found()
-    return answer(request, _state_body(state, request.form))
+    size = sum(_EVENT_COST_BYTES + len(value.data) for value in state.items.values())
+    size += sum(_EVENT_COST_BYTES + len(event.value.data) for event in state.events if event.value is not None)
+    headers = (_REPLAYED,) if state.replayed else ()
+    return await answer_sized(request, size, lambda form: _state_body(state, form), 200, *headers)
 
 
 def _not_found() -> Problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -17,7 +18,7 @@ from rstore.encodings import (
     encoding_of,
     media_type_of,
 )
-from rstored.api.bodies import EncodingLabel, answer, body_form, read_body, read_value, wire_value
+from rstored.api.bodies import EncodingLabel, answer_sized, body_form, read_body, read_value, wire_value
 from rstored.api.conditions import (
     IDEMPOTENCY_HEADER,
     IF_HEADERS,
@@ -37,13 +38,18 @@ from rstored.engine.kv import TTL_SECONDS_MAX
 from rstored.engine.model import ANY, KEEP, BatchDelete, BatchGet, BatchSet, Entry, Expiry
 from rstored.limits import Limits
 from rstored.problems import Problem
+from rstored.threads import run_sized
 
 __all__ = ["operations"]
 
 operations: Final = Operations("kv", "Key/value pairs with ETags, conditional writes and expiry.")
 
 _SECONDS: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?\Z", re.ASCII)
-_NOSNIFF: Final[Header] = (b"x-content-type-options", b"nosniff")
+# A value is whatever its writer says, a web page too: a browser may not guess at it, nor let it act as the service.
+_KEPT_APART: Final[tuple[Header, ...]] = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"sandbox"),
+)
 
 # --- shapes ------------------------------------------------------------------------------------------------
 
@@ -191,7 +197,7 @@ async def get(request: Request) -> Reply:
     condition = condition_of(request)
     if condition is not ANY and not_modified(condition, entry.etag):
         return Reply(304, headers)
-    return Reply(200, (content_type(entry.media_type), *headers, _NOSNIFF), entry.value.data)
+    return Reply(200, (content_type(entry.media_type), *headers, *_KEPT_APART), entry.value.data)
 
 
 def _entry_headers(entry: Entry) -> tuple[Header, ...]:
@@ -288,8 +294,16 @@ async def list_keys(request: Request, query: KeyListQuery) -> Reply:
         limit=page_size(query, request.state.limits),
         values=query.values,
     )
-    items = [_item(key, entry, request.form, values=query.values) for key, entry in page.items]
-    return answer(request, KeyList(items, write_cursor(page.cursor)))
+
+    def body(form: str) -> KeyList:
+        items = [_item(key, entry, form, values=query.values) for key, entry in page.items]
+        return KeyList(items, write_cursor(page.cursor))
+
+    return await answer_sized(request, _size(page.items), body)
+
+
+def _size(entries: Sequence[tuple[str, Entry]]) -> int:
+    return sum(len(entry.value.data) for _, entry in entries)
 
 
 def _item(key: str, entry: Entry, form: str, *, values: bool) -> KeyItem:
@@ -343,21 +357,26 @@ async def batch(request: Request) -> Reply:
     """
     body = await read_body(request, KeyBatch)
     limits = request.state.limits
-    form = body_form(request)
+    sets_form = body_form(request)
+
+    def sets() -> list[BatchSet]:
+        return [_set_part(part, sets_form, body.id, limits, f"/set/{i}") for i, part in enumerate(body.set)]
+
     result = await request.engine.kv.batch(
         request.namespace,
         gets=[BatchGet(checked_key(key, limits, pointer=f"/get/{i}")) for i, key in enumerate(body.get)],
-        sets=[_set_part(part, form, body.id, limits, f"/set/{i}") for i, part in enumerate(body.set)],
+        sets=await run_sized(sum(memoryview(part.value).nbytes for part in body.set), sets),
         deletes=[_delete_part(part, limits, f"/delete/{i}") for i, part in enumerate(body.delete)],
     )
-    return answer(
-        request,
-        KeyBatchResult(
-            [_item(key, entry, request.form, values=True) for key, entry in result.entries],
+
+    def answered(form: str) -> KeyBatchResult:
+        return KeyBatchResult(
+            [_item(key, entry, form, values=True) for key, entry in result.entries],
             [KeySet(key, put.etag, put.created) for key, put in result.puts],
             result.deleted,
-        ),
-    )
+        )
+
+    return await answer_sized(request, _size(result.entries), answered)
 
 
 def _set_part(part: SetPart, form: str, write_id: str | None, limits: Limits, pointer: str) -> BatchSet:

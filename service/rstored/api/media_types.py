@@ -33,8 +33,9 @@ JSON_FORMS: Final = (JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE)
 POINTS_FORMS: Final = (*JSON_FORMS, NDJSON_MEDIA_TYPE, CSV_MEDIA_TYPE, POINTS_MEDIA_TYPE)
 
 _NAME: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_PARAMETER: Final = rf'[ \t]*;[ \t]*(?:({_NAME})=({_NAME}|"(?:[ !#-\[\]-~]|\\[ -~])*"))?'
-_MEDIA_TYPE: Final = re.compile(rf"({_NAME}/{_NAME})((?:{_PARAMETER})*)[ \t]*\Z")
+# A blank belongs to one place of the pattern only: could it belong to two, a match that fails would try every choice.
+_PARAMETER: Final = rf';[ \t]*(?:({_NAME})=({_NAME}|"(?:[ !#-\[\]-~]|\\[ -~])*")[ \t]*)?'
+_MEDIA_TYPE: Final = re.compile(rf"({_NAME}/{_NAME})[ \t]*((?:{_PARAMETER})*)\Z")
 _PARAMETERS: Final = re.compile(_PARAMETER)
 
 

@@ -14,6 +14,8 @@ from rstored.problems import Problem
 __all__ = ["PROBLEM_SCHEMA", "problem_document", "problem_example", "problem_reply", "problem_type"]
 
 _HEADERS: Final[tuple[Header, ...]] = (content_type(PROBLEM_MEDIA_TYPE), (b"cache-control", b"no-store"))
+# What fails with 503 is over in a moment, or it is not and asking more often would not help.
+_RETRY_AFTER: Final[Header] = (b"retry-after", b"1")
 
 PROBLEM_SCHEMA: Final[dict[str, Any]] = {
     "title": "Problem",
@@ -61,4 +63,7 @@ def problem_example(code: str) -> dict[str, Any]:
 def problem_reply(problem: Problem, request_id: str, *headers: Header) -> Reply:
     """The answer for a problem; always JSON, whatever Accept says, so that every client can read why."""
     body = msgspec.json.encode(problem_document(problem, request_id))
-    return Reply(problem.type.status, (*_HEADERS, *headers), body)
+    status = problem.type.status
+    if status == 503:
+        headers = (*headers, _RETRY_AFTER)
+    return Reply(status, (*_HEADERS, *headers), body)

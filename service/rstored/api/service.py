@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from rstored import __version__
 from rstored.api.bodies import answer
@@ -26,6 +26,7 @@ class BackendInfo(Struct):
     name: str
     version: str
     durability: Annotated[str, Meta(description="what it means that a write was acknowledged")]
+    warning: Annotated[str, Meta(description="why that is less than durable; absent if it is not")] | UnsetType = UNSET
 
 
 class ServiceInfo(Struct):
@@ -79,7 +80,7 @@ async def index(request: Request) -> Reply:
     info = ServiceInfo(
         "rstored",
         __version__,
-        BackendInfo(backend["name"], backend["version"], backend["durability"]),
+        BackendInfo(backend["name"], backend["version"], backend["durability"], backend.get("warning", UNSET)),
         state.limits.model_dump(),
         links,
     )

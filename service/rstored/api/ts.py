@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Raw, Struct
 from pydantic import Field
@@ -11,7 +11,7 @@ from pydantic import Field
 from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, POINTS_MEDIA_TYPE
 from rstore.point_rows import Form, msgpack_rows, parse_points, render_points
 from rstore.points import InvalidPoints, Points
-from rstored.api.bodies import answer, body_form, encode_body
+from rstored.api.bodies import MsgpackArray, answer, body_form
 from rstored.api.media_types import CSV_MEDIA_TYPE, NDJSON_MEDIA_TYPE, POINTS_FORMS
 from rstored.api.operations import Answer, Content, Operations, json_content
 from rstored.api.parameters import (
@@ -29,7 +29,10 @@ from rstored.api.parameters import (
 from rstored.api.replies import Reply, content_type
 from rstored.api.requests import Request
 from rstored.api.streams import closed
+from rstored.engine.values import points_problem
+from rstored.limits import Limits
 from rstored.problems import Problem
+from rstored.threads import run_sized
 
 __all__ = ["operations"]
 
@@ -149,8 +152,9 @@ assert tuple(_FORMS) == POINTS_FORMS
 async def read_range(request: Request, query: RangeQuery) -> Reply:
     """From `start` to `end`, both inclusive, in the form that Accept asks for.
 
-    Streamed, but for msgpack, which is bounded by the limit `answer_points_max`.
+    Streamed, but for msgpack, which is bounded by the limits `answer_points_max` and `body_bytes_max`.
     """
+    limits, descending = request.state.limits, query.order == "desc"
     parts = request.engine.ts.range(
         request.namespace,
         request.key,
@@ -158,15 +162,14 @@ async def read_range(request: Request, query: RangeQuery) -> Reply:
         end=query.end,
         n=query.n,
         freq=query.freq,
-        descending=query.order == "desc",
+        descending=descending,
     )
     if request.form == MSGPACK_MEDIA_TYPE:
-        rows = await _rows(parts, request.state.limits.answer_points_max, descending=query.order == "desc")
-        return Reply(200, (content_type(request.form),), encode_body({"points": rows}, request.form))
+        return Reply(200, (content_type(request.form),), await _whole(parts, limits, descending=descending))
     form = Form(request.form)
     media_type = f"{request.form}; charset=utf-8" if form is Form.CSV else request.form
     headers = (content_type(media_type), (b"x-content-type-options", b"nosniff"))
-    return Reply(200, headers, _rendered(parts, form, descending=query.order == "desc"))
+    return Reply(200, headers, _rendered(parts, form, descending=descending))
 
 
 async def _rendered(parts: AsyncIterator[Points], form: Form, *, descending: bool) -> AsyncGenerator[bytes, None]:
@@ -182,16 +185,14 @@ async def _rendered(parts: AsyncIterator[Points], form: Form, *, descending: boo
         yield end
 
 
-async def _rows(parts: AsyncIterator[Points], points_max: int, *, descending: bool) -> list[tuple[Any, ...]]:
-    rows: list[tuple[Any, ...]] = []
+async def _whole(parts: AsyncIterator[Points], limits: Limits, *, descending: bool) -> bytes:
+    """The msgpack body, which cannot be streamed: it begins with the number of points."""
+    array = MsgpackArray("points", limits)
     async with closed(parts):
         async for points in parts:
-            if len(rows) + len(points) > points_max:
-                detail = f"more than {points_max} points fit no msgpack answer: ask for fewer, or for a streamed form"
-                raise Problem("answer-too-large", detail, limit=points_max)
-            found = msgpack_rows(points)
-            rows += found[::-1] if descending else found
-    return rows
+            rows = msgpack_rows(points)
+            array.extend(rows[::-1] if descending else rows)
+    return array.body()
 
 
 @operations.add(
@@ -220,11 +221,11 @@ async def extend(request: Request) -> Reply:
         raise Problem("unsupported-media-type", f"send points as {', '.join(POINTS_FORMS)}") from None
     limits = request.state.limits
     body = await request.body()
+    bounds = {"points_max": limits.points_per_call_max, "bytes_max": limits.body_bytes_max}
     try:
-        points = parse_points(body, form, points_max=limits.points_per_call_max, bytes_max=limits.body_bytes_max)
+        points = await run_sized(len(body), parse_points, body, form, **bounds)
     except InvalidPoints as error:
-        members = {} if error.pointer is None else {"pointer": error.pointer}
-        raise Problem(error.code, str(error), **members) from None
+        raise points_problem(error) from None
     count = await request.engine.ts.extend(request.namespace, request.key, points)
     return answer(request, PointCount(count))
 

@@ -50,6 +50,7 @@ __all__ = [
     "Row",
     "RowOrder",
     "RowScan",
+    "SchemaVersions",
     "Slice",
     "Update",
     "Write",
@@ -240,7 +241,7 @@ Plan: TypeAlias = Callable[[Mapping[Place, Head | None]], Generator[Query, list[
 
 
 class Update(NamedTuple, Generic[T]):
-    """An atomic read-modify-write of the records at ``places``.
+    """An atomic read-modify-write of the records at ``places``: records of one namespace, or namespaces.
 
     ``plan(heads)`` gets the head (or None), with an empty value, of each place and of each place's namespace record;
     the places are locked for it, their namespaces are held against deletion. It may yield queries over those places
@@ -262,11 +263,19 @@ class Capabilities(NamedTuple):
     ``local_reads``: a read returns without waiting for another machine, so it is run at once on the event loop
     and gathering several into a batch gains nothing.
     ``atomic_batches``: an update may name any records of one namespace. Without it the backend refuses, with the
-    problem ``batch-not-atomic``, those that it cannot change in one step.
+    problem ``batch-not-atomic``, updates of records that it cannot change in one step; keys with a common ``{part}``
+    in braces it always can.
     """
 
     local_reads: bool = False
     atomic_batches: bool = True
+
+
+class SchemaVersions(NamedTuple):
+    """The version of a storage's schema, 0 if it is empty or not there, and the version that this program makes."""
+
+    present: int
+    known: int
 
 
 class Backend(abc.ABC):
@@ -284,6 +293,11 @@ class Backend(abc.ABC):
     async def open(cls, dsn: str) -> Backend:
         """Connect, migrate the schema under a lock, and return. Raises :class:`Problem` with one clear line."""
 
+    @classmethod
+    async def schema_versions(cls, dsn: str) -> SchemaVersions | None:
+        """The versions, having changed nothing; None if the backend has no schema. Raises as :meth:`open` does."""
+        return None
+
     @abc.abstractmethod
     async def close(self) -> None:
         """Finish what is under way and let go of every connection, file and thread. Idempotent."""
@@ -294,7 +308,10 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def describe(self) -> dict[str, str]:
-        """What ``/`` says of it: ``name``, ``version``, ``durability`` (a sentence: what an acknowledgement means)."""
+        """What ``/`` says of it: ``name``, ``version``, ``durability`` (a sentence: what an acknowledgement means).
+
+        A backend that may lose what it acknowledged adds a ``warning``: why, and what to set.
+        """
 
     @abc.abstractmethod
     async def read(self, queries: Sequence[Query]) -> list[list[Any] | Problem]:

@@ -42,6 +42,7 @@ from rstored.backends.abc import (
     Row,
     RowOrder,
     RowScan,
+    SchemaVersions,
     Slice,
     Update,
     Write,
@@ -120,6 +121,22 @@ class PostgreSQLBackend(Backend):
             raise _translated(error) from error
         return cls(pool, description)
 
+    @classmethod
+    async def schema_versions(cls, dsn: str) -> SchemaVersions:
+        """Read from the database; where nothing of the store is there, the version is 0."""
+        conninfo, schema = _conninfo(dsn)
+        table = f"{_quoted(schema)}.schema_version"
+        try:
+            connect = psycopg.AsyncConnection.connect(conninfo, autocommit=True, connect_timeout=_CONNECT_SECONDS)
+            async with await connect as connection:
+                found = await (await connection.execute("SELECT to_regclass(%s)", (table,))).fetchone()
+                if found == (None,):
+                    return SchemaVersions(0, SCHEMA_VERSION)
+                row = await (await connection.execute(f"SELECT version FROM {table}".encode())).fetchone()  # noqa: S608
+        except psycopg.Error as error:
+            raise _translated(error) from error
+        return SchemaVersions(0 if row is None else row[0], SCHEMA_VERSION)
+
     async def close(self) -> None:
         self._closed = True
         await self._pool.close()
@@ -132,6 +149,7 @@ class PostgreSQLBackend(Backend):
         return self._description
 
     async def read(self, queries: Sequence[Query]) -> list[list[Any] | Problem]:
+        self._check_open()
         for last_try in (False, True):
             try:
                 async with self._connection() as connection:
@@ -149,6 +167,7 @@ class PostgreSQLBackend(Backend):
         raise AssertionError("unreachable")
 
     async def update(self, updates: Sequence[Update[Any]]) -> list[Any | Problem]:
+        self._check_open()
         for tries in itertools.count(1):
             transaction: _Transaction | None = None
             try:
@@ -204,8 +223,7 @@ class PostgreSQLBackend(Backend):
         self, wait_seconds: float = _POOL_WAIT_SECONDS, seconds: float = _HANG_UP_SECONDS
     ) -> AsyncIterator[Connection]:
         """A connection of the pool, for so long at most. Every error of the driver leaves here translated."""
-        if self._closed:
-            raise _NoConnection("backend-unavailable", "the connection to PostgreSQL is closed")
+        self._check_open()
         try:
             async with self._pool.connection(wait_seconds) as connection:
                 watch = asyncio.get_running_loop().call_later(seconds, _hang_up, connection)
@@ -219,6 +237,10 @@ class PostgreSQLBackend(Backend):
                     watch.cancel()
         except psycopg.Error as error:
             raise _translated(error) from error
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise _NoConnection("backend-unavailable", "the connection to PostgreSQL is closed")
 
 
 def _hang_up(connection: Connection) -> None:

@@ -47,7 +47,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from rstored.backends.abc import Backend, Capabilities, Query, Update
+from rstored.backends.abc import Backend, Capabilities, Query, SchemaVersions, Update
 from rstored.backends.redis_servers import FAILURES, Call, Script, Servers, open_servers, translated
 from rstored.backends.redis_store import Store, commit_call, due_member, packed_update
 from rstored.backends.redis_updates import Attempt
@@ -62,6 +62,8 @@ _PREFIX: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 _VERSION_MIN: Final = (6, 2)
 
 _PURGE: Final = Script.load("purge.lua")
+
+_FACTS: Final = (("INFO", "server"), ("CONFIG", "GET", "append*"), ("CONFIG", "GET", "maxmemory*"))
 
 _PING_SECONDS: Final = 2.0
 _UPDATE_SECONDS: Final = 10.0
@@ -87,21 +89,32 @@ class RedisBackend(Backend):
     @classmethod
     async def open(cls, dsn: str) -> RedisBackend:
         """Connect, and create the store or see that it is one of ours."""
-        servers, options = open_servers(dsn, "prefix", "buckets")
-        prefix, wanted = options.get("prefix", "rstore"), options.get("buckets")
+        servers, prefix, wanted = _parsed(dsn)
         try:
-            if _PREFIX.match(prefix) is None:
-                detail = "the DSN's prefix is 1 to 64 characters out of A-Z, a-z, 0-9, '.', '_', ':' and '-'"
-                raise Problem("backend-unavailable", detail)
             description = await _described(servers)
-            buckets = await _claim(servers, prefix.encode(), _bucket_count(wanted))
+            buckets = await _claim(servers, prefix, wanted)
         except FAILURES as error:
             await servers.close()
             raise translated(error) from error
         except BaseException:
             await servers.close()
             raise
-        return cls(servers, prefix.encode(), buckets, description)
+        return cls(servers, prefix, buckets, description)
+
+    @classmethod
+    async def schema_versions(cls, dsn: str) -> SchemaVersions:
+        """The versions of the layout that ``redis.py`` draws."""
+        servers, prefix, _ = _parsed(dsn)
+        try:
+            await _described(servers)
+            (layout,) = await servers.exchange([Call(servers.slot(_tag(prefix)), None, ("HGET", *_layout_at(prefix)))])
+        except FAILURES as error:
+            raise translated(error) from error
+        finally:
+            await servers.close()
+        if isinstance(layout, Exception):
+            raise translated(layout) from layout
+        return SchemaVersions(int(layout or 0), _LAYOUT)
 
     async def close(self) -> None:
         self._closed = True
@@ -189,25 +202,39 @@ class RedisBackend(Backend):
 # --- opening -----------------------------------------------------------------------------------------------
 
 
-def _bucket_count(text: str | None) -> int | None:
+def _parsed(dsn: str) -> tuple[Servers, bytes, int | None]:
+    """The servers, the prefix, and the number of buckets if the DSN says one."""
+    servers, options = open_servers(dsn, "prefix", "buckets")
+    prefix, text = options.get("prefix", "rstore"), options.get("buckets")
+    if _PREFIX.match(prefix) is None:
+        detail = "the DSN's prefix is 1 to 64 characters out of A-Z, a-z, 0-9, '.', '_', ':' and '-'"
+        raise Problem("backend-unavailable", detail)
     if text is None:
-        return None
-    count = int(text) if text.isdecimal() and len(text) < 6 else 0
-    if not 1 <= count <= _BUCKETS_MAX or count & (count - 1):
+        return servers, prefix.encode(), None
+    buckets = int(text) if text.isdecimal() and len(text) < 6 else 0
+    if not 1 <= buckets <= _BUCKETS_MAX or buckets & (buckets - 1):
         raise Problem("backend-unavailable", f"the DSN's buckets is a power of two from 1 to {_BUCKETS_MAX}")
-    return count
+    return servers, prefix.encode(), buckets
+
+
+def _tag(prefix: bytes) -> bytes:
+    return b"{%b}" % prefix
+
+
+def _layout_at(prefix: bytes) -> tuple[bytes, str]:
+    """The key and field that hold the layout's version."""
+    return _tag(prefix) + b":store", "layout"
 
 
 async def _claim(servers: Servers, prefix: bytes, wanted: int | None) -> int:
     """Make the store if it is not there; returns its number of buckets."""
-    tag = b"{%b}" % prefix
-    key, slot = tag + b":store", servers.slot(tag)
+    (key, layout_field), slot = _layout_at(prefix), servers.slot(_tag(prefix))
     preset = wanted or (_CLUSTER_BUCKETS if servers.cluster else 1)
     replies = await servers.exchange(
         [
             Call(slot, None, ("HSETNX", key, "buckets", preset)),
-            Call(slot, None, ("HSETNX", key, "layout", _LAYOUT)),
-            Call(slot, None, ("HMGET", key, "buckets", "layout")),
+            Call(slot, None, ("HSETNX", key, layout_field, _LAYOUT)),
+            Call(slot, None, ("HMGET", key, "buckets", layout_field)),
         ]
     )
     for reply in replies:
@@ -230,25 +257,25 @@ async def _described(servers: Servers) -> dict[str, str]:
     """What ``/`` says, read from the live servers."""
     described: dict[str, str] = {}
     settings = set()
-    for info, config in await servers.on_every_server(("INFO", "server"), ("CONFIG", "GET", "append*")):
+    evicting = False
+    for info, *configs in await servers.on_every_server(*_FACTS):
         if isinstance(info, Exception):
             raise info
-        facts = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+        facts: dict[str, str] = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
         if facts.get("redis_mode") == "cluster" and not servers.cluster:
-            raise Problem(
-                "backend-unavailable", "the server is part of a cluster: the DSN begins with redis+cluster://"
-            )
+            detail = "the server is part of a cluster: the DSN begins with redis+cluster://"
+            raise Problem("backend-unavailable", detail)
         version = facts.get("redis_version", "0")
         if tuple(int(part) for part in version.split(".")[:2]) < _VERSION_MIN:
             raise Problem("backend-unavailable", f"the server is Redis {version}; 6.2 or later is needed")
         name = "valkey" if "valkey_version" in facts else "redis"
         described["name"] = f"{name} cluster" if servers.cluster else name
         described["version"] = facts.get("valkey_version", version)
-        if isinstance(config, Exception):
-            settings.add(("unknown", "unknown"))
-        else:
-            values = dict(zip(config[::2], config[1::2], strict=True))
-            settings.add((values.get(b"appendonly", b"").decode(), values.get(b"appendfsync", b"").decode()))
+        # CONFIG may be refused; then this stays empty.
+        known = [part.decode() for config in configs if not isinstance(config, Exception) for part in config]
+        values = dict(zip(known[::2], known[1::2], strict=True))
+        settings.add((values.get("appendonly", "unknown"), values.get("appendfsync", "unknown")))
+        evicting |= values.get("maxmemory", "0") != "0" and values.get("maxmemory-policy", "").startswith("allkeys")
     # A cluster is as durable as its weakest master.
     weakest = min(settings, key=lambda pair: (pair[0] != "no", pair[0] == "yes", pair[1] == "always"))
     described["durability"], warning = _durability(*weakest)
@@ -256,6 +283,8 @@ async def _described(servers: Servers) -> dict[str, str]:
         described["durability"] += (
             "; it reaches the replicas a moment later, so a failover may lose the last writes of the master that failed"
         )
+    if evicting:
+        warning = "Redis is set to throw away what it has no room for: set maxmemory-policy noeviction"
     if warning:
         described["warning"] = warning
     return described

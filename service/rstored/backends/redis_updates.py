@@ -56,6 +56,14 @@ _CALL_BYTES_MAX: Final = 16 * 2**20
 Planning: TypeAlias = Generator[Query, list[Any], Commit[Any]]
 
 
+def _not_atomic() -> Problem:
+    return Problem(
+        "batch-not-atomic",
+        "these keys lie in different parts of the Redis Cluster, which cannot change them in one step: give them a "
+        "common {part} in braces, or send them one by one",
+    )
+
+
 class _Section(NamedTuple):
     """What an update is going to do. In a cluster, what it does to namespaces is done step by step, and first."""
 
@@ -136,7 +144,7 @@ class Attempt:
         copies: dict[str, dict[bytes, Ref]] = {}
         confined: list[int] = []
         for position in self._positions:
-            places = self._updates[position].places
+            places = self._places(position)
             problem = self._refusal(places)
             if problem is not None:
                 self._results[position] = problem
@@ -158,7 +166,7 @@ class Attempt:
         loaded = []
         stale: set[str] = set()
         for position in confined:
-            places = self._updates[position].places
+            places = self._places(position)
             failure = next((failed[place] for place in places if place in failed), None)
             if failure is None:
                 loaded.append(position)
@@ -175,6 +183,14 @@ class Attempt:
                 await store.heal_quietly(name)
         return loaded
 
+    def _places(self, position: int) -> tuple[Place, ...]:
+        """The places of an update. In a cluster the namespace of a record is held by its copy beside the record."""
+        places = self._updates[position].places
+        if not self._store.servers.cluster or len(places) == 1:
+            return places
+        inside = {place.namespace for place in places}
+        return tuple(place for place in places if place.kind is not Kind.NAMESPACE or place.key not in inside)
+
     def _refusal(self, places: tuple[Place, ...]) -> Exception | None:
         """Why an update of these places cannot be carried out, if so."""
         for place in places:
@@ -186,11 +202,7 @@ class Attempt:
         number = self._store.bucket_number
         if len({(place.namespace, number(place.key) if place.namespace else 0) for place in places}) == 1:
             return None
-        return Problem(
-            "batch-not-atomic",
-            "these keys lie in different parts of the Redis Cluster, which cannot change them in one step: give them a "
-            "common {part} in braces, or send them one by one",
-        )
+        return _not_atomic()
 
     def _take(
         self, refs: dict[Place, Ref], copies: dict[str, dict[bytes, Ref]], replies: list[Any]
@@ -227,7 +239,7 @@ class Attempt:
             else:
                 self._heads[place], self._versions[place] = unpacked(packed, b""), packed[:8]
         if gone:
-            places = {place for position in self._positions for place in self._updates[position].places}
+            places = {place for position in self._positions for place in self._places(position)}
             for place in places:
                 name = place.key if place.kind is Kind.NAMESPACE else place.namespace
                 if name in gone:
@@ -282,15 +294,15 @@ class Attempt:
     def _heads_for(self, update: Update[Any]) -> dict[Place, Head | None]:
         heads: dict[Place, Head | None] = {}
         for place in update.places:
-            heads[place] = self._heads.get(place)
             if place.kind is not Kind.NAMESPACE:
-                owner = self._owners[place.namespace]
+                heads[place] = self._heads.get(place)
                 named = namespace_place(place.namespace)
-                if owner is None:
-                    heads[named] = None
-                elif named not in heads:
-                    copy = self._copies.get(owner.bucket(place.key.encode()).tag)
+                if named not in heads:
+                    owner = self._owners[place.namespace]
+                    copy = self._copies.get(owner.bucket(place.key.encode()).tag) if owner is not None else None
                     heads[named] = copy and copy[1]
+            elif place in self._versions:
+                heads[place] = self._heads[place]
         return heads
 
     async def _ask(self, asked: Sequence[tuple[int, Planning, Query]]) -> list[list[Any] | Exception]:
@@ -337,17 +349,18 @@ class Attempt:
             or not self._written.isdisjoint((*update.places, namespace_place(update.places[0].namespace)))
         ):
             try:
-                self._pending.append(self._section(position, update, writes))
+                self._pending.append(self._section(position, writes))
             except Exception as error:
                 # A mistake in the plan; what was noted for it up to there is thrown away with the whole attempt.
                 self._results[position] = error
                 self._spoiled = True
 
-    def _section(self, position: int, update: Update[Any], writes: Sequence[Write]) -> _Section:
+    def _section(self, position: int, writes: Sequence[Write]) -> _Section:
         changes = _Changes()
         checks: dict[bytes, bytes] = {}
         home = self._registry
-        for place in update.places:
+        places = self._places(position)
+        for place in places:
             key = place.key.encode()
             if place.kind is Kind.NAMESPACE:
                 changes.checks[self._registry.record_key(0, key)] = self._versions[place]
@@ -360,7 +373,7 @@ class Attempt:
         writing = _Writing(self._store.new_version())
         for write in writes:
             if write.place.kind is Kind.NAMESPACE:
-                self._write_namespace(write, changes)
+                self._write_namespace(write, changes, named=write.place in places)
             else:
                 home = self._write(write, writing) or home
         for place in writing.touched:
@@ -375,7 +388,7 @@ class Attempt:
                 return _Section(position, self._registry, packed_update(changes.checks.items(), (), ()), 0)
             if writing.arguments and not checks:
                 # The namespace is made right before; then others may see it.
-                for place in update.places:
+                for place in places:
                     home = self._owners[place.namespace].bucket(place.key.encode())
                     checks[home.ns_key] = self._copies[home.tag][0]
                     checks[home.record_key(place.kind, place.key.encode())] = ABSENT
@@ -439,8 +452,8 @@ class Attempt:
             writing.arguments += ("R", bucket.tag, lane, *bounds(write.low, write.high))
         return bucket
 
-    def _write_namespace(self, write: Write, changes: _Changes) -> None:
-        """Note what becomes of a namespace."""
+    def _write_namespace(self, write: Write, changes: _Changes, *, named: bool) -> None:
+        """Note what becomes of a namespace, which the update may name or have only in mind."""
         place, registry = write.place, self._registry
         name = place.key.encode()
         record_key = registry.record_key(0, name)
@@ -448,6 +461,8 @@ class Attempt:
         if isinstance(write, DeleteRecord):
             if owner is None:
                 return
+            if place not in self._versions:
+                raise _not_atomic()
             changes.registry += ("D", registry.tag, 0, name, "a", registry.tag + b":trash", owner.id)
             changes.after += [(bucket, no_copy(bucket)) for bucket in owner.buckets]
             changes.changed.append(place.key)
@@ -468,10 +483,11 @@ class Attempt:
             changes.made.append(owner)
             self._owners[place.key] = owner
         else:
-            if place not in self._versions:
-                raise AssertionError("a namespace was changed by an update that does not name it")
-            if self._heads[place] == head and not head.value:
+            if not named and not head.value and head in self._heads_known(place, owner):
+                # The plan only made sure that there is a namespace.
                 return
+            if place not in self._versions:
+                raise _not_atomic()
             version = U64.pack(max(time.time_ns() // 1000, U64.unpack(self._versions[place])[0] + 1))
             packed = version + packed_expiry(head.expires_ms) + head.meta
             changes.registry += ("h", registry.tag, 0, name, packed, head.value)
@@ -483,6 +499,12 @@ class Attempt:
         self._heads[place], self._versions[place] = bare, version
         self._copies.update((bucket.tag, (version, bare)) for bucket in owner.buckets)
         self._written.add(place)
+
+    def _heads_known(self, place: Place, owner: Owner) -> list[Head | None]:
+        """What is known to be the head of a namespace."""
+        if place in self._versions:
+            return [self._heads[place]]
+        return [self._copies[bucket.tag][1] for bucket in owner.buckets if bucket.tag in self._copies]
 
     def _note_due(self, bucket: Bucket, expires_ms: int) -> None:
         member = due_member(bucket)

@@ -8,6 +8,7 @@ use one file.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import sys
@@ -39,6 +40,7 @@ from rstored.backends.abc import (
     Read,
     Row,
     RowScan,
+    SchemaVersions,
     Slice,
     Update,
     Write,
@@ -102,15 +104,11 @@ class SQLiteBackend(Backend):
     async def open(cls, dsn: str) -> SQLiteBackend:
         """Open or create the file that ``dsn`` names (see :func:`database_path`)."""
         path = database_path(dsn)
-        if not path.parent.is_dir():
-            hint = "" if path.is_absolute() else "; an absolute path takes four slashes: sqlite:////…"
-            raise Problem("backend-unavailable", f"there is no folder {str(path.parent)!r}: create it{hint}")
+        _check_path(path)
         # The writer thread needs the interpreter's lock again after every statement. A busy event loop lets go of it
         # often but for an instant, and with Python's default of 5 ms the thread would hardly ever get it: measured
         # under load, a write then took seconds instead of milliseconds.
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_SECONDS))
-        if _holds_something_else(path):
-            raise Problem("backend-unavailable", f"the file {str(path)!r} is no SQLite database: name another file")
         executor = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
         try:
             writing, reading = await asyncio.get_running_loop().run_in_executor(executor, _connect_both, path)
@@ -121,6 +119,20 @@ class SQLiteBackend(Backend):
             executor.shutdown(wait=False)
             raise
         return cls(path, executor, _Writer(writing), _Reader(reading))
+
+    @classmethod
+    async def schema_versions(cls, dsn: str) -> SchemaVersions:
+        """Read from the file; one that is not there, or is empty, has version 0."""
+        path = database_path(dsn)
+        _check_path(path)
+        if not path.exists() or path.stat().st_size == 0:
+            return SchemaVersions(0, SCHEMA_VERSION)
+        try:
+            with contextlib.closing(_connect(path)) as connection:
+                connection.execute("PRAGMA query_only = ON")
+                return SchemaVersions(_version(connection), SCHEMA_VERSION)
+        except sqlite3.Error as error:
+            raise _translated(error, f"the database file {str(path)!r}") from error
 
     async def close(self) -> None:
         if self._closed:
@@ -185,15 +197,22 @@ class SQLiteBackend(Backend):
 # --- opening -----------------------------------------------------------------------------------------------
 
 
-def _holds_something_else(path: Path) -> bool:
-    """Whether SQLite did not write the file. SQLite takes a file of a few bytes for an empty one and overwrites it."""
+def _check_path(path: Path) -> None:
+    """Refuse a missing folder, and a file that SQLite did not write: it takes a few bytes for an empty file."""
+    if not path.parent.is_dir():
+        hint = "" if path.is_absolute() else "; an absolute path takes four slashes: sqlite:////…"
+        raise Problem("backend-unavailable", f"there is no folder {str(path.parent)!r}: create it{hint}")
     if not path.is_file():
-        return False
+        return
     try:
         with path.open("rb") as file:
-            return file.read(len(_MAGIC)) not in (b"", _MAGIC)
+            begins = file.read(len(_MAGIC))
     except OSError:
-        return False
+        # SQLite fails on it too, and the reason that it gives is translated like any other.
+        return
+    if begins not in (b"", _MAGIC):
+        code, detail = _FAILURES[sqlite3.SQLITE_NOTADB]
+        raise Problem(code, detail.format(file=f"the file {str(path)!r}"))
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -239,18 +258,26 @@ def _connect_for_writing(path: Path) -> sqlite3.Connection:
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
-    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if tables == 0:
+    version = _version(connection)
+    if version == 0:
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         connection.execute("CREATE TABLE schema_version (version INTEGER NOT NULL)")
         connection.execute("INSERT INTO schema_version VALUES (0)")
-    elif application_id != _APPLICATION_ID:
-        raise Problem("backend-unavailable", "the file is the SQLite database of another program: name another file")
-    (version,) = connection.execute("SELECT version FROM schema_version").fetchone()
     for statement in pending(version, _DIALECT):
         connection.execute(statement)
     connection.execute("UPDATE schema_version SET version = ?", (SCHEMA_VERSION,))
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    """The version of the schema, 0 in an empty database. Raises :class:`Problem` if it is not ours."""
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if tables == 0:
+        return 0
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    if application_id != _APPLICATION_ID:
+        raise Problem("backend-unavailable", "the file is the SQLite database of another program: name another file")
+    (version,) = connection.execute("SELECT version FROM schema_version").fetchone()
+    return int(version)
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

@@ -15,10 +15,13 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 from rstored.backends.abc import Backend, Place, Plan, Query, Read, Update
 from rstored.problems import Problem
 
-__all__ = ["READ_BATCH_MAX", "WRITE_BATCH_MAX", "Observe", "Storage"]
+__all__ = ["READ_BATCH_MAX", "WAIT_SECONDS", "WRITE_BATCH_MAX", "Observe", "Storage"]
 
 READ_BATCH_MAX: Final = 256
 WRITE_BATCH_MAX: Final = 512
+
+WAIT_SECONDS: Final = 25.0
+"""How long a request waits for its batch and the one before it. Backends end their batches sooner by themselves."""
 
 Observe: TypeAlias = Callable[[str, int, float], None]
 """Called after each batch with ``"read"`` or ``"write"``, the number of requests in it, and the seconds it took."""
@@ -89,11 +92,16 @@ class _Batches(Generic[RequestT, AnswerT]):
             raise Problem("shutting-down", "the service is stopping; try again when it is back")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[AnswerT] = loop.create_future()
+        # Whoever asked is told in time, also when the batch that is under way does not end.
+        timer = loop.call_later(WAIT_SECONDS, _give_up, future)
         self._waiting.append((request, future))
         if self._sender is None:
             # The task begins in the loop's next round, so requests of one round go together.
             self._sender = loop.create_task(self._send_all())
-        return await future
+        try:
+            return await future
+        finally:
+            timer.cancel()
 
     async def close(self) -> None:
         self._closed = True
@@ -134,3 +142,9 @@ class _Batches(Generic[RequestT, AnswerT]):
                 future.set_exception(result)
             else:
                 future.set_result(result)
+
+
+def _give_up(future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        detail = f"the backend took longer than {WAIT_SECONDS:.0f} seconds, and may still do what was asked: try again"
+        future.set_exception(Problem("backend-unavailable", detail))

@@ -47,6 +47,7 @@ from rstored.engine.namespaces import admit
 from rstored.engine.values import check_value
 from rstored.limits import Limits
 from rstored.problems import Problem
+from rstored.threads import run_sized
 
 __all__ = ["TTL_SECONDS_MAX", "KeyValues"]
 
@@ -93,7 +94,7 @@ class KeyValues:
         part = BatchSet(key, value, media_type, ttl_seconds, condition, write_id)
         place = Place(namespace, Kind.KV, key)
         now = self._clock()
-        head = self._new_head(part, now)
+        head = await run_sized(len(value.data), self._new_head, part, now)
 
         def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[PutResult]]:
             creation = admit(heads, namespace, (value.encoding,))
@@ -167,11 +168,7 @@ class KeyValues:
         if not sets and not deletes:
             return await self._read_together(get_places, now)
 
-        new_heads: dict[str, Head | None] = {}
-        for pointer, part in _pointed(sets, deletes):
-            if part.key in new_heads:
-                raise Problem("invalid-body", "a key is written twice in one batch", pointer=pointer)
-            new_heads[part.key] = self._new_head(part, now, pointer=pointer) if isinstance(part, BatchSet) else None
+        new_heads = await run_sized(sum(len(part.value.data) for part in sets), self._new_heads, sets, deletes, now)
         places = tuple({*get_places, *(Place(namespace, Kind.KV, key) for key in new_heads)})
 
         def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[BatchResult]]:
@@ -213,6 +210,15 @@ class KeyValues:
         size = sum(_SIZE.unpack_from(head.meta, _SIZE_AT)[0] for head in heads if head is not None)
         if size > limit:
             raise Problem("answer-too-large", f"the values have {size} bytes; get at most {limit} at once", limit=limit)
+
+    def _new_heads(self, sets: Sequence[BatchSet], deletes: Sequence[BatchDelete], now: int) -> dict[str, Head | None]:
+        """What a batch stores under each key that it writes; None for one that it deletes."""
+        heads: dict[str, Head | None] = {}
+        for pointer, part in _pointed(sets, deletes):
+            if part.key in heads:
+                raise Problem("invalid-body", "a key is written twice in one batch", pointer=pointer)
+            heads[part.key] = self._new_head(part, now, pointer=pointer) if isinstance(part, BatchSet) else None
+        return heads
 
     def _new_head(self, part: BatchSet, now: int, **members: Any) -> Head:
         """The head that a write stores, unless it keeps the expiry that the entry has."""

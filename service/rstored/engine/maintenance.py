@@ -58,8 +58,19 @@ class Maintenance:
         places: list[Place]
         (places,) = await self._storage.read(ExpiredRead(now, _EXPIRED_AT_ONCE))
         if places:
-            await self._storage.update(tuple(places), lambda heads: _delete_expired(heads, places, now))
+            await asyncio.gather(*(self._delete_expired(place, now) for place in places))
         return len(places) == _EXPIRED_AT_ONCE
+
+    async def _delete_expired(self, place: Place, now: int) -> None:
+        """Delete the record if it is still expired: it may have been written again since it was found."""
+
+        def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[None]]:
+            head = heads[place]
+            expired = head is not None and head.expires_ms is not None and head.expires_ms <= now
+            return Commit([DeleteRecord(place)] if expired else [], None)
+            yield
+
+        await self._storage.update((place,), plan)
 
     async def _run(self) -> None:
         while True:
@@ -70,12 +81,3 @@ class Maintenance:
             except Exception:
                 _log.exception("maintenance failed and will be tried again")
             await asyncio.sleep(self._sweep_seconds)
-
-
-def _delete_expired(
-    heads: Mapping[Place, Head | None], places: list[Place], now: int
-) -> Generator[Query, list[Any], Commit[None]]:
-    """Delete those that are still expired: one may have been written again since it was found."""
-    expired = [place for place in places if (head := heads[place]) and head.expires_ms and head.expires_ms <= now]
-    return Commit([DeleteRecord(place) for place in expired], None)
-    yield

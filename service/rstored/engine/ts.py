@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import AsyncIterator, Generator, Mapping
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
@@ -41,8 +41,10 @@ from rstored.engine.globs import list_page
 from rstored.engine.model import Page, SeriesInfo
 from rstored.engine.namespaces import admit
 from rstored.engine.timestamps import TIMESTAMP_MAX, TIMESTAMP_MIN, from_sort_key, sort_key
+from rstored.engine.values import points_problem
 from rstored.limits import Limits
 from rstored.problems import Problem
+from rstored.threads import run_sized
 
 __all__ = ["TimeSeries"]
 
@@ -50,7 +52,9 @@ _BLOCKS: Final = 0
 _PAGE_BYTES_MAX: Final = 2**20
 _PAGE_BLOCKS_MIN: Final = 8
 _PAGE_BLOCKS_MAX: Final = 64
-_INLINE_CELLS_MAX: Final = 4_096
+_LOOKUPS_MAX: Final = 256
+# To look at a value costs what to parse so many more bytes would.
+_CELL_COST_BYTES: Final = 64
 
 
 class _Meta(msgspec.Struct, array_like=True):
@@ -73,13 +77,18 @@ class _BlockPage(NamedTuple):
 
 
 class _Affected(NamedTuple):
-    """A stored block and which of the new points fall into it; ``at_end`` if it is the last block of the series."""
+    """A stored block, and which of the new points fall into it."""
 
     row: Row
-    block: Points
     start: int
     stop: int
-    at_end: bool
+
+
+class _Gap(NamedTuple):
+    """New points of which the blocks are not known yet, and the block before all of theirs, if one is known."""
+
+    points: range
+    before: Row | None
 
 
 class TimeSeries:
@@ -106,11 +115,9 @@ class TimeSeries:
             )
         if not points:
             return 0
-        if isinstance(points.values, Cells) and len(points) > _INLINE_CELLS_MAX:
-            # Others are served while this many values are parsed.
-            await asyncio.to_thread(self._check, points)
-        else:
-            self._check(points)
+        if isinstance(points.values, Cells):
+            # A number in a typed column is valid by nature; any other value has to be looked at.
+            await run_sized(points.size + _CELL_COST_BYTES * len(points), self._check, points)
         place = Place(namespace, Kind.TS, key)
 
         def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[int]]:
@@ -120,14 +127,14 @@ class TimeSeries:
                 writes.append(_put_head(place, _Meta(len(points), points.timestamps[0], points.timestamps[-1])))
                 writes += (_put_block(place, block) for block in into_blocks(points, fill=True))
                 return Commit(writes, len(points))
+            meta = _meta(head)
             changes: list[Write] = []
             added = 0
             for affected in (yield from _affected(place, points.timestamps)):
-                old, new = affected.block, points[affected.start : affected.stop]
-                blocks = rebuilt(old, new, at_end=affected.at_end)
+                old, new = _decode(affected.row), points[affected.start : affected.stop]
+                blocks = rebuilt(old, new, at_end=old.timestamps[-1] == meta.last)
                 added += sum(map(len, blocks)) - len(old)
                 changes += _rows_instead(place, [affected.row], blocks)
-            meta = _meta(head)
             first, last = min(meta.first, points.timestamps[0]), max(meta.last, points.timestamps[-1])
             if changes:
                 changes.append(_put_head(place, _Meta(meta.count + added, first, last)))
@@ -162,7 +169,7 @@ class TimeSeries:
         try:
             check_values(points, value_bytes_max=limits.value_bytes_max, nesting_max=limits.nesting_max)
         except InvalidPoints as error:
-            raise Problem(error.code, str(error)) from None
+            raise points_problem(error) from None
 
     # --- reading -------------------------------------------------------------------------------------------
 
@@ -345,43 +352,68 @@ class TimeSeries:
 
 
 def _affected(place: Place, timestamps: array[int]) -> Generator[Query, list[Any], list[_Affected]]:
-    """The stored blocks that new points with these ascending timestamps fall into. There is at least one block."""
-    found: list[_Affected] = []
-    position = 0
-    limit = 1
-    while position < len(timestamps):
-        scan: Slice[Row]
-        low = sort_key(timestamps[position])
-        (scan,) = yield (RowScan(place, _BLOCKS, low=low, floor=True, limit=limit, bytes_max=_PAGE_BYTES_MAX),)
-        if not scan.items:
+    """The stored blocks that new points with these ascending timestamps fall into. There is at least one block.
+
+    Looks up some of the points, all at once. Each finds the block that it falls into, which settles its neighbours too;
+    the next turn looks into the gaps that are left. A turn may look up four times as many as the one before, but
+    no more than there should be blocks by what that one found. So a block that is not needed is never read, one
+    that is needed is seldom read twice, and points that lie far apart take few turns.
+    """
+    found: dict[bytes, _Affected] = {}
+    gaps = [_Gap(range(len(timestamps)), None)]
+    unsettled = len(timestamps)
+    points_per_lookup = unsettled
+    lookups_max = 1
+    while gaps:
+        stride = max(-(-unsettled // lookups_max), points_per_lookup)
+        # The last point of a gap settles the most: all points before it, down to where its block begins.
+        lookups = [(gap, gap.points[::-1][::stride][::-1]) for gap in gaps]
+        scans: list[Slice[Row]] = yield tuple(
+            _lookup(place, timestamps[index], gap.before) for gap, indices in lookups for index in indices
+        )
+        unsettled_before, results = unsettled, iter(scans)
+        gaps = [left for gap, indices in lookups for left in _settle(timestamps, gap, indices, results, found)]
+        unsettled = sum(len(gap.points) for gap in gaps)
+        points_per_lookup = (unsettled_before - unsettled) // len(scans)
+        lookups_max = min(4 * lookups_max, _LOOKUPS_MAX)
+    return sorted(found.values(), key=lambda affected: affected.start)
+
+
+def _lookup(place: Place, t: int, before: Row | None) -> RowScan:
+    """Finds the block that ``t`` falls into, or nothing if that is ``before``, which begins before ``t``."""
+    if before is None:
+        return RowScan(place, _BLOCKS, low=sort_key(t), floor=True, limit=1)
+    return RowScan(place, _BLOCKS, low=before.sort + b"\0", high=sort_key(t), descending=True, limit=1)
+
+
+def _settle(
+    timestamps: array[int], gap: _Gap, indices: range, results: Iterator[Slice[Row]], found: dict[bytes, _Affected]
+) -> list[_Gap]:
+    """Enter into ``found`` which points of a gap fall into the blocks that some of them fall into; takes their results.
+
+    The gap's last point is among these. Returns the gaps that are left within it.
+    """
+    left: list[_Gap] = []
+    settled, before = gap.points.start, gap.before
+    for index, end in zip(indices, [*indices[1:], gap.points.stop], strict=True):
+        row = next(iter(next(results).items), before)
+        if row is None:
             raise _corrupt()
-        touched = 0
-        for index, row in enumerate(scan.items):
-            block: Points | None = None
-            at_end = False
-            if index + 1 < len(scan.items):
-                stop = bisect_left(timestamps, from_sort_key(scan.items[index + 1].sort), position)
-            elif scan.more:
-                # Where the next block begins is not known: what lies in the gap after this one may belong to it.
-                block = _decode(row)
-                stop = bisect_right(timestamps, block.timestamps[-1], position)
-                if index == 0:
-                    # The scan began at the block that the first of the points falls into.
-                    stop = max(stop, position + 1)
-            else:
-                stop = len(timestamps)
-                at_end = True
-            if stop == position:
-                continue
-            touched += 1
-            if found and found[-1].row.sort == row.sort:
-                found[-1] = found[-1]._replace(stop=stop, at_end=at_end)
-            else:
-                found.append(_Affected(row, block or _decode(row), position, stop, at_end))
-            position = stop
-        # Points that lie close together are met with ever longer scans, and far apart ones block by block.
-        limit = min(4 * limit, _PAGE_BLOCKS_MAX) if touched == len(scan.items) else 1
-    return found
+        first = from_sort_key(row.sort)
+        # What lies between two points of one block falls into it too, as does all before the first block.
+        if (before is not None and row.sort == before.sort) or first > timestamps[index]:
+            start = settled
+        else:
+            start = bisect_left(timestamps, first, settled, index)
+            left.append(_Gap(range(settled, start), before))
+        stop = index + 1
+        if stop < end:
+            # Where the next block begins is not known, but where this one ends.
+            stop = bisect_right(timestamps, _decode(row).timestamps[-1], stop, end)
+        known = found.get(row.sort, _Affected(row, start, stop))
+        found[row.sort] = known._replace(start=min(known.start, start), stop=max(known.stop, stop))
+        settled, before = stop, row
+    return [gap for gap in left if gap.points]
 
 
 def _removal(place: Place, meta: _Meta, low: int, high: int) -> Generator[Query, list[Any], Commit[int]]:

@@ -1,14 +1,21 @@
-"""What a value must be to be stored."""
+"""What values and points must be to be stored."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from rstore.encodings import Encoding, InvalidJSON, NestingTooDeep, Value, parse_json
+from rstore.points import InvalidPoints
 from rstored.limits import Limits
 from rstored.problems import Problem
 
-__all__ = ["check_value"]
+__all__ = ["check_value", "points_problem"]
+
+
+def points_problem(error: InvalidPoints) -> Problem:
+    """The problem that points which are none, or may not be, mean."""
+    members = {} if error.pointer is None else {"pointer": error.pointer}
+    return Problem(error.code, str(error), **members)
 
 
 def check_value(value: Value, limits: Limits, **members: Any) -> None:

@@ -53,8 +53,12 @@ def writing(*writes: Write, answer: Any = None) -> Update[Any]:
 
 
 async def commit(backend: Backend, *writes: Write) -> None:
-    (result,) = await backend.update([writing(*writes)])
-    assert result is None
+    """Make the writes, in as few updates as the backend is bound to take: one, unless that would not be atomic."""
+    together: dict[Any, list[Write]] = {}
+    for write in writes:
+        namespace = write.place.namespace or write.place.key
+        together.setdefault(namespace if backend.capabilities.atomic_batches else write.place, []).append(write)
+    assert await backend.update([writing(*part) for part in together.values()]) == [None] * len(together)
 
 
 async def read(backend: Backend, *reads: Read) -> list[Any]:
@@ -97,24 +101,42 @@ async def test_the_same_key_is_another_record_in_another_kind_or_namespace(backe
 
 
 async def test_a_plan_sees_heads_without_values_and_those_of_the_namespaces(backend: Backend) -> None:
-    await commit(backend, PutHead(NS, Head(b"p")), PutHead(kv("k"), Head(b"m", b"v", 5)))
+    # Keys with a common part in braces can be changed in one step on every backend.
+    present, absent, other = kv("{k}1"), kv("{k}2"), kv("{k}1", "other")
+    await commit(backend, PutHead(NS, Head(b"p")), PutHead(present, Head(b"m", b"v", 5)))
     seen = []
 
     def plan(heads):
-        seen.append(dict(heads))
-        found = yield (HeadRead(kv("k")), Listing("ns", Kind.KV))
-        seen.append(found)
+        seen.extend(heads[place] for place in (present, absent, NS))
+        found = yield (HeadRead(present), Listing("ns", Kind.KV))
+        seen.extend(found)
         return Commit((), "answer")
 
-    assert await backend.update([Update((kv("k"), kv("absent"), kv("k", "other")), plan)]) == ["answer"]
-    assert seen[0] == {
-        NS: Head(b"p"),
-        namespace_place("other"): None,
-        kv("k"): Head(b"m", b"", 5),
-        kv("absent"): None,
-        kv("k", "other"): None,
-    }
-    assert seen[1] == [Head(b"m", b"v", 5), Slice([("k", Head(b"m", b"", 5))], False)]
+    def plan_elsewhere(heads):
+        return Commit((), (heads[other], heads[namespace_place("other")]))
+        yield
+
+    updates = [Update((present, absent), plan), Update((other,), plan_elsewhere)]
+    assert await backend.update(updates) == ["answer", (None, None)]
+    listed = Slice([("{k}1", Head(b"m", b"", 5))], False)
+    assert seen == [Head(b"m", b"", 5), None, Head(b"p"), Head(b"m", b"v", 5), listed]
+
+
+async def test_records_that_cannot_be_changed_in_one_step_are_refused_and_others_are_not(backend: Backend) -> None:
+    await commit(backend, PutHead(NS, Head(b"")))
+    keys = [f"k{n}" for n in range(100)]
+    apart = writing(*(PutHead(kv(key), Head(b"")) for key in keys), answer="apart")
+    together = writing(*(PutHead(kv(f"{{part}}{key}"), Head(b"")) for key in keys), answer="together")
+    results = await backend.update([apart, together])
+    assert results[1] == "together"
+    (listed,) = await read(backend, Listing("ns", Kind.KV))
+    if backend.capabilities.atomic_batches:
+        assert results[0] == "apart"
+        assert len(listed.items) == 200
+    else:
+        assert isinstance(results[0], Problem)
+        assert results[0].code == "batch-not-atomic"
+        assert len(listed.items) == 100
 
 
 # --- updates -----------------------------------------------------------------------------------------------

@@ -1,0 +1,259 @@
+"""What PostgreSQL's failures look like from outside, and that nothing is lost or done twice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import httpx2
+import psycopg
+import pytest
+from tests.faults.load import BOUND_SECONDS, Load, check_unavailable
+from tests.servers import PostgreSQLServer, missing_postgresql
+
+_MISSING = missing_postgresql()
+pytestmark = [pytest.mark.anyio, pytest.mark.skipif(_MISSING is not None, reason=str(_MISSING))]
+
+HEAL_SECONDS = 20.0
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgreSQLServer]:
+    """A server that the tests of this module share; each leaves it as it was."""
+    with PostgreSQLServer("max_connections = 12") as server:
+        yield server
+
+
+@pytest.fixture
+def schema() -> str:
+    return f"s{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx2.AsyncClient]:
+    async with httpx2.AsyncClient(timeout=BOUND_SECONDS) as client:
+        yield client
+
+
+async def healed(client: httpx2.AsyncClient, url: str) -> None:
+    """Wait until the service writes and reads again."""
+    async with asyncio.timeout(HEAL_SECONDS):
+        while True:
+            wrote = await client.put(f"{url}/kv/healed", json=1)
+            read = await client.get(f"{url}/kv/healed")
+            if wrote.status_code in (201, 204) and read.status_code == 200:
+                return
+            check_unavailable(wrote if wrote.status_code == 503 else read)
+            await asyncio.sleep(0.1)
+
+
+async def configure(server: PostgreSQLServer, setting: str, value: str) -> None:
+    """Change a setting of the running server, and wait until it counts."""
+    server.sql(f"ALTER SYSTEM SET {setting} = '{value}'")
+    server.sql("SELECT pg_reload_conf()")
+    async with asyncio.timeout(5):
+        while server.sql(f"SHOW {setting}") != value:
+            await asyncio.sleep(0.02)
+
+
+# --- servers that die --------------------------------------------------------------------------------------
+
+
+async def test_killed_and_restarted_under_load(serve) -> None:
+    with PostgreSQLServer() as server:
+        load = Load(serve(server.dsn).url)
+        async with load.running():
+            await load.healthy()
+            for _ in range(2):
+                server.kill()
+                await load.troubled()
+                await asyncio.to_thread(server.start)
+                await load.healthy()
+            # One of its processes dies: it ends all the others and starts anew by itself.
+            with contextlib.suppress(RuntimeError):
+                server.sql("SELECT pg_backend_pid(); SELECT pg_terminate_backend(pid) FROM pg_stat_activity")
+            await load.healthy()
+        await load.verify()
+
+
+async def test_its_replica_is_promoted(serve) -> None:
+    """With synchronous replication, nothing that was acknowledged by the old primary is missing on the new one."""
+    with contextlib.ExitStack() as stack:
+        primary = stack.enter_context(PostgreSQLServer())
+        replica = stack.enter_context(PostgreSQLServer(primary=primary))
+        await configure(primary, "synchronous_standby_names", "*")
+        dsn = f"postgresql://test@127.0.0.1:{primary.port},127.0.0.1:{replica.port}/test"
+        load = Load(serve(dsn).url)
+        async with load.running():
+            await load.healthy()
+            primary.kill()
+            await load.troubled()
+            await asyncio.to_thread(replica.promote)
+            await load.healthy()
+        await load.verify()
+
+
+async def test_a_commit_that_reached_no_replica_is_not_acknowledged(serve, client: httpx2.AsyncClient) -> None:
+    """The server itself reports a commit as done when the wait for the replica is cancelled; the service must not."""
+    with PostgreSQLServer() as server:
+        url = serve(server.dsn).url
+        assert (await client.put(f"{url}/kv/k", json=1)).status_code == 201
+        await configure(server, "synchronous_standby_names", "absent")
+        started = time.monotonic()
+        check_unavailable(await client.put(f"{url}/kv/k", json=2))
+        assert time.monotonic() - started < BOUND_SECONDS
+        await configure(server, "synchronous_standby_names", "")
+        await healed(client, url)
+        assert (await client.get(f"{url}/kv/k")).json() in (1, 2)
+
+
+# --- connections that break --------------------------------------------------------------------------------
+
+
+async def test_a_connection_is_cut_at_every_stage_of_a_batch(
+    serve, server: PostgreSQLServer, schema: str, through, client: httpx2.AsyncClient
+) -> None:
+    proxy = await through(server.port)
+    url = serve(f"postgresql://test@127.0.0.1:{proxy.port}/test?schema={schema}").url
+    acknowledged: set[int] = set()
+    numbers = iter(range(1, 1000))
+
+    async def apply() -> int:
+        """One event whose id is sent again until it is acknowledged; returns the status of the first answer."""
+        n = next(numbers)
+        body = {"id": f"id-{n}", "events": [{"item": f"n{n}", "value": n}]}
+        statuses = []
+        async with asyncio.timeout(HEAL_SECONDS):
+            while 200 not in statuses:
+                response = await client.post(f"{url}/es/events/events", json=body)
+                statuses.append(response.status_code)
+                if response.status_code != 200:
+                    check_unavailable(response)
+        acknowledged.add(n)
+        return statuses[0]
+
+    await apply()
+    # Over a connection as new as it is after each cut: how much a batch sends and is sent.
+    proxy.cut_all()
+    await apply()
+    before = dict(proxy.bytes)
+    await apply()
+    sizes = {way: proxy.bytes[way] - before[way] for way in proxy.bytes}
+    assert min(sizes.values()) > 100
+    cuts = proxy.cuts
+    for way, size in sizes.items():
+        for n in range(0, size, max(1, size // 16)):
+            proxy.cut_after(way, n + 1)
+            await apply()
+    # The batch's last words: cut before them it is done again, cut behind them nobody can tell.
+    proxy.cut_at(b"COMMIT", pass_on=False)
+    first = await apply()
+    assert first in (200, 503)
+    proxy.cut_at(b"COMMIT", pass_on=True)
+    assert await apply() == 503
+    assert proxy.cuts >= cuts + 32
+    proxy.heal()
+    events = (await client.get(f"{url}/es/events/events")).json()["events"]
+    assert sorted(event["value"] for event in events) == sorted(acknowledged)
+
+
+async def test_the_network_falls_silent(serve, server: PostgreSQLServer, schema: str, through) -> None:
+    proxy = await through(server.port)
+    load = Load(serve(f"postgresql://test@127.0.0.1:{proxy.port}/test?schema={schema}").url, clients=4)
+    async with load.running():
+        await load.healthy()
+        proxy.freeze()
+        await load.troubled()
+        proxy.heal()
+        await load.healthy()
+    await load.verify()
+
+
+# --- what is short -----------------------------------------------------------------------------------------
+
+
+async def test_no_connection_is_to_be_had(
+    serve, server: PostgreSQLServer, schema: str, client: httpx2.AsyncClient
+) -> None:
+    url = serve(f"{server.dsn}?schema={schema}").url
+    assert (await client.put(f"{url}/kv/k", json=1)).status_code == 201
+    async with contextlib.AsyncExitStack() as stack:
+        # Others take every place as soon as it is free.
+        ours = []
+        async with asyncio.timeout(HEAL_SECONDS):
+            while True:
+                pids = ",".join(str(connection.info.backend_pid) for connection in ours) or "0"
+                server.sql(
+                    f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'test' AND pid NOT IN ({pids})"
+                )
+                try:
+                    while True:
+                        connection = await psycopg.AsyncConnection.connect(server.dsn)
+                        ours.append(await stack.enter_async_context(connection))
+                except psycopg.OperationalError:
+                    count = server.sql("SELECT count(*) FROM pg_stat_activity WHERE usename = 'test'")
+                    if int(count) == len(ours):
+                        break
+        started = time.monotonic()
+        answers = await asyncio.gather(
+            *(client.get(f"{url}/kv/k") for _ in range(5)), *(client.put(f"{url}/kv/k", json=2) for _ in range(5))
+        )
+        assert time.monotonic() - started < BOUND_SECONDS
+        for answer in answers:
+            check_unavailable(answer)
+        check_unavailable(await client.get(f"{url}/readyz"))
+    await healed(client, url)
+    assert (await client.get(f"{url}/kv/k")).json() == 1
+
+
+async def test_a_statement_times_out(serve, server: PostgreSQLServer, schema: str, client: httpx2.AsyncClient) -> None:
+    """A lock on everything holds up reads and writes alike; a lock on one record that record's writes alone."""
+    url = serve(f"{server.dsn}?schema={schema}").url
+    keys = [f"k{n}" for n in range(20)]
+    for key in keys:
+        assert (await client.put(f"{url}/kv/{key}", json=1)).status_code == 201
+    async with await psycopg.AsyncConnection.connect(server.dsn) as other:
+        await other.execute(f"LOCK TABLE {schema}.record IN ACCESS EXCLUSIVE MODE")
+        started = time.monotonic()
+        answers = await asyncio.gather(
+            *(client.get(f"{url}/kv/{key}") for key in keys), *(client.put(f"{url}/kv/{key}", json=2) for key in keys)
+        )
+        assert time.monotonic() - started < BOUND_SECONDS
+        for answer in answers:
+            check_unavailable(answer)
+        assert (await client.get(f"{url}/healthz")).status_code == 200
+        await other.rollback()
+        await healed(client, url)
+        await other.execute(f"SELECT FROM {schema}.record WHERE key = 'k7' FOR UPDATE")
+        started = time.monotonic()
+        first = asyncio.create_task(client.put(f"{url}/kv/k0", json=3))
+        await asyncio.sleep(0)
+        written = dict(
+            zip(keys[1:], await asyncio.gather(*(client.put(f"{url}/kv/{key}", json=3) for key in keys[1:])), strict=True)
+        )
+        assert (await first).status_code == 204
+        check_unavailable(written.pop("k7"))
+        assert {answer.status_code for answer in written.values()} == {204}
+        assert time.monotonic() - started < BOUND_SECONDS
+        assert (await client.get(f"{url}/kv/k7")).json() == 1
+        await other.rollback()
+    assert (await client.put(f"{url}/kv/k7", json=3)).status_code == 204
+    values = [(await client.get(f"{url}/kv/{key}")).json() for key in keys]
+    assert values == [3] * len(keys)
+
+
+async def test_the_server_takes_no_writes_for_a_while(serve, client: httpx2.AsyncClient) -> None:
+    with PostgreSQLServer() as server:
+        url = serve(server.dsn).url
+        assert (await client.put(f"{url}/kv/k", json=1)).status_code == 201
+        await configure(server, "default_transaction_read_only", "on")
+        async with asyncio.timeout(HEAL_SECONDS):
+            while (answer := await client.put(f"{url}/kv/k", json=1)).status_code == 204:
+                await asyncio.sleep(0.05)
+        check_unavailable(answer)
+        assert (await client.get(f"{url}/kv/k")).json() == 1
+        await configure(server, "default_transaction_read_only", "off")
+        await healed(client, url)
