@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check openapi bench lock clean
+.PHONY: help install serve servers test check openapi bench lock clean
 # A recipe that fails half-way must not leave its target behind, or the next run would take it for done.
 .DELETE_ON_ERROR:
 
@@ -16,8 +16,11 @@ help:  ## list these commands
 serve: $(INSTALLED)  ## run the service on 127.0.0.1:8000, data in ./rstore.db
 	@exec $(BIN)/rstored serve
 
-test: check  ## everything that must pass: check, then all tests
+test: servers check  ## everything that must pass: check, then all tests
 	$(BIN)/pytest -q -n 2 --dist worksteal
+
+servers:  ## PostgreSQL and Redis for the tests: installed if missing, as root on Debian
+	@scripts/servers.sh
 
 check: $(INSTALLED)  ## the fast gate: style, types, layers, OpenAPI and docs drift
 	$(BIN)/ruff check --quiet .

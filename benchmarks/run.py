@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
+import importlib
 import json
 import os
 import platform
@@ -25,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -57,6 +60,8 @@ QUICK = Size(rounds=1, seconds=0.2, points=5_000, appends=5, events=1_000)
 
 ITEMS = 100  # in an event sequence's state
 
+PATHS = [f"/kv/key-{number}" for number in range(1000)]
+
 
 class Figure(NamedTuple):
     """One claim: ours against the peer's, in ``unit``, over the rounds."""
@@ -81,18 +86,17 @@ class Figure(NamedTuple):
 
 def kv(size: Size) -> list[Figure]:
     """Small values over HTTP, 32 connections: the service, the least that an ASGI app can do, and SQLite alone."""
-    paths = [f"/kv/key-{number}" for number in range(1000)]
     gets: Pairs = [], []
     puts: Pairs = [], []
     commits: list[float] = []
     with tempfile.TemporaryDirectory() as folder, rstored(Path(folder)) as ours, bare_app() as theirs:
         with Store(f"http://127.0.0.1:{ours}", frozen=False) as store:
-            store.set_many({path.removeprefix("/kv/"): json.loads(bare.VALUE) for path in paths})
+            store.set_many({path.removeprefix("/kv/"): json.loads(bare.VALUE) for path in PATHS})
         for _ in range(size.rounds):
             for port, got in zip((ours, theirs), gets, strict=True):
-                got.append(load.requests_per_second(port, "GET", paths, b"", size.seconds))
+                got.append(load.requests_per_second(port, "GET", PATHS, b"", size.seconds))
             for port, put in zip((ours, theirs), puts, strict=True):
-                put.append(load.requests_per_second(port, "PUT", paths, bare.VALUE, size.seconds))
+                put.append(load.requests_per_second(port, "PUT", PATHS, bare.VALUE, size.seconds))
             commits.append(sqlite_commits(Path(folder), size.seconds))
     return [
         Figure("GET of a 100-byte value", "bare ASGI app", "requests/s", *gets),
@@ -166,17 +170,114 @@ def history(size: Size) -> list[Figure]:
     ]
 
 
-PARTS: dict[str, Callable[[Size], list[Figure]]] = {"kv": kv, "series": series, "append": append, "history": history}
+def backends(size: Size) -> list[Figure]:
+    """Small values over HTTP, 32 connections, on servers, against one statement for each request over the same driver.
+
+    A second for each figure and three rounds at most, so that all of it ends within a minute.
+    """
+    seconds, rounds = min(size.seconds, 1.0), min(size.rounds, 3)
+    figures: list[Figure] = []
+    for backend in throwaway_backends():
+        with contextlib.ExitStack() as stack:
+            ours = stack.enter_context(rstored_on(backend.fresh_dsn()))
+            peers = [stack.enter_context(single_app(backend.dsn(), n)) for n in backend.peer_connections]
+            rates: dict[tuple[str, int], list[float]] = {}
+            for port in (ours, *peers):
+                put_all(port)
+            for _ in range(rounds):
+                for method, body in (("PUT", bare.VALUE), ("GET", b"")):
+                    for port in (ours, *peers):
+                        rate = load.requests_per_second(port, method, PATHS, body, seconds)
+                        rates.setdefault((method, port), []).append(rate)
+        for connections, peer in zip(backend.peer_connections, peers, strict=True):
+            figures += [
+                Figure(
+                    f"{method} on {backend.name}",
+                    f"one {backend.unit} each, over {connections} connections",
+                    "requests/s",
+                    rates[method, ours],
+                    rates[method, peer],
+                )
+                for method in ("PUT", "GET")
+            ]
+    return figures
+
+
+PARTS: dict[str, Callable[[Size], list[Figure]]] = {
+    "kv": kv,
+    "backends": backends,
+    "series": series,
+    "append": append,
+    "history": history,
+}
 
 
 # --- peers and servers -------------------------------------------------------------------------------------
 
 
+class BackendServer(NamedTuple):
+    """A throwaway server to measure on, started when it is first asked for its DSN."""
+
+    name: str
+    fresh_dsn: Callable[[], str]
+    dsn: Callable[[], str]
+    unit: str
+    peer_connections: tuple[int, ...]
+
+
+def throwaway_backends() -> list[BackendServer]:
+    """Those whose servers are installed here: the tests' own, which end with this process."""
+    sys.path.append(str(HERE.parent))
+    servers: Any = importlib.import_module("tests.servers")
+    found: list[BackendServer] = []
+
+    def add(name: str, server: Callable[[], Any], unit: str, *peer_connections: int) -> None:
+        found.append(
+            BackendServer(name, lambda: servers.fresh_dsn(server()), lambda: server().dsn, unit, peer_connections)
+        )
+
+    if missing := servers.missing_postgresql():
+        print(f"not measured: {missing}", file=sys.stderr)
+    else:
+        # As many as rstored opens, and one for each client.
+        add("PostgreSQL", servers.postgresql_server, "statement", 4, load.CONNECTIONS)
+    if missing := servers.missing_redis():
+        print(f"not measured: {missing}", file=sys.stderr)
+    else:
+        add("Redis", servers.redis_server, "command", load.CONNECTIONS)
+        add("Redis Cluster", servers.redis_cluster, "command", load.CONNECTIONS)
+    return found
+
+
+def put_all(port: int) -> None:
+    """Have every path hold a value."""
+
+    def put(paths: list[str]) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        for path in paths:
+            connection.request("PUT", path, bare.VALUE, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status >= 300:
+                raise SystemExit(f"PUT was answered with {answer.status}")
+        connection.close()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(put, (PATHS[start::8] for start in range(8))))
+
+
 @contextlib.contextmanager
 def rstored(folder: Path) -> Iterator[int]:
     """A real service with its SQLite file in ``folder``; yields its port."""
+    with rstored_on(f"sqlite:///{folder}/rstore.db") as port:
+        yield port
+
+
+@contextlib.contextmanager
+def rstored_on(dsn: str) -> Iterator[int]:
+    """A real service on a backend; yields its port."""
     port = free_port()
-    environment = {**os.environ, "RSTORED_DSN": f"sqlite:///{folder}/rstore.db"}
+    environment = {**os.environ, "RSTORED_DSN": dsn}
     with running([str(Path(sys.executable).parent / "rstored"), "serve", "--port", str(port)], port, environment):
         yield port
 
@@ -188,16 +289,22 @@ def store_in(folder: Path) -> Iterator[Store]:
         yield store
 
 
-@contextlib.contextmanager
-def bare_app() -> Iterator[int]:
+def bare_app() -> contextlib.AbstractContextManager[int]:
     """The bare ASGI app under the server and settings that the service has."""
+    return peer_app("bare:app", "--lifespan", "off")
+
+
+def single_app(dsn: str, connections: int) -> contextlib.AbstractContextManager[int]:
+    """The app that does one statement for each request, under the same."""
+    return peer_app("single:app", PEER_DSN=dsn, PEER_CONNECTIONS=str(connections))
+
+
+@contextlib.contextmanager
+def peer_app(app: str, *options: str, **environment: str) -> Iterator[int]:
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "bare:app", "--app-dir", str(HERE), "--port", str(port)]
-    with running(
-        [*command, "--loop", "uvloop", "--http", "httptools", "--no-access-log", "--lifespan", "off"],
-        port,
-        {**os.environ},
-    ):
+    command = [sys.executable, "-m", "uvicorn", app, "--app-dir", str(HERE), "--port", str(port), *options]
+    command += ["--loop", "uvloop", "--http", "httptools", "--no-access-log"]
+    with running(command, port, {**os.environ, **environment}):
         yield port
 
 
@@ -305,7 +412,7 @@ def report(part: str, size: Size, figures: list[Figure]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
         *(figure.row() for figure in figures),
         "",
-        f"{size.rounds} rounds. {machine()}.",
+        f"{len(figures[0].ours)} rounds. {machine()}.",
     ]
     return "\n".join(lines)
 

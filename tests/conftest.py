@@ -40,7 +40,9 @@ class ServiceProcess:
     ) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RSTORE")}
         environment |= {f"RSTORED_LIMITS__{name}": str(value) for name, value in (limits or {}).items()}
-        command = [sys.executable, "-m", "rstored.main", "serve", "--dsn", dsn, "--host", host, "--port", str(port)]
+        # Without one it comes from the environment.
+        given = ["--dsn", dsn] if dsn else []
+        command = [sys.executable, "-m", "rstored.main", "serve", *given, "--host", host, "--port", str(port)]
         self.url = ""
         self.port = port
         self._log_path = log

@@ -16,12 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import compose_spec
 import pytest
 import yaml
+from tests import servers
 
 ROOT = Path(__file__).parent.parent
 RUN_BY_THE_IMAGE_ALONE = ("useradd",)  # makes a user of the container; running it here would make one of this machine
@@ -94,6 +96,98 @@ def test_no_secret_stands_in_the_compose_file():
         for name, value in service["environment"].items():
             if "PASSWORD" in name:
                 assert value == f"${{{name}:-}}"
+
+
+def example_dsn(scheme: str, name: str, password: str, port: int) -> str:
+    """The DSN that the Compose file's head shows for a server, with the password, at a port of this machine."""
+    shown = re.search(rf"^#\s+RSTORED_DSN=({scheme}://\S+)$", (ROOT / "docker-compose.yml").read_text(), re.MULTILINE)[
+        1
+    ]
+    variable = f"${{{name.upper()}_PASSWORD}}"
+    assert variable in shown
+    host = f"@{name}"
+    assert host in shown
+    return shown.replace(variable, password).replace(host, f"@127.0.0.1:{port}")
+
+
+def check_service(service, password: str, backend: str) -> None:
+    """It stores what it is given, is durable by its own word, and says its password nowhere."""
+    put = urllib.request.Request(f"{service.url}/kv/k", b"1", {"Content-Type": "application/json"}, method="PUT")
+    with urllib.request.urlopen(put, timeout=10) as answer:
+        assert answer.status < 300
+    with urllib.request.urlopen(service.url, timeout=10) as answer:
+        told = json.load(answer)["backend"]
+    assert told["name"] == backend
+    assert "warning" not in told
+    assert password not in service.log
+
+
+def needs(reason: str | None) -> None:
+    if reason is not None:
+        pytest.skip(reason)
+
+
+def test_the_postgres_profile_works_with_the_dsn_that_is_shown(serve):
+    needs(servers.missing_postgresql())
+    password = "0123456789abcdef"
+    with servers.PostgreSQLServer() as server:
+        # What the image makes of POSTGRES_USER, POSTGRES_DB and POSTGRES_PASSWORD.
+        environment = compose()["services"]["postgres"]["environment"]
+        user, database = environment["POSTGRES_USER"], environment["POSTGRES_DB"]
+        server.sql(f"CREATE ROLE {user} LOGIN SUPERUSER PASSWORD '{password}'")
+        server.sql(f"CREATE DATABASE {database} OWNER {user}")
+        rules = server.data / "pg_hba.conf"
+        rules.write_text("local all admin trust\nhost all all all scram-sha-256\n")
+        server.sql("SELECT pg_reload_conf()")
+        service = serve("", env={"RSTORED_DSN": example_dsn("postgresql", "postgres", password, server.port)})
+        check_service(service, password, "postgresql")
+        service.stop()
+        with pytest.raises(RuntimeError, match="password") as refused:
+            serve("", env={"RSTORED_DSN": example_dsn("postgresql", "postgres", "wrong-one", server.port)})
+        assert "wrong-one" not in str(refused.value)
+
+
+class ComposeRedis(servers.RedisServer):
+    """The Compose file's own command for Redis, in a folder of this machine."""
+
+    def command(self) -> list[str]:
+        shell, option, script = compose()["services"]["redis"]["command"]
+        assert "exec redis-server /tmp/redis.conf\n" in script
+        script = (
+            script.replace("$$", "$")
+            .replace("dir /data", f"dir {self.folder}")
+            .replace("/tmp/redis.conf\n", f"/tmp/redis.conf --port {self.port} --bind 127.0.0.1\n")
+            .replace("/tmp/", f"{self.folder}/")
+        )
+        return [shell, option, script]
+
+
+def test_the_redis_profile_works_with_the_dsn_that_is_shown(serve, monkeypatch):
+    needs(servers.missing_redis())
+    if servers.binary("redis-server") is None:
+        pytest.skip("the image has redis-server; here is another")
+    password = "0123456789abcdef"
+    monkeypatch.setenv("REDIS_PASSWORD", password)
+    monkeypatch.setenv("REDISCLI_AUTH", password)
+    with ComposeRedis() as server:
+        service = serve("", env={"RSTORED_DSN": example_dsn("redis", "redis", password, server.port)})
+        check_service(service, password, "redis")
+        service.stop()
+        with pytest.raises(RuntimeError, match="password") as refused:
+            serve("", env={"RSTORED_DSN": example_dsn("redis", "redis", "wrong-one", server.port)})
+        assert "wrong-one" not in str(refused.value)
+        assert password not in Path(f"/proc/{server.process.pid}/cmdline").read_text()
+
+
+def test_the_servers_of_the_compose_file_refuse_to_start_without_a_password(monkeypatch):
+    needs(servers.missing_redis())
+    monkeypatch.delenv("REDIS_PASSWORD", raising=False)
+    server = ComposeRedis()
+    try:
+        with pytest.raises(RuntimeError, match="set REDIS_PASSWORD"):
+            server.start()
+    finally:
+        server.close()
 
 
 # --- Dockerfile ----------------------------------------------------------------------------------------------

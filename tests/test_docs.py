@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
+import rstore.cli
 import rstore.errors
 from rstore.errors import PROBLEMS
 from rstored.api.metrics import Metrics
@@ -81,20 +82,41 @@ def test_every_limit_is_in_its_table_as_it_is():
         assert set(codes) <= set(PROBLEMS)
 
 
-def commands() -> dict[str, set[str]]:
-    """Every command of `rstored` with its options."""
-    group = typer.main.get_command(cli)
-    return {
-        name: {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
-        for name, command in group.commands.items()
+def options(command) -> set[str]:
+    """The long options of a command; of a pair of which one is the default (`--a/--b`) both."""
+    given = {option for parameter in command.params for option in [*parameter.opts, *parameter.secondary_opts]}
+    return {option for option in given if option.startswith("--")} - {"--help"}
+
+
+def commands(group, prefix: str = "") -> dict[str, set[str]]:
+    """Every command of a program with its options."""
+    found = {}
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            found |= commands(command, f"{prefix}{name} ")
+        else:
+            found[prefix + name] = options(command)
+    return found
+
+
+def test_every_command_of_rstore_is_told_with_its_options():
+    program = typer.main.get_command(rstore.cli.cli)
+    rows = {
+        re.match(r"`rstore ([a-z ]+?)(?= [A-Z\[]|`)", row[0])[1]: row[1] for row in table("docs/cli.md", "Commands")
     }
+    are = commands(program)
+    assert rows.keys() == are.keys()
+    for command, row in rows.items():
+        assert set(re.findall(r"--[a-z-]+", row)) == are[command], command
+        assert re.search(rf"^\$ .*\brstore (-.* )?{command}\b", text("docs/cli.md"), re.MULTILINE), command
+    assert set(re.findall(r"--[a-z]+", section("docs/cli.md", "Options"))) == options(program) | {"--help"}
 
 
 def test_every_command_and_option_is_told():
     told = section("docs/operating.md", "Commands")
-    for command, options in commands().items():
+    for command, options in commands(typer.main.get_command(cli)).items():
         assert f"`rstored {command}" in told, command
-        for option in options - {"--help"}:
+        for option in options:
             assert option in told, f"rstored {command} {option}"
 
 

@@ -204,6 +204,7 @@ SMALL = {
     "answer_points_max": 5,
     "grid_steps_max": 6,
     "state_bytes_max": 500,
+    "refolded_events_max": 3,
     "sequence_bytes_max": 900,
 }
 
@@ -241,6 +242,14 @@ def at_a_past_time(http: httpx2.Client) -> httpx2.Response:
     ):
         assert http.post("/es/p/events", json={"events": [event], "timestamp": t}).is_success
     return http.get("/es/p/past?t=5")
+
+
+def an_apply_before(http: httpx2.Client, key: str, later: int) -> httpx2.Response:
+    """An apply between the first event of an item and ``later`` others."""
+    for t, op in ((1, "setitem"), *((t, "add") for t in range(3, 3 + later))):
+        event = {"item": "a", "op": op, "value": 1}
+        assert http.post(f"/es/{key}/events", json={"events": [event], "timestamp": t}).is_success
+    return http.post(f"/es/{key}/events", json={"events": [{"item": "a", "op": "neg"}], "timestamp": 2})
 
 
 MSGPACK = {"Accept": "application/msgpack"}
@@ -306,6 +315,10 @@ BOTH_SIDES: dict[str, tuple[Ask, list[Ask]]] = {
             lambda http: http.post("/es/st/events", json={"events": [{"item": "i0", "op": "mul", "value": 2}]}),
             lambda http: http.post("/es/st/events", json=events("x" * 499)),
         ],
+    ),
+    "refolded_events_max": (
+        lambda http: an_apply_before(http, "few", 2),
+        [lambda http: an_apply_before(http, "many", 3)],
     ),
     "sequence_bytes_max": (
         lambda http: http.post("/es/sq/events", json=encoded(700)),
@@ -485,12 +498,21 @@ def test_what_sealing_does_not_promise_is_so(http, server):
         assert store.range("s") == [(1, "a")]  # withheld
 
         store.apply("e", {"balance": 5, "open": True}, t=1)
-        unary = [{"item": "balance", "op": "neg"}, {"item": "open", "op": "delitem"}]
-        http.post("/ns/honest/es/e/events", json={"events": unary, "timestamp": 2, "revision": 1})
-        assert store.current("e") == {"balance": -5}  # events without a value carry no proof
-        store.apply("e", {"balance": 7}, t=3)
+        store.apply("e", {"balance": (operator.neg,)}, t=2)
+        assert store.apply("e", {"balance": (operator.mul, 2)}, t=3) == {"balance": -10, "open": True}
         sealed = http.get("/ns/honest/es/e/events").json()["events"]
-        http.delete("/ns/honest/es/e/events")
-        first = [{name: event[name] for name in ("item", "op", "value", "encoding")} for event in sealed[:2]]
-        http.post("/ns/honest/es/e/events", json={"events": first, "timestamp": 1})
+
+        def serve_only(*timestamps):
+            http.delete("/ns/honest/es/e/events")
+            for t in timestamps:
+                of_t = [event for event in sealed if event["timestamp"] == t]
+                parts = [{name: event[name] for name in ("item", "op", "value", "encoding")} for event in of_t]
+                assert http.post("/ns/honest/es/e/events", json={"events": parts, "timestamp": t}).is_success
+
+        serve_only(1)
         assert store.current("e") == {"balance": 5, "open": True}  # rolled back
+        serve_only(1, 3)
+        assert store.current("e") == {"balance": 10, "open": True}  # left out
+        forged = {"events": [{"item": "open", "op": "delitem"}], "timestamp": 4}
+        assert http.post("/ns/honest/es/e/events", json=forged).is_success
+        assert store.current("e") == {"balance": 10}  # an item withheld from the state

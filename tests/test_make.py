@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from tests import servers
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -48,7 +49,7 @@ def test_help_is_the_default_and_lists_every_command():
     shown = make()
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout == make("help").stdout
-    for command in ("serve", "test", "check", "bench", "openapi", "lock", "clean"):
+    for command in ("serve", "servers", "test", "check", "bench", "openapi", "lock", "clean"):
         assert re.search(rf"^make {command} +\S", shown.stdout, re.MULTILINE), command
 
 
@@ -105,6 +106,135 @@ def test_make_serve_serves_with_its_data_in_the_folder(clone):
     assert (clone / "rstore.db").exists()
 
 
+# --- scripts/servers.sh ------------------------------------------------------------------------------------
+
+
+class Machine:
+    """The programs of a machine, for ``scripts/servers.sh``: a folder that is all of its PATH."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "bin"
+        self.homes = folder / "postgresql"
+        self.log = folder / "apt-get.log"
+        for made in (self.path, self.homes):
+            made.mkdir()
+        for needed in ("cat", "env"):
+            (self.path / needed).symlink_to(shutil.which(needed))
+
+    def has(self, *names: str, does: str = "exit 0", where: Path | None = None) -> None:
+        for name in names:
+            program = (where or self.path) / name
+            program.write_text(f"#!/bin/sh\n{does}\n")
+            program.chmod(0o755)
+
+    def servers(self, *arguments: str, ci: str = "") -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": str(self.path), "POSTGRESQL_FOLDERS": str(self.homes), "CI": ci}
+        return subprocess.run(
+            ["/bin/sh", ROOT / "scripts" / "servers.sh", *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+
+POSTGRESQL = ("initdb", "postgres", "pg_basebackup")
+REDIS = ("redis-server", "redis-cli")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    machine = Machine(tmp_path)
+    machine.has("id", does="echo 1000")
+    return machine
+
+
+def root(machine: Machine) -> None:
+    machine.has("id", does="echo 0")
+    machine.has("apt-get", does=f'echo "$@" >>{machine.log}')
+
+
+def test_make_test_looks_for_the_servers_first(clone):
+    plan = make("--dry-run", "test", cwd=clone).stdout
+    assert "scripts/servers.sh" in plan
+    assert plan.index("scripts/servers.sh") < plan.index("/pytest -q -n")
+
+
+@pytest.mark.parametrize("redis", [REDIS, ("valkey-server", "valkey-cli")], ids=["redis", "valkey"])
+def test_servers_that_are_there_are_no_matter(machine, redis):
+    machine.has(*redis)
+    machine.has(*POSTGRESQL, where=machine.homes)
+    found = machine.servers(ci="true")
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("there", "missing"),
+    [
+        ((), "postgresql redis-server"),
+        (POSTGRESQL, "redis-server"),
+        (REDIS, "postgresql"),
+        ((*POSTGRESQL[:2], *REDIS), "postgresql"),
+        ((*POSTGRESQL, REDIS[0]), "redis-server"),
+    ],
+    ids=lambda names: "+".join(names) or "nothing" if isinstance(names, tuple) else names,
+)
+def test_a_missing_server_is_told_loudly_and_is_a_failure_in_ci(machine, there, missing):
+    machine.has(*there)
+    told = machine.servers()
+    assert told.returncode == 0
+    assert "NOT EVERY BACKEND WILL BE TESTED" in told.stderr
+    assert f"apt-get install {missing}\n" in told.stderr
+    for value in ("true", "1"):
+        failed = machine.servers(ci=value)
+        assert failed.returncode == 1
+        assert f"apt-get install {missing}\n" in failed.stderr
+
+
+def test_root_on_debian_would_install_what_is_missing_and_nothing_else(machine):
+    root(machine)
+    machine.has(*REDIS)
+    planned = machine.servers("--dry-run", ci="true")
+    assert planned.returncode == 0
+    assert "+ apt-get update -qq\n" in planned.stderr
+    assert re.search(r"apt-get install .*--no-install-recommends postgresql\n", planned.stderr)
+    assert not machine.log.exists()
+
+
+def test_an_installation_that_fails_is_seen_by_what_is_still_missing(machine, tmp_path):
+    root(machine)
+    # The script that stands in for apt-get installs nothing; `rm` and `chmod` are for the file that keeps Debian from
+    # starting servers, which must not be this machine's.
+    script = tmp_path / "servers.sh"
+    policy = tmp_path / "policy-rc.d"
+    text = (ROOT / "scripts" / "servers.sh").read_text()
+    assert text.count("/usr/sbin/policy-rc.d") == 1
+    script.write_text(text.replace("/usr/sbin/policy-rc.d", str(policy)))
+    for needed in ("rm", "chmod"):
+        (machine.path / needed).symlink_to(shutil.which(needed))
+    machine.has("apt-get", does=f'echo "$@" >>{machine.log}; cat {policy} >>{machine.log}; exit 100')
+    environment = {"PATH": str(machine.path), "POSTGRESQL_FOLDERS": str(machine.homes)}
+    for ci, code in (("", 0), ("true", 1)):
+        done = subprocess.run(
+            ["/bin/sh", script], env={**environment, "CI": ci}, capture_output=True, text=True, timeout=30, check=False
+        )
+        assert done.returncode == code
+        assert "apt-get install postgresql redis-server" in done.stderr
+        assert not policy.exists()
+    assert "update -qq\n#!/bin/sh\nexit 101\n" in machine.log.read_text()
+
+
+def test_the_script_and_the_tests_look_for_the_same_programs():
+    script = (ROOT / "scripts" / "servers.sh").read_text()
+    for program in (*POSTGRESQL, *REDIS, "valkey-server", "valkey-cli"):
+        assert f" {program}" in script
+        assert f'"{program}"' in (ROOT / "tests" / "servers.py").read_text()
+
+
+# --- continuous integration and the lock -------------------------------------------------------------------
+
+
 def test_ci_runs_make_test_from_anywhere():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
@@ -157,9 +287,10 @@ def test_the_benchmarks_run(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for part in ("kv", "series", "append", "history"):
+    for part in ("kv", "backends", "series", "append", "history"):
         assert f"## {part}\n" in done.stdout
         assert f"<!-- {part} -->" in (ROOT / "benchmarks" / "README.md").read_text()
     ratios = [float(ratio) for ratio in re.findall(r"\*\*([\d.]+)\*\*", done.stdout)]
-    assert len(ratios) == 8
+    on_servers = (0 if servers.missing_postgresql() else 4) + (0 if servers.missing_redis() else 4)
+    assert len(ratios) == 8 + on_servers
     assert all(ratio > 0 for ratio in ratios)

@@ -26,6 +26,8 @@ from cryptography.fernet import Fernet
 
 import rstore
 from rstore import AsyncStore, Store, StoreDecryptionError, StoreError
+from rstore.encodings import Encoding, Value
+from rstore.sealing import EventContext, Sealer
 
 SEALED = "application/vnd.rstore.sealed"
 
@@ -398,6 +400,91 @@ def event(body: bytes, item: str = "a", op: str = "setitem") -> dict[str, object
     return {"item": item, "op": op, "value": base64.b64encode(body).decode(), "encoding": "sealed"}
 
 
+def opens_nowhere(store: Store, key: str, item: str = "a") -> None:
+    """The SDK refuses every reading of the sequence that an event is part of, and every apply to the item."""
+    refuses(store.events, key)
+    refuses(store.current, key)
+    refuses(store.past, key, 100)
+    refuses(store.apply, key, {item: (operator.not_,)})
+    refuses(store.apply, key, {item: 1}, t=1)
+
+
+def test_an_event_without_a_value_is_sealed_too(vault, store, attacker):
+    store.apply("e", {"a": 5, "b": 1}, t=5)
+    assert store.apply("e", {"a": (operator.neg,), "b": (operator.delitem,)}, t=6) == {"a": -5}
+    assert store.apply("e", {"a": (operator.not_, None)}, t=7) == {"a": False}
+    assert store.events("e", start=6) == [
+        (6, "a", operator.neg, None),
+        (6, "b", operator.delitem, None),
+        (7, "a", operator.not_, None),
+    ]
+    unary = attacker.events("e")[2:]
+    assert {event["encoding"] for event in unary} == {"sealed"}
+    assert {len(base64.b64decode(event["value"])) for event in unary} == {38 + len("null")}
+    with Store(vault.url, "vault") as keyless:
+        for read in (lambda: keyless.current("e"), lambda: keyless.events("e", start=6)):
+            with pytest.raises(StoreDecryptionError, match="key"):
+                read()
+
+
+@pytest.mark.parametrize("op", ["neg", "not_"])
+def test_a_forged_event_without_a_value_is_refused(store, attacker, op):
+    store.apply("e", {"a": 5, "b": (operator.setitem, 5)}, t=5)
+    forged = {"timestamp": 6, "events": [{"item": "a", "op": op}], "revision": 1}
+    assert attacker.http.post("/ns/vault/es/e/events", json=forged).status_code == 200
+    opens_nowhere(store, "e")
+
+
+def test_a_forged_deletion_is_found_in_the_history(store, attacker):
+    """In the state it is not: an item that is not there looks like one that the service withholds."""
+    store.apply("e", {"a": 5, "b": 6}, t=5)
+    forged = {"timestamp": 6, "events": [{"item": "a", "op": "delitem"}]}
+    assert attacker.http.post("/ns/vault/es/e/events", json=forged).status_code == 200
+    refuses(store.events, "e")
+    refuses(store.apply, "e", {"a": 7}, t=1)
+    assert store.current("e") == {"b": 6}
+
+
+def test_no_event_without_a_value_can_be_moved_or_changed(store, attacker):
+    store.apply("e", {"a": 5, "b": 5, "c": 5}, t=5)
+    store.apply("e", {"a": (operator.neg,), "b": (operator.not_,), "c": (operator.delitem,)}, t=6)
+    moved = {(e["item"], e["op"]): base64.b64decode(e["value"]) for e in attacker.events("e")}
+    setitem, neg, delitem = moved["a", "setitem"], moved["a", "neg"], moved["c", "delitem"]
+    for name, applies in {
+        "delitem for neg": {6: [event(delitem, op="neg")]},
+        "neg for not_": {6: [event(neg, op="not_")]},
+        "another item": {6: [event(moved["b", "not_"], op="not_")]},
+        "another time": {7: [event(neg, op="neg")]},
+        "twice": {6: [event(neg, op="neg")], 7: [event(neg, op="neg")]},
+        "a value": {6: [event(setitem, op="neg")]},
+    }.items():
+        assert attacker.put_events("e", {5: [event(setitem)], **applies}), name
+        opens_nowhere(store, "e")
+    for applies in ({6: [event(neg, op="delitem")]}, {6: [event(delitem, op="delitem")]}):
+        assert attacker.put_events("e", {5: [event(setitem)], **applies})
+        refuses(store.events, "e")
+    assert attacker.put_events("e", {5: [event(setitem)], 6: [event(neg, op="setitem")]})
+    refuses(store.current, "e")
+    for body in [*flips(neg), *cuts(neg)]:
+        if attacker.put_events("e", {5: [event(setitem)], 6: [event(body, op="neg")]}):
+            refuses(store.current, "e")
+    assert attacker.put_events("e", {5: [event(setitem)], 6: [event(neg, op="neg")]})
+    assert store.current("e") == {"a": -5}
+
+
+@pytest.mark.parametrize("inside", [(0, b"5"), (0, b" null"), (1, b"null"), (2, pickle.dumps(None))])
+def test_what_opens_to_something_else_than_null_proves_no_event(key, store, attacker, inside):
+    encoding, data = inside
+    store.apply("e", {"a": 5}, t=5)
+    value = Value(Encoding(encoding), data)
+    sealed = Sealer(key).seal(value, EventContext("vault", "e", 6, "a", "neg")).data
+    assert attacker.http.post(
+        "/ns/vault/es/e/events", json={"timestamp": 6, "events": [event(sealed, op="neg")]}
+    ).is_success
+    with pytest.raises(StoreDecryptionError, match="not null"):
+        store.current("e")
+
+
 def test_no_ciphertext_can_be_moved(vault, key, store, attacker):
     with Store(vault.url, "vault2", key, frozen=False) as other:
         store.set("a", "pair a")
@@ -671,6 +758,9 @@ def test_a_sealed_only_namespace_refuses_plain_writes_from_anybody(vault, key, s
         ("POST", "/es/e/events", {"json": {"events": [{"item": "b", "op": "add", "value": 1}]}}),
         ("POST", "/es/e/events", {"json": {"events": [{"item": "c", "value": "eA==", "encoding": "pickle"}]}}),
         ("POST", "/es/new/events", {"json": {"events": [{"item": "c", "value": "eA==", "encoding": "bytes"}]}}),
+        ("POST", "/es/e/events", {"json": {"events": [{"item": "b", "op": "neg"}], "revision": 1}}),
+        ("POST", "/es/e/events", {"json": {"events": [{"item": "b", "op": "not_", "value": None}], "revision": 1}}),
+        ("POST", "/es/e/events", {"json": {"events": [{"item": "b", "op": "delitem"}]}}),
     ]
     for method, path, options in requests:
         answer = http.request(method, f"/ns/vault{path}", **options)
@@ -680,7 +770,6 @@ def test_a_sealed_only_namespace_refuses_plain_writes_from_anybody(vault, key, s
     assert store.events("e") == [(1, "a", operator.setitem, "value"), (1, "b", operator.setitem, 5)]
     assert store.timeseries() == ["s"]
     assert store.eventsources() == ["e"]
-    # What carries no value cannot carry it in the open.
     assert store.apply("e", {"a": (operator.delitem,), "b": (operator.neg,)}) == {"b": -5}
     with Store(vault.url, "vault", frozen=False) as keyless, pytest.raises(StoreError) as caught:
         keyless.set("k", "plain")

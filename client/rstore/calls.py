@@ -491,10 +491,23 @@ def kv_find(namespace: str, match: str | None, cursor: str | None = None) -> Cal
 
     def decode(answer: Answer) -> Page[tuple[str, StoredEntry]]:
         page = _json(answer, _ENTRY_PAGE, 200)
+        if match is not None and not all(map(_glob(match).match, [item.key for item in page.items])):
+            _malformed("there are other keys than were asked for", answer.head)
         return Page([(item.key, item.stored()) for item in page.items], page.cursor)
 
     query = _query(match=match, values="true", cursor=cursor)
     return Call("GET", _target(namespace, "kv", query=query), _whole(decode), _ACCEPT_JSON)
+
+
+def _glob(pattern: str) -> re.Pattern[str]:
+    """What matches a whole key as the glob does, in time linear in the key but for the pattern's length.
+
+    The leftmost place for each part between two asterisks leaves the most room for the next, so none is tried again.
+    """
+    first, *others = (re.escape(part).replace(r"\?", ".") for part in pattern.split("*"))
+    middle = "".join(f"(?>.*?{part})" for part in others[:-1] if part)
+    last = f".*{others[-1]}" if others else ""
+    return re.compile(rf"{first}{middle}{last}\Z", re.DOTALL)
 
 
 def kv_get(namespace: str, key: str) -> Call[StoredEntry | None]:
@@ -800,7 +813,7 @@ def ts_remove(namespace: str, key: str, start: int | None, end: int | None) -> C
 
 
 class Event(NamedTuple):
-    """An event as the service has it: ``op`` is the operator's name, ``value`` None for a unary one."""
+    """An event as the service has it: ``op`` is the operator's name, ``value`` for a unary one None or sealed."""
 
     timestamp: int
     item: str
@@ -832,7 +845,7 @@ class _Event(msgspec.Struct):
     def event(self) -> Event:
         if self.op not in OPERATORS:
             _malformed("an event has an unknown operator")
-        if self.op not in UNARY:
+        if self.op not in UNARY or self.encoding == "sealed":
             return Event(self.timestamp, self.item, self.op, _value(self.value, self.encoding))
         if self.encoding != "json" or bytes(self.value) != b"null":
             _malformed("an event of a unary operator has a value")

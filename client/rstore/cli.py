@@ -34,7 +34,12 @@ __all__ = ["cli", "main"]
 _LINES_AT_ONCE: Final = 50_000
 _PLOT_LEVELS: Final = " ▁▂▃▄▅▆▇█"
 
-_OPTIONS: Final[dict[str, Any]] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
+_OPTIONS: Final[dict[str, Any]] = {
+    "no_args_is_help": True,
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,  # In markup a [key, value] in a help text would vanish.
+}
 cli = typer.Typer(help="Talk to an rstore service.", **_OPTIONS)
 ts = typer.Typer(help="Time series.", **_OPTIONS)
 es = typer.Typer(help="Event sequences.", **_OPTIONS)
@@ -478,9 +483,8 @@ def ns_create(
     sealed_only: Annotated[bool, typer.Option("--sealed-only", help="Take only sealed values from now on.")] = False,
 ) -> None:
     """Create a namespace, or leave it as it is."""
-    with _store(context, write=True, namespace=namespace) as store:
-        if sealed_only:
-            store._run(iter(calls.ns_create(namespace, sealed_only=True)))  # noqa: SLF001
+    with _store(context, write=True, namespace=namespace, sealed_only=sealed_only or None):
+        pass
 
 
 @ns.command("discard")

@@ -14,6 +14,9 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 __all__ = [
+    "JSON_INTEGER_CHARACTERS_MAX",
+    "JSON_INTEGER_MAX",
+    "JSON_INTEGER_MIN",
     "JSON_MEDIA_TYPE",
     "MSGPACK_MEDIA_TYPE",
     "OCTET_STREAM",
@@ -36,6 +39,12 @@ OCTET_STREAM: Final = "application/octet-stream"
 PICKLE_MEDIA_TYPE: Final = "application/vnd.rstore.pickle"
 POINTS_MEDIA_TYPE: Final = "application/vnd.rstore.points"
 SEALED_MEDIA_TYPE: Final = "application/vnd.rstore.sealed"
+
+
+JSON_INTEGER_CHARACTERS_MAX: Final = 4300
+"""The longest integer that :func:`parse_json` takes, its sign included."""
+JSON_INTEGER_MIN: Final = 1 - 10 ** (JSON_INTEGER_CHARACTERS_MAX - 1)
+JSON_INTEGER_MAX: Final = 10**JSON_INTEGER_CHARACTERS_MAX - 1
 
 
 class Encoding(enum.IntEnum):
@@ -106,7 +115,7 @@ class NestingTooDeep(InvalidJSON):
 def parse_json(data: bytes, *, nesting_max: int = 128) -> Any:
     """Parse UTF-8 JSON strictly (RFC 8259): no NaN, no invalid UTF-8, no lone surrogate, bounded nesting.
 
-    Raises :class:`InvalidJSON`. Integers keep every digit, up to Python's limit of 4,300.
+    Raises :class:`InvalidJSON`. Integers keep every digit; they may have 4,300 characters.
 
     >>> parse_json(b'{"a": 1}')
     {'a': 1}

@@ -15,7 +15,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final, NamedTuple
 
-from rstore.encodings import render_json
+from rstore.encodings import JSON_INTEGER_MAX, JSON_INTEGER_MIN, render_json
 
 __all__ = [
     "ASSIGNING",
@@ -49,7 +49,7 @@ OPERATOR_NAMES: Final = {function: name for name, function in OPERATORS.items()}
 """Each operator's name."""
 
 UNARY: Final = frozenset({"delitem", "neg", "not_"})
-"""The operators whose events carry no value."""
+"""The operators that take no operand. Their events carry no value, or a sealed one that proves who recorded them."""
 
 ASSIGNING: Final = frozenset({"setitem", "delitem"})
 """The operators that do not look at what the item was: they begin and end it."""
@@ -138,15 +138,14 @@ class JsonValue(NamedTuple):
         return cls(value, len(render_json(value)))
 
 
-_JSON_INTEGER_LIMIT: Final = 10**4300
-_JSON_INTEGER_BITS_MAX: Final = _JSON_INTEGER_LIMIT.bit_length()
+_JSON_INTEGER_BITS_MAX: Final = JSON_INTEGER_MAX.bit_length()
 
 
 def apply_json(op: str, current: JsonValue, operand: JsonValue | None = None, *, bytes_max: int) -> JsonValue:
     """:func:`apply_operator` for JSON values, whose result is JSON again.
 
     Raises :class:`UnfoldableEvent` as well if the result is no JSON value (NaN, an infinity, a complex number), is
-    an integer of more than 4,300 digits, or has more than ``bytes_max`` bytes of JSON text. No operator
+    an integer of more than 4,300 characters, or has more than ``bytes_max`` bytes of JSON text. No operator
     nests deeper than its operands do.
 
     >>> apply_json("add", JsonValue.of([1]), JsonValue.of(["a"]), bytes_max=100)
@@ -162,8 +161,8 @@ def apply_json(op: str, current: JsonValue, operand: JsonValue | None = None, *,
         if not math.isfinite(result):
             raise UnfoldableEvent(f"the result of {op} is no finite number, which JSON cannot hold")
     elif isinstance(result, int):
-        if abs(result) >= _JSON_INTEGER_LIMIT:
-            raise UnfoldableEvent(f"the result of {op} has more than 4300 digits")
+        if not JSON_INTEGER_MIN <= result <= JSON_INTEGER_MAX:
+            raise UnfoldableEvent(f"the result of {op} is an integer of more than 4300 characters")
     elif not isinstance(result, (str, list)):
         raise UnfoldableEvent(f"the result of {op} is {type(result).__name__}, which JSON cannot hold")
     if size is None:

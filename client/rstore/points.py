@@ -21,7 +21,7 @@ from typing import Any, Final, TypeAlias, overload
 
 import msgspec
 
-from rstore.encodings import Encoding, InvalidJSON, NestingTooDeep, Value, parse_json
+from rstore.encodings import JSON_INTEGER_CHARACTERS_MAX, Encoding, InvalidJSON, NestingTooDeep, Value, parse_json
 
 __all__ = [
     "FRAME_BYTES_MAX",
@@ -375,7 +375,10 @@ def _number_cells(numbers: list[Any]) -> Cells | None:
         text = msgspec.json.encode(numbers)[1:-1]
     except ValueError:
         return None
-    return None if b"n" in text else Cells.from_json(text.split(b",") if numbers else [])
+    texts = text.split(b",") if numbers else []
+    if b"n" in text or max(map(len, texts), default=0) > JSON_INTEGER_CHARACTERS_MAX:
+        return None
+    return Cells.from_json(texts)
 
 
 def _as_cells(column: Column) -> Cells:

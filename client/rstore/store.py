@@ -17,7 +17,7 @@ import os
 import time
 import uuid
 from array import array
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Concatenate, Final, Generic, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, overload
 
@@ -58,6 +58,9 @@ _DEFAULT_URL: Final = "http://127.0.0.1:8000"
 _DEFAULT_NAMESPACE: Final = "default"
 _KEYS_PER_BATCH: Final = 1_000
 _APPLY_ROUNDS_MAX: Final = 100
+_NOTHING: Final = Value(Encoding.JSON, b"null")
+"""What is sealed for an event of a unary operator: it proves that a holder of the key recorded the event."""
+_OPERATOR_MODULE: Final = frozenset(getattr(operator, name) for name in operator.__all__)
 
 
 class Keep(enum.Enum):
@@ -192,6 +195,7 @@ class _Operations(Generic[TransportT]):
         key: Key | None = None,
         frozen: bool = True,
         *,
+        sealed_only: bool | None = None,
         token: str | None = None,
         accept_fernet: bool = False,
         trust_pickle: bool = False,
@@ -206,7 +210,14 @@ class _Operations(Generic[TransportT]):
             self.namespace = check_namespace(name)
         except (InvalidName, TypeError) as error:
             raise StoreRequestError(str(error), code="invalid-namespace") from None
+        if frozen and sealed_only is not None:
+            raise StoreRequestError(
+                "sealed_only changes the namespace; open it with frozen=False", code="invalid-parameter"
+            )
+        if not isinstance(sealed_only, bool | None):
+            raise StoreRequestError("sealed_only is a bool, or None", code="invalid-parameter")
         self.frozen = frozen
+        self._sealed_only = sealed_only
         self._service = Service(
             dsn or environment("RSTORE_URL") or _DEFAULT_URL,
             token=token or environment("RSTORE_TOKEN"),
@@ -271,7 +282,7 @@ class _Operations(Generic[TransportT]):
             raise StoreEncodingError("the stored JSON is not UTF-8") from None
         return self._load(text)
 
-    def _seal(self, value: Value, context: PairContext | EventContext) -> Value:
+    def _seal(self, value: Value, context: PairContext) -> Value:
         return value if self._sealer is None else self._sealer.seal(value, context)
 
     def _open(self, value: Value, context: PairContext | PointContext | EventContext) -> Any:
@@ -287,7 +298,7 @@ class _Operations(Generic[TransportT]):
 
     def _opening(self) -> Steps[None]:
         if not self.frozen:
-            yield from calls.ns_create(self.namespace)
+            yield from calls.ns_create(self.namespace, sealed_only=self._sealed_only)
         elif (yield from calls.ns_info(self.namespace)) is None:
             raise StoreNotAvailableError(
                 f"the namespace {self.namespace!r} does not exist; opening it with frozen=False creates it",
@@ -375,14 +386,21 @@ class _Operations(Generic[TransportT]):
 
     @operation
     def delete(self, *keys: str) -> Steps[None]:
-        """Delete keys; those that are not there do no harm. Up to 1,000 keys are deleted at once or not at all."""
+        """Delete keys; those that are not there do no harm. A failure may leave some of them deleted and others not."""
         self._check_writable()
         names = list(dict.fromkeys(map(_checked_name, keys)))
-        if len(names) == 1:
-            yield from calls.kv_delete(self.namespace, names[0])
-            return
         for start in range(0, len(names), _KEYS_PER_BATCH):
-            yield from calls.kv_batch(self.namespace, deletes=names[start : start + _KEYS_PER_BATCH])
+            part = names[start : start + _KEYS_PER_BATCH]
+            try:
+                if len(part) > 1:
+                    yield from calls.kv_batch(self.namespace, deletes=part)
+                    continue
+            except StoreRequestError as error:
+                # A backend in several parts may not be able to delete these keys in one step.
+                if error.code != "batch-not-atomic":
+                    raise
+            for key in part:
+                yield from calls.kv_delete(self.namespace, key)
 
     @operation
     def keys(self) -> Steps[list[str]]:
@@ -610,7 +628,8 @@ class _Operations(Generic[TransportT]):
         """Record one event for each item in ``changes`` and return the new current state.
 
         A change is a value to set, ``(operator, value)``, or ``(operator,)`` for a unary one; see
-        :data:`rstore.operators.OPERATORS`. The events share one timestamp: ``t`` (POSIX milliseconds; it may lie in
+        :data:`rstore.operators.OPERATORS`; any other function of the module operator in that place raises
+        :class:`StoreRequestError`. The events share one timestamp: ``t`` (POSIX milliseconds; it may lie in
         the past), or now, but after the last one. If they cannot be applied, or ``t`` already has events, nothing is
         stored and :class:`StoreIntegrityError` is raised. No changes: nothing is recorded.
 
@@ -698,9 +717,9 @@ class _Operations(Generic[TransportT]):
     def _change(self, item: str, change: Any) -> _Change:
         """A change as given to :meth:`apply`, its value encoded."""
         _checked_name(item, "item")
-        if type(change) is not tuple or len(change) not in (1, 2) or not _is_operator(change[0]):
+        if type(change) is not tuple or len(change) not in (1, 2) or not _is_in(_OPERATOR_MODULE, change[0]):
             return _Change(item, "setitem", self._encode(change))
-        op = OPERATOR_NAMES[change[0]]
+        op = _operator_name(change[0])
         operands = change[1:]
         if op not in UNARY:
             if not operands:
@@ -714,9 +733,22 @@ class _Operations(Generic[TransportT]):
         """The events with their values as Python has them."""
         namespace = self.namespace
         return [
-            (t, item, op, None if value is None else self._open(value, EventContext(namespace, key, t, item, op)))
+            (t, item, op, self._event_value(value, EventContext(namespace, key, t, item, op)))
             for t, item, op, value in events
         ]
+
+    def _event_value(self, value: Value | None, context: EventContext) -> Any:
+        if value is None:
+            if self._sealer is not None:
+                raise StoreDecryptionError(
+                    f"the event of {context.op} is not sealed, and a store with a key takes no event on trust"
+                )
+            return None
+        if self._sealer is None or context.op not in UNARY:
+            return self._open(value, context)
+        if self._sealer.open(value, context) != _NOTHING:
+            raise StoreDecryptionError(f"what is sealed for an event of {context.op} is not null")
+        return None
 
     def _folded(self, key: str, state: State) -> dict[str, Any]:
         """The state, in order of item: what the service folded, and what is for the client to fold."""
@@ -744,7 +776,7 @@ class _Operations(Generic[TransportT]):
 
         Without a timestamp one is proposed, because it is authenticated with each sealed value.
         """
-        namespace = self.namespace
+        namespace, sealer = self.namespace, self._sealer
         for _ in range(_APPLY_ROUNDS_MAX):
             state = yield from calls.es_current(namespace, key)
             t = timestamp
@@ -764,12 +796,16 @@ class _Operations(Generic[TransportT]):
                         apply_event(folded, part.item, part.op, self._operand(part))
             except UnfoldableEvent as error:
                 raise _unfoldable(error) from None
-            sealed = [
-                part
-                if part.value is None
-                else part._replace(value=self._seal(part.value, EventContext(namespace, key, t, part.item, part.op)))
-                for part in parts
-            ]
+            sealed = (
+                parts
+                if sealer is None
+                else [
+                    part._replace(
+                        value=sealer.seal(part.value or _NOTHING, EventContext(namespace, key, t, part.item, part.op))
+                    )
+                    for part in parts
+                ]
+            )
             try:
                 yield from calls.es_apply(
                     namespace,
@@ -818,17 +854,19 @@ def _key_of(pair: tuple[str, Any]) -> str:
     return pair[0]
 
 
-def _is_operator(candidate: Any) -> bool:
+def _is_in(functions: Container[Any], candidate: Any) -> bool:
     try:
-        return candidate in OPERATOR_NAMES
+        return candidate in functions
     except TypeError:  # It is not hashable.
         return False
 
 
 def _operator_name(function: Callable[..., Any]) -> str:
-    if not _is_operator(function):
-        names = ", ".join(OPERATORS)
-        raise StoreRequestError(f"ops are functions of the module operator: {names}", code="invalid-parameter")
+    if not _is_in(OPERATOR_NAMES, function):
+        raise StoreRequestError(
+            f"the operators are these functions of the module operator: {', '.join(OPERATORS)}",
+            code="invalid-parameter",
+        )
     return OPERATOR_NAMES[function]
 
 
@@ -851,7 +889,9 @@ class Store(_Operations[httpx2.BaseTransport]):
     ``dsn`` is the service's URL (default: ``RSTORE_URL``, then ``http://127.0.0.1:8000``), ``namespace`` one name
     (``_namespace`` of the class, ``RSTORE_NAMESPACE``, ``default``). With ``key`` (``_key``, ``RSTORE_KEY``; see
     :func:`rstore.generate_key`), or a list of keys of which the first seals, values are encrypted before they are sent,
-    and nothing else is accepted. A ``frozen`` store cannot write. ``token`` (``RSTORE_TOKEN``) is the bearer token.
+    and nothing else is accepted. A ``frozen`` store cannot write. ``sealed_only`` True makes the namespace refuse, when
+    the store is opened and from then on, whatever is not sealed, from anybody; False lifts that; None leaves it as it
+    is. ``token`` (``RSTORE_TOKEN``) is the bearer token.
 
     ``accept_fernet`` opens tokens of rlib-store too. ``trust_pickle`` loads any unsealed pickle, which runs whatever
     code the server's side put there. ``timeout`` is how many seconds the service may be silent, ``retries`` how

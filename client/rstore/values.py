@@ -14,14 +14,12 @@ from typing import Any, Final
 import msgspec
 
 from rstore import pickles
-from rstore.encodings import Encoding, InvalidJSON, Value, parse_json
+from rstore.encodings import JSON_INTEGER_MAX, JSON_INTEGER_MIN, Encoding, InvalidJSON, Value, parse_json
 from rstore.errors import StoreDecryptionError, StoreEncodingError
 
 __all__ = ["dump", "dump_plaintexts", "load", "load_plaintexts"]
 
 _NESTING_MAX: Final = 100
-_INT_END: Final = 10**4000
-"""Python refuses to print or parse ints of more than 4,300 digits, unless told otherwise."""
 _NUMBER_END: Final = 1e300
 """A number nearer to 0 needs no further check; NaN and infinity are not."""
 _NUMBERS: Final = frozenset({int, float})
@@ -127,7 +125,7 @@ def _is_json(level: list[Any]) -> bool:
             return False
         if int in kinds:
             numbers = _of_kind(int, kinds, level)
-            if max(numbers) >= _INT_END or min(numbers) <= -_INT_END:
+            if max(numbers) > JSON_INTEGER_MAX or min(numbers) < JSON_INTEGER_MIN:
                 return False
         if kinds.isdisjoint(_CONTAINER_TYPES):
             return True

@@ -28,5 +28,10 @@ class Limits(BaseModel):
     answer_points_max: int = Field(default=1_000_000, ge=1, description="points in one unstreamed answer")
     grid_steps_max: int = Field(default=10_000_000, ge=1, description="timestamps that `missing` may test")
     state_bytes_max: int = Field(default=8 * 2**20, ge=1, description="one item's folded value, as JSON")
+    refolded_events_max: int = Field(
+        default=10_000,
+        ge=1,
+        description="events that an apply in the past may fold anew; long values count more",
+    )
     sequence_bytes_max: int = Field(default=64 * 2**20, ge=1, description="what one sequence's state is read from")
     apply_id_retention_seconds: int = Field(default=86_400, ge=1, description="how long a repeat is known")

@@ -91,9 +91,6 @@ async def _migrate(settings: Settings) -> None:
 
 async def _check_schema(settings: Settings) -> None:
     versions = await backend_class(settings.dsn).schema_versions(settings.dsn)
-    if versions is None:
-        print("this backend has no schema to migrate")  # noqa: T201
-        return
     print(f"the storage has schema version {versions.present}; this rstored knows {versions.known}")  # noqa: T201
     if versions.present != versions.known:
         newer = versions.present > versions.known

@@ -10,13 +10,13 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from types import FrameType
 from typing import Any, Final
 
 import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from rstored.api.front_door import FrontDoor
 from rstored.api.problems import problem_reply
@@ -28,6 +28,8 @@ __all__ = ["Server", "bind"]
 logger = logging.getLogger("rstored.server")
 
 HEAD_BYTES_MAX: Final = 64 * 1024
+# A longer body would cost more to copy behind its head than a second write costs.
+_JOINED_BYTES_MAX: Final = 64 * 1024
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -42,6 +44,48 @@ def bind(host: str, port: int) -> socket.socket:
         raise
     listener.setblocking(False)
     return listener
+
+
+class _Cycle(RequestResponseCycle):
+    """uvicorn's request and its answer, but a short answer goes out in one write, not its head and then its body."""
+
+    _head: MutableMapping[str, Any] | None = None
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:  # type: ignore[override]
+        if message["type"] == "http.response.start" and not self.response_started:
+            self._head = message
+            return
+        head, self._head = self._head, None
+        if head is not None:
+            if not message.get("more_body") and self._sent_at_once(head, message["body"]):
+                return
+            await super().send(head)  # type: ignore[arg-type]
+        await super().send(message)  # type: ignore[arg-type]
+
+    def _sent_at_once(self, head: MutableMapping[str, Any], body: bytes) -> bool:
+        """Send the whole answer; False, and nothing is sent, if it is one that uvicorn has to see to."""
+        headers = [*self.default_headers, *head["headers"]]
+        lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+        if self.disconnected or self.flow.write_paused or len(body) > _JOINED_BYTES_MAX:
+            return False
+        if head["status"] not in (204, 304) and not any(name == b"content-length" for name, _ in headers):
+            return False
+        if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
+            raise RuntimeError("a header holds a line break")
+        if (b"connection", b"close") in headers:
+            self.keep_alive = False
+        elif not self.keep_alive:
+            lines += b"connection: close\r\n"
+        if self.scope["method"] == "HEAD":
+            body = b""
+        self.waiting_for_100_continue = False
+        self.response_started = self.response_complete = True
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[head["status"]], lines, body))
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+        return True
 
 
 class Protocol(HttpToolsProtocol):
@@ -81,6 +125,11 @@ class Protocol(HttpToolsProtocol):
                 self._go_on_without_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self.send_400_response("What arrived is not an HTTP/1.1 request.")
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        # uvicorn has no other way to give it a cycle of one's own.
+        cycle.__class__ = _Cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -361,6 +361,8 @@ def test_a_state():
         {"state": []},
         {"events": [{**SET, "op": "system"}]},
         {"events": [{**SET, "op": "neg"}]},
+        {"events": [{**SET, "op": "neg", "value": "AA==", "encoding": "bytes"}]},
+        {"events": [{**SET, "op": "neg", "value": None, "encoding": "sealed"}]},
         {"events": [{**SET, "timestamp": 6}]},
         {"events": [{**SET, "timestamp": 2**63}]},
         {"events": [SET, SET]},

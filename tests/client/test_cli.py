@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import httpx2
@@ -180,6 +184,32 @@ def test_an_error_is_one_line(run, arguments):
     assert done.out == ""
     assert done.err.startswith("rstore: ")
     assert done.err.count("\n") == 1
+
+
+def sessions() -> Iterator[tuple[str, str]]:
+    """Every command in the sessions of docs/cli.md, and what it shows."""
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    for session in re.findall(r"^```console\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        yield from re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", session, re.MULTILINE)
+
+
+def test_the_sessions_of_the_page_show_what_they_say(serve, tmp_path, run, monkeypatch):
+    monkeypatch.setenv("RSTORE_URL", serve(f"sqlite:///{tmp_path / 'store.db'}").url)
+    monkeypatch.delenv("RSTORE_NAMESPACE")
+    for command, shown in sessions():
+        feeding, pipe, line = command.rpartition(" | ")
+        stdin = subprocess.run(["bash", "-c", feeding], capture_output=True, check=True).stdout if pipe else b""
+        program, *arguments = shlex.split(line)
+        assert program == "rstore"
+        done = run(*arguments, stdin=stdin)
+        assert done.code == (1 if shown.startswith("rstore: ") else 0), (command, done)
+        expected = re.escape(shown).replace("…", ".+")
+        assert re.fullmatch(expected, (done.out + done.err).rstrip("\n") + "\n" * bool(shown)), (command, done)
+
+
+def test_help_shows_brackets(run):
+    assert "[key, value]" in run("find", "--help").out
+    assert "[timestamp, item, operator, value]" in run("es", "events", "--help").out
 
 
 def test_without_a_service(closed_port):

@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rstore import encodings
-from rstore.encodings import Encoding, InvalidJSON, encoding_of, media_type_of, parse_json, render_json
+from rstore.encodings import (
+    JSON_INTEGER_MAX,
+    JSON_INTEGER_MIN,
+    Encoding,
+    InvalidJSON,
+    encoding_of,
+    media_type_of,
+    parse_json,
+    render_json,
+)
 
 
 def test_the_numbers_are_part_of_stored_data() -> None:
@@ -42,7 +51,8 @@ def test_an_unknown_label_is_refused_with_the_known_ones(label: str) -> None:
     [
         (b" [1, 2.5, null, true] ", [1, 2.5, None, True]),
         (b"18446744073709551616", 2**64),
-        (b"9" * 4300, int("9" * 4300)),
+        (b"9" * 4300, JSON_INTEGER_MAX),
+        (b"-" + b"9" * 4299, JSON_INTEGER_MIN),
         (b"1e2", 100.0),
         (rb'"\ud83d\ude42 \u0000"', "🙂 \0"),
         (b'{"a": {"b": []}}', {"a": {"b": []}}),

@@ -84,6 +84,10 @@ CASES = [
         *(OTHER_KEY, "es", place_of("shop", "stock", timestamp="1700000000001", item="äpfel", op="add")),
         *(0, b"-2", bytes(range(8, 20))),
     ),
+    Case(
+        *(OTHER_KEY, "es", place_of("shop", "stock", timestamp="1700000000002", item="äpfel", op="neg")),
+        *(0, b"null", bytes(range(9, 21))),
+    ),
 ]
 
 

@@ -16,6 +16,7 @@ import zlib
 
 import httpx2
 import pytest
+from tests import servers
 
 import rstore
 from rstore import (
@@ -88,6 +89,28 @@ def test_a_closed_store_can_be_opened_again(service_url, namespace):
         store.get("k")
     with store, store:
         assert store["k"] == 1
+        store.discard()
+
+
+def test_the_policy_is_set_by_opening(service_url, namespace):
+    def policy():
+        return httpx2.get(f"{service_url}/ns/{namespace}").json()["sealed_only"]
+
+    with Store(service_url, namespace, KEY, frozen=False, sealed_only=True) as store:
+        store["k"] = 1
+        assert policy() is True
+    for options in ({}, {"sealed_only": None}):
+        with Store(service_url, namespace, frozen=False, **options) as keyless:
+            with pytest.raises(StoreRequestError) as caught:
+                keyless["k"] = 2
+            assert caught.value.code == "sealed-only"
+    with Store(service_url, namespace) as frozen:
+        assert frozen.keys() == ["k"]
+        assert policy() is True
+    with Store(service_url, namespace, frozen=False, sealed_only=False) as store:
+        assert policy() is False
+        store["k"] = 2
+        assert store["k"] == 2
         store.discard()
 
 
@@ -298,6 +321,9 @@ def test_arguments_that_cannot_be(facing, reply):
         lambda: store.past("k", None),
         lambda: store.events("k", ops=[max]),
         lambda: store.events("k", ops=["add"]),
+        lambda: store.apply("k", {"a": (operator.xor, 1)}),
+        lambda: Store(store._service.url, "n", frozen=False, sealed_only=1),
+        lambda: Store(store._service.url, "n", sealed_only=True),
         lambda: store.set("k", 1, ttl=-1),
         lambda: store.set("k", 1, ttl=0),
         lambda: store.set("k", 1, ttl=float("nan")),
@@ -377,6 +403,19 @@ def test_pages_follow_each_other(scripted, json_reply, pages):
 
     with Store(scripted(script).url, "n") as store, pytest.raises(StoreProtocolError, match="pages"):
         store.keys()
+
+
+@pytest.mark.parametrize("key", ["cat/12", "cat", "cat/", "a cat/1", "Cat/1", "cat/1\n"])
+def test_find_takes_no_other_keys_than_were_asked_for(scripted, json_reply, key):
+    def script(request):
+        items = [{"key": name, "etag": "x", "value": 1} for name in sorted({key, "cat/1"})]
+        return json_reply(INFO if request.target == "/ns/n" else json.dumps({"items": items, "cursor": None}).encode())
+
+    with Store(scripted(script).url, "n", frozen=False) as store:
+        assert len(store.find()) == 2
+        assert len(store.find("*")) == 2
+        with pytest.raises(StoreProtocolError, match="other keys"):
+            store.find("cat/?")
 
 
 @pytest.mark.parametrize("raw", [b"", b"HTTP/9.9 hello\r\n\r\n", b"\0" * 100, b"HTTP/1.1 200 OK\r\nbad header\r\n\r\n"])
@@ -614,6 +653,23 @@ def test_many_large_values_come_in_several_answers(narrow_url, namespace):
         store.discard()
 
 
+def test_the_longest_ints_come_back(store):
+    for value in (10**4300 - 1, 10**4300, 1 - 10**4299, -(10**4299)):
+        store["k"] = value
+        assert store["k"] == value
+        store.extend("s", (1, value))
+        assert store.range("s") == [(1, value)]
+        assert store.apply("e", {"a": value}) == {"a": value}
+        assert store.apply("e", {"a": (operator.floordiv, value)}) == {"a": 1}
+
+
+def test_a_result_that_could_not_be_read_again_is_refused(plain):
+    plain.apply("e", {"a": 10**4300 - 1})
+    with pytest.raises(StoreIntegrityError, match="4300 characters"):
+        plain.apply("e", {"a": (operator.neg,)})
+    assert plain.apply("e", {"a": (operator.sub, 10**4300 - 2)}) == {"a": 1}
+
+
 def test_set_many_is_all_or_nothing(plain):
     plain["k"] = "before"
     etags = plain.set_many({"k": 1, "l": 2}, ttl=100)
@@ -623,6 +679,25 @@ def test_set_many_is_all_or_nothing(plain):
     with pytest.raises(StoreRequestError):
         plain.set_many({"k": 3, "m": 4})
     assert plain.get_many(["k", "m"]) == {"k": 1}
+
+
+@pytest.mark.skipif(servers.missing_redis() is not None, reason="no Redis server is installed")
+def test_many_keys_on_a_backend_of_several_parts(serve):
+    url = serve(servers.fresh_dsn(servers.redis_cluster(), buckets=8)).url
+    names = [f"k{number}" for number in range(30)]
+    with Store(url, "parts", frozen=False) as store:
+        with pytest.raises(StoreRequestError) as caught:
+            store.set_many(dict.fromkeys(names, 1))
+        assert caught.value.code == "batch-not-atomic"
+        assert store.keys() == []
+        for name in names:
+            store[name] = name
+        assert store.get_many([*names, "absent"]) == {name: name for name in names}
+        store.delete(*names[:20], "absent")
+        assert store.keys() == sorted(names[20:])
+        together = {f"{{part}}{number}": number for number in range(20)}
+        assert store.set_many(together).keys() == together.keys()
+        store.discard()
 
 
 def test_keep_and_never(plain):
@@ -720,6 +795,24 @@ def test_json_on_top_of_what_only_a_client_folds_is_checked_too(plain):
     assert plain.events("e") == before
     assert plain.apply("e", {"pair": (operator.mul, 2), "n": (operator.add, 1)}) == {"n": 2, "pair": (1, 2, 1, 2)}
     assert plain.apply("e", {"pair": (operator.not_,)}) == {"n": 2, "pair": False}
+
+
+@pytest.mark.parametrize("function", [operator.xor, operator.iadd, operator.pos, operator.itemgetter])
+@pytest.mark.parametrize("rest", [(), (1,)])
+def test_no_other_function_of_the_module_passes_for_a_value(store, function, rest):
+    store.apply("e", {"a": 1}, t=1)
+    with pytest.raises(StoreRequestError, match=", ".join(rstore.operators.OPERATORS)):
+        store.apply("e", {"a": 2, "b": (function, *rest)})
+    assert store.current("e", withtimestamp=True) == (1, {"a": 1})
+
+
+def test_a_tuple_that_begins_with_a_function_is_set_by_setitem(service_url, namespace):
+    with Store(service_url, namespace, KEY, frozen=False) as store:
+        for value in ((operator.xor, 1), (operator.add,), (len, 1), (operator.add, 1, 2)):
+            assert store.apply("e", {"a": (operator.setitem, value)}) == {"a": value}
+        for value in ((len, 1), (operator.add, 1, 2), (), ([], 1)):
+            assert store.apply("e", {"a": value}) == {"a": value}
+        store.discard()
 
 
 def test_a_state_belongs_to_its_caller(store):

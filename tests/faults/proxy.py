@@ -38,7 +38,7 @@ class Proxy:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pump("up", reader, server_writer, ends, answered))
                 group.create_task(self._pump("down", server_reader, writer, ends, answered))
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             return
         finally:
             self._abort(ends)

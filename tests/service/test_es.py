@@ -180,6 +180,9 @@ async def test_the_text_of_a_value_is_kept(es):
         ([do("a", "xor", 1)], {}, "invalid-body", "/events/0/op"),
         ([do("a", "neg", 1)], {}, "invalid-body", "/events/0/value"),
         ([do("a", "delitem", 1)], {}, "invalid-body", "/events/0/value"),
+        ([do("a", "neg", None)], {}, "invalid-body", "/events/0/value"),
+        ([do("a", "not_", Value(Encoding.BYTES, b""))], {}, "invalid-body", "/events/0/value"),
+        ([do("a", "delitem", Value(Encoding.PICKLE, b"N."))], {}, "invalid-body", "/events/0/value"),
         ([do("a", "add")], {}, "invalid-body", "/events/0/value"),
         ([Change("a", "setitem", None)], {}, "invalid-body", "/events/0/value"),
         ([put("a", Value(Encoding.JSON, b"NaN"))], {}, "invalid-value", "/events/0/value"),
@@ -234,6 +237,29 @@ async def test_the_state_of_a_sequence_is_limited(es):
     for _ in range(50):
         await small.put(do("b", "add", 1))
     assert folded(await small.current("n", "k")) == {"b": 51}
+
+
+async def test_how_much_an_apply_in_the_past_folds_anew_is_limited(es):
+    small = es.under(refolded_events_max=6)
+    await small.put(put("a", 1), timestamp=10)
+    for t in range(20, 70, 10):
+        await small.put(do("a", "add", 1), timestamp=t)
+    # At 15 there are one event before and five after it, at 35 and at 65 seven in all.
+    assert folded(await small.put(do("a", "mul", 2), timestamp=15)) == {"a": 7}
+    for change, t in ((do("a", "mul", 2), 35), (do("a", "neg"), 55)):
+        await small.refused("unfoldable-event", change, timestamp=t)
+    assert (await small.current("n", "k")).revision == 7
+    # What begins a chain folds nothing before it, and what a chain begins after folds nothing of that.
+    assert folded(await small.put(put("a", 2), timestamp=55)) == {"a": 3}
+    assert folded(await small.put(put("a", 9), timestamp=5)) == {"a": 3}
+    assert folded(await small.put(do("a", "add", 1))) == {"a": 4}
+
+
+async def test_long_values_are_folded_anew_less_often(es):
+    await es.put(put("a", "x" * 10_000), timestamp=10)
+    await es.put(do("a", "add", "y"), timestamp=20)
+    await es.under(refolded_events_max=3).refused("unfoldable-event", do("a", "add", "z"), timestamp=15)
+    assert len(folded(await es.under(refolded_events_max=4).put(do("a", "add", "z"), timestamp=15))["a"]) == 10_002
 
 
 async def test_revisions(es):
@@ -294,8 +320,12 @@ async def test_a_sealed_only_namespace(es):
     await Namespaces(es.storage, es.clock).create("n", NamespacePolicy(sealed_only=True))
     await es.refused("sealed-only", put("a", sealed(1)), put("b", 1))
     await es.put(put("a", sealed(1)))
-    state = await es.put(do("a", "neg"), revision=1)
-    assert brief(state.events) == [(1_000, "a", "setitem"), (1_001, "a", "neg")]
+    for op in ("neg", "not_", "delitem"):
+        await es.refused("sealed-only", do("a", op), revision=1)
+        await es.refused("sealed-only", do("a", op), put("b", sealed(1)), timestamp=5, revision=1)
+    state = await es.put(do("a", "neg", sealed(None)))
+    assert state.events[1:] == [StoredEvent(1_001, "a", "neg", sealed(None))]
+    assert (await es.put(do("a", "delitem", sealed(None)))).events == []
 
 
 # --- chains of mixed encodings -----------------------------------------------------------------------------
@@ -318,6 +348,26 @@ async def test_a_chain_is_folded_here_only_if_all_of_it_is_json(es):
     state = await es.put(put("a", Value(Encoding.PICKLE, b"p")))
     assert state.events == [StoredEvent(1_005, "a", "setitem", Value(Encoding.PICKLE, b"p"))]
     assert (await es.put(do("a", "not_"), revision=6)).events[1:] == [StoredEvent(1_006, "a", "not_", None)]
+
+
+@pytest.mark.parametrize("first", [1, sealed(1)], ids=["plain", "sealed"])
+async def test_a_sealed_value_of_a_unary_operator_is_kept_and_not_looked_at(es, first):
+    await es.put(put("a", first), timestamp=1)
+    # What proves an event is for the client to read, so it is for the client to fold as well.
+    state = await es.put(do("a", "neg", sealed(1)), timestamp=3)
+    everything = [
+        StoredEvent(1, "a", "setitem", first if isinstance(first, Value) else plain(first)),
+        StoredEvent(2, "a", "not_", sealed("two")),
+        StoredEvent(3, "a", "neg", sealed(1)),
+        StoredEvent(4, "a", "delitem", sealed("")),
+    ]
+    assert (state.items, state.events) == ({}, [everything[0], everything[2]])
+    assert (await es.put(do("a", "not_", sealed("two")), timestamp=2)).events == everything[:3]
+    assert (await es.put(do("a", "delitem", sealed("")), timestamp=4)).events == []
+    assert await es.all() == everything
+    assert (await es.past("n", "k", 3)).events == everything[:3]
+    await es.refused("unfoldable-event", do("a", "neg", sealed(1)))
+    await es.refused("unfoldable-event", do("a", "delitem", sealed(1)), timestamp=0)
 
 
 @pytest.mark.parametrize("timestamp", [None, 1_005])
@@ -666,7 +716,7 @@ VALUES = st.builds(
 CHANGES = st.dictionaries(
     ITEMS,
     st.sampled_from(["setitem"] * 6 + ["delitem"] * 2 + sorted(OPERATORS)).flatmap(
-        lambda op: st.tuples(st.just(op), st.none() if op in UNARY else VALUES)
+        lambda op: st.tuples(st.just(op), st.none() | st.just(sealed(None)) if op in UNARY else VALUES)
     ),
     min_size=1,
     max_size=3,
@@ -678,8 +728,8 @@ class Engine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.usual = es_module._PAGE_EVENTS_MAX, es_module._CHAINS_AT_ONCE
-        es_module._PAGE_EVENTS_MAX, es_module._CHAINS_AT_ONCE = 2, 1
+        self.usual = es_module._PAGE_EVENTS_MAX
+        es_module._PAGE_EVENTS_MAX = 2
         self.folder = tempfile.TemporaryDirectory()
         self.runner = asyncio.Runner()
         self.backend = self.run(SQLiteBackend.open(f"sqlite:///{Path(self.folder.name) / 'store.db'}"))
@@ -701,7 +751,7 @@ class Engine(RuleBasedStateMachine):
         self.run(self.backend.close())
         self.runner.close()
         self.folder.cleanup()
-        es_module._PAGE_EVENTS_MAX, es_module._CHAINS_AT_ONCE = self.usual
+        es_module._PAGE_EVENTS_MAX = self.usual
 
     @rule(
         changes=CHANGES,

@@ -536,10 +536,7 @@ class KeyValueMachine(RuleBasedStateMachine):
 
     @invariant()
     def all_reads_agree_with_the_model(self) -> None:
-        wanted = {
-            key: Entry(s.value, s.media_type, s.etag, s.expires_ms)
-            for key, s in self.present().items()
-        }
+        wanted = {key: Entry(s.value, s.media_type, s.etag, s.expires_ms) for key, s in self.present().items()}
         listed = self.runner.run(self.kv.list("ns", values=True))
         assert listed == (sorted(wanted.items()), None)
         assert self.runner.run(self.kv.count("ns")) == len(wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 
@@ -39,6 +40,33 @@ def test_migrate(tmp_path):
     assert failed.returncode == 1
     assert failed.stderr.startswith("rstored: ")
     assert failed.stderr.count("\n") == 1
+
+
+def test_migrate_check(tmp_path):
+    check = ("migrate", "--check", "--dsn", "sqlite:///store.db")
+    behind = run(*check, cwd=tmp_path)
+    assert (behind.returncode, behind.stdout) == (1, "the storage has schema version 0; this rstored knows 1\n")
+    assert "rstored migrate" in behind.stderr
+    assert list(tmp_path.iterdir()) == []
+    run("migrate", "--dsn", "sqlite:///store.db", cwd=tmp_path)
+    before = (tmp_path / "store.db").read_bytes()
+    same = run(*check, cwd=tmp_path)
+    assert (same.returncode, same.stdout, same.stderr) == (
+        0,
+        "the storage has schema version 1; this rstored knows 1\n",
+        "",
+    )
+    assert (tmp_path / "store.db").read_bytes() == before
+    with sqlite3.connect(tmp_path / "store.db") as connection:
+        connection.execute("UPDATE schema_version SET version = 7")
+    connection.close()
+    newer = run(*check, cwd=tmp_path)
+    assert newer.returncode == 1
+    assert "newer" in newer.stderr
+    (tmp_path / "notes.db").write_text("no database")
+    other = run("migrate", "--check", "--dsn", "sqlite:///notes.db", cwd=tmp_path)
+    assert (other.returncode, other.stdout) == (1, "")
+    assert run("migrate", "--check", "--dsn", "sqlite:///nowhere/store.db", cwd=tmp_path).returncode == 1
 
 
 def test_help_names_every_command_and_no_arguments_is_help():

@@ -148,6 +148,25 @@ def test_a_head_without_end_is_not_kept(server):
     assert split(talk(server, many, many[18:], b"X: y\r\n"))[0] == 400
 
 
+def test_trailers_without_end_are_not_kept(server):
+    head = b"PUT /kv/t HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
+    answer = talk(server, head, *(b"".join(b"X-%d-%d: y\r\n" % (part, n) for n in range(2_000)) for part in range(5)))
+    assert split(answer)[0] == 400
+    assert httpx2.get(f"{server.url}/kv/t").status_code == 404
+    assert talk(server, head + b"X-A: b\r\n\r\nGET /kv/t HTTP/1.1\r\n" + CLOSE + b"\r\n").endswith(b"\r\n\r\nx")
+
+
+def test_a_connection_that_sends_no_whole_head_is_closed(serve, tmp_path):
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}", env={"RSTORED_KEEP_ALIVE_SECONDS": "1"})
+    for sent in ((), (b"GET /kv/a HTTP/1.1\r\n",), (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /kv/b HTT")):
+        started = time.monotonic()
+        talk(server, *sent)
+        assert 0.8 < time.monotonic() - started < 4
+    # A body may take longer than a head.
+    put = b"PUT /kv/slow HTTP/1.1\r\n" + CLOSE + b"Content-Length: 3\r\n\r\n"
+    assert talk(server, put, b"ab", b"", b"c", pause=0.5).startswith(b"HTTP/1.1 201")
+
+
 def test_an_injected_header_is_no_header(server):
     wrong = httpx2.get(f"{server.url}/kv/a%0d%0aSet-Cookie:%20x=y")
     assert wrong.status_code == 404

@@ -32,10 +32,11 @@ NS = "numbers"
 
 
 class WatchedStorage(Storage):
-    """The real storage, counting the rows that pass through it."""
+    """The real storage, counting the rows that pass through it, and the queries of plans."""
 
     rows_read = 0
     rows_written = 0
+    turns = 0
 
     def _count(self, results):
         for result in results:
@@ -52,6 +53,7 @@ class WatchedStorage(Storage):
             try:
                 query = next(generator)
                 while True:
+                    self.turns += 1
                     results = yield query
                     query = generator.send(self._count(results))
             except StopIteration as stop:
@@ -210,6 +212,17 @@ async def test_points_far_apart_cost_what_their_blocks_cost(ts, storage):
     storage.rows_read = 0
     await ts.extend(NS, "s", Points.from_pairs((t, -t) for t in range(0, 400_000, 20_000)))
     assert storage.rows_read <= 3 * 20
+
+
+@pytest.mark.parametrize("step", [20_000, 1_700, 513, 300, 7])
+async def test_points_apart_take_few_turns_and_no_block_that_is_not_theirs(ts, storage, step):
+    await ts.extend(NS, "s", numbers(range(0, 400_000, 2)))
+    written = range(1, 400_000, step)
+    blocks = {t // (2 * BLOCK_POINTS_MAX) for t in written}
+    storage.rows_read = storage.turns = 0
+    await ts.extend(NS, "s", numbers(written))
+    assert storage.turns <= 9
+    assert len(blocks) <= storage.rows_read <= 1.1 * len(blocks) + 4
 
 
 async def test_dense_points_are_met_in_few_reads(ts, storage):

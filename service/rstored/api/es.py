@@ -61,7 +61,7 @@ Revision = Annotated[int, Meta(ge=0, le=INT64_MAX, description="how many applies
 
 
 class EventPart(Struct, forbid_unknown_fields=True):
-    """An event to apply; `value` is absent or null for `delitem`, `neg` and `not_`."""
+    """An event to apply; for `delitem`, `neg` and `not_` the `value` is absent, null or `sealed`."""
 
     item: str
     op: OpName = "setitem"
@@ -90,7 +90,7 @@ class EventBody(Struct):
     timestamp: Timestamp
     item: str
     op: OpName
-    value: Annotated[Raw, Meta(description="JSON, or base64 (msgpack: bytes) beside `encoding`; null for unary ops")]
+    value: Annotated[Raw, Meta(description="JSON, or base64 (msgpack: bytes) beside `encoding`; null without one")]
     encoding: EncodingLabel | UnsetType = UNSET
 
 

@@ -294,9 +294,9 @@ class Backend(abc.ABC):
         """Connect, migrate the schema under a lock, and return. Raises :class:`Problem` with one clear line."""
 
     @classmethod
-    async def schema_versions(cls, dsn: str) -> SchemaVersions | None:
-        """The versions, having changed nothing; None if the backend has no schema. Raises as :meth:`open` does."""
-        return None
+    @abc.abstractmethod
+    async def schema_versions(cls, dsn: str) -> SchemaVersions:
+        """The versions, having changed nothing. Raises as :meth:`open` does."""
 
     @abc.abstractmethod
     async def close(self) -> None:

@@ -13,11 +13,13 @@ import itertools
 import os
 import random
 import socket
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
@@ -60,18 +62,22 @@ _SQL: Final = Statements(_DIALECT)
 
 _CONNECTIONS_MAX: Final = 4
 _PING_SECONDS: Final = 2.0
-_CONNECT_SECONDS: Final = 5
+_CONNECT_SECONDS: Final = 3
 _POOL_WAIT_SECONDS: Final = 3.0
-_LOCK_SECONDS: Final = 5
-_STATEMENT_SECONDS: Final = 15
+_LOCK_SECONDS: Final = 3
+_STATEMENT_SECONDS: Final = 10
 # All of what is done on a connection before it goes back; a server that hangs keeps no statement's time.
-_HANG_UP_SECONDS: Final = 20.0
+_HANG_UP_SECONDS: Final = 12.0
+# When a batch is taken apart since one of it spoiled it: how long that goes on, and how long each waits for a lock.
+_ALONE_SECONDS: Final = 8.0
+_LOCK_ALONE: Final = "SET LOCAL lock_timeout = '100ms'"
 _PURGE_ROWS_MAX: Final = 1_000
 _ROWS_BYTES_MAX: Final = 16 * 2**20
 _IDS_RESERVED: Final = 1_000
 _TRIES_MAX: Final = 10
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+T = TypeVar("T")
 
 
 class PostgreSQLBackend(Backend):
@@ -83,8 +89,9 @@ class PostgreSQLBackend(Backend):
         self._pool = pool
         self._description = description
         self._closed = False
-        # Ids taken from the sequence ahead of need, so that a new record costs no round trip for its id.
-        self._ids: list[int] = []
+        # Ids taken from the sequence ahead of need, so that a new record costs no round trip for its id. They end with
+        # the connection that they came over: after a failover the new primary may give them to others.
+        self._ids: WeakKeyDictionary[Connection, list[int]] = WeakKeyDictionary()
 
     @classmethod
     async def open(cls, dsn: str) -> PostgreSQLBackend:
@@ -92,11 +99,13 @@ class PostgreSQLBackend(Backend):
         conninfo, schema = _conninfo(dsn)
 
         async def configure(connection: Connection) -> None:
-            await connection.execute(
-                "SELECT set_config('search_path', %s, false), set_config('statement_timeout', %s, false),"
-                " set_config('lock_timeout', %s, false), set_config('idle_in_transaction_session_timeout', %s, false)",
-                (_quoted(schema), f"{_STATEMENT_SECONDS}s", f"{_LOCK_SECONDS}s", f"{2 * _STATEMENT_SECONDS}s"),
-            )
+            with _Watch(_CONNECT_SECONDS).over(connection):
+                await connection.execute(
+                    "SELECT set_config('search_path', %s, false), set_config('statement_timeout', %s, false),"
+                    " set_config('lock_timeout', %s, false),"
+                    " set_config('idle_in_transaction_session_timeout', %s, false)",
+                    (_quoted(schema), f"{_STATEMENT_SECONDS}s", f"{_LOCK_SECONDS}s", f"{2 * _STATEMENT_SECONDS}s"),
+                )
 
         pool = AsyncConnectionPool[Connection](
             conninfo,
@@ -158,48 +167,63 @@ class PostgreSQLBackend(Backend):
                 if len(queries) == 1:
                     return [problem]
                 # One of them spoiled the batch: alone, each gets its own answer.
-                return [answer for query in queries for answer in await self.read([query])]
+                return await self._each(queries, lambda query: self.read([query]))
             except Problem as problem:
-                if last_try or isinstance(problem, _NoConnection):
+                if last_try or isinstance(problem, _NoConnection | _HungUp):
                     return [Problem(problem.code, problem.detail) for _ in queries]
                 # A restarted server leaves broken connections behind; this replaces them.
-                await self._pool.check()
+                await self._pool.drain()
         raise AssertionError("unreachable")
 
     async def update(self, updates: Sequence[Update[Any]]) -> list[Any | Problem]:
         self._check_open()
+        return await self._update(updates)
+
+    async def _update(self, updates: Sequence[Update[Any]], *, alone: bool = False) -> list[Any | Problem]:
         for tries in itertools.count(1):
             transaction: _Transaction | None = None
             try:
                 async with self._connection() as connection:
-                    transaction = _Transaction(connection, self._ids)
-                    return await transaction.run(updates)
+                    transaction = _Transaction(connection, self._ids.setdefault(connection, []))
+                    return await transaction.run(updates, alone=alone)
             except _Raced as problem:
                 if tries < _TRIES_MAX:
                     await asyncio.sleep(random.random() * 0.002 * 2**tries)  # noqa: S311 - not a secret
                     continue
                 failure: Exception = Problem(problem.code, problem.detail)
             except _Demoted as problem:
-                # Each of the connections may still be to the old primary; the next one is another.
-                if tries <= _CONNECTIONS_MAX:
-                    continue
-                return [Problem(problem.code, problem.detail) for _ in updates]
+                # Each of the connections may still be to the old primary; new ones find its successor.
+                if tries > 1:
+                    return [Problem(problem.code, problem.detail) for _ in updates]
+                await self._pool.drain()
+                continue
             except _Rejected as problem:
                 failure = problem
             except Problem as problem:
                 # Once the commit was sent nobody knows what became of it, so it is not sent again.
                 committing = transaction is not None and transaction.committing
-                if tries > 1 or committing or isinstance(problem, _NoConnection):
+                if tries > 1 or committing or isinstance(problem, _NoConnection | _HungUp):
                     return [Problem(problem.code, problem.detail) for _ in updates]
-                await self._pool.check()
+                await self._pool.drain()
                 continue
             except Exception as error:
                 failure = error
             if len(updates) == 1:
                 return [failure]
             # One of them spoiled the transaction: alone, each gets its own.
-            return [result for update in updates for result in await self.update([update])]
+            return await self._each(updates, lambda update: self._update([update], alone=True))
         raise AssertionError("unreachable")
+
+    async def _each(self, items: Sequence[T], send: Callable[[T], Awaitable[list[Any]]]) -> list[Any]:
+        """What becomes of each item alone. Those for which there is no time left are refused."""
+        deadline = time.monotonic() + _ALONE_SECONDS
+        results: list[Any] = []
+        for item in items:
+            if time.monotonic() < deadline:
+                results += await send(item)
+            else:
+                results.append(Problem("backend-unavailable", _TOO_LONG))
+        return results
 
     async def purge(self) -> bool:
         async with self._connection() as connection, connection.transaction():
@@ -224,18 +248,16 @@ class PostgreSQLBackend(Backend):
     ) -> AsyncIterator[Connection]:
         """A connection of the pool, for so long at most. Every error of the driver leaves here translated."""
         self._check_open()
+        watch = _Watch(seconds)
         try:
             async with self._pool.connection(wait_seconds) as connection:
-                watch = asyncio.get_running_loop().call_later(seconds, _hang_up, connection)
-                try:
+                with watch.over(connection):
                     yield connection
-                except psycopg.errors.ReadOnlySqlTransaction:
-                    # The server was demoted; a new connection finds its successor.
-                    await connection.close()
-                    raise
-                finally:
-                    watch.cancel()
         except psycopg.Error as error:
+            if watch.hung_up:
+                # The others are likely to hang as well.
+                await self._pool.drain()
+                raise _HungUp("backend-unavailable", "PostgreSQL took too long to answer: try again") from error
             raise _translated(error) from error
 
     def _check_open(self) -> None:
@@ -243,10 +265,29 @@ class PostgreSQLBackend(Backend):
             raise _NoConnection("backend-unavailable", "the connection to PostgreSQL is closed")
 
 
-def _hang_up(connection: Connection) -> None:
-    """Have whoever waits on the connection learn that it is over: the driver itself would wait for ever."""
-    with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
-        duplicate.shutdown(socket.SHUT_RDWR)
+class _Watch:
+    """Bounds the time that is spent on a connection: the driver itself would wait for a silent server for ever."""
+
+    def __init__(self, seconds: float) -> None:
+        self.hung_up = False
+        self._seconds = seconds
+
+    @contextlib.contextmanager
+    def over(self, connection: Connection) -> Iterator[None]:
+        timer = asyncio.get_running_loop().call_later(self._seconds, self._hang_up, connection)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _hang_up(self, connection: Connection) -> None:
+        """Have whoever waits on the connection learn that it is over."""
+        self.hung_up = True
+        with (
+            contextlib.suppress(OSError, psycopg.Error),
+            socket.socket(fileno=os.dup(connection.fileno())) as duplicate,
+        ):
+            duplicate.shutdown(socket.SHUT_RDWR)
 
 
 # --- opening -----------------------------------------------------------------------------------------------
@@ -528,6 +569,9 @@ _ERASE_ROWS: Final = """
     WHERE ctid = ANY(ARRAY(SELECT ctid FROM record_row WHERE record_id = %s LIMIT %s))
 """
 
+# The SQLSTATE of a warning, which comes beside an answer that is no error.
+_WARNING: Final = "01000"
+
 Planning: TypeAlias = Generator[Query, list[Any], Commit[Any]]
 
 
@@ -545,11 +589,20 @@ class _Transaction:
         self._heads: dict[Place, Head | None] = {}
         self._changes = _Changes()
 
-    async def run(self, updates: Sequence[Update[Any]]) -> list[Any]:
-        """Carry out the updates in order and commit; returns their answers and the exceptions of their plans."""
+    async def run(self, updates: Sequence[Update[Any]], *, alone: bool) -> list[Any]:
+        """Carry out the updates in order and commit; returns their answers and the exceptions of their plans.
+
+        What runs ``alone`` hardly waits for locks: it has waited with others before.
+        """
         results: list[Any] = [None] * len(updates)
+        notices: list[str | None] = []
+
+        def note(notice: psycopg.errors.Diagnostic) -> None:
+            notices.append(notice.sqlstate)
+
+        self._connection.add_notice_handler(note)
         try:
-            await self._lock(sorted({place for update in updates for place in update.places}))
+            await self._lock(sorted({place for update in updates for place in update.places}), alone=alone)
             for wave in waves(updates):
                 await self._run_wave([(position, updates[position]) for position in wave], results)
             async with self._connection.pipeline():
@@ -561,13 +614,20 @@ class _Transaction:
             if not self._connection.closed:
                 await self._connection.rollback()
             raise
+        finally:
+            self._connection.remove_notice_handler(note)
+        if _WARNING in notices:
+            # Somebody cancelled the wait for the synchronous replica, and the server calls that a success.
+            raise Problem("backend-unavailable", "PostgreSQL has committed, but maybe not on its replica: try again")
         return results
 
-    async def _lock(self, places: list[Place]) -> None:
+    async def _lock(self, places: list[Place], *, alone: bool) -> None:
         """Begin, lock the heads of the places, pin their namespaces, and learn both, all in one round trip."""
         parents = {place.namespace for place in places if place.kind is not Kind.NAMESPACE}
         async with self._connection.pipeline():
             await self._connection.execute("BEGIN")
+            if alone:
+                await self._connection.execute(_LOCK_ALONE)
             namespaces = await self._connection.execute(_LOCK_NAMESPACES.encode(), (sorted(parents),))
             records = await self._connection.execute(_LOCK_HEADS.encode(), _columns(places))
             found = [("", int(Kind.NAMESPACE), *row) for row in await namespaces.fetchall()]
@@ -790,8 +850,15 @@ class _Demoted(Problem):
     """The server takes no writes any more, so nothing was kept."""
 
 
+class _HungUp(Problem):
+    """The server was silent for too long."""
+
+
 class _NoConnection(Problem):
     """There was no connection to be had, so nothing was sent."""
+
+
+_TOO_LONG: Final = "PostgreSQL took too long over a statement: try again"
 
 
 def _translated(error: psycopg.Error) -> Exception:
@@ -802,7 +869,7 @@ def _translated(error: psycopg.Error) -> Exception:
     if isinstance(error, psycopg.errors.UniqueViolation) or state.startswith("40"):
         return _Raced("backend-unavailable", "other processes keep writing the same records: try again")
     if isinstance(error, psycopg.errors.QueryCanceled | psycopg.errors.LockNotAvailable):
-        return _Rejected("backend-unavailable", "PostgreSQL took too long over a statement: try again")
+        return _Rejected("backend-unavailable", _TOO_LONG)
     if isinstance(error, psycopg.errors.DiskFull):
         return _Rejected("storage-full", "PostgreSQL's disk is full: free some space and try again")
     if state.startswith("XX"):

@@ -6,7 +6,7 @@ picks, or of the ``{part}`` of it in braces (Redis Cluster's own rule, so users 
 bucket is ``{prefix/id/bucket}``; as all its keys carry it, they lie in one slot. T is the registry's or a bucket's tag:
 
     T:h:<kind>:<key>          hash: ``h`` the head (version 8 bytes, expiry 8 bytes, meta), ``v`` the value if it is not
-                              empty, ``l<lane>`` for each lane that was ever used; of a namespace ``i``: its id
+                              empty, ``l`` the lanes that were ever used (``0,2``); of a namespace ``i``: its id
     T:i:<kind>                sorted set of keys, all of score 0: listed by ZRANGEBYLEX, counted by ZCARD
     T:x:<kind>                sorted set of expiry ‖ key, all of score 0
     T:s:<kind>:<lane>:<key>   sorted set of the rows' ``sort``, all of score 0
@@ -49,7 +49,7 @@ from typing import Any, Final
 
 from rstored.backends.abc import Backend, Capabilities, Query, SchemaVersions, Update
 from rstored.backends.redis_servers import FAILURES, Call, Script, Servers, open_servers, translated
-from rstored.backends.redis_store import Store, commit_call, due_member, packed_update
+from rstored.backends.redis_store import Bucket, Store, due_member, packed_update
 from rstored.backends.redis_updates import Attempt
 from rstored.problems import Problem
 
@@ -176,13 +176,16 @@ class RedisBackend(Backend):
             await store.settle(name.decode())
         for owner_id in pending:
             moves = ("a", registry + b":trash", owner_id, "Z", registry + b":pending", owner_id)
-            await store.exchange([commit_call(store.registry, [packed_update((), (), moves)])])
+            await store.exchange([store.commit_call(store.registry, [packed_update((), (), moves)])])
         if trash is None:
             return bool(unsettled or pending)
         owner = store.owner("", trash)
         each = max(1, _PURGE_RECORDS_MAX // len(owner.buckets))
         erased = await store.exchange(
-            [Call(bucket.slot, _PURGE, (bucket.tag, bucket.tag, each), once=True) for bucket in owner.buckets]
+            [
+                Call(bucket.slot, _PURGE, (bucket.tag, each), _purge_keys(store, bucket), once=True)
+                for bucket in owner.buckets
+            ]
         )
         if not any(erased):
             members = [due_member(bucket) for bucket in owner.buckets]
@@ -215,6 +218,13 @@ def _parsed(dsn: str) -> tuple[Servers, bytes, int | None]:
     if not 1 <= buckets <= _BUCKETS_MAX or buckets & (buckets - 1):
         raise Problem("backend-unavailable", f"the DSN's buckets is a power of two from 1 to {_BUCKETS_MAX}")
     return servers, prefix.encode(), buckets
+
+
+def _purge_keys(store: Store, bucket: Bucket) -> list[bytes]:
+    """The keys of a bucket that tell whether there is still something in it (cluster)."""
+    if not store.servers.cluster:
+        return []
+    return [bucket.ns_key, *(b"%b:%b:%d" % (bucket.tag, part, kind) for part in (b"i", b"x") for kind in (1, 2, 3))]
 
 
 def _tag(prefix: bytes) -> bytes:

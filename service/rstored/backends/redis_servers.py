@@ -10,7 +10,9 @@ from __future__ import annotations
 import abc
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+import itertools
+import time
+from collections.abc import Callable, Collection, Sequence
 from importlib import resources
 from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -50,12 +52,14 @@ __all__ = [
     "translated",
 ]
 
+# To get a connection: a free one of the pool or a new one, greeted and logged in.
 _CONNECT_SECONDS: Final = 2.0
 _ANSWER_SECONDS: Final = 10.0
-_POOL_WAIT_SECONDS: Final = 5.0
 _CONNECTIONS_MAX: Final = 8
-# How often calls that a cluster sent elsewhere are tried, and those that met a dead node.
-_ROUNDS_MAX: Final = 5
+# How long calls are tried again that a cluster cannot serve for a moment, because a slot moves or a master is being
+# replaced; after how many tries with pauses; and how often nodes are tried that do not answer.
+_PATIENCE_SECONDS: Final = 1.0
+_REDIRECTIONS_MAX: Final = 3
 _FAILURES_MAX: Final = 1
 _PAUSE_SECONDS: Final = 0.05
 
@@ -83,13 +87,15 @@ class Script(NamedTuple):
 class Call(NamedTuple):
     """A script's or, without one, a plain command's arguments, and the slot that it is about.
 
-    A script's arguments begin with its one key. What is to be sent at most ``once`` is not sent again when the
-    connection breaks before the answer.
+    In a cluster ``keys`` are all the keys that a script is going to touch: while their slot moves from one node to
+    another, Redis then refuses to run it on a node that has not all of them. What is to be sent at most ``once`` is
+    not sent again when the connection breaks before the answer.
     """
 
     slot: int
     script: Script | None
     arguments: Sequence[Argument]
+    keys: Collection[bytes] = ()
     once: bool = False
 
     def command(self, unloaded: bool) -> tuple[Argument, ...]:
@@ -97,8 +103,8 @@ class Call(NamedTuple):
         if self.script is None:
             return tuple(self.arguments)
         if unloaded:
-            return ("EVAL", self.script.source, 1, *self.arguments)
-        return ("EVALSHA", self.script.sha, 1, *self.arguments)
+            return ("EVAL", self.script.source, len(self.keys), *self.keys, *self.arguments)
+        return ("EVALSHA", self.script.sha, len(self.keys), *self.keys, *self.arguments)
 
 
 # redis-py's own way to do this takes several times as long; hiredis takes any number of arguments in its one tuple.
@@ -116,7 +122,7 @@ class _Node:
         self._pool = BlockingConnectionPool.from_url(
             url,
             max_connections=_CONNECTIONS_MAX,
-            timeout=_POOL_WAIT_SECONDS,
+            timeout=_CONNECT_SECONDS,
             protocol=2,
             retry=Retry(NoBackoff(), 0),
             socket_timeout=None,
@@ -129,7 +135,7 @@ class _Node:
         Raises :class:`_Unsent`, or what broke the connection while the answers were awaited.
         """
         try:
-            async with asyncio.timeout(_POOL_WAIT_SECONDS + _CONNECT_SECONDS):
+            async with asyncio.timeout(_CONNECT_SECONDS):
                 connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
         except FAILURES as error:
             raise _Unsent from error
@@ -206,7 +212,10 @@ class SingleServer(Servers):
                 return [unsent.__cause__] * len(calls)
         unloaded = [position for position, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if unloaded:
-            commands = [calls[position].command(unloaded=True) for position in unloaded]
+            unloaded = _with_followers(unloaded, calls, answers)
+            commands = [
+                calls[position].command(unloaded=isinstance(answers[position], NoScriptError)) for position in unloaded
+            ]
             try:
                 later = await self._node.exchange(commands)
             except FAILURES as error:
@@ -250,7 +259,8 @@ class Cluster(Servers):
         asked: dict[int, Address] = {}
         unloaded: set[int] = set()
         failures = 0
-        for round_number in range(_ROUNDS_MAX):
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        for round_number in itertools.count():
             batches: dict[Address | None, list[int]] = {}
             for position in waiting:
                 batches.setdefault(asked.get(position) or self._slots[calls[position].slot], []).append(position)
@@ -258,7 +268,7 @@ class Cluster(Servers):
             # One batch alone is not worth a task.
             broken = [await sending[0]] if len(sending) == 1 else await asyncio.gather(*sending)
             again = []
-            moved = False
+            moved = busy = False
             for position in waiting:
                 answer = answers[position]
                 if isinstance(answer, MovedError):
@@ -271,7 +281,7 @@ class Cluster(Servers):
                     unloaded.add(position)
                 elif isinstance(answer, ClusterDownError | TryAgainError):
                     moved |= isinstance(answer, ClusterDownError)
-                    await asyncio.sleep(_PAUSE_SECONDS * round_number)
+                    busy = True
                 elif isinstance(answer, _Unsent):
                     if failures >= _FAILURES_MAX:
                         continue
@@ -281,13 +291,16 @@ class Cluster(Servers):
                 else:
                     continue
                 again.append(position)
-            if not again or round_number == _ROUNDS_MAX - 1:
-                break
             if any(broken):
                 failures += 1
+            # Also when nothing is left to do here: what comes next must not meet the same dead node.
             if moved or any(broken):
                 await self._reload()
-            waiting = again
+            if not again or time.monotonic() > deadline:
+                break
+            if busy or round_number >= _REDIRECTIONS_MAX:
+                await asyncio.sleep(_PAUSE_SECONDS)
+            waiting = _with_followers(again, calls, answers)
         return [answer.__cause__ if isinstance(answer, _Unsent) else answer for answer in answers]
 
     async def on_every_server(self, *commands: tuple[Argument, ...]) -> list[list[Any]]:
@@ -388,6 +401,22 @@ class Cluster(Servers):
                 await self._nodes.pop(gone).close()
             return
         raise failure or OSError("the DSN names no server")
+
+
+def _with_followers(again: Sequence[int], calls: Sequence[Call], answers: Sequence[Any]) -> list[int]:
+    """The calls that are sent again, and those behind them in their slot: these were to see what the others do.
+
+    A call that is to be sent once and was carried out is not among them.
+    """
+    first: dict[int, int] = {}
+    for position in again:
+        first.setdefault(calls[position].slot, position)
+    chosen = set(again)
+    for position, call in enumerate(calls):
+        follows = position > first.get(call.slot, position)
+        if follows and not call.once and not isinstance(answers[position], Exception):
+            chosen.add(position)
+    return sorted(chosen)
 
 
 async def _answers_of(node: _Node, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:

@@ -8,7 +8,7 @@ import secrets
 import struct
 import time
 from binascii import crc_hqx
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from redis.exceptions import ResponseError
@@ -42,7 +42,6 @@ __all__ = [
     "Stale",
     "Store",
     "bounds",
-    "commit_call",
     "due_member",
     "namespace_of",
     "new_copy",
@@ -138,6 +137,15 @@ class Store:
     def bucket_number(self, key: str) -> int:
         return 0 if self._buckets == 1 else _hash(key.encode()) & (self._buckets - 1)
 
+    def reading(self, *, check: bool = False) -> Reading:
+        """Reads to be put together. With ``check`` each bucket that is read is asked whether its namespace lives."""
+        return Reading(declare=self.servers.cluster, check=check)
+
+    def commit_call(self, bucket: Bucket, updates: Iterable[Sequence[Argument]]) -> Call:
+        """What carries out updates, each made by :func:`packed_update`, that all lie in the slot of ``bucket``."""
+        arguments = list(itertools.chain.from_iterable(updates))
+        return Call(bucket.slot, COMMIT, arguments, _commit_keys(arguments) if self.servers.cluster else (), once=True)
+
     def new_version(self) -> bytes:
         return U64.pack(next(self._versions) % 2**64)
 
@@ -156,7 +164,7 @@ class Store:
         """The namespaces of these names; None for one that does not exist, a problem for one that is not found out."""
         found: dict[str, Owner | Exception | None] = {}
         asked: dict[str, Ref] = {}
-        reading = Reading()
+        reading = self.reading()
         for name in names:
             owner = self._known.get(name)
             if owner is not None:
@@ -185,20 +193,22 @@ class Store:
         if not isinstance(owner, Owner):
             return
         for restoring in (True, False):
-            reading = Reading()
+            reading = self.reading()
             call, number = reading.ask(self.registry, "i", self.registry.record_key(0, name.encode()))
             replies = await self.exchange(reading.calls())
             head, owner_id = replies[call][number]
             alive = head is not None and owner_id == owner.id
             if restoring and alive:
                 await self.exchange(
-                    commit_call(bucket, [packed_update([(bucket.ns_key, ABSENT)], (), new_copy(bucket, head, name))])
+                    self.commit_call(
+                        bucket, [packed_update([(bucket.ns_key, ABSENT)], (), new_copy(bucket, head, name))]
+                    )
                     for bucket in owner.buckets
                 )
             elif not alive:
                 # It was deleted meanwhile.
                 await self.exchange(
-                    commit_call(bucket, [packed_update((), (), no_copy(bucket))]) for bucket in owner.buckets
+                    self.commit_call(bucket, [packed_update((), (), no_copy(bucket))]) for bucket in owner.buckets
                 )
                 self.forget(name)
                 return
@@ -206,18 +216,19 @@ class Store:
     async def settle(self, name: str) -> None:
         """See that every bucket of a namespace has its present head (cluster)."""
         record_key = self.registry.record_key(0, name.encode())
-        reading = Reading()
+        reading = self.reading()
         call, number = reading.ask(self.registry, "i", record_key)
         replies = await self.exchange(reading.calls())
         head, owner_id = replies[call][number]
         if head is not None:
             owner = self.owner(name, owner_id)
             await self.exchange(
-                commit_call(bucket, [packed_update((), (), ("g", bucket.ns_key, head))]) for bucket in owner.buckets
+                self.commit_call(bucket, [packed_update((), (), ("g", bucket.ns_key, head))])
+                for bucket in owner.buckets
             )
         settled = ("A", self.registry.tag + b":unsettled", name)
         version = head[:8] if head is not None else ABSENT
-        await self.exchange([commit_call(self.registry, [packed_update([(record_key, version)], (), settled)])])
+        await self.exchange([self.commit_call(self.registry, [packed_update([(record_key, version)], (), settled)])])
 
     # --- expiry --------------------------------------------------------------------------------------------
 
@@ -276,7 +287,7 @@ class Store:
         self, members: Iterable[bytes], now_ms: int, limit: int
     ) -> dict[bytes, tuple[int | None, list[tuple[bytes, Place]]]]:
         """When something expires next in each of these buckets, and what has expired; gone buckets are left out."""
-        reading = Reading()
+        reading = self.reading()
         refs = {}
         bound = _before(now_ms + 1)
         for member in members:
@@ -311,7 +322,7 @@ class Store:
         """Answer some of the queries; returns those to be asked again, for their namespace was not what it was."""
         names = {namespace_of(read) for position in positions for read in queries[position]}
         owners = await self.owners(names)
-        reading = Reading(check=True)
+        reading = self.reading(check=True)
         asked: list[tuple[int, list[Part], list[tuple[str, Ref]]]] = []
         for position in positions:
             reading.fence()
@@ -410,7 +421,7 @@ class Store:
         each = min(listing.limit, 2 * listing.limit // len(owner.buckets) + 8)
         found: list[tuple[bytes, Bucket, bytes, int]] = []
         while True:
-            reading = Reading(check=True)
+            reading = self.reading(check=True)
             refs = {}
             for bucket, start in lows.items():
                 reading.check(owner, bucket)
@@ -447,7 +458,7 @@ class Store:
         more = len(page) < len(found) or bool(lows)
         if not listing.values:
             return Slice([(key.decode(), unpacked(head, b"")) for key, _, head, _ in page], more)
-        reading = Reading()
+        reading = self.reading()
         places = [(key, reading.ask(bucket, "v", bucket.record_key(listing.kind, key))) for key, bucket, *_ in page]
         replies = await self.exchange(reading.calls())
         heads = [(key.decode(), _head_and_value([replies[call][number]])) for key, (call, number) in places]
@@ -506,7 +517,8 @@ class Reading:
     With ``check`` each bucket that is read is also asked whether its namespace lives.
     """
 
-    def __init__(self, *, check: bool = False) -> None:
+    def __init__(self, *, declare: bool, check: bool) -> None:
+        self._declare = declare
         self._check = check
         self._calls: list[tuple[int, list[Argument]]] = []
         self._sizes: list[int] = []
@@ -526,7 +538,7 @@ class Reading:
         call = self._open.get(bucket.slot)
         if call is None:
             call = self._open[bucket.slot] = len(self._calls)
-            self._calls.append((bucket.slot, [bucket.tag]))
+            self._calls.append((bucket.slot, []))
             self._sizes.append(0)
         self._calls[call][1].extend(arguments)
         number = self._sizes[call]
@@ -551,7 +563,9 @@ class Reading:
         return checks
 
     def calls(self) -> list[Call]:
-        return [Call(slot, READ, arguments) for slot, arguments in self._calls]
+        if not self._declare:
+            return [Call(slot, READ, arguments) for slot, arguments in self._calls]
+        return [Call(slot, READ, arguments, _read_keys(arguments)) for slot, arguments in self._calls]
 
 
 def namespace_of(read: Read) -> str:
@@ -657,13 +671,88 @@ def packed_update(
     return [len(counted), *counted]
 
 
-def commit_call(bucket: Bucket, sections: Iterable[Sequence[Argument]]) -> Call:
-    return Call(bucket.slot, COMMIT, [bucket.tag, *itertools.chain.from_iterable(sections)], once=True)
-
-
 def new_copy(bucket: Bucket, head: bytes, name: str) -> tuple[Argument, ...]:
     return "f", bucket.ns_key, "h", head, "f", bucket.ns_key, "n", name
 
 
 def no_copy(bucket: Bucket) -> tuple[Argument, ...]:
     return "u", bucket.ns_key
+
+
+# --- keys --------------------------------------------------------------------------------------------------
+
+_Keys: TypeAlias = tuple[int, Callable[[Sequence[Any]], Iterable[bytes]]]
+
+
+def _record_keys(arguments: Sequence[Any]) -> list[bytes]:
+    tag, kind, key = arguments[:3]
+    found = [b"%b:h:%d:%b" % (tag, kind, key), b"%b:i:%d" % (tag, kind)]
+    if arguments[-1]:
+        found.append(b"%b:x:%d" % (tag, kind))
+    return found
+
+
+def _lane_keys(arguments: Sequence[Any]) -> list[bytes]:
+    tag, lane = arguments[:2]
+    return [b"%b:%b:%b" % (tag, part, lane) for part in (b"s", b"b", b"d")]
+
+
+def _first(arguments: Sequence[Any]) -> Sequence[bytes]:
+    return arguments[:1]
+
+
+def _index_key(arguments: Sequence[Any]) -> list[bytes]:
+    return [b"%b:i:%d" % (arguments[0], arguments[1])]
+
+
+def _kind_keys(arguments: Sequence[Any]) -> list[bytes]:
+    return [b"%b:%b:%d" % (arguments[0], part, kind) for kind in range(4) for part in (b"i", b"x")]
+
+
+# By the letter of a read or write: how many arguments it has, and which keys they mean.
+_READS: Final[dict[Any, _Keys]] = {
+    **dict.fromkeys("hvip", (1, _first)),
+    "s": (9, _lane_keys),
+    "l": (7, _index_key),
+    "c": (2, _kind_keys),
+    "x": (3, _kind_keys),
+}
+_WRITES: Final[dict[Any, _Keys]] = {
+    "h": (6, _record_keys),
+    "D": (4, _record_keys),
+    "r": (6, _lane_keys),
+    "d": (3, _lane_keys),
+    "R": (4, _lane_keys),
+    "f": (3, _first),
+    "z": (3, _first),
+    **dict.fromkeys("tgZaA", (2, _first)),
+    "u": (1, _first),
+}
+
+
+def _keys(meanings: Mapping[Any, _Keys], arguments: Sequence[Argument], found: dict[bytes, None]) -> None:
+    position = 0
+    while position < len(arguments):
+        length, keys = meanings[arguments[position]]
+        found.update(dict.fromkeys(keys(arguments[position + 1 : position + 1 + length])))
+        position += 1 + length
+
+
+def _read_keys(arguments: Sequence[Argument]) -> Collection[bytes]:
+    """The keys that a call of ``read.lua`` touches, but for those of the records of a listing."""
+    found: dict[bytes, None] = {}
+    _keys(_READS, arguments, found)
+    return found
+
+
+def _commit_keys(arguments: Sequence[Any]) -> Collection[bytes]:
+    """The keys that a call of ``commit.lua`` touches."""
+    found: dict[bytes, None] = {}
+    position = 0
+    while position < len(arguments):
+        stop = position + 1 + arguments[position]
+        checks_stop = position + 2 + 2 * arguments[position + 1]
+        found.update(dict.fromkeys(arguments[position + 2 : checks_stop : 2]))
+        _keys(_WRITES, arguments[checks_stop + 1 + 3 * arguments[checks_stop] : stop], found)
+        position = stop
+    return found

@@ -36,7 +36,6 @@ from rstored.backends.redis_store import (
     Stale,
     Store,
     bounds,
-    commit_call,
     due_member,
     namespace_of,
     new_copy,
@@ -100,12 +99,16 @@ class Attempt:
         self._owners: dict[str, Any] = {}
         self._heads: dict[Place, Head | None] = {}
         self._versions: dict[Place, bytes] = {}
+        # The lanes that a record uses, if any.
+        self._lanes: dict[Place, set[int]] = {}
         self._copies: dict[bytes, tuple[bytes, Head]] = {}
         self._written: set[Place] = set()
         self._asked: set[int] = set()
         self._pending: list[_Section] = []
         self._due: dict[bytes, int] = {}
         self._spoiled = False
+        # Tags of buckets of namespaces that were not made in the end.
+        self._unmade: set[bytes] = set()
         # Updates whose heads could not be read together with the others'.
         self._alone: list[int] = []
 
@@ -117,7 +120,7 @@ class Attempt:
                 self._again.update(loaded[number] for number in wave)
             else:
                 await self._run_wave([loaded[number] for number in wave])
-        await self._flush(Reading())
+        await self._flush(self._store.reading())
         if self._due:
             await self._store.tell_due(self._due)
         for position in self._alone:
@@ -139,7 +142,7 @@ class Attempt:
             if place.kind is not Kind.NAMESPACE
         }
         self._owners = await store.owners(names)
-        reading = Reading()
+        reading = store.reading()
         refs: dict[Place, Ref] = {}
         copies: dict[str, dict[bytes, Ref]] = {}
         confined: list[int] = []
@@ -160,7 +163,7 @@ class Attempt:
                 elif isinstance(owner := self._owners[place.namespace], Owner):
                     bucket = owner.bucket(key)
                     copies.setdefault(place.namespace, {})[bucket.tag] = reading.namespace(bucket)
-                    refs[place] = reading.ask(bucket, "h", bucket.record_key(place.kind, key))
+                    refs[place] = reading.ask(bucket, "p", bucket.record_key(place.kind, key))
         replies = await store.servers.exchange(reading.calls()) if reading else []
         failed = self._take(refs, copies, replies)
         loaded = []
@@ -225,15 +228,16 @@ class Attempt:
             if isinstance(reply, Exception):
                 failed[place] = reply
                 continue
-            packed = reply[number]
-            if place.kind is Kind.NAMESPACE:
-                packed, owner_id = packed
-                if packed is not None:
-                    self._take_owner(place.key, owner_id, gone)
-                else:
-                    if self._owners.get(place.key) is not None:
-                        gone[place.key] = Stale(place.key)
-                    self._owners[place.key] = None
+            packed, further = reply[number]
+            if place.kind is not Kind.NAMESPACE:
+                if further:
+                    self._lanes[place] = set(map(int, further.split(b",")))
+            elif packed is not None:
+                self._take_owner(place.key, further, gone)
+            else:
+                if self._owners.get(place.key) is not None:
+                    gone[place.key] = Stale(place.key)
+                self._owners[place.key] = None
             if packed is None:
                 self._heads[place], self._versions[place] = None, ABSENT
             else:
@@ -310,7 +314,7 @@ class Attempt:
         store = self._store
         names = {namespace_of(read) for _, _, query in asked for read in query} - self._owners.keys()
         owners = {**await store.owners(names), **self._owners, "": store.root} if names else self._owners
-        reading = Reading()
+        reading = store.reading()
         parts: list[list[Part]] = []
         for position, _, query in asked:
             self._asked.add(position)
@@ -415,7 +419,8 @@ class Attempt:
             bucket: Bucket = owner.bucket(key)
             meta, value, expires_ms = write.head
             packed = writing.version + packed_expiry(expires_ms) + meta
-            writing.arguments += ("h", bucket.tag, int(place.kind), key, packed, value)
+            expiring = expires_ms is not None or _expires(self._heads.get(place))
+            writing.arguments += ("h", bucket.tag, int(place.kind), key, packed, value, int(expiring))
             writing.size += len(value)
             if expires_ms is not None:
                 self._note_due(bucket, expires_ms)
@@ -429,27 +434,31 @@ class Attempt:
         bucket = owner.bucket(key)
         self._written.add(place)
         if isinstance(write, DeleteRecord):
-            writing.arguments += ("D", bucket.tag, int(place.kind), key)
+            for lane in self._lanes.pop(place, ()):
+                writing.arguments += ("R", bucket.tag, b"%d:%d:%b" % (place.kind, lane, key), b"-", b"+")
+            expiring = _expires(self._heads[place])
+            writing.arguments += ("D", bucket.tag, int(place.kind), key, int(expiring))
             writing.forget(place)
             self._heads[place], self._versions[place] = None, ABSENT
             return bucket
         writing.touched[place] = None
-        lane = b"%d:%d:%b" % (place.kind, write.lane, key)
+        lane_key = b"%d:%d:%b" % (place.kind, write.lane, key)
         if isinstance(write, PutRow):
-            if (place, write.lane) not in writing.lanes:
-                writing.lanes[place, write.lane] = {}
-                writing.arguments += ("f", bucket.record_key(place.kind, key), f"l{write.lane}", "")
+            lanes = self._lanes.setdefault(place, set())
+            if write.lane not in lanes:
+                lanes.add(write.lane)
+                writing.arguments += ("f", bucket.record_key(place.kind, key), "l", ",".join(map(str, sorted(lanes))))
             sort, value, by = write.row
-            writing.arguments += ("r", bucket.tag, lane, sort, value, int(by is not None), by or b"")
+            writing.arguments += ("r", bucket.tag, lane_key, sort, value, int(by is not None), by or b"")
             writing.size += len(value)
             if by is not None:
-                writing.claim(place, write.lane, b"%b:d:%b" % (bucket.tag, lane), by, sort)
+                writing.claim(place, write.lane, b"%b:d:%b" % (bucket.tag, lane_key), by, sort)
         elif isinstance(write, DeleteRow):
             writing.freed.add((place, write.lane))
-            writing.arguments += ("d", bucket.tag, lane, write.sort)
+            writing.arguments += ("d", bucket.tag, lane_key, write.sort)
         else:
             writing.freed.add((place, write.lane))
-            writing.arguments += ("R", bucket.tag, lane, *bounds(write.low, write.high))
+            writing.arguments += ("R", bucket.tag, lane_key, *bounds(write.low, write.high))
         return bucket
 
     def _write_namespace(self, write: Write, changes: _Changes, *, named: bool) -> None:
@@ -463,13 +472,15 @@ class Attempt:
                 return
             if place not in self._versions:
                 raise _not_atomic()
-            changes.registry += ("D", registry.tag, 0, name, "a", registry.tag + b":trash", owner.id)
+            expiring = _expires(self._heads[place])
+            changes.registry += ("D", registry.tag, 0, name, int(expiring), "a", registry.tag + b":trash", owner.id)
             changes.after += [(bucket, no_copy(bucket)) for bucket in owner.buckets]
             changes.changed.append(place.key)
             self._owners[place.key] = None
             gone = [inner for inner in self._heads if inner.namespace == place.key]
             for inner in (place, *gone):
                 self._heads[inner], self._versions[inner] = None, ABSENT
+                self._lanes.pop(inner, None)
                 self._written.add(inner)
             return
         assert isinstance(write, PutHead), "a namespace has no rows"
@@ -479,7 +490,9 @@ class Attempt:
             version = U64.pack(time.time_ns() // 1000)
             packed = version + packed_expiry(head.expires_ms) + head.meta
             changes.before += [(bucket, new_copy(bucket, packed, place.key)) for bucket in owner.buckets]
-            changes.registry += ("h", registry.tag, 0, name, packed, head.value, "f", record_key, "i", owner.id)
+            expiring = head.expires_ms is not None
+            changes.registry += ("h", registry.tag, 0, name, packed, head.value, int(expiring))
+            changes.registry += ("f", record_key, "i", owner.id)
             changes.made.append(owner)
             self._owners[place.key] = owner
         else:
@@ -490,7 +503,8 @@ class Attempt:
                 raise _not_atomic()
             version = U64.pack(max(time.time_ns() // 1000, U64.unpack(self._versions[place])[0] + 1))
             packed = version + packed_expiry(head.expires_ms) + head.meta
-            changes.registry += ("h", registry.tag, 0, name, packed, head.value)
+            expiring = head.expires_ms is not None or _expires(self._heads[place])
+            changes.registry += ("h", registry.tag, 0, name, packed, head.value, int(expiring))
             changes.after += [(bucket, ("g", bucket.ns_key, packed)) for bucket in owner.buckets]
             changes.changed.append(place.key)
         if head.expires_ms is not None:
@@ -517,21 +531,32 @@ class Attempt:
         pending, self._pending = self._pending, []
         servers = self._store.servers
         sections: list[_Section] = []
+        unmade = self._unmade
         for section in pending:
             if section.changes is not None and servers.cluster:
-                self._settle(sections, await servers.exchange(_calls(sections)))
+                self._settle(sections, await servers.exchange(self._calls(sections)))
                 sections = []
                 if not await self._change_namespaces(section):
+                    # Another process made the namespace; what is meant for the one that was not made starts again.
+                    unmade.update(bucket.tag for owner in section.changes.made for bucket in owner.buckets)
                     continue
-            if section.arguments:
+            if section.bucket.tag in unmade:
+                self._again.add(section.position)
+            elif section.arguments:
                 sections.append(section)
-        calls = _calls(sections)
+        calls = self._calls(sections)
         asked = reading.calls()
         if not calls and not asked:
             return []
         replies = await servers.exchange([*calls, *asked])
         self._settle(sections, replies[: len(calls)])
         return replies[len(calls) :]
+
+    def _calls(self, sections: list[_Section]) -> list[Call]:
+        return [
+            self._store.commit_call(group[0].bucket, (section.arguments for section in group))
+            for group in _grouped(sections)
+        ]
 
     def _settle(self, sections: list[_Section], replies: list[Any]) -> None:
         """Take what became of the updates."""
@@ -546,6 +571,8 @@ class Attempt:
                 self._again.add(section.position)
             else:
                 self._results[section.position] = problem_of(status)
+                # It may yet be done, so nothing that was planned to come after it may be.
+                self._spoiled = True
 
     async def _change_namespaces(self, section: _Section) -> bool:
         """Carry out, step by step, what an update does to the namespaces of a cluster; True if it is done."""
@@ -560,17 +587,17 @@ class Attempt:
                 ]
                 await store.exchange(pending)
                 await store.exchange(
-                    commit_call(bucket, [packed_update((), (), writes)]) for bucket, writes in changes.before
+                    store.commit_call(bucket, [packed_update((), (), writes)]) for bucket, writes in changes.before
                 )
                 for owner in changes.made:
                     changes.registry += ("Z", registry.tag + b":pending", owner.id)
             for name in changes.changed:
                 changes.registry += ("a", registry.tag + b":unsettled", name)
             update = packed_update(changes.checks.items(), (), changes.registry)
-            ((status,),) = await store.exchange([commit_call(registry, [update])])
+            ((status,),) = await store.exchange([store.commit_call(registry, [update])])
             if status == 1:
                 await store.exchange(
-                    commit_call(bucket, [packed_update((), (), writes)]) for bucket, writes in changes.after
+                    store.commit_call(bucket, [packed_update((), (), writes)]) for bucket, writes in changes.after
                 )
                 for name in changes.changed:
                     await store.settle(name)
@@ -598,13 +625,13 @@ class _Writing:
         self.size = 0
         # Records whose rows are written: they get the new version too.
         self.touched: dict[Place, None] = {}
-        # Which row has which `by` in the lanes that rows were put into, and the lanes that rows were deleted from.
-        self.lanes: dict[tuple[Place, int], dict[bytes, bytes]] = {}
+        # Which row was given which `by`, and the lanes that rows were deleted from.
+        self.claimed: dict[tuple[Place, int, bytes], bytes] = {}
         self.freed: set[tuple[Place, int]] = set()
 
     def claim(self, place: Place, lane: int, data_key: bytes, by: bytes, sort: bytes) -> None:
         """A row takes a ``by``, which must be free. One that was freed before in the same update is taken on trust."""
-        if self.lanes[place, lane].setdefault(by, sort) != sort and (place, lane) not in self.freed:
+        if self.claimed.setdefault((place, lane, by), sort) != sort and (place, lane) not in self.freed:
             raise AssertionError("two rows of a lane have the same by")
         if (place, lane) not in self.freed:
             self.claims += (data_key, by, sort)
@@ -612,9 +639,13 @@ class _Writing:
     def forget(self, place: Place) -> None:
         """The record is deleted, and all that was in it."""
         self.touched.pop(place, None)
-        for at in [at for at in self.lanes if at[0] == place]:
-            del self.lanes[at]
-            self.freed.add(at)
+        for place_, lane, by in [at for at in self.claimed if at[0] == place]:
+            del self.claimed[place_, lane, by]
+            self.freed.add((place_, lane))
+
+
+def _expires(head: Head | None) -> bool:
+    return head is not None and head.expires_ms is not None
 
 
 def _grouped(sections: list[_Section]) -> list[list[_Section]]:
@@ -629,10 +660,6 @@ def _grouped(sections: list[_Section]) -> list[list[_Section]]:
         groups[number].append(section)
         latest[section.bucket.slot] = number, size + section.size
     return groups
-
-
-def _calls(sections: list[_Section]) -> list[Call]:
-    return [commit_call(group[0].bucket, (section.arguments for section in group)) for group in _grouped(sections)]
 
 
 def _in_calls(sections: list[_Section]) -> list[_Section]:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Collection, Generator, Iterable, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -57,7 +58,8 @@ _APPLIES: Final = 2
 
 _PAGE_EVENTS_MAX: Final = 1_000
 _PAGE_BYTES_MAX: Final = 2**20
-_CHAINS_AT_ONCE: Final = 256
+_LONG_BYTES: Final = 4_096
+_TURN_SECONDS: Final = 0.01
 _FORGOTTEN_AT_ONCE: Final = 4
 _TRIES_MAX: Final = 10
 _EVENT_OVERHEAD_BYTES: Final = 32
@@ -75,7 +77,7 @@ class _Meta(msgspec.Struct, array_like=True, frozen=True):
 
 
 class _EventRow(msgspec.Struct, array_like=True, frozen=True):
-    """An event's value in lane 0; a unary operator's has no encoding and no data."""
+    """An event's value in lane 0; without a value, which is a unary operator's, it has no encoding and no data."""
 
     op: str
     encoding: int | None
@@ -154,6 +156,23 @@ class _Chain(NamedTuple):
     def stored(self) -> _ItemRow:
         """The row to store."""
         return self.row if self.json is None else msgspec.structs.replace(self.row, data=render_json(self.json.value))
+
+
+class _Refolding:
+    """How much one apply in the past may still fold anew: whoever else writes waits for it."""
+
+    def __init__(self, events_max: int) -> None:
+        self._events_max = events_max
+        self._left = events_max
+
+    def spend(self, chain: _Chain | None = None) -> None:
+        """Count an event, and more than once if what its chain comes to is long. Raises UnfoldableEvent at the end."""
+        self._left -= 1 if chain is None or chain.json is None else 1 + chain.json.size // _LONG_BYTES
+        if self._left < 0:
+            raise UnfoldableEvent(
+                f"more than {self._events_max} events would have to be folded anew, or fewer with long values:"
+                " apply it at a later timestamp, or at none"
+            )
 
 
 class _NeedsClient(Exception):
@@ -239,9 +258,10 @@ class EventSequences:
                 raise Problem(
                     "invalid-body", f"no such operator: use one of {', '.join(OPERATORS)}", pointer=f"{pointer}/op"
                 )
-            if (value is None) != (op in UNARY):
-                detail = f"{op} takes no value" if op in UNARY else f"{op} needs a value"
-                raise Problem("invalid-body", detail, pointer=f"{pointer}/value")
+            if value is None and op not in UNARY:
+                raise Problem("invalid-body", f"{op} needs a value", pointer=f"{pointer}/value")
+            if value is not None and op in UNARY and value.encoding is not Encoding.SEALED:
+                raise Problem("invalid-body", f"{op} takes no value but a sealed one", pointer=f"{pointer}/value")
             if value is not None:
                 check_value(value, self._limits, pointer=f"{pointer}/value")
                 limit = self._limits.state_bytes_max
@@ -290,11 +310,12 @@ class EventSequences:
         if not changes:
             return Commit((), (yield from _state(place, meta, rows)))
 
-        writes = admit(
-            heads, place.namespace, [change.value.encoding for change in changes if change.value is not None]
-        )
+        # An event without a value proves nothing either, so to a policy it is one that is not sealed.
+        encodings = [Encoding.JSON if change.value is None else change.value.encoding for change in changes]
+        writes = admit(heads, place.namespace, encodings)
         t, in_order = yield from self._timestamp(place, None if head is None else meta, timestamp, now)
         events = [StoredEvent(t, *change) for change in changes]
+        refolding = _Refolding(self._limits.refolded_events_max)
         touched: dict[str, _Touched] = {}
         for index, event in enumerate(events):
             row = rows.get(event.item)
@@ -305,7 +326,7 @@ class EventSequences:
                     after = self._followed(None if row is None else _Chain(row), event, checked=checked)
                     new_row = None if after is None else after.stored()
                 else:
-                    new_row = yield from self._refolded(place, row, event, checked)
+                    new_row = yield from self._refolded(place, row, event, checked, refolding)
             except _NeedsClient:
                 raise Problem(
                     "revision-conflict",
@@ -383,19 +404,22 @@ class EventSequences:
         return longer
 
     def _refolded(
-        self, place: Place, row: _ItemRow | None, event: StoredEvent, checked: bool
+        self, place: Place, row: _ItemRow | None, event: StoredEvent, checked: bool, refolding: _Refolding
     ) -> Generator[Query, list[Any], _ItemRow | None]:
         """The item's row after an event among or before its others. Raises as :meth:`_followed` does."""
         t, item, op, _ = event
         chain: _Chain | None = None
         if op != "setitem":
-            start = row.start if row is not None and row.start < t else (yield from _chain_start(place, item, t))
+            start = (
+                row.start if row is not None and row.start < t else (yield from _chain_start(place, item, t, refolding))
+            )
             if start is not None:
                 scan: RowScan | None = _paged(_item_scan(place, item, start, t))
                 while scan is not None:
                     (found,) = yield (scan,)
                     for earlier in map(_stored_event, found.items):
                         chain = self._followed(chain, earlier)
+                        refolding.spend(chain)
                     scan = _next_page(scan, found)
         chain = self._followed(chain, event, checked=checked)
         scan = _paged(_item_scan(place, item, t, TIMESTAMP_MAX))
@@ -410,6 +434,7 @@ class EventSequences:
                     raise UnfoldableEvent(f"a later event could no longer be applied: {error.reason}") from None
                 if chain is None:
                     return row
+                refolding.spend(chain)
             scan = _next_page(scan, found)
         return None if chain is None else chain.stored()
 
@@ -424,8 +449,7 @@ class EventSequences:
                 return None
             meta = _decode_meta(head.meta)
             rows = {row.sort.decode(): _decode_item(row.value) for row in found.items}
-            chains = {item: (row.start, row.last) for item, row in rows.items() if row.read_from_events}
-            events = await self._chain_events(place, meta, chains)
+            events = await self._chain_events(place, meta, rows)
             if events is not None:
                 return _state_of(meta.last, meta.revision, rows, events)
         raise _rewritten()
@@ -449,10 +473,11 @@ class EventSequences:
             last, rows = replayed
             if last is None:
                 return None
-            chains = {item: (row.start, row.last) for item, row in rows.items() if row.read_from_events}
-            if sum(map(_state_size, rows.values())) > self._limits.sequence_bytes_max:
-                raise Problem("answer-too-large", "the state at that time is larger than a state may be now")
-            events = await self._chain_events(place, meta, chains)
+            limit = self._limits.sequence_bytes_max
+            if sum(map(_state_size, rows.values())) > limit:
+                detail = f"the state at that time is read from more than {limit} bytes: read its events instead"
+                raise Problem("answer-too-large", detail, limit=limit)
+            events = await self._chain_events(place, meta, rows)
             if events is not None:
                 return _state_of(last, meta.revision, rows, events)
         raise _rewritten()
@@ -466,7 +491,12 @@ class EventSequences:
             head, found = await self._storage.read(HeadRead(place), scan)
             if not _same_history(head, meta):
                 return None
+            started = time.perf_counter()
             for event in map(_stored_event, found.items):
+                if time.perf_counter() - started > _TURN_SECONDS:
+                    # Long values may take their time, which is not to be taken from others.
+                    await asyncio.sleep(0)
+                    started = time.perf_counter()
                 last = event.timestamp
                 chain = chains.get(event.item)
                 if chain is None and event.op != "setitem":
@@ -484,14 +514,11 @@ class EventSequences:
             await asyncio.sleep(0)
         return last, {item: chain.stored() for item, chain in chains.items()}
 
-    async def _chain_events(
-        self, place: Place, meta: _Meta, chains: Mapping[str, tuple[int, int]]
-    ) -> list[StoredEvent] | None:
-        """The events of the chains, each from its start to its last; None if history was rewritten meanwhile."""
+    async def _chain_events(self, place: Place, meta: _Meta, rows: Mapping[str, _ItemRow]) -> list[StoredEvent] | None:
+        """The events of the chains that the rows do not hold; None if history was rewritten meanwhile."""
         events: list[StoredEvent] = []
-        scans = [_item_scan(place, item, start, last) for item, (start, last) in chains.items()]
-        for first in range(0, len(scans), _CHAINS_AT_ONCE):
-            head, *results = await self._storage.read(HeadRead(place), *scans[first : first + _CHAINS_AT_ONCE])
+        for scans in _chain_scans(place, rows):
+            head, *results = await self._storage.read(HeadRead(place), *scans)
             if not _same_history(head, meta):
                 return None
             for found in results:
@@ -652,7 +679,7 @@ def _state(
     return _state_of(meta.last, meta.revision, rows, events)
 
 
-def _chain_start(place: Place, item: str, t: int) -> Generator[Query, list[Any], int | None]:
+def _chain_start(place: Place, item: str, t: int, refolding: _Refolding) -> Generator[Query, list[Any], int | None]:
     """The timestamp of the setitem whose chain goes on until ``t``; None if the item is absent then."""
     end = t
     while end > TIMESTAMP_MIN:
@@ -663,6 +690,7 @@ def _chain_start(place: Place, item: str, t: int) -> Generator[Query, list[Any],
             if event.op in ASSIGNING:
                 return event.timestamp if event.op == "setitem" else None
             end = event.timestamp
+            refolding.spend()
         if not found.more:
             break
     return None
@@ -716,6 +744,21 @@ def _item_scan(place: Place, item: str, start: int, end: int) -> RowScan:
     """The events of an item from ``start`` to ``end``. Items hold no NUL, so none is within another's range."""
     name = item.encode() + b"\0"
     return RowScan(place, _EVENTS, name + sort_key(start), name + sort_key(end), RowOrder.BY)
+
+
+def _chain_scans(place: Place, rows: Mapping[str, _ItemRow]) -> Iterator[list[RowScan]]:
+    """The scans of the chains that the rows do not hold, in groups that find about a page of events together."""
+    scans: list[RowScan] = []
+    events = 0
+    for item, row in rows.items():
+        if row.read_from_events:
+            scans.append(_item_scan(place, item, row.start, row.last))
+            events += row.length
+            if events >= _PAGE_EVENTS_MAX:
+                yield scans
+                scans, events = [], 0
+    if scans:
+        yield scans
 
 
 def _paged(scan: RowScan) -> RowScan:

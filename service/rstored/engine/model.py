@@ -149,7 +149,7 @@ class SeriesInfo(NamedTuple):
 
 
 class Change(NamedTuple):
-    """An event to be: item, operator name, and its value (None for unary operators)."""
+    """An event to be: item, operator name, and its value (for unary operators None, or a sealed one)."""
 
     item: str
     op: str

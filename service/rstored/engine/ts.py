@@ -50,6 +50,8 @@ __all__ = ["TimeSeries"]
 
 _BLOCKS: Final = 0
 _PAGE_BYTES_MAX: Final = 2**20
+_PAGE_DECODED_BYTES_MAX: Final = 4 * 2**20
+_STEPS_AT_ONCE: Final = 2**16
 _PAGE_BLOCKS_MIN: Final = 8
 _PAGE_BLOCKS_MAX: Final = 64
 _LOOKUPS_MAX: Final = 256
@@ -264,7 +266,8 @@ class TimeSeries:
             )
             found: Slice[Row]
             (found,) = await self._storage.read(scan)
-            parts = joined(between(_decode(row), low, high) for row in reversed(found.items))
+            decoded, more = _decoded(found)
+            parts = joined(between(points, low, high) for points in reversed(decoded))
             for points in reversed(parts):
                 kept = points if freq is None else thin(points, freq, previous=previous, descending=True)
                 if n is not None:
@@ -273,10 +276,10 @@ class TimeSeries:
                 if kept:
                     previous = kept.timestamps[0]
                     yield kept
-            if not found.more:
+            if not more:
                 return
-            oldest = from_sort_key(found.items[-1].sort)
-            span = (from_sort_key(found.items[0].sort) - oldest) // len(found.items)
+            oldest = decoded[-1].timestamps[0]
+            span = (decoded[0].timestamps[0] - oldest) // len(decoded)
             high = oldest - 1 if freq is None or previous is None else min(oldest - 1, previous - freq)
             blocks = _next_blocks(blocks, oldest - 1 - high, span)
             await asyncio.sleep(0)
@@ -290,15 +293,14 @@ class TimeSeries:
             RowScan(place, _BLOCKS, low=sort_key(low), high=sort_key(low), floor=True, limit=1),
             RowScan(place, _BLOCKS, low=sort_key(low), high=sort_key(high), limit=blocks, bytes_max=_PAGE_BYTES_MAX),
         )
-        rows = found.items
-        if floor.items and floor.items[:1] != rows[:1]:
-            rows = floor.items + rows
-        decoded = [_decode(row) for row in rows]
+        if floor.items and floor.items[:1] != found.items[:1]:
+            found = Slice(floor.items + found.items, found.more)
+        decoded, more = _decoded(found)
         parts = joined(between(points, low, high) for points in decoded)
-        if not found.more:
+        if not more:
             return _BlockPage(parts, None, 0)
         last = decoded[-1].timestamps[-1]
-        return _BlockPage(parts, last + 1, (last - decoded[0].timestamps[0]) // len(rows))
+        return _BlockPage(parts, last + 1, (last - decoded[0].timestamps[0]) // len(decoded))
 
     async def _absent(self, place: Place, start: int, end: int | None, freq: int, absent_max: int) -> list[int] | None:
         """The steps of the grid that have no point; None if there are more than ``absent_max``."""
@@ -322,13 +324,15 @@ class TimeSeries:
             # Where far more is absent than may be, the grid is not gone through.
             if len(grid) - len(timestamps) > absent_max - len(found):
                 return None
-            found += absent(grid, timestamps)
-            if len(found) > absent_max:
-                return None
+            for steps in (grid[i : i + _STEPS_AT_ONCE] for i in range(0, len(grid), _STEPS_AT_ONCE)):
+                lowest, highest = bisect_left(timestamps, steps[0]), bisect_right(timestamps, steps[-1])
+                found += absent(steps, timestamps[lowest:highest])
+                if len(found) > absent_max:
+                    return None
+                await asyncio.sleep(0)
             low = grid.start + len(grid) * freq
             if page.next_low is not None:
                 blocks = _next_blocks(blocks, low - page.next_low, page.span)
-            await asyncio.sleep(0)
         return found
 
     # Last, for below it the name means this method.
@@ -503,6 +507,18 @@ def _decode(row: Row) -> Points:
     if not points:
         raise _corrupt()
     return points
+
+
+def _decoded(found: Slice[Row]) -> tuple[list[Points], bool]:
+    """The points of the first rows, at least one, and whether there are more. Few bytes may decompress to very many."""
+    decoded: list[Points] = []
+    size = 0
+    for row in found.items:
+        if size >= _PAGE_DECODED_BYTES_MAX:
+            return decoded, True
+        decoded.append(_decode(row))
+        size += decoded[-1].size
+    return decoded, found.more
 
 
 def _count(row: Row) -> int:

@@ -48,9 +48,16 @@ async def test_writing_with_if_match(http, etag):
         answer = await http.put("/kv/k", json=2, headers={"If-Match": condition})
         assert (answer.status_code, answer.json()["code"]) == (412, "precondition-failed"), condition
     assert (await http.put("/kv/k", json=2, headers={"If-Match": f'"x", {etag}'})).status_code == 204
-    # The same again finds its own content, so it succeeds although the tag is an old one by now.
-    assert (await http.put("/kv/k", json=2, headers={"If-Match": etag})).status_code == 204
-    assert (await http.put("/kv/k", json=3, headers={"If-Match": etag})).status_code == 412
+    # Another writer's content may be the same, but that does not make its write this one.
+    assert (await http.put("/kv/k", json=2, headers={"If-Match": etag})).status_code == 412
+    assert (await http.get("/kv/k")).json() == 2
+
+
+async def test_a_conditional_write_that_is_sent_again_succeeds_under_its_key(http, etag):
+    again = {"If-Match": etag, "Idempotency-Key": "mine"}
+    for headers, content, status in ((again, 2, 204), (again, 2, 204), (again, 3, 412)):
+        assert (await http.put("/kv/k", json=content, headers=headers)).status_code == status
+    assert (await http.put("/kv/k", json=2, headers=again | {"Idempotency-Key": "yours"})).status_code == 412
     assert (await http.get("/kv/k")).json() == 2
 
 

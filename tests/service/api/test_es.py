@@ -86,6 +86,25 @@ async def test_sealed_events(http):
     assert packed["events"] == [{**event, "value": b"\0\1\2"}]
 
 
+async def test_unary_operators_take_a_sealed_value_or_none(http):
+    await apply(http, [{"item": item, "value": "AAEC", "encoding": "sealed"} for item in "abc"], timestamp=5)
+    events = [
+        {"item": "a", "op": "neg", "value": "AAED", "encoding": "sealed"},
+        {"item": "b", "op": "delitem", "value": "", "encoding": "sealed"},
+        {"item": "c", "op": "not_", "value": None, "encoding": "json"},
+    ]
+    state = (await apply(http, events, timestamp=6, revision=1)).json()
+    assert [event for event in state["events"] if event["timestamp"] == 6] == [
+        {"timestamp": 6, **events[0]},
+        {"timestamp": 6, "item": "c", "op": "not_", "value": None},
+    ]
+    stored = (await http.get("/es/e/events?start=6")).json()["events"]
+    assert stored[1] == {"timestamp": 6, **events[1]}
+    packed = {"events": [{"item": "a", "op": "neg", "value": b"\0\1\3", "encoding": "sealed"}], "timestamp": 7}
+    answer = await http.post("/es/e/events", content=msgspec.msgpack.encode(packed), headers=MSGPACK)
+    assert msgspec.msgpack.decode(answer.content)["events"][-1] == {"timestamp": 7, **packed["events"][0]}
+
+
 async def test_msgpack(http):
     body = {
         "events": [
@@ -133,6 +152,10 @@ async def test_many_events_are_streamed_and_msgpack_is_bounded(http):
         ({"item": "", "value": 1}, "invalid-key", "/events/1/item"),
         ({"item": "x" * 513, "value": 1}, "invalid-key", "/events/1/item"),
         ({"item": "m", "op": "neg", "value": 1}, "invalid-body", "/events/1/value"),
+        ({"item": "m", "op": "neg", "value": "AA==", "encoding": "bytes"}, "invalid-body", "/events/1/value"),
+        ({"item": "m", "op": "delitem", "value": "AA==", "encoding": "pickle"}, "invalid-body", "/events/1/value"),
+        ({"item": "m", "op": "not_", "value": "!", "encoding": "sealed"}, "invalid-value", "/events/1/value"),
+        ({"item": "m", "op": "not_", "value": None, "encoding": "sealed"}, "invalid-body", "/events/1/value"),
         ({"item": "m", "op": "add"}, "invalid-body", "/events/1/value"),
         ({"item": "m"}, "invalid-body", "/events/1/value"),
         ({"item": "m", "op": "xor", "value": 1}, "invalid-body", "/events/1/op"),

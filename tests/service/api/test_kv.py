@@ -33,6 +33,7 @@ async def test_a_value_keeps_its_bytes_and_its_media_type(http, sent, kept):
     get = await http.get("/kv/k", headers={"Accept": "text/html"})
     assert (get.status_code, get.content, get.headers["content-type"]) == (200, body, kept)
     assert get.headers["x-content-type-options"] == "nosniff"
+    assert get.headers["content-security-policy"] == "sandbox"
     assert get.headers["etag"] == put.headers["etag"]
     again = await http.put("/kv/k", content=body, headers={"Content-Type": sent} if sent else {})
     assert (again.status_code, again.headers["etag"]) == (204, put.headers["etag"])

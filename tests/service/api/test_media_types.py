@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from rstored.api.media_types import JSON_FORMS, POINTS_FORMS, negotiate, parse_content_type
@@ -26,6 +28,13 @@ def test_a_content_type(text, essence):
     parsed = parse_content_type(text)
     assert parsed.essence == essence
     assert parsed.text == text.strip()
+
+
+def test_a_long_content_type_that_is_none_is_refused_at_once():
+    started = time.perf_counter()
+    with pytest.raises(Problem):
+        parse_content_type("a/b" + ";   " * 60 + "\x01")
+    assert time.perf_counter() - started < 0.1
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ BODIES = {
 
 @pytest.fixture
 def limits():
-    return Limits(answer_points_max=50)
+    return Limits(answer_points_max=50, body_bytes_max=2_000_000)
 
 
 async def points_of(answer):
@@ -133,6 +133,16 @@ async def test_a_long_answer_is_streamed_and_msgpack_is_bounded(http):
     refused = await http.get("/ts/s/range?n=51", headers={"Accept": MSGPACK})
     assert (refused.json()["code"], refused.json()["limit"]) == ("answer-too-large", 50)
     assert (await http.get("/ts/s/range?n=50", headers={"Accept": MSGPACK})).status_code == 200
+
+
+async def test_a_msgpack_answer_is_bounded_in_bytes_too(http, app):
+    for t in range(3):
+        await http.post("/ts/big/range", json={"points": [[t, "x" * 900_000]]})
+    packed = await http.get("/ts/big/range?n=2", headers={"Accept": MSGPACK})
+    assert [t for t, _ in msgspec.msgpack.decode(packed.content)["points"]] == [0, 1]
+    refused = await http.get("/ts/big/range", headers={"Accept": MSGPACK})
+    assert (refused.json()["code"], refused.json()["limit"]) == ("answer-too-large", 2_000_000)
+    assert len((await http.get("/ts/big/range")).json()["points"]) == 3
 
 
 async def test_values_that_are_not_json(http):

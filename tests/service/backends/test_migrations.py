@@ -23,7 +23,13 @@ def test_an_up_to_date_database_needs_nothing_and_a_newer_one_is_refused() -> No
 
 def test_every_dialect_gets_the_same_tables() -> None:
     statements = pending(0, postgresql.dialect())
-    assert len(statements) == len(pending(0, sqlite.dialect()))
+
+    def created(statements: list[str]) -> list[str]:
+        return [
+            statement.strip().partition("(")[0] for statement in statements if statement.strip().startswith("CREATE")
+        ]
+
+    assert created(statements) == created(pending(0, sqlite.dialect()))
     assert any('COLLATE "C"' in statement for statement in statements)
 
 

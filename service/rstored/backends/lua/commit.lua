@@ -36,9 +36,10 @@ end
 
 local writes = {}
 
--- put a head: tag, kind, key, head, value
+-- put a head: tag, kind, key, head, value, whether it or the one before expires (0 or 1)
 function writes.h(i)
   local tag, kind, key, head, value = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
+  local expiring = ARGV[i + 5] == '1'
   local record = tag .. ':h:' .. kind .. ':' .. key
   local old = heads[record]
   if value ~= '' then
@@ -47,14 +48,13 @@ function writes.h(i)
     call('HSET', record, 'h', head)
     if old then call('HDEL', record, 'v') end
   end
-  if old then
-    drop_expiry(tag, kind, key, old)
-  else
-    call('ZADD', tag .. ':i:' .. kind, 0, key)
+  if not old then call('ZADD', tag .. ':i:' .. kind, 0, key) end
+  if expiring then
+    if old then drop_expiry(tag, kind, key, old) end
+    add_expiry(tag, kind, key, head)
   end
-  add_expiry(tag, kind, key, head)
   heads[record] = head
-  return i + 5
+  return i + 6
 end
 
 -- give a record another version: its key, head
@@ -63,21 +63,15 @@ function writes.t(i)
   return i + 2
 end
 
--- delete a record: tag, kind, key
+-- delete a record, but for its lanes: tag, kind, key, whether it expires (0 or 1)
 function writes.D(i)
   local tag, kind, key = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local record = tag .. ':h:' .. kind .. ':' .. key
-  for _, field in ipairs(call('HKEYS', record)) do
-    if string.sub(field, 1, 1) == 'l' then
-      local lane = kind .. ':' .. string.sub(field, 2) .. ':' .. key
-      call('UNLINK', tag .. ':s:' .. lane, tag .. ':b:' .. lane, tag .. ':d:' .. lane)
-    end
-  end
   call('UNLINK', record)
   call('ZREM', tag .. ':i:' .. kind, key)
-  drop_expiry(tag, kind, key, heads[record])
+  if ARGV[i + 3] == '1' then drop_expiry(tag, kind, key, heads[record]) end
   heads[record] = false
-  return i + 3
+  return i + 4
 end
 
 -- put a row: tag, kind:lane:key, sort, value, whether it has a by (0 or 1), by

@@ -9,11 +9,9 @@ for kind = 1, 3 do
   local keys = call('ZRANGE', index, 0, left - 1)
   for _, key in ipairs(keys) do
     local record = tag .. ':h:' .. kind .. ':' .. key
-    for _, field in ipairs(call('HKEYS', record)) do
-      if string.sub(field, 1, 1) == 'l' then
-        local lane = kind .. ':' .. string.sub(field, 2) .. ':' .. key
-        call('UNLINK', tag .. ':s:' .. lane, tag .. ':b:' .. lane, tag .. ':d:' .. lane)
-      end
+    for number in string.gmatch(call('HGET', record, 'l') or '', '%d+') do
+      local lane = kind .. ':' .. number .. ':' .. key
+      call('UNLINK', tag .. ':s:' .. lane, tag .. ':b:' .. lane, tag .. ':d:' .. lane)
     end
     call('UNLINK', record)
   end

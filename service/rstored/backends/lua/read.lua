@@ -1,5 +1,6 @@
 -- Answers reads of one moment. ARGV is a run of reads, each a letter and its arguments; the answers come in their order.
--- Keys are made here from the bucket's tag, which all of them carry (see redis.py), so they lie where KEYS[1] lies.
+-- Keys are made here from the bucket's tag, which all of them carry (see redis.py). In a cluster they are in KEYS too,
+-- but for those of the records of a listing, of which only the index tells.
 
 local call = redis.call
 local CHUNK = 256
@@ -39,6 +40,12 @@ end
 -- head and value: key
 function reads.v(i, out)
   out[#out + 1] = call('HMGET', ARGV[i], 'h', 'v')
+  return i + 1
+end
+
+-- head and lanes: key
+function reads.p(i, out)
+  out[#out + 1] = call('HMGET', ARGV[i], 'h', 'l')
   return i + 1
 end
 
@@ -90,6 +97,8 @@ function reads.l(i, out)
         size = value
       end
     end
+    -- The slot is moving, and the record went before the index.
+    if not head then error({err = 'TRYAGAIN a record is on its way to another node'}) end
     local n = #found
     found[n + 1], found[n + 2], found[n + 3] = key, head, value
     return size
