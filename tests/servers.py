@@ -41,6 +41,7 @@ __all__ = [
 START_SECONDS = 30.0
 HOST = "127.0.0.1"
 _PDEATHSIG = 1
+_FOLDER = "rstore-server-"
 
 
 # --- what is installed -------------------------------------------------------------------------------------
@@ -105,6 +106,25 @@ def _is_free(port: int) -> bool:
         return True
 
 
+@functools.cache
+def _remove_abandoned() -> None:
+    """Remove the folders of test runs that were killed; their servers died with them."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
+        pid = folder.name.removeprefix(_FOLDER).partition("-")[0]
+        if pid.isdecimal() and not _is_alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def _die_with_parent() -> None:
     """Have the kernel end the new process when the test run dies, however that happens."""
     if sys.platform == "linux":
@@ -116,7 +136,8 @@ class Server:
 
     def __init__(self) -> None:
         self.user = _unprivileged_user() if self.drops_root and os.geteuid() == 0 else None
-        self.folder = Path(tempfile.mkdtemp(prefix="rstore-server-"))
+        _remove_abandoned()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
         if self.user is not None:
             shutil.chown(self.folder, self.user)
         self.port = free_port()

@@ -138,6 +138,7 @@ def render_json(value: Any) -> bytes:
 _ESCAPE: Final = re.compile(rb"\\.", re.DOTALL)
 _STRING: Final = re.compile(rb'"[^"]*"?')
 _NOT_STRUCTURE: Final = bytes(set(range(256)).difference(b'[]{}"'))
+_STEPS_AT_ONCE: Final = 65_536
 _STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 
 
@@ -154,4 +155,9 @@ def _nesting(data: bytes) -> int:
     if b'"' in skeleton:
         skeleton = _STRING.sub(b"", skeleton)
     steps = memoryview(skeleton.translate(_STEPS)).cast("b")
-    return max(itertools.accumulate(steps), default=0)
+    deepest = depth = 0
+    # In pieces, between which other threads get their turn.
+    for start in range(0, len(steps), _STEPS_AT_ONCE):
+        depths = list(itertools.accumulate(steps[start : start + _STEPS_AT_ONCE], initial=depth))
+        deepest, depth = max(deepest, max(depths)), depths[-1]
+    return deepest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 from typing import Final, ParamSpec, TypeVar
 
@@ -14,6 +15,8 @@ INLINE_BYTES_MAX: Final = 256 * 2**10
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_under_way = 0
+
 
 async def run_sized(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """What ``work`` returns or raises, run in a thread if it goes through many bytes, so that others are served.
@@ -22,4 +25,13 @@ async def run_sized(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.
     """
     if size <= INLINE_BYTES_MAX:
         return work(*args, **kwargs)
-    return await asyncio.to_thread(work, *args, **kwargs)
+    global _under_way
+    # The cyclic collector would go through all that is being made again and again, and all threads would wait for it.
+    gc.disable()
+    _under_way += 1
+    try:
+        return await asyncio.to_thread(work, *args, **kwargs)
+    finally:
+        _under_way -= 1
+        if not _under_way:
+            gc.enable()

@@ -126,3 +126,13 @@ async def test_a_subclass_may_build_on_an_operation(service_url, namespace):
         await asyncio.gather(*[store.increment("n") for _ in range(10)])
         assert await store.get("n") == 10
         await store.discard()
+
+
+async def test_the_policy_is_set_by_opening(service_url, namespace):
+    async with AsyncStore(service_url, namespace, rstore.generate_key(), frozen=False, sealed_only=True) as store:
+        await store.set("k", 1)
+        async with AsyncStore(service_url, namespace, frozen=False) as keyless:
+            with pytest.raises(StoreError) as caught:
+                await keyless.set("k", 2)
+            assert caught.value.code == "sealed-only"
+        await store.discard()

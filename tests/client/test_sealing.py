@@ -312,7 +312,11 @@ def test_generated_keys_are_fernet_keys_and_differ() -> None:
         Fernet(key)
 
 
-@pytest.mark.parametrize("keys", [KEY, KEY.encode(), [KEY], (KEY.encode(),), Fernet.generate_key(), [KEY, KEY]])
+@pytest.mark.parametrize(
+    "keys",
+    [KEY, KEY.encode(), [KEY], (KEY.encode(),), Fernet.generate_key(), [KEY, KEY]],
+    ids=["text", "bytes", "list", "tuple", "fernet", "repeated"],
+)
 def test_keys_are_taken_as_text_bytes_or_a_sequence(keys: Any) -> None:
     sealer = Sealer(keys)
     assert sealer.open(sealer.seal(VALUE, PAIR), PAIR) == VALUE

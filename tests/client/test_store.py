@@ -542,7 +542,7 @@ class TextStore(Store):
         return data.decode().removeprefix("text ") if isinstance(data, bytes) else super()._load(data)
 
 
-@pytest.mark.parametrize("key", [None, KEY])
+@pytest.mark.parametrize("key", [None, KEY], ids=["plain", "sealed"])
 @pytest.mark.parametrize(
     ("kind", "value", "loaded"),
     [
@@ -620,7 +620,7 @@ def narrow_url(serve_module, tmp_path_factory):
     return serve_module(f"sqlite:///{folder / 'store.db'}", limits=limits).url
 
 
-@pytest.mark.parametrize("key", [None, KEY])
+@pytest.mark.parametrize("key", [None, KEY], ids=["plain", "sealed"])
 def test_listings_are_read_to_their_end(narrow_url, namespace, key):
     names = [f"k{number:02}" for number in range(10)]
     with Store(narrow_url, namespace, key, frozen=False) as store:

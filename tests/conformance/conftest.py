@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
 from inspect import signature
 
 import pytest
@@ -39,18 +38,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def deployments(serve_session, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Deployment]]:
+def deployments(serve_session, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Deployment]:
     """The store of each backend that the session runs on, made when it is first asked for."""
-    with ExitStack() as stack:
-        made: dict[str, Deployment] = {}
+    made: dict[str, Deployment] = {}
 
-        def deployment(backend: str) -> Deployment:
-            if backend not in made:
-                dsn = BACKENDS[backend].fresh(tmp_path_factory.mktemp(backend))
-                made[backend] = Deployment(dsn, serve_session, lambda: create_app(load_settings(dsn=dsn)))
-            return made[backend]
+    def deployment(backend: str) -> Deployment:
+        if backend not in made:
+            dsn = BACKENDS[backend].fresh(tmp_path_factory.mktemp(backend))
+            made[backend] = Deployment(dsn, serve_session, lambda: create_app(load_settings(dsn=dsn)))
+        return made[backend]
 
-        yield deployment
+    return deployment
 
 
 @pytest.fixture

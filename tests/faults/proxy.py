@@ -24,6 +24,8 @@ class Proxy:
         self.port = 0
         self.bytes = {"up": 0, "down": 0}
         self.cuts = 0
+        # What came while nothing was passed on.
+        self.held = 0
         # How often the client spoke after it had been answered, or for the first time.
         self.round_trips = 0
 
@@ -54,7 +56,9 @@ class Proxy:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(2**16):
-                await self._flowing.wait()
+                if not self._flowing.is_set():
+                    self.held += 1
+                    await self._flowing.wait()
                 if way == "up" and answered[0]:
                     self.round_trips += 1
                 answered[0] = way == "down"

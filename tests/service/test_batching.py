@@ -9,6 +9,7 @@ import pytest
 
 from rstored.backends.abc import Capabilities, Commit, Head, HeadRead, Kind, Place, PutHead, Query, namespace_place
 from rstored.backends.sqlite import SQLiteBackend
+from rstored.engine import batching
 from rstored.engine.batching import READ_BATCH_MAX, WRITE_BATCH_MAX, Storage
 from rstored.problems import Problem
 
@@ -150,3 +151,24 @@ async def test_close_finishes_what_came_before_and_refuses_what_comes_after(stor
         await storage.update((COUNTER,), increment)
     assert caught.value.code == "shutting-down"
     await storage.close()
+
+
+async def test_whoever_waits_is_told_in_time(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "WAIT_SECONDS", 0.1)
+    held = asyncio.Event()
+    read = storage.backend.read
+
+    async def hang(queries):
+        await held.wait()
+        return await read(queries)
+
+    monkeypatch.setattr(storage, "_reads", batching._Batches("read", hang, READ_BATCH_MAX, None))
+    under_way = asyncio.create_task(storage.read(HeadRead(COUNTER)))
+    await asyncio.sleep(0.01)
+    behind = asyncio.create_task(storage.read(HeadRead(COUNTER)))
+    for waiting in (under_way, behind):
+        with pytest.raises(Problem) as raised:
+            await waiting
+        assert raised.value.code == "backend-unavailable"
+    held.set()
+    assert await storage.read(HeadRead(COUNTER)) == [None]

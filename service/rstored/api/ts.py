@@ -9,7 +9,7 @@ from msgspec import Meta, Raw, Struct
 from pydantic import Field
 
 from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, POINTS_MEDIA_TYPE
-from rstore.point_rows import Form, msgpack_rows, parse_points, render_points
+from rstore.point_rows import Form, msgpack_rows, render_points
 from rstore.points import InvalidPoints, Points
 from rstored.api.bodies import MsgpackArray, answer, body_form
 from rstored.api.media_types import CSV_MEDIA_TYPE, NDJSON_MEDIA_TYPE, POINTS_FORMS
@@ -26,6 +26,7 @@ from rstored.api.parameters import (
     read_cursor,
     write_cursor,
 )
+from rstored.api.point_bodies import read_points
 from rstored.api.replies import Reply, content_type
 from rstored.api.requests import Request
 from rstored.api.streams import closed
@@ -223,7 +224,7 @@ async def extend(request: Request) -> Reply:
     body = await request.body()
     bounds = {"points_max": limits.points_per_call_max, "bytes_max": limits.body_bytes_max}
     try:
-        points = await run_sized(len(body), parse_points, body, form, **bounds)
+        points = await run_sized(len(body), read_points, body, form, **bounds)
     except InvalidPoints as error:
         raise points_problem(error) from None
     count = await request.engine.ts.extend(request.namespace, request.key, points)

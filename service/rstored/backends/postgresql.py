@@ -64,6 +64,8 @@ _CONNECTIONS_MAX: Final = 4
 _PING_SECONDS: Final = 2.0
 _CONNECT_SECONDS: Final = 3
 _POOL_WAIT_SECONDS: Final = 3.0
+# How long the pool goes on trying by itself, ever more slowly; after that whoever asks has it try at once.
+_RECONNECT_SECONDS: Final = 2.0
 _LOCK_SECONDS: Final = 3
 _STATEMENT_SECONDS: Final = 10
 # All of what is done on a connection before it goes back; a server that hangs keeps no statement's time.
@@ -113,7 +115,7 @@ class PostgreSQLBackend(Backend):
             min_size=1,
             max_size=_CONNECTIONS_MAX,
             timeout=_POOL_WAIT_SECONDS,
-            reconnect_timeout=_CONNECT_SECONDS,
+            reconnect_timeout=_RECONNECT_SECONDS,
             configure=configure,
             open=False,
             name="rstored",

@@ -57,7 +57,7 @@ __all__ = ["RedisBackend"]
 
 _LAYOUT: Final = 1
 _BUCKETS_MAX: Final = 1024
-_CLUSTER_BUCKETS: Final = 64
+_BUCKETS: Final = 1
 _PREFIX: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 _VERSION_MIN: Final = (6, 2)
 
@@ -75,7 +75,7 @@ _PENDING_SECONDS: Final = 600
 class RedisBackend(Backend):
     """A store under one prefix of a Redis server or Redis Cluster.
 
-    The DSN takes ``prefix`` (``rstore``) and ``buckets`` (1, in a cluster 64; a power of two; fixed when the store is
+    The DSN takes ``prefix`` (``rstore``) and ``buckets`` (1; a power of two; fixed when the store is
     first opened); other parameters are redis-py's.
     """
 
@@ -239,7 +239,7 @@ def _layout_at(prefix: bytes) -> tuple[bytes, str]:
 async def _claim(servers: Servers, prefix: bytes, wanted: int | None) -> int:
     """Make the store if it is not there; returns its number of buckets."""
     (key, layout_field), slot = _layout_at(prefix), servers.slot(_tag(prefix))
-    preset = wanted or (_CLUSTER_BUCKETS if servers.cluster else 1)
+    preset = wanted or _BUCKETS
     replies = await servers.exchange(
         [
             Call(slot, None, ("HSETNX", key, "buckets", preset)),

@@ -96,7 +96,7 @@ async def backend() -> AsyncIterator[RedisBackend]:
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[RedisBackend]:
-    async with opened(servers.fresh_dsn(servers.redis_cluster())) as backend:
+    async with opened(servers.fresh_dsn(servers.redis_cluster(), buckets=64)) as backend:
         yield backend
 
 
@@ -620,7 +620,7 @@ async def test_what_a_crash_cut_short_is_completed(cluster: RedisBackend) -> Non
 
 async def test_slots_that_move_while_they_are_used_are_followed() -> None:
     with servers.RedisCluster() as own:
-        async with opened(own.dsn) as backend:
+        async with opened(f"{own.dsn}?buckets=64") as backend:
             places = [kv(f"k{n}") for n in range(100)]
             await put(backend, *(PutHead(place, Head(b"", b"0")) for place in places))
             one, two, _ = own.masters()
@@ -644,7 +644,7 @@ async def test_slots_that_move_while_they_are_used_are_followed() -> None:
 
 async def test_a_cluster_that_lost_a_master_goes_on_without_it() -> None:
     with servers.RedisCluster() as own:
-        async with opened(own.dsn) as backend:
+        async with opened(f"{own.dsn}?buckets=64") as backend:
             places = [kv(f"k{n}") for n in range(60)]
             await put(backend, *(PutHead(place, Head(b"", b"0")) for place in places))
             # What was acknowledged this long ago has reached the replicas.

@@ -1,0 +1,71 @@
+"""Bodies of points, read piece by piece.
+
+A decoder holds the interpreter for as long as it works, and its rows, as Python objects, take ten times the room of
+the body. So a long body is cut between rows, and each piece becomes columns before the next is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from rstore.point_rows import Form, parse_points
+from rstore.points import InvalidPoints, Points, concatenate, ordered
+
+__all__ = ["read_points"]
+
+_PIECE_BYTES: Final = 256 * 2**10
+_TRIES_MAX: Final = 4
+
+_OPENING: Final = re.compile(rb'[ \t\r\n]*\{[ \t\r\n]*"points"[ \t\r\n]*:[ \t\r\n]*\[')
+_CLOSING: Final = re.compile(rb"\][ \t\r\n]*\}[ \t\r\n]*\Z")
+_ROW_END: Final = re.compile(rb"\][ \t\r\n]*(,)")
+_TAIL_BYTES: Final = 64
+
+
+def read_points(body: bytes, form: Form, *, points_max: int, bytes_max: int, piece_bytes: int = _PIECE_BYTES) -> Points:
+    """What :func:`rstore.point_rows.parse_points` says of the body, raised errors included."""
+    if len(body) > piece_bytes and form in (Form.JSON, Form.NDJSON):
+        parts = _parts_of_array(body, piece_bytes) if form is Form.JSON else _parts_of_lines(body, piece_bytes)
+        try:
+            joined = concatenate(list(parts))
+        except InvalidPoints:
+            # Only the whole body tells where in it the mistake is.
+            pass
+        else:
+            points = ordered(joined.timestamps, joined.values)
+            if len(points) <= points_max:
+                return points
+    return parse_points(body, form, points_max=points_max, bytes_max=bytes_max)
+
+
+def _parts_of_lines(body: bytes, piece_bytes: int) -> Iterator[Points]:
+    start = 0
+    while start < len(body):
+        stop = body.find(b"\n", start + piece_bytes) + 1 or len(body)
+        yield parse_points(body[start:stop], Form.NDJSON)
+        start = stop
+
+
+def _parts_of_array(body: bytes, piece_bytes: int) -> Iterator[Points]:
+    """A place that looks like the end of a row is one if what stands before it parses: then it is in no string and in
+    no value. Raises InvalidPoints also where no such place is found."""
+    opening, closing = _OPENING.match(body), _CLOSING.search(body, max(len(body) - _TAIL_BYTES, 0))
+    if opening is None or closing is None or body.count(b'"points"') > 1:
+        raise InvalidPoints("the body is no plain list of points")
+    start, end = opening.end(), closing.start()
+    while start < end:
+        candidate = _ROW_END.search(body, start + piece_bytes, end)
+        tries = 1
+        while True:
+            stop = end if candidate is None else candidate.start(1)
+            try:
+                yield parse_points(b'{"points":[%b]}' % body[start:stop], Form.JSON)
+                break
+            except InvalidPoints:
+                if candidate is None or tries == _TRIES_MAX:
+                    raise
+                candidate = _ROW_END.search(body, stop, end)
+                tries += 1
+        start = stop + 1
