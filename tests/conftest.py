@@ -28,7 +28,7 @@ class ServiceProcess:
 
     def __init__(
         self,
-        dsn: str,
+        dsn: str | None,
         log: Path,
         *,
         host: str = "127.0.0.1",
@@ -41,7 +41,7 @@ class ServiceProcess:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RSTORE")}
         environment |= {f"RSTORED_LIMITS__{name}": str(value) for name, value in (limits or {}).items()}
         # Without one it comes from the environment.
-        given = ["--dsn", dsn] if dsn else []
+        given = [] if dsn is None else ["--dsn", dsn]
         command = [sys.executable, "-m", "rstored.main", "serve", *given, "--host", host, "--port", str(port)]
         self.url = ""
         self.port = port
@@ -101,7 +101,7 @@ def service_processes(folder: Path) -> Iterator[Serve]:
     with contextlib.ExitStack() as stack:
         number = 0
 
-        def serve(dsn: str, *, wait: bool = True, **options: Any) -> ServiceProcess:
+        def serve(dsn: str | None, *, wait: bool = True, **options: Any) -> ServiceProcess:
             nonlocal number
             number += 1
             service = ServiceProcess(dsn, folder / f"service-{number}.log", **options)

@@ -139,11 +139,11 @@ def test_the_postgres_profile_works_with_the_dsn_that_is_shown(serve):
         rules = server.data / "pg_hba.conf"
         rules.write_text("local all admin trust\nhost all all all scram-sha-256\n")
         server.sql("SELECT pg_reload_conf()")
-        service = serve("", env={"RSTORED_DSN": example_dsn("postgresql", "postgres", password, server.port)})
+        service = serve(None, env={"RSTORED_DSN": example_dsn("postgresql", "postgres", password, server.port)})
         check_service(service, password, "postgresql")
         service.stop()
         with pytest.raises(RuntimeError, match="turns connections away") as refused:
-            serve("", env={"RSTORED_DSN": example_dsn("postgresql", "postgres", "wrong-one", server.port)})
+            serve(None, env={"RSTORED_DSN": example_dsn("postgresql", "postgres", "wrong-one", server.port)})
         assert "wrong-one" not in str(refused.value)
 
 
@@ -168,11 +168,11 @@ def test_the_redis_profile_works_with_the_dsn_that_is_shown(serve, monkeypatch):
     monkeypatch.setenv("REDIS_PASSWORD", password)
     monkeypatch.setenv("REDISCLI_AUTH", password)
     with ComposeRedis() as server:
-        service = serve("", env={"RSTORED_DSN": example_dsn("redis", "redis", password, server.port)})
+        service = serve(None, env={"RSTORED_DSN": example_dsn("redis", "redis", password, server.port)})
         check_service(service, password, "redis")
         service.stop()
         with pytest.raises(RuntimeError, match="password") as refused:
-            serve("", env={"RSTORED_DSN": example_dsn("redis", "redis", "wrong-one", server.port)})
+            serve(None, env={"RSTORED_DSN": example_dsn("redis", "redis", "wrong-one", server.port)})
         assert "wrong-one" not in str(refused.value)
         assert password not in Path(f"/proc/{server.process.pid}/cmdline").read_text()
 

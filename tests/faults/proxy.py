@@ -98,11 +98,11 @@ class Proxy:
 
         self._rules[way] = rule
 
-    def cut_at(self, text: bytes, *, pass_on: bool) -> None:
-        """Cut a connection, once, at what goes up and holds ``text``: before it, or when the server has done it."""
+    def cut_at(self, text: bytes, beside: bytes, *, pass_on: bool) -> None:
+        """Cut a connection, once, at what goes up and holds both: before ``text``, or when the server has done it."""
 
         def up(data: bytes) -> tuple[bytes, bool]:
-            if text not in data:
+            if text not in data or beside not in data:
                 return data, False
             if pass_on:
                 self._rules["down"] = lambda _: (b"", True)

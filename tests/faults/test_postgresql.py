@@ -125,9 +125,9 @@ async def test_a_connection_is_cut_at_every_stage_of_a_batch(
     acknowledged: set[int] = set()
     numbers = iter(range(1, 1000))
 
-    async def apply() -> int:
+    async def apply(n: int | None = None) -> int:
         """One event whose id is sent again until it is acknowledged; returns the status of the first answer."""
-        n = next(numbers)
+        n = n or next(numbers)
         body = {"id": f"id-{n}", "events": [{"item": f"n{n}", "value": n}]}
         statuses = []
         async with asyncio.timeout(HEAL_SECONDS):
@@ -153,11 +153,12 @@ async def test_a_connection_is_cut_at_every_stage_of_a_batch(
             proxy.cut_after(way, n + 1)
             await apply()
     # The batch's last words: cut before them it is done again, cut behind them nobody can tell.
-    proxy.cut_at(b"COMMIT", pass_on=False)
-    first = await apply()
-    assert first in (200, 503)
-    proxy.cut_at(b"COMMIT", pass_on=True)
-    assert await apply() == 503
+    for pass_on in (False, True):
+        proxy.cut_all()
+        n, before_this = next(numbers), proxy.cuts
+        proxy.cut_at(b"COMMIT", b"id-%d" % n, pass_on=pass_on)
+        assert await apply(n) == 503
+        assert proxy.cuts == before_this + 1
     assert proxy.cuts >= cuts + 32
     proxy.heal()
     events = (await client.get(f"{url}/es/events/events")).json()["events"]

