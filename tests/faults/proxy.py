@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable
 
 __all__ = ["Proxy", "proxied"]
 
-Rule = Callable[[bytes], tuple[bytes, bool]]
-"""Gets what is about to be passed on; returns what is passed on, and whether both ends are then cut."""
+Rule = Callable[[bytes, object], tuple[bytes, bool]]
+"""Gets what is about to be passed on, and over which connection; returns what is, and whether it is then cut."""
 
 
 class Proxy:
@@ -64,7 +64,7 @@ class Proxy:
                 answered[0] = way == "down"
                 rule, cut = self._rules[way], False
                 if rule is not None:
-                    data, cut = rule(data)
+                    data, cut = rule(data, ends)
                 self.bytes[way] += len(data)
                 writer.write(data)
                 await writer.drain()
@@ -90,7 +90,7 @@ class Proxy:
         """Cut a connection, once, when ``n`` more bytes went that way over all of them."""
         left = n
 
-        def rule(data: bytes) -> tuple[bytes, bool]:
+        def rule(data: bytes, _: object) -> tuple[bytes, bool]:
             nonlocal left
             passed = data[:left]
             left -= len(passed)
@@ -98,16 +98,20 @@ class Proxy:
 
         self._rules[way] = rule
 
-    def cut_at(self, text: bytes, beside: bytes, *, pass_on: bool) -> None:
-        """Cut a connection, once, at what goes up and holds both: before ``text``, or when the server has done it."""
+    def cut_at(self, text: bytes, after: bytes, *, pass_on: bool) -> None:
+        """Cut the connection, once, where ``text`` goes up after ``after`` did: before it, or when it was answered."""
+        speaking: object = None
 
-        def up(data: bytes) -> tuple[bytes, bool]:
-            if text not in data or beside not in data:
+        def up(data: bytes, connection: object) -> tuple[bytes, bool]:
+            nonlocal speaking
+            if after in data:
+                speaking = connection
+            if connection is not speaking or text not in data:
                 return data, False
-            if pass_on:
-                self._rules["down"] = lambda _: (b"", True)
-                return data, False
-            return data[: data.index(text)], True
+            if not pass_on:
+                return data[: data.index(text)], True
+            self._rules["down"] = lambda data, connection: (b"", True) if connection is speaking else (data, False)
+            return data, False
 
         self._rules["up"] = up
 
