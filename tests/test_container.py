@@ -142,7 +142,7 @@ def test_the_postgres_profile_works_with_the_dsn_that_is_shown(serve):
         service = serve(None, env={"RSTORED_DSN": example_dsn("postgresql", "postgres", password, server.port)})
         check_service(service, password, "postgresql")
         service.stop()
-        with pytest.raises(RuntimeError, match="turns connections away") as refused:
+        with pytest.raises(RuntimeError, match="cannot connect to PostgreSQL") as refused:
             serve(None, env={"RSTORED_DSN": example_dsn("postgresql", "postgres", "wrong-one", server.port)})
         assert "wrong-one" not in str(refused.value)
 

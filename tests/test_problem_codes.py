@@ -278,7 +278,7 @@ def test_internal_error(serve, tmp_path):
 
 @pytest.mark.skipif(servers.missing_redis() is not None, reason="no Redis server is installed")
 def test_batch_not_atomic(serve):
-    server = serve(servers.fresh_dsn(servers.redis_cluster()))
+    server = serve(servers.fresh_dsn(servers.redis_cluster(), buckets=8))
     with httpx2.Client(base_url=server.url, timeout=20) as http:
         apart = [{"key": f"{number}", "value": number} for number in range(20)]
         together = [{"key": f"{{part}}{number}", "value": number} for number in range(20)]

@@ -121,8 +121,7 @@ class PostgreSQLBackend(Backend):
             name="rstored",
         )
         try:
-            connect = psycopg.AsyncConnection.connect(conninfo, autocommit=True, connect_timeout=_CONNECT_SECONDS)
-            async with await connect as connection:
+            async with await _connect(conninfo) as connection:
                 await configure(connection)
                 await _migrate(connection, schema)
                 description = await _description(connection)
@@ -138,8 +137,7 @@ class PostgreSQLBackend(Backend):
         conninfo, schema = _conninfo(dsn)
         table = f"{_quoted(schema)}.schema_version"
         try:
-            connect = psycopg.AsyncConnection.connect(conninfo, autocommit=True, connect_timeout=_CONNECT_SECONDS)
-            async with await connect as connection:
+            async with await _connect(conninfo) as connection:
                 found = await (await connection.execute("SELECT to_regclass(%s)", (table,))).fetchone()
                 if found == (None,):
                     return SchemaVersions(0, SCHEMA_VERSION)
@@ -311,6 +309,15 @@ def _conninfo(dsn: str) -> tuple[str, str]:
         parameters = [("target_session_attrs", "read-write"), *parameters]
     query = urlencode([(name, value) for name, value in dict(parameters).items() if name != "schema"])
     return urlunsplit(("postgresql", parts.netloc, parts.path, query, "")), schema
+
+
+async def _connect(conninfo: str) -> Connection:
+    """A first connection. What keeps it from being made is as likely in the DSN as in the server."""
+    try:
+        return await psycopg.AsyncConnection.connect(conninfo, autocommit=True, connect_timeout=_CONNECT_SECONDS)
+    except psycopg.OperationalError as error:
+        detail = "cannot connect to PostgreSQL: see that it runs, and that host, user, password and database are right"
+        raise Problem("backend-unavailable", detail) from error
 
 
 def _quoted(name: str) -> str:
