@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shutil
 import sqlite3
@@ -10,6 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import httpx2
 import pytest
 from tests import servers
 
@@ -28,6 +30,15 @@ SQLITE, DUMP, RESTORE, REDIS = re.findall(r"^```sh\n(.*?)^```$", BACKUP, re.MULT
 async def test_the_words_on_durability_are_those_of_the_backend(backend):
     for part in backend.describe()["durability"].split("; "):
         assert part in TEXT
+
+
+def test_a_backend_that_may_lose_writes_is_warned_of_at_the_start_and_at_the_root(serve):
+    with servers.RedisServer("appendonly no") as server:
+        service = serve(server.dsn)
+        told = httpx2.get(service.url).json()["backend"]
+        assert "in memory only" in told["warning"]
+        lines = [json.loads(line) for line in service.log.splitlines()]
+        assert [line["message"] for line in lines if line["level"] == "warning"] == [told["warning"]]
 
 
 def run(script: str, folder: Path, dsn: str = "") -> None:
