@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 from weakref import WeakKeyDictionary
 
 import psycopg
@@ -300,14 +300,15 @@ def _conninfo(dsn: str) -> tuple[str, str]:
     ('postgresql://db/store?sslmode=require', 'shop')
     """
     parts = urlsplit(dsn)
-    parameters = parse_qsl(parts.query, keep_blank_values=True)
-    schema = next((value for name, value in parameters if name == "schema"), "rstore")
+    # Taken apart by hand: to the driver, unlike to a form, a plus sign is no space.
+    parameters = dict(part.partition("=")[::2] for part in parts.query.split("&") if part)
+    schema = unquote(parameters.pop("schema", "rstore"))
     if not schema or "\0" in schema:
         raise Problem("backend-unavailable", "the DSN's schema is empty: write ?schema=name, or leave it out")
     if "," in parts.netloc:
         # Of several servers the one that takes writes is meant.
-        parameters = [("target_session_attrs", "read-write"), *parameters]
-    query = urlencode([(name, value) for name, value in dict(parameters).items() if name != "schema"])
+        parameters = {"target_session_attrs": "read-write"} | parameters
+    query = "&".join(f"{name}={value}" for name, value in parameters.items())
     return urlunsplit(("postgresql", parts.netloc, parts.path, query, "")), schema
 
 
