@@ -14,10 +14,13 @@ import httpx2
 
 from rstored.engine.batching import WAIT_SECONDS
 
-__all__ = ["BOUND_SECONDS", "Load", "check_unavailable"]
+__all__ = ["BOUND_SECONDS", "RECOVERY_SECONDS", "Load", "check_unavailable", "recovered"]
 
 BOUND_SECONDS = WAIT_SECONDS + 5
 """Within this the service answers, whatever its backend does; the rest is for a busy machine."""
+
+RECOVERY_SECONDS = 20.0
+"""Within this it writes and reads again once its backend does, seen by one client."""
 
 HEAL_SECONDS = 30.0
 _PAUSE_SECONDS = 0.05
@@ -29,6 +32,18 @@ def check_unavailable(response: httpx2.Response) -> None:
     assert response.headers["content-type"] == "application/problem+json"
     assert response.json()["code"] == "backend-unavailable", response.text
     assert int(response.headers["retry-after"]) >= 1
+
+
+async def recovered(client: httpx2.AsyncClient, url: str) -> None:
+    """Wait until the service writes and reads again."""
+    async with asyncio.timeout(RECOVERY_SECONDS):
+        while True:
+            wrote = await client.put(f"{url}/kv/healed", json=1)
+            read = await client.get(f"{url}/kv/healed")
+            if wrote.status_code in (201, 204) and read.status_code == 200:
+                return
+            check_unavailable(wrote if wrote.status_code == 503 else read)
+            await asyncio.sleep(0.1)
 
 
 class Load:

@@ -8,18 +8,16 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import httpx2
 import psycopg
 import pytest
-from tests.faults.load import BOUND_SECONDS, Load, check_unavailable
+from tests.faults.load import BOUND_SECONDS, RECOVERY_SECONDS, Load, check_unavailable, recovered
 from tests.servers import PostgreSQLServer, missing_postgresql
 
 _MISSING = missing_postgresql()
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(_MISSING is not None, reason=str(_MISSING))]
-
-HEAL_SECONDS = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -32,24 +30,6 @@ def server() -> Iterator[PostgreSQLServer]:
 @pytest.fixture
 def schema() -> str:
     return f"s{secrets.token_hex(4)}"
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[httpx2.AsyncClient]:
-    async with httpx2.AsyncClient(timeout=BOUND_SECONDS) as client:
-        yield client
-
-
-async def healed(client: httpx2.AsyncClient, url: str) -> None:
-    """Wait until the service writes and reads again."""
-    async with asyncio.timeout(HEAL_SECONDS):
-        while True:
-            wrote = await client.put(f"{url}/kv/healed", json=1)
-            read = await client.get(f"{url}/kv/healed")
-            if wrote.status_code in (201, 204) and read.status_code == 200:
-                return
-            check_unavailable(wrote if wrote.status_code == 503 else read)
-            await asyncio.sleep(0.1)
 
 
 async def configure(server: PostgreSQLServer, setting: str, value: str) -> None:
@@ -109,7 +89,7 @@ async def test_a_commit_that_reached_no_replica_is_not_acknowledged(serve, clien
         server.sql(f"SELECT pg_cancel_backend({pid})")
         check_unavailable(await cancelled)
         await configure(server, "synchronous_standby_names", "")
-        await healed(client, url)
+        await recovered(client, url)
         assert (await client.get(f"{url}/kv/k")).json() in (1, 2)
 
 
@@ -130,7 +110,7 @@ async def test_a_connection_is_cut_at_every_stage_of_a_batch(
         n = n or next(numbers)
         body = {"id": f"id-{n}", "events": [{"item": f"n{n}", "value": n}]}
         statuses = []
-        async with asyncio.timeout(HEAL_SECONDS):
+        async with asyncio.timeout(RECOVERY_SECONDS):
             while 200 not in statuses:
                 response = await client.post(f"{url}/es/events/events", json=body)
                 statuses.append(response.status_code)
@@ -194,7 +174,7 @@ async def test_no_connection_is_to_be_had(
     async with contextlib.AsyncExitStack() as stack:
         # Others take every place as soon as it is free.
         ours = []
-        async with asyncio.timeout(HEAL_SECONDS):
+        async with asyncio.timeout(RECOVERY_SECONDS):
             while True:
                 pids = ",".join(str(connection.info.backend_pid) for connection in ours) or "0"
                 theirs = f"pg_stat_activity WHERE usename = 'test' AND pid NOT IN ({pids})"
@@ -215,7 +195,7 @@ async def test_no_connection_is_to_be_had(
         for answer in answers:
             check_unavailable(answer)
         check_unavailable(await client.get(f"{url}/readyz"))
-    await healed(client, url)
+    await recovered(client, url)
     assert (await client.get(f"{url}/kv/k")).json() == 1
 
 
@@ -234,7 +214,7 @@ async def test_a_statement_times_out(serve, server: PostgreSQLServer, schema: st
             check_unavailable(answer)
         assert (await client.get(f"{url}/healthz")).status_code == 200
         await other.rollback()
-        await healed(client, url)
+        await recovered(client, url)
         await other.execute(f"SELECT FROM {schema}.record WHERE key = 'k7' FOR UPDATE")
         started = time.monotonic()
         answers = await asyncio.gather(*(client.put(f"{url}/kv/{key}", json=3) for key in keys))
@@ -253,10 +233,10 @@ async def test_the_server_takes_no_writes_for_a_while(serve, client: httpx2.Asyn
         url = serve(server.dsn).url
         assert (await client.put(f"{url}/kv/k", json=1)).status_code == 201
         await configure(server, "default_transaction_read_only", "on")
-        async with asyncio.timeout(HEAL_SECONDS):
+        async with asyncio.timeout(RECOVERY_SECONDS):
             while (answer := await client.put(f"{url}/kv/k", json=1)).status_code == 204:
                 await asyncio.sleep(0.05)
         check_unavailable(answer)
         assert (await client.get(f"{url}/kv/k")).json() == 1
         await configure(server, "default_transaction_read_only", "off")
-        await healed(client, url)
+        await recovered(client, url)

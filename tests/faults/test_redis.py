@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import httpx2
 import pytest
-from tests.faults.load import BOUND_SECONDS, Load, check_unavailable
+from tests.faults.load import BOUND_SECONDS, RECOVERY_SECONDS, Load, check_unavailable, recovered
 from tests.servers import RedisServer, missing_redis
 
 _MISSING = missing_redis()
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(_MISSING is not None, reason=str(_MISSING))]
-
-HEAL_SECONDS = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -28,24 +26,6 @@ def server() -> Iterator[RedisServer]:
 @pytest.fixture
 def prefix() -> str:
     return f"p{secrets.token_hex(4)}"
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[httpx2.AsyncClient]:
-    async with httpx2.AsyncClient(timeout=BOUND_SECONDS) as client:
-        yield client
-
-
-async def healed(client: httpx2.AsyncClient, url: str) -> None:
-    """Wait until the service writes and reads again."""
-    async with asyncio.timeout(HEAL_SECONDS):
-        while True:
-            wrote = await client.put(f"{url}/kv/healed", json=1)
-            read = await client.get(f"{url}/kv/healed")
-            if wrote.status_code in (201, 204) and read.status_code == 200:
-                return
-            check_unavailable(wrote if wrote.status_code == 503 else read)
-            await asyncio.sleep(0.1)
 
 
 # --- servers that die --------------------------------------------------------------------------------------
@@ -80,7 +60,7 @@ async def test_a_connection_is_cut_at_every_stage_of_a_batch(
         n = next(numbers)
         body = {"id": f"id-{n}", "events": [{"item": f"n{n}", "value": n}]}
         statuses = []
-        async with asyncio.timeout(HEAL_SECONDS):
+        async with asyncio.timeout(RECOVERY_SECONDS):
             while 200 not in statuses:
                 response = await client.post(f"{url}/es/events/events", json=body)
                 statuses.append(response.status_code)
@@ -154,7 +134,7 @@ async def test_no_connection_is_to_be_had(serve, server: RedisServer, prefix: st
     finally:
         assert await tell("CONFIG SET maxclients 10000") == b"+OK\r\n"
         writer.close()
-    await healed(client, url)
+    await recovered(client, url)
     assert (await client.get(f"{url}/kv/k")).json() == 1
 
 
