@@ -168,10 +168,10 @@ class Redis(Place):
 
 # How many keys there are: fewer where writing them takes long.
 PLACES: dict[str, tuple[type[Place], int]] = {
-    "sqlite": (SQLite, 30_000),
+    "sqlite": (SQLite, 100_000),
     "postgresql": (PostgreSQL, 100_000),
     "redis": (Redis, 100_000),
-    "redis-cluster": (Redis, 10_000),
+    "redis-cluster": (Redis, 100_000),
 }
 
 
