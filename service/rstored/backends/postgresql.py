@@ -51,7 +51,7 @@ from rstored.backends.abc import (
     namespace_place,
 )
 from rstored.backends.migrations import SCHEMA_VERSION, pending
-from rstored.backends.schema import ROOT_ID, Statements, prefix_end
+from rstored.backends.schema import ROOT_ID, Statements
 from rstored.backends.waves import waves
 from rstored.problems import Problem
 
@@ -448,20 +448,7 @@ def _question(read: Read) -> Question:
 
 
 def _scan_question(scan: RowScan) -> Question:
-    place = (*_at(scan.place), scan.lane)
-    text = _SQL.scan(
-        along=scan.along,
-        low=scan.low is not None,
-        high=scan.high is not None,
-        descending=scan.descending,
-        floor=scan.floor,
-    )
-    parameters: list[Any] = [*place]
-    if scan.low is not None:
-        parameters += [*place, scan.low, scan.low] if scan.floor else [scan.low]
-    if scan.high is not None:
-        parameters.append(scan.high)
-    parameters.append(None if scan.limit is None else scan.limit + 1)
+    text, parameters = _SQL.scan_query(scan)
     order = "by_key" if scan.along is RowOrder.BY else "sort_key"
     columns = "sort_key, value, by_key"
     text = _bounded(text, columns, f"{order} DESC" if scan.descending else order, scan.bytes_max, parameters)
@@ -469,16 +456,7 @@ def _scan_question(scan: RowScan) -> Question:
 
 
 def _listing_question(listing: Listing) -> Question:
-    after, prefix = listing.after, listing.prefix
-    high = prefix_end(prefix)
-    exclusive = after is not None and after >= prefix
-    text = _SQL.listing(values=listing.values, exclusive=exclusive, bounded=high is not None)
-    # The root record, named "", is its own parent: it is no namespace and must not be listed as one.
-    low = after if exclusive else prefix or "\x01"
-    parameters: list[Any] = [listing.namespace, int(listing.kind), low]
-    if high is not None:
-        parameters.append(high)
-    parameters.append(listing.limit + 1)
+    text, parameters = _SQL.listing_query(listing)
     bytes_max = listing.bytes_max if listing.values else None
     text = _bounded(text, "key, meta, value, expires_ms", "key", bytes_max, parameters)
     return text, parameters, lambda rows: _slice(rows, listing.limit, bytes_max, _listed)

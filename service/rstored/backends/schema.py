@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import Dialect
 
-from rstored.backends.abc import Kind, RowOrder
+from rstored.backends.abc import Kind, Listing, RowOrder, RowScan
 
 __all__ = ["ROOT_ID", "Statements", "metadata", "prefix_end", "record", "record_count", "record_row", "trash"]
 
@@ -139,6 +139,8 @@ class Statements:
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
+        # SQLite takes a negative limit for none, PostgreSQL a NULL.
+        self._no_limit = -1 if dialect.name == "sqlite" else None
         insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[dialect.name]
 
         self.insert_record = self._sql(
@@ -351,6 +353,37 @@ class Statements:
             statement = statement.where(record_row.c.sort_key <= _bind("high"))
             names.append("high")
         return self._sql(statement, *names)
+
+    def listing_query(self, listing: Listing) -> tuple[str, list[Any]]:
+        """The statement of a listing, and its parameters; it fetches one more than is wanted."""
+        after, prefix = listing.after, listing.prefix
+        high = prefix_end(prefix)
+        exclusive = after is not None and after >= prefix
+        text = self.listing(values=listing.values, exclusive=exclusive, bounded=high is not None)
+        # The root record, named "", is its own parent: it is no namespace and must not be listed as one.
+        low = after if exclusive else prefix or "\x01"
+        bounds = [low] if high is None else [low, high]
+        return text, [listing.namespace, int(listing.kind), *bounds, listing.limit + 1]
+
+    def scan_query(self, scan: RowScan) -> tuple[str, list[Any]]:
+        """The statement of a scan, and its parameters; it fetches one more than is wanted."""
+        namespace, kind, key = scan.place
+        # An int of a subclass takes sqlite3 a slower way, so kinds are bound as plain ones.
+        place = (namespace, int(kind), key, scan.lane)
+        text = self.scan(
+            along=scan.along,
+            low=scan.low is not None,
+            high=scan.high is not None,
+            descending=scan.descending,
+            floor=scan.floor,
+        )
+        parameters: list[Any] = [*place]
+        if scan.low is not None:
+            parameters += [*place, scan.low, scan.low] if scan.floor else [scan.low]
+        if scan.high is not None:
+            parameters.append(scan.high)
+        parameters.append(self._no_limit if scan.limit is None else scan.limit + 1)
+        return text, parameters
 
     def _head(self, *, with_value: bool) -> str:
         statement = sa.select(record.c.meta, _value(with_value), record.c.expires_ms).where(

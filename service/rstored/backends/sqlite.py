@@ -47,7 +47,7 @@ from rstored.backends.abc import (
     namespace_place,
 )
 from rstored.backends.migrations import SCHEMA_VERSION, pending
-from rstored.backends.schema import ROOT_ID, Statements, prefix_end
+from rstored.backends.schema import ROOT_ID, Statements
 from rstored.problems import Problem
 
 __all__ = ["SQLiteBackend", "database_path"]
@@ -335,35 +335,11 @@ class _Reader:
         return None if row is None else Head._make(row)
 
     def _rows(self, scan: RowScan) -> Slice[Row]:
-        namespace, kind, key = scan.place
-        place = (namespace, int(kind), key, scan.lane)
-        sql = _SQL.scan(
-            along=scan.along,
-            low=scan.low is not None,
-            high=scan.high is not None,
-            descending=scan.descending,
-            floor=scan.floor,
-        )
-        parameters: list[Any] = [*place]
-        if scan.low is not None:
-            parameters += [*place, scan.low, scan.low] if scan.floor else [scan.low]
-        if scan.high is not None:
-            parameters.append(scan.high)
-        parameters.append(_fetch_limit(scan.limit))
-        rows = map(Row._make, self._execute(sql, parameters))
+        rows = map(Row._make, self._execute(*_SQL.scan_query(scan)))
         return _slice(rows, scan.limit, scan.bytes_max, lambda row: len(row.value))
 
     def _listing(self, listing: Listing) -> Slice[tuple[str, Head]]:
-        after, prefix = listing.after, listing.prefix
-        high = prefix_end(prefix)
-        exclusive = after is not None and after >= prefix
-        sql = _SQL.listing(values=listing.values, exclusive=exclusive, bounded=high is not None)
-        # The root record, named "", is its own parent: it is no namespace and must not be listed as one.
-        low = after if exclusive else prefix or "\x01"
-        parameters = [listing.namespace, int(listing.kind), low, high, _fetch_limit(listing.limit)]
-        if high is None:
-            del parameters[3]
-        rows = ((row[0], Head._make(row[1:])) for row in self._execute(sql, parameters))
+        rows = ((row[0], Head._make(row[1:])) for row in self._execute(*_SQL.listing_query(listing)))
         return _slice(rows, listing.limit, listing.bytes_max, lambda item: len(item[1].value))
 
     def _counts(self, read: CountRead) -> dict[Kind, int]:
@@ -377,11 +353,6 @@ class _Reader:
     def _expired(self, read: ExpiredRead) -> list[Place]:
         rows = self._execute(_SQL.expired, (read.now_ms, read.limit))
         return [Place(namespace, Kind(kind), key) for namespace, kind, key in rows]
-
-
-def _fetch_limit(limit: int | None) -> int:
-    """One more than is wanted, to see whether there is more; SQLite takes a negative limit for none."""
-    return -1 if limit is None else limit + 1
 
 
 def _slice(rows: Iterable[T], limit: int | None, bytes_max: int | None, size_of: Callable[[T], int]) -> Slice[T]:

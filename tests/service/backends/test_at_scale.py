@@ -166,7 +166,7 @@ class Redis(Place):
         assert bytes_sent < read_max * 200 + 500_000
 
 
-# How many keys there are: fewer where writing them takes long.
+# How many keys there are.
 PLACES: dict[str, tuple[type[Place], int]] = {
     "sqlite": (SQLite, 100_000),
     "postgresql": (PostgreSQL, 100_000),
