@@ -4,15 +4,17 @@
 
 FROM python:3.11-slim AS build
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
+COPY locks locks
 COPY client client
 COPY service service
-# The build backend comes from the lock as well, so it is installed first and the build is not isolated.
+# Everything comes from the locks, hashes checked, the build backend too: it is installed first and the build is not isolated.
 RUN python -m venv /build \
-    && /build/bin/pip install --quiet --disable-pip-version-check -c constraints.txt hatchling \
+    && /build/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: --no-deps -r locks/build.txt \
     && /build/bin/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir /wheels .
 RUN python -m venv /opt/rstore \
-    && /opt/rstore/bin/pip install --quiet --disable-pip-version-check -c constraints.txt "$(echo /wheels/rstore-*.whl)[service]"
+    && /opt/rstore/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: --no-deps -r locks/service.txt \
+    && /opt/rstore/bin/pip install --quiet --disable-pip-version-check --no-deps --no-index /wheels/rstore-*.whl
 
 FROM python:3.11-slim
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin rstore \

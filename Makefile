@@ -3,14 +3,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+QUIET := --quiet --disable-pip-version-check
+# One lock for every platform and Python: what is needed only on some stands there with a marker.
+COMPILE := .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --only-binary :all: --generate-hashes \
+	--no-annotate --custom-compile-command 'make lock'
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve servers test check openapi bench lock clean
+.PHONY: help install serve servers test check openapi bench lock check-deps clean
 # A recipe that fails half-way must not leave its target behind, or the next run would take it for done.
 .DELETE_ON_ERROR:
 
 help:  ## list these commands
-	@sed -nE 's/^([a-z]+):.*## (.*)/make \1|\2/p' Makefile | while IFS='|' read -r command text; do \
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1|\2/p' Makefile | while IFS='|' read -r command text; do \
 		printf '%-14s %s\n' "$$command" "$$text"; done
 
 serve: $(INSTALLED)  ## run the service on 127.0.0.1:8000, data in ./rstore.db
@@ -36,23 +40,30 @@ openapi: $(INSTALLED)  ## write openapi/openapi.json again from the routes
 bench: $(INSTALLED)  ## measure, and write the figures into benchmarks/README.md (PARTS="kv series" for some)
 	$(BIN)/python benchmarks/run.py --write $(PARTS)
 
-install: $(INSTALLED)  ## make .venv and install everything at the versions of constraints.txt
+install: $(INSTALLED)  ## make .venv and install everything at the versions of locks/development.txt
 
 # The stamp is the whole memory of an installation: it is older than what it depends on exactly when pip must run again.
-$(INSTALLED): pyproject.toml constraints.txt
+# Only wheels whose hash is in the lock are installed: building one would fetch and run what the lock does not know.
+$(INSTALLED): pyproject.toml locks/development.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rstore needs Python 3.11 or newer; try make PYTHON=python3.11")'
-	@echo 'Installing into .venv (once; again when pyproject.toml or constraints.txt change) …'
+	@echo 'Installing into .venv (once; again when pyproject.toml or locks/development.txt change) …'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r constraints.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[service,cli,dev]'
+	@$(BIN)/python -m pip install $(QUIET) --require-hashes --only-binary :all: --no-deps -r locks/development.txt
+	@$(BIN)/python -m pip install $(QUIET) --no-deps --no-build-isolation -e .
 	@touch $@
 
-lock:  ## choose the newest allowed versions again and write constraints.txt
-	rm -rf .venv/lock && $(PYTHON) -m venv .venv/lock
-	.venv/lock/bin/python -m pip install --quiet --disable-pip-version-check '.[service,cli,dev]'
-	{ echo '# Written by `make lock`: the exact versions that are installed, tested and shipped.'; \
-		.venv/lock/bin/python -m pip freeze --exclude rstore --exclude pip --exclude setuptools; } >constraints.new
-	mv constraints.new constraints.txt && rm -rf .venv/lock
+lock:  ## write locks/ again, keeping the versions that still fit; UPGRADE=1 chooses the newest
+	@$(PYTHON) -m venv --clear .venv/lock && .venv/lock/bin/python -m pip install $(QUIET) 'uv>=0.9,<1'
+	@mkdir -p locks
+	$(COMPILE) $(if $(UPGRADE),--upgrade) --all-extras pyproject.toml -o locks/development.txt
+	$(COMPILE) --upgrade -c locks/development.txt --extra service pyproject.toml -o locks/service.txt
+	echo hatchling | $(COMPILE) --upgrade -c locks/development.txt - -o locks/build.txt
+
+check-deps: $(INSTALLED)  ## ask the advisory database about every version of the locks; needs the network
+	@$(PYTHON) -m venv .venv/audit && .venv/audit/bin/python -m pip install $(QUIET) 'pip-audit>=2.9,<3'
+	@$(BIN)/pytest -q tests/test_locks.py
+	@.venv/audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r locks/development.txt || \
+		{ echo 'check-deps FAILED: the locks have advisories, or the database could not be asked about all; see above.' >&2; exit 1; }
 
 clean:  ## remove what make made (not rstore.db)
 	rm -rf .venv .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
