@@ -215,7 +215,7 @@ for name, text in BAD_JSON.items():
             b"[1, 1]\n[2, %b]\n" % text,
             NDJSON,
         )
-for route in ("/kv", "/ts/s/range", "/es/e/events", "/es/e/prune"):
+for route in ("/kv", "/ts/s/range", "/es/e/events", "/es/e/prune", "/es/e/reseal"):
     for name, text in BAD_JSON.items():
         if not (route.endswith("prune") and name == "empty"):
             bad(f"a body of {name}", "POST", route, "malformed-body invalid-body", text, JSON)
@@ -233,7 +233,7 @@ for route in ("/kv", "/ts/s/range", "/es/e/events", "/es/e/prune"):
         if not (route.endswith("prune") and name == "empty"):
             bad(f"msgpack {name}", "POST", route, "malformed-body invalid-body", body, MSGPACK)
 for name, text in {"null": b"null", "a number": b"5", "a string": b'"set"', "a list": b"[]"}.items():
-    for route in ("/kv", "/ts/s/range", "/es/e/events", "/es/e/prune"):
+    for route in ("/kv", "/ts/s/range", "/es/e/events", "/es/e/prune", "/es/e/reseal"):
         bad(f"a body that is {name}", "POST", route, "invalid-body", text, JSON)
     bad(f"a policy that is {name}", "PUT", "/ns/other", "invalid-body", text, JSON)
 for name, body in {"NaN": float("nan"), "infinity": float("inf"), "binary": b"x", "an int key": {1: 2}}.items():
@@ -493,7 +493,7 @@ ROUTES = {
         "/es/e/past",
     ],
     "PUT": ["/ns/other", "/kv/k"],
-    "POST": ["/kv", "/ts/s/range", "/es/e/events", "/es/e/prune"],
+    "POST": ["/kv", "/ts/s/range", "/es/e/events", "/es/e/prune", "/es/e/reseal"],
     "DELETE": ["/ns/other", "/kv/k", "/ts/s/range", "/es/e/events"],
 }
 for method, paths in ROUTES.items():
@@ -576,7 +576,7 @@ for accept in ("image/png", "text/html", "application/json;q=0", "*/*;q=0", "x/y
 for accept in ("text/csv", "application/x-ndjson", "application/vnd.rstore.points"):
     bad(f"Accept {accept}", "GET", "/kv", "not-acceptable", None, {"Accept": accept})
 for media_type in ("text/html", "image/png", "application/xml", "application/vnd.rstore.sealed", "application/jsonp"):
-    for path in ("/kv", "/ts/s/range", "/es/e/events", "/es/e/prune"):
+    for path in ("/kv", "/ts/s/range", "/es/e/events", "/es/e/prune", "/es/e/reseal"):
         bad(f"Content-Type {media_type}", "POST", path, "unsupported-media-type", b"{}", {"Content-Type": media_type})
     bad(f"Content-Type {media_type}", "PUT", "/ns/other", "unsupported-media-type", b"{}", {"Content-Type": media_type})
 for media_type in ("json", "/", "a/b/c", "application/json, text/plain", "a b/c", ";"):
@@ -624,7 +624,7 @@ bad(
     "unfoldable-event",
     {"events": [{"item": "t", "op": "mul", "value": 10_000}]},
 )
-for path in ("/kv", "/ts/s/range", "/es/e/events", "/es/e/prune"):
+for path in ("/kv", "/ts/s/range", "/es/e/events", "/es/e/prune", "/es/e/reseal"):
     bad("a large body", "POST", path, "body-too-large", b'{"set": [], "x": "' + b"y" * 110_000 + b'"}', JSON)
     bad("a huge body", "POST", path, "body-too-large", b" " * 5_000_000, JSON)
 bad("a large policy", "PUT", "/ns/other", "body-too-large", b" " * 110_000, JSON)
@@ -666,6 +666,7 @@ for key in ILLEGAL_KEYS:
         ("GET", f"/es/{key}/current"),
         ("POST", f"/es/{key}/events"),
         ("POST", f"/es/{key}/prune"),
+        ("POST", f"/es/{key}/reseal"),
         ("GET", f"/ns/other/kv/{key}"),
     ):
         bad(f"key {key[:9]}", method, path, "invalid-key malformed-request", b"{}" if method == "POST" else None, JSON)
@@ -735,6 +736,7 @@ for method, path in (
     ("DELETE", "/es/e/current"),
     ("PUT", "/es/e/events"),
     ("GET", "/es/e/prune"),
+    ("GET", "/es/e/reseal"),
     ("TRACE", "/kv/k"),
     ("BREW", "/kv/k"),
 ):
@@ -840,7 +842,9 @@ def test_the_table_covers_what_the_issue_names():
         ),
         max_leaves=12,
     ).map(lambda value: json.dumps(value).encode()),
-    path=st.sampled_from(["/ns/fuzz/kv", "/ns/fuzz/ts/s/range", "/ns/fuzz/es/e/events", "/ns/fuzz/es/e/prune"]),
+    path=st.sampled_from(
+        ["/ns/fuzz/kv", "/ns/fuzz/ts/s/range", "/ns/fuzz/es/e/events", "/ns/fuzz/es/e/prune", "/ns/fuzz/es/e/reseal"]
+    ),
     media_type=st.sampled_from(
         ["application/json", "application/msgpack", "application/x-ndjson", "text/csv", "application/vnd.rstore.points"]
     ),

@@ -8,6 +8,7 @@ float or every value is an int64, so that a million numbers cost no Python work 
 from __future__ import annotations
 
 import enum
+import hashlib
 import math
 import struct
 import sys
@@ -35,6 +36,7 @@ __all__ = [
     "concatenate",
     "count_of",
     "decode",
+    "digest",
     "encode",
     "encode_stream",
     "ordered",
@@ -332,6 +334,23 @@ def check_values(points: Points, *, value_bytes_max: int | None = None, nesting_
             except InvalidJSON as error:
                 code = "nesting-too-deep" if isinstance(error, NestingTooDeep) else "invalid-value"
                 raise InvalidPoints(f"the value at timestamp {t}: {error}", code=code) from None
+
+
+def digest(points: Points) -> str:
+    """SHA-256 of these points in hexadecimal: by it a reader knows whether they are still the ones stored.
+
+    Over their number (8 bytes), the timestamps (8 bytes each), the encodings (a byte each), the lengths (4 bytes each),
+    little-endian, and the data of the values. A number counts as its JSON text, in whatever column it is kept.
+
+    >>> numbers, cells = Points.from_pairs([(1, 10)]), Points.from_values([(1, Value(Encoding.JSON, b"10"))])
+    >>> digest(numbers) == digest(cells)
+    True
+    """
+    cells = _as_cells(points.values)
+    hashed = hashlib.sha256(len(points).to_bytes(8, "little"))
+    for part in (_little_endian(points.timestamps), cells.encodings, _little_endian(cells.lengths), cells.data):
+        hashed.update(part)
+    return hashed.hexdigest()
 
 
 def _unzipped(pairs: Iterable[tuple[int, Any]]) -> tuple[array[int], list[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import tracemalloc
 import zlib
@@ -10,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from random import Random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +26,7 @@ from rstore.points import (
     concatenate,
     count_of,
     decode,
+    digest,
     encode,
     encode_stream,
     split,
@@ -363,3 +366,23 @@ def test_json_cells_have_to_be_json_within_the_limits(text, code):
 def test_other_values_are_opaque():
     check_values(Points.from_values([(1, Value(Encoding.SEALED, b"NaN")), (2, Value(Encoding.JSON, b"{}"))]))
     check_values(Points.from_pairs([(1, 1.5)]), value_bytes_max=1)
+
+
+# --- digests -----------------------------------------------------------------------------------------------
+
+
+def test_a_digest_is_what_the_page_says():
+    values = [Value(Encoding.JSON, b'"a"'), Value(Encoding.SEALED, b"\x01\x02"), Value(Encoding.JSON, b"1.5")]
+    points = Points.from_values(zip((-1, 5, 2**40), values, strict=True))
+    told = struct.pack("<Q3q3B3I", 3, -1, 5, 2**40, 0, 3, 0, 3, 2, 3) + b'"a"\x01\x021.5'
+    assert digest(points) == hashlib.sha256(told).hexdigest()
+    assert digest(Points.empty()) == hashlib.sha256(bytes(8)).hexdigest()
+
+
+@given(st.lists(st.tuples(st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False))))
+def test_a_digest_does_not_depend_on_the_column(pairs):
+    numbers = Points.from_pairs(pairs)
+    cells = Points.from_values((t, Value(Encoding.JSON, msgspec.json.encode(value))) for t, value in pairs)
+    assert digest(numbers) == digest(cells)
+    if pairs:
+        assert digest(numbers[1:]) != digest(numbers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import operator
 import tempfile
@@ -20,7 +21,7 @@ from rstored.backends.sqlite import SQLiteBackend
 from rstored.engine import es as es_module
 from rstored.engine.batching import Storage
 from rstored.engine.es import EventSequences
-from rstored.engine.model import Change, NamespacePolicy, PruneResult, SequenceInfo, State, StoredEvent
+from rstored.engine.model import Change, NamespacePolicy, PruneResult, Reseal, SequenceInfo, State, StoredEvent
 from rstored.engine.namespaces import Namespaces
 from rstored.limits import Limits
 from rstored.problems import Problem
@@ -723,6 +724,35 @@ CHANGES = st.dictionaries(
 ).map(lambda changes: [Change(item, op, value) for item, (op, value) in changes.items()])
 
 
+def is_sealed(event):
+    return event.value is not None and event.value.encoding is Encoding.SEALED
+
+
+def resealing(event, data, **changed):
+    replaced = hashlib.sha256(event.value.data).hexdigest()
+    part = Reseal(event.timestamp, event.item, event.op, replaced, Value(Encoding.SEALED, data))
+    return part._replace(**changed)
+
+
+async def test_a_reseal_is_bounded(es):
+    await es.put(put("a", sealed("x")), put("b", sealed("y")), timestamp=1)
+    events = await es.all()
+    for limits, code, member in (
+        ({"events_per_call_max": 1}, "batch-too-large", None),
+        ({"value_bytes_max": 10}, "value-too-large", "/events/0/value"),
+        ({"sequence_bytes_max": 80}, "value-too-large", None),
+    ):
+        with pytest.raises(Problem) as caught:
+            await es.under(**limits).reseal("n", "k", [resealing(event, bytes(11)) for event in events])
+        assert (caught.value.code, caught.value.members.get("pointer")) == (code, member)
+        assert caught.value.members["limit"] in limits.values()
+    assert await es.all() == events
+    # What is over the limit already may be resealed, as long as it does not grow.
+    shorter = [resealing(event, bytes(3)) for event in events]
+    await es.under(sequence_bytes_max=10).reseal("n", "k", shorter)
+    assert {event.value.data for event in await es.all()} == {bytes(3)}
+
+
 class Engine(RuleBasedStateMachine):
     """A sequence, and the list of the events that it should hold. Pages are two events long."""
 
@@ -835,6 +865,17 @@ class Engine(RuleBasedStateMachine):
             and (item is None or event.item == item)
         ][:n]
         assert events == (expected if self.exists else None)
+
+    @precondition(lambda self: any(map(is_sealed, self.events)))
+    @rule(data=st.data(), length=st.integers(0, 9))
+    def reseal(self, data, length):
+        picked = data.draw(st.lists(st.sampled_from(list(filter(is_sealed, self.events))), min_size=1, unique=True))
+        new = {
+            event: event._replace(value=Value(Encoding.SEALED, event.value.data.rstrip() + b" " * length))
+            for event in picked
+        }
+        self.run(self.es.reseal("n", "k", [resealing(old, event.value.data) for old, event in new.items()]))
+        self.events = [new.get(event, event) for event in self.events]
 
     @rule(remove=st.booleans())
     def prune(self, remove):

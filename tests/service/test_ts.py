@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rstore.encodings import Encoding, Value
-from rstore.points import Points
+from rstore.points import Points, digest
 from rstored.backends.abc import Commit, Kind, Place, PutRow, Row, RowScan, Slice
 from rstored.backends.sqlite import SQLiteBackend
 from rstored.engine.batching import Storage
 from rstored.engine.blocks import BLOCK_POINTS_MAX
-from rstored.engine.model import NamespacePolicy, SeriesInfo
+from rstored.engine.model import NamespacePolicy, SeriesInfo, Stretch
 from rstored.engine.namespaces import Namespaces
 from rstored.engine.timestamps import from_sort_key, sort_key
 from rstored.engine.ts import TimeSeries
@@ -449,3 +449,43 @@ def test_sort_keys_order_as_timestamps_do():
     assert found == sorted(found)
     assert [from_sort_key(sort_key(t)) for t in found] == found
     assert all(len(sort_key(t)) == 8 for t in found)
+
+
+# --- compare and set ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bound", [{"points_per_call_max": 1_000}, {"body_bytes_max": 8_000}])
+async def test_a_stretch_to_compare_is_bounded(storage, bound):
+    await TimeSeries(storage, Limits()).extend(NS, "s", numbers(range(5_000)))
+    storage.rows_read = 0
+    ts = TimeSeries(storage, Limits(**bound))
+    point, found = numbers([5]), numbers(range(1_000))
+    assert await ts.extend(NS, "s", point, unchanged=Stretch(0, 999, (digest(found),))) == 1
+    with pytest.raises(Problem) as caught:
+        await ts.extend(NS, "s", point, unchanged=Stretch(0, 1_000, (digest(numbers(range(1_001))),)))
+    assert caught.value.code == "batch-too-large"
+
+
+async def test_a_comparison_reads_the_stretch_alone(storage, ts):
+    await ts.extend(NS, "s", numbers(range(100 * BLOCK_POINTS_MAX)))
+    storage.rows_read = 0
+    low, high = 10 * BLOCK_POINTS_MAX, 11 * BLOCK_POINTS_MAX
+    stretch = Stretch(low, high, (digest(numbers(range(low, high + 1))),))
+    await ts.extend(NS, "s", numbers([low]), unchanged=stretch)
+    assert storage.rows_read <= 4
+
+
+async def test_a_point_that_the_condition_says_nothing_of_is_refused(storage, ts):
+    await ts.extend(NS, "s", numbers(range(10)))
+    for stretch in (Stretch(5, None, ("x",)), Stretch(None, 3, ("x",))):
+        with pytest.raises(Problem) as caught:
+            await ts.extend(NS, "s", numbers([4]), unchanged=stretch)
+        assert caught.value.code == "invalid-body"
+
+
+async def test_a_refused_write_makes_no_namespace(storage, ts):
+    with pytest.raises(Problem) as caught:
+        await ts.extend("new", "s", numbers([1]), unchanged=Stretch(1, 1, ("x",)))
+    assert caught.value.code == "precondition-failed"
+    assert await ts.extend("new", "s", numbers([]), unchanged=Stretch(None, None, (digest(Points.empty()),))) == 0
+    assert (await Namespaces(storage, lambda: 0).list()).items == []

@@ -16,6 +16,7 @@ __all__ = [
     "WRITE_ID_PATTERN",
     "bare_condition",
     "condition_of",
+    "digests_of",
     "etag_header",
     "not_modified",
     "write_id_of",
@@ -70,6 +71,16 @@ def condition_of(request: Request) -> Condition:
         None if match is None else _tags(match, "If-Match", weak=False),
         None if none_match is None else _tags(none_match, "If-None-Match", weak=True),
     )
+
+
+def digests_of(request: Request) -> tuple[str, ...] | None:
+    """The digests in If-Match, or None without it. Raises Problem ``invalid-parameter`` for ``*``."""
+    text = request.header(b"if-match")
+    digests = None if text is None else _tags(text, "If-Match", weak=False)
+    if digests == ("*",):
+        detail = "If-Match: write the digest of the points in double quotes; `*` says nothing of them"
+        raise Problem("invalid-parameter", detail, parameter="If-Match")
+    return digests
 
 
 def write_id_of(request: Request) -> str | None:

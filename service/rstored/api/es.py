@@ -42,7 +42,7 @@ from rstored.api.parameters import (
 from rstored.api.replies import Header, Reply, content_type
 from rstored.api.requests import Request
 from rstored.api.streams import closed
-from rstored.engine.model import Change, State, StoredEvent
+from rstored.engine.model import Change, Reseal, State, StoredEvent
 from rstored.limits import Limits
 from rstored.problems import Problem
 from rstored.threads import run_sized
@@ -125,6 +125,30 @@ class Pruned(Struct):
 
     pruned: int
     removed: bool
+
+
+class ResealPart(Struct, forbid_unknown_fields=True):
+    """The sealed value that an event is to have, and which one it replaces."""
+
+    timestamp: Timestamp
+    item: str
+    op: OpName
+    replaces: Annotated[
+        str, Meta(pattern="^[0-9a-f]{64}$", description="SHA-256 of the present sealed value, in hexadecimal")
+    ]
+    value: Annotated[Raw, Meta(description="base64 (msgpack: bytes) of the new sealed value")]
+
+
+class ResealBody(Struct, forbid_unknown_fields=True):
+    """Events whose sealed values are replaced, all or none."""
+
+    events: list[ResealPart]
+
+
+class Resealed(Struct):
+    """How many events have the values that were sent."""
+
+    resealed: int
 
 
 class RemovedEvents(Struct):
@@ -383,6 +407,58 @@ async def prune(request: Request) -> Reply:
     body = await read_optional_body(request, Prune)
     result = await request.engine.es.prune(request.namespace, request.key, remove=True if body is None else body.remove)
     return answer(request, Pruned(result.pruned, result.removed))
+
+
+@operations.add(
+    "POST",
+    "/es/{key}/reseal",
+    summary="Replace sealed values by sealed values",
+    answers={200: Answer("They have the new values", json_content(Resealed, {"resealed": 1}))},
+    problems=(
+        "sequence-not-found",
+        "precondition-failed",
+        "invalid-value",
+        "value-too-large",
+        "batch-too-large",
+        "backend-unavailable",
+        "storage-full",
+    ),
+    body=json_content(
+        ResealBody,
+        {
+            "events": [
+                {
+                    "timestamp": 1700000000000,
+                    "item": "apples",
+                    "op": "add",
+                    "replaces": "5f78c33274e43fa9de5659265c1d917e25c03722dcb0b8d27db8d5feaa813953",
+                    "value": "3q2+7w==",
+                }
+            ]
+        },
+    ),
+)
+async def reseal(request: Request) -> Reply:
+    """For the change of a key: nothing but the values' bytes changes, and the revision stays.
+
+    All or none: 412 with a `pointer` if an event is not there any more or has another value than the one named.
+    """
+    body = await read_body(request, ResealBody)
+    form = body_form(request)
+    limits = request.state.limits
+
+    def reseals() -> list[Reseal]:
+        return [_reseal(part, form, limits, f"/events/{i}") for i, part in enumerate(body.events)]
+
+    size = sum(memoryview(part.value).nbytes for part in body.events)
+    await request.engine.es.reseal(request.namespace, request.key, await run_sized(size, reseals))
+    return answer(request, Resealed(len(body.events)))
+
+
+def _reseal(part: ResealPart, form: str, limits: Limits, pointer: str) -> Reseal:
+    item = checked_key(part.item, limits, "item", pointer=f"{pointer}/item")
+    value = read_value(part.value, "sealed", form, f"{pointer}/value")
+    return Reseal(part.timestamp, item, part.op, part.replaces, value)
 
 
 # --- many sequences ----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, POINTS_MEDIA_T
 from rstore.point_rows import Form, msgpack_rows, render_points
 from rstore.points import InvalidPoints, Points
 from rstored.api.bodies import MsgpackArray, answer, body_form
+from rstored.api.conditions import digests_of
 from rstored.api.media_types import CSV_MEDIA_TYPE, NDJSON_MEDIA_TYPE, POINTS_FORMS
 from rstored.api.operations import Answer, Content, Operations, json_content
 from rstored.api.parameters import (
@@ -30,6 +31,7 @@ from rstored.api.point_bodies import read_points
 from rstored.api.replies import Reply, content_type
 from rstored.api.requests import Request
 from rstored.api.streams import closed
+from rstored.engine.model import Stretch
 from rstored.engine.values import points_problem
 from rstored.limits import Limits
 from rstored.problems import Problem
@@ -117,7 +119,7 @@ class RangeQuery(Query):
 
 
 class SpanQuery(Query):
-    """The parameters of a removal."""
+    """The parameters of a removal, and of a conditional write."""
 
     start: StartParameter = None
     end: EndParameter = None
@@ -208,14 +210,21 @@ async def _whole(parts: AsyncIterator[Points], limits: Limits, *, descending: bo
         "nesting-too-deep",
         "value-too-large",
         "batch-too-large",
+        "precondition-failed",
         "sealed-only",
         "backend-unavailable",
         "storage-full",
     ),
     body=_FORMS,
+    headers={"If-Match": "only if the points from `start` to `end` have this digest; else 412"},
 )
-async def extend(request: Request) -> Reply:
-    """All of them or none, in any order; the last of two points with one timestamp wins, and replaces a stored one."""
+async def extend(request: Request, query: SpanQuery) -> Reply:
+    """All of them or none, in any order; the last of two points with one timestamp wins, and replaces a stored one.
+
+    `start` and `end` go with If-Match: then all points lie between them, and are stored only if what is there now has
+    that digest.
+    """
+    unchanged = _unchanged(request, query)
     try:
         form = Form(body_form(request))
     except ValueError:
@@ -227,8 +236,18 @@ async def extend(request: Request) -> Reply:
         points = await run_sized(len(body), read_points, body, form, **bounds)
     except InvalidPoints as error:
         raise points_problem(error) from None
-    count = await request.engine.ts.extend(request.namespace, request.key, points)
+    count = await request.engine.ts.extend(request.namespace, request.key, points, unchanged=unchanged)
     return answer(request, PointCount(count))
+
+
+def _unchanged(request: Request, query: SpanQuery) -> Stretch | None:
+    digests = digests_of(request)
+    if digests is not None:
+        return Stretch(query.start, query.end, digests)
+    for name in ("start", "end"):
+        if getattr(query, name) is not None:
+            raise Problem("invalid-parameter", f"{name} says what If-Match is about: send both", parameter=name)
+    return None
 
 
 @operations.add(

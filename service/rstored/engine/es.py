@@ -13,6 +13,7 @@ a reader that needs more than one query knows whether what it read belongs toget
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
@@ -43,7 +44,7 @@ from rstored.backends.abc import (
 )
 from rstored.engine.batching import Storage
 from rstored.engine.globs import list_page
-from rstored.engine.model import Change, Page, PruneResult, SequenceInfo, State, StoredEvent
+from rstored.engine.model import Change, Page, PruneResult, Reseal, SequenceInfo, State, StoredEvent
 from rstored.engine.namespaces import admit
 from rstored.engine.timestamps import TIMESTAMP_MAX, TIMESTAMP_MIN, from_sort_key, sort_key
 from rstored.engine.values import check_value
@@ -438,6 +439,37 @@ class EventSequences:
             scan = _next_page(scan, found)
         return None if chain is None else chain.stored()
 
+    # --- resealing -----------------------------------------------------------------------------------------
+
+    async def reseal(self, namespace: str, key: str, reseals: Sequence[Reseal]) -> None:
+        """Put sealed values in the place of sealed values, all or none; nothing else of the events changes.
+
+        An event that has its new value already is left as it is, so this may be repeated. The sequence's revision
+        stays, and so does ``rewrites``: to a reader of several pages it is the same history, whichever value it finds.
+        Raises Problem ``batch-too-large``, ``value-too-large`` or ``invalid-body``, ``sequence-not-found``, or
+        ``precondition-failed`` if an event is not there or has another value; with a ``pointer`` to the event.
+        """
+        self._check_reseals(reseals)
+        place = Place(namespace, Kind.ES, key)
+
+        def plan(heads: _Places) -> Generator[Query, list[Any], Commit[None]]:
+            return (yield from _resealed(heads, place, reseals, self._limits.sequence_bytes_max))
+
+        await self._storage.update((place,), plan)
+
+    def _check_reseals(self, reseals: Sequence[Reseal]) -> None:
+        limit = self._limits.events_per_call_max
+        if len(reseals) > limit:
+            raise Problem(
+                "batch-too-large", f"{len(reseals)} events in one call; at most {limit} are allowed", limit=limit
+            )
+        known: set[tuple[int, str]] = set()
+        for index, reseal in enumerate(reseals):
+            if reseal[:2] in known:
+                raise Problem("invalid-body", "an event stands twice in one call", pointer=f"/events/{index}")
+            known.add(reseal[:2])
+            check_value(reseal.value, self._limits, pointer=f"/events/{index}/value")
+
     # --- reading -------------------------------------------------------------------------------------------
 
     async def current(self, namespace: str, key: str) -> State | None:
@@ -662,6 +694,58 @@ def _prune(
         left = msgspec.structs.replace(meta, events=meta.events - pruned, rewrites=meta.rewrites + 1)
         writes.append(PutHead(place, Head(_pack(left))))
     return Commit(writes, _Pruned(pruned, False, found.items[-1].sort + b"\0" if found.more else None))
+
+
+def _resealed(
+    heads: _Places, place: Place, reseals: Sequence[Reseal], sequence_bytes_max: int
+) -> Generator[Query, list[Any], Commit[None]]:
+    """The plan of :meth:`EventSequences.reseal`."""
+    head = heads[place]
+    if head is None:
+        raise Problem("sequence-not-found", "there is no such sequence in this namespace")
+    meta = _decode_meta(head.meta)
+    items = sorted({reseal.item.encode() for reseal in reseals})
+    sorts = [sort_key(reseal.timestamp) + reseal.item.encode() for reseal in reseals]
+    results: list[Slice[Row]] = yield (
+        *(RowScan(place, _EVENTS, sort, sort) for sort in sorts),
+        *(RowScan(place, _ITEMS, item, item) for item in items),
+    )
+    rows = {row.sort: _decode_item(row.value) for found in results[len(sorts) :] for row in found.items}
+    before = dict(rows)
+    writes: list[Write] = []
+    for index, (reseal, found) in enumerate(zip(reseals, results, strict=False)):
+        event = _stored_event(found.items[0]) if found.items else None
+        if event is not None and (event.op, event.value) == (reseal.op, reseal.value):
+            continue  # This very reseal came before, and its answer was lost.
+        if event is None or not _is_replaced(event, reseal):
+            detail = "the event is not there, or its sealed value is another one: read it again"
+            raise Problem("precondition-failed", detail, pointer=f"/events/{index}")
+        new = event._replace(value=reseal.value)
+        writes.append(PutRow(place, _EVENTS, _event_row(new)))
+        item = reseal.item.encode()
+        row = rows.get(item)
+        if row is not None and row.start <= reseal.timestamp:
+            size = row.size + _event_size(new) - _event_size(event)
+            # A chain of one event has its value in the item's row as well.
+            data = row.data if row.read_from_events else reseal.value.data
+            rows[item] = msgspec.structs.replace(row, size=size, data=data)
+    for item, row in rows.items():
+        if row != before[item]:
+            writes.append(PutRow(place, _ITEMS, Row(item, _pack(row))))
+    size = meta.size + sum(_state_size(rows[item]) - _state_size(before[item]) for item in rows)
+    if size != meta.size:
+        if size > max(sequence_bytes_max, meta.size):
+            detail = f"the state would be read from {size} bytes, at most {sequence_bytes_max} are allowed"
+            raise Problem("value-too-large", detail, limit=sequence_bytes_max)
+        writes.append(PutHead(place, Head(_pack(msgspec.structs.replace(meta, size=size)))))
+    return Commit(writes, None)
+
+
+def _is_replaced(event: StoredEvent, reseal: Reseal) -> bool:
+    """Whether the event has the sealed value that ``reseal`` is to replace."""
+    if event.op != reseal.op or event.value is None or event.value.encoding is not Encoding.SEALED:
+        return False
+    return hashlib.sha256(event.value.data).hexdigest() == reseal.replaces
 
 
 def _state(

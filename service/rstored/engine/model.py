@@ -23,10 +23,12 @@ __all__ = [
     "Page",
     "PruneResult",
     "PutResult",
+    "Reseal",
     "SequenceInfo",
     "SeriesInfo",
     "State",
     "StoredEvent",
+    "Stretch",
 ]
 
 T = TypeVar("T")
@@ -136,6 +138,17 @@ class BatchResult(NamedTuple):
 # --- time series -------------------------------------------------------------------------------------------
 
 
+class Stretch(NamedTuple):
+    """What a write demands of a stretch of a series: that its points have one of these digests.
+
+    From ``start`` to ``end``, both inclusive, None meaning open; see :func:`rstore.points.digest`.
+    """
+
+    start: int | None
+    end: int | None
+    digests: tuple[str, ...]
+
+
 class SeriesInfo(NamedTuple):
     """A series: its key, how many points it has, its first and last timestamp."""
 
@@ -163,6 +176,16 @@ class StoredEvent(NamedTuple):
     item: str
     op: str
     value: Value | None
+
+
+class Reseal(NamedTuple):
+    """A sealed value to be: of which event, the SHA-256 of the sealed value it replaces (hexadecimal), and itself."""
+
+    timestamp: int
+    item: str
+    op: str
+    replaces: str
+    value: Value
 
 
 class State(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from rstore.points import Cells, InvalidPoints, Points, check_values, count_of, decode, encode
+from rstore.points import Cells, InvalidPoints, Points, check_values, concatenate, count_of, decode, digest, encode
 from rstored.backends.abc import (
     Commit,
     DeleteRecord,
@@ -38,7 +38,7 @@ from rstored.backends.abc import (
 from rstored.engine.batching import Storage
 from rstored.engine.blocks import absent, between, into_blocks, joined, packed, rebuilt, thin
 from rstored.engine.globs import list_page
-from rstored.engine.model import Page, SeriesInfo
+from rstored.engine.model import Page, SeriesInfo, Stretch
 from rstored.engine.namespaces import admit
 from rstored.engine.timestamps import TIMESTAMP_MAX, TIMESTAMP_MIN, from_sort_key, sort_key
 from rstored.engine.values import points_problem
@@ -102,11 +102,12 @@ class TimeSeries:
 
     # --- writing -------------------------------------------------------------------------------------------
 
-    async def extend(self, namespace: str, key: str, points: Points) -> int:
+    async def extend(self, namespace: str, key: str, points: Points, *, unchanged: Stretch | None = None) -> int:
         """Add or replace points, all or none; returns how many were given. None at all change nothing.
 
-        Raises Problem ``batch-too-large``, ``value-too-large``, ``invalid-value``, ``nesting-too-deep`` or
-        ``sealed-only``.
+        With ``unchanged`` only if that stretch, in which all the points lie, is as it says; else Problem
+        ``precondition-failed``. Raises Problem ``batch-too-large`` (which the stretch may be as well),
+        ``value-too-large``, ``invalid-value``, ``invalid-body``, ``nesting-too-deep`` or ``sealed-only``.
         """
         limits = self._limits
         if len(points) > limits.points_per_call_max:
@@ -115,14 +116,20 @@ class TimeSeries:
                 f"{len(points)} points in one call; at most {limits.points_per_call_max} are allowed",
                 limit=limits.points_per_call_max,
             )
-        if not points:
+        if not points and unchanged is None:
             return 0
+        if unchanged is not None:
+            _check_within(points, unchanged)
         if isinstance(points.values, Cells):
             # A number in a typed column is valid by nature; any other value has to be looked at.
             await run_sized(points.size + _CELL_COST_BYTES * len(points), self._check, points)
         place = Place(namespace, Kind.TS, key)
 
         def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[int]]:
+            if unchanged is not None:
+                yield from _check_unchanged(place, unchanged, limits)
+                if not points:
+                    return Commit((), 0)
             writes = admit(heads, namespace, points.encodings)
             head = heads[place]
             if head is None:
@@ -353,6 +360,42 @@ class TimeSeries:
 
 
 # --- plans -------------------------------------------------------------------------------------------------
+
+
+def _check_within(points: Points, stretch: Stretch) -> None:
+    """Raise ``invalid-body`` for points of which the condition says nothing."""
+    timestamps = points.timestamps
+    if points and (
+        (stretch.start is not None and timestamps[0] < stretch.start)
+        or (stretch.end is not None and timestamps[-1] > stretch.end)
+    ):
+        raise Problem("invalid-body", "a point lies outside the stretch from start to end that If-Match is about")
+
+
+def _check_unchanged(place: Place, stretch: Stretch, limits: Limits) -> Generator[Query, list[Any], None]:
+    """Raise ``precondition-failed`` unless the stored points of the stretch have one of its digests."""
+    low = TIMESTAMP_MIN if stretch.start is None else stretch.start
+    high = TIMESTAMP_MAX if stretch.end is None else stretch.end
+    parts: list[Points] = []
+    count = size = 0
+    scan = RowScan(place, _BLOCKS, sort_key(low), sort_key(high), floor=True, bytes_max=_PAGE_BYTES_MAX)
+    more = low <= high
+    while more:
+        found: Slice[Row]
+        (found,) = yield (scan,)
+        for part in (between(_decode(row), low, high) for row in found.items):
+            parts.append(part)
+            count, size = count + len(part), size + part.size
+            # Every other writer waits for this.
+            if count > limits.points_per_call_max or size > limits.body_bytes_max:
+                detail = "the stretch from start to end has more points than one call may bring: make it shorter"
+                raise Problem("batch-too-large", detail, limit=limits.points_per_call_max)
+        more = found.more
+        if more:
+            scan = scan._replace(low=found.items[-1].sort + b"\0", floor=False)
+    if digest(concatenate(parts)) not in stretch.digests:
+        detail = "the points from start to end are others than those with this digest: read them again, decide anew"
+        raise Problem("precondition-failed", detail)
 
 
 def _affected(place: Place, timestamps: array[int]) -> Generator[Query, list[Any], list[_Affected]]:
