@@ -9,19 +9,22 @@ COMPILE := .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.
 	--no-annotate --custom-compile-command 'make lock'
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve servers test check openapi bench lock check-deps clean
+.PHONY: help install serve servers test crash-test check openapi bench lock check-deps clean
 # A recipe that fails half-way must not leave its target behind, or the next run would take it for done.
 .DELETE_ON_ERROR:
 
 help:  ## list these commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1|\2/p' Makefile | while IFS='|' read -r command text; do \
-		printf '%-14s %s\n' "$$command" "$$text"; done
+		printf '%-16s %s\n' "$$command" "$$text"; done
 
 serve: $(INSTALLED)  ## run the service on 127.0.0.1:8000, data in ./rstore.db
 	@exec $(BIN)/rstored serve
 
 test: servers check  ## everything that must pass: check, then all tests
 	$(BIN)/pytest -q -n 2 --dist worksteal
+
+crash-test: servers $(INSTALLED)  ## kill the service and its servers under load, 100 times on each backend (half an hour)
+	RSTORE_CRASH_KILLS=100 $(BIN)/pytest -q -s tests/crash
 
 servers:  ## PostgreSQL and Redis for the tests: installed if missing, as root on Debian
 	@scripts/servers.sh

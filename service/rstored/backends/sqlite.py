@@ -547,8 +547,11 @@ def _within_bytes(rows: list[Any]) -> list[Any]:
 
 # --- failing -----------------------------------------------------------------------------------------------
 
+_FULL: Final = ("storage-full", "the disk that holds {file} is full: free some space and try again")
+# By primary code, but for one that has a meaning of its own: there is no room for the index of the log.
 _FAILURES: Final[dict[int, tuple[str, str]]] = {
-    sqlite3.SQLITE_FULL: ("storage-full", "the disk that holds {file} is full: free some space and try again"),
+    sqlite3.SQLITE_FULL: _FULL,
+    sqlite3.SQLITE_IOERR_SHMSIZE: _FULL,
     sqlite3.SQLITE_CORRUPT: ("backend-corrupt", "{file} is damaged: stop the service and restore a backup"),
     sqlite3.SQLITE_NOTADB: ("backend-corrupt", "{file} is not a SQLite database: restore a backup or name another"),
     sqlite3.SQLITE_READONLY: ("backend-unavailable", "{file} or its folder is read-only: make both writable"),
@@ -565,5 +568,6 @@ _FAILURES: Final[dict[int, tuple[str, str]]] = {
 
 def _translated(error: sqlite3.Error, file: str = "the database file") -> Exception:
     """The problem that a driver's error means; the error itself if it can only be a mistake in this program."""
-    code, detail = _FAILURES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, (None, ""))
+    extended = getattr(error, "sqlite_errorcode", 0)
+    code, detail = _FAILURES.get(extended) or _FAILURES.get(extended & 0xFF) or (None, "")
     return error if code is None else Problem(code, detail.format(file=file))
