@@ -9,7 +9,7 @@ COMPILE := .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.
 	--no-annotate --custom-compile-command 'make lock'
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve servers test crash-test check openapi bench lock check-deps clean
+.PHONY: help install serve servers test crash-test fuzz check openapi bench lock check-deps clean
 # A recipe that fails half-way must not leave its target behind, or the next run would take it for done.
 .DELETE_ON_ERROR:
 
@@ -36,6 +36,9 @@ check: $(INSTALLED)  ## the fast gate: style, types, layers, OpenAPI and docs dr
 	$(BIN)/lint-imports --no-cache >.venv/layers.txt || { cat .venv/layers.txt; exit 1; }
 	$(BIN)/rstored openapi | diff -u openapi/openapi.json - || { echo 'openapi/openapi.json is stale: make openapi'; exit 1; }
 	$(BIN)/pytest -q tests/test_docs.py
+
+fuzz: $(INSTALLED)  ## the fuzz tests at length: RSTORE_FUZZ_EXAMPLES for each operation (50), from RSTORE_FUZZ_SEED on
+	RSTORE_FUZZ_EXAMPLES=$${RSTORE_FUZZ_EXAMPLES:-50} $(BIN)/pytest -q tests/fuzz
 
 openapi: $(INSTALLED)  ## write openapi/openapi.json again from the routes
 	$(BIN)/rstored openapi >openapi/.new && mv openapi/.new openapi/openapi.json

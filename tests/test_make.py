@@ -46,12 +46,24 @@ def test_help_is_the_default_and_lists_every_command():
     shown = make()
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout == make("help").stdout
-    told = ("serve", "servers", "test", "crash-test", "check", "bench", "openapi", "lock", "check-deps", "clean")
+    told = (
+        "serve",
+        "servers",
+        "test",
+        "crash-test",
+        "fuzz",
+        "check",
+        "bench",
+        "openapi",
+        "lock",
+        "check-deps",
+        "clean",
+    )
     for command in told:
         assert re.search(rf"^make {command} +\S", shown.stdout, re.MULTILINE), command
 
 
-@pytest.mark.parametrize("command", ["serve", "test", "crash-test", "check", "bench", "openapi", "install"])
+@pytest.mark.parametrize("command", ["serve", "test", "crash-test", "fuzz", "check", "bench", "openapi", "install"])
 def test_every_command_installs_first_on_a_fresh_machine(clone, command):
     plan = make("--dry-run", command, cwd=clone).stdout
     assert "-m venv .venv" in plan

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from rstored.api.operations import RequestHeader
 from rstored.api.replies import Header
 from rstored.api.requests import Request
 from rstored.engine.model import ANY, Condition
 from rstored.problems import Problem
 
 __all__ = [
+    "BARE_TAG_PATTERN",
     "IDEMPOTENCY_HEADER",
     "IF_HEADERS",
     "WRITE_ID_PATTERN",
@@ -22,15 +24,26 @@ __all__ = [
     "write_id_of",
 ]
 
+WRITE_ID_PATTERN: Final = "^[!-~]{1,128}$"
+BARE_TAG_PATTERN: Final = "^[!#-~]{1,255}$"
+_TAGS_PATTERN: Final = r'^(\*|((W/)?"[!#-~]*", ?)*((W/)?"[!#-~]*")?)$'
+
 IF_HEADERS: Final = {
-    "If-Match": 'only if the ETag is one of these (`"a", "b"`), or with `*` if the key exists; else 412',
-    "If-None-Match": "only if the ETag is none of these, or with `*` if the key does not exist; else 412",
+    "If-Match": RequestHeader(
+        'only if the ETag is one of these (`"a", "b"`), or with `*` if the key exists; else 412', _TAGS_PATTERN, "*"
+    ),
+    "If-None-Match": RequestHeader(
+        "only if the ETag is none of these, or with `*` if the key does not exist; else 412", _TAGS_PATTERN, '"a", "b"'
+    ),
 }
 
 IDEMPOTENCY_HEADER: Final = {
-    "Idempotency-Key": "1 to 128 visible ASCII characters, by which a repeated conditional write knows itself again",
+    "Idempotency-Key": RequestHeader(
+        "1 to 128 visible ASCII characters, by which a repeated conditional write knows itself again",
+        WRITE_ID_PATTERN,
+        "3f6a0c1e",
+    ),
 }
-WRITE_ID_PATTERN: Final = "^[!-~]{1,128}$"
 
 _WRITE_ID: Final = re.compile(rb"[!-~]{1,128}\Z")
 _TAG: Final = re.compile(r'[ \t]*(W/)?"([!#-~]*)"[ \t]*(?:,|\Z)')

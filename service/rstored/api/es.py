@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -31,6 +31,7 @@ from rstored.api.parameters import (
     Count,
     EndParameter,
     Int64,
+    KeyName,
     ListQuery,
     Query,
     StartParameter,
@@ -56,6 +57,7 @@ operations: Final = Operations("es", "Event sequences: a dict whose every change
 OpName = Literal[
     "setitem", "delitem", "add", "concat", "floordiv", "mod", "mul", "pow", "sub", "truediv", "neg", "not_"
 ]
+_OP_NAMES: Final = "|".join(get_args(OpName))
 Timestamp = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX, description="POSIX milliseconds")]
 Revision = Annotated[int, Meta(ge=0, le=INT64_MAX, description="how many applies the sequence has had")]
 
@@ -63,7 +65,7 @@ Revision = Annotated[int, Meta(ge=0, le=INT64_MAX, description="how many applies
 class EventPart(Struct, forbid_unknown_fields=True):
     """An event to apply; for `delitem`, `neg` and `not_` the `value` is absent, null or `sealed`."""
 
-    item: str
+    item: KeyName
     op: OpName = "setitem"
     value: Annotated[Raw, Meta(description="JSON, or base64 (msgpack: bytes) beside `encoding`")] = msgspec.field(
         default_factory=Raw
@@ -180,9 +182,12 @@ class EventsQuery(Query):
     start: StartParameter = None
     end: EndParameter = None
     ops: str | None = Field(
-        default=None, description="only these operators: names with commas between them", examples=["setitem,delitem"]
+        default=None,
+        description="only these operators: names with commas between them",
+        examples=["setitem,delitem"],
+        json_schema_extra={"pattern": f"^({_OP_NAMES})(,({_OP_NAMES}))*$"},
     )
-    item: str | None = Field(default=None, description="only events of this item")
+    item: str | None = Field(default=None, description="only events of this item", json_schema_extra={"minLength": 1})
     n: Count | None = Field(default=None, description="at most this many events")
 
 

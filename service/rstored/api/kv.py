@@ -20,6 +20,7 @@ from rstore.encodings import (
 )
 from rstored.api.bodies import EncodingLabel, answer_sized, body_form, read_body, read_value, wire_value
 from rstored.api.conditions import (
+    BARE_TAG_PATTERN,
     IDEMPOTENCY_HEADER,
     IF_HEADERS,
     WRITE_ID_PATTERN,
@@ -31,7 +32,7 @@ from rstored.api.conditions import (
 )
 from rstored.api.media_types import parse_content_type
 from rstored.api.operations import Answer, Content, Operations, json_content
-from rstored.api.parameters import ListQuery, Query, Switch, checked_key, page_size, read_cursor, write_cursor
+from rstored.api.parameters import KeyName, ListQuery, Query, Switch, checked_key, page_size, read_cursor, write_cursor
 from rstored.api.replies import NO_CONTENT, Header, Reply, content_type
 from rstored.api.requests import Request
 from rstored.engine.kv import TTL_SECONDS_MAX
@@ -56,6 +57,7 @@ _KEPT_APART: Final[tuple[Header, ...]] = (
 ETag = Annotated[str, Meta(description="bare, without quotes")]
 ExpiresMs = Annotated[int, Meta(description="POSIX milliseconds")]
 WriteId = Annotated[str, Meta(pattern=WRITE_ID_PATTERN)]
+BareTag = Annotated[str, Meta(extra_json_schema={"pattern": BARE_TAG_PATTERN})]
 TtlSeconds = Annotated[float, Meta(gt=0, le=TTL_SECONDS_MAX)]
 
 
@@ -80,29 +82,29 @@ class KeyList(Struct):
 class SetPart(Struct, forbid_unknown_fields=True):
     """A key to write."""
 
-    key: str
+    key: KeyName
     value: Annotated[Raw, Meta(description="JSON, or base64 (msgpack: bytes) beside `encoding`")]
     encoding: EncodingLabel = "json"
     media_type: Annotated[str, Meta(description="of a value with encoding `bytes`")] | UnsetType = UNSET
     ttl: Annotated[TtlSeconds | Literal["never"], Meta(description="seconds; absent: as it is")] | UnsetType = UNSET
-    if_match: Annotated[str, Meta(description="a bare ETag, or `*`: the key must exist")] | None = None
-    if_none_match: Annotated[str, Meta(description="a bare ETag, or `*`: the key must not exist")] | None = None
+    if_match: Annotated[BareTag, Meta(description="a bare ETag, or `*`: the key must exist")] | None = None
+    if_none_match: Annotated[BareTag, Meta(description="a bare ETag, or `*`: the key must not exist")] | None = None
 
 
 class DeletePart(Struct, forbid_unknown_fields=True):
     """A key to delete under a condition."""
 
-    key: str
-    if_match: Annotated[str, Meta(description="a bare ETag, or `*`: the key must exist")]
+    key: KeyName
+    if_match: Annotated[BareTag, Meta(description="a bare ETag, or `*`: the key must exist")]
 
 
 class KeyBatch(Struct, forbid_unknown_fields=True):
     """Reads and writes that happen together or not at all; the reads see the state before the writes."""
 
     id: Annotated[WriteId, Meta(description="by which a batch that is sent again knows its own writes")] | None = None
-    get: list[str] = []
+    get: list[KeyName] = []
     set: list[SetPart] = []
-    delete: list[str | DeletePart] = []
+    delete: list[KeyName | DeletePart] = []
 
 
 class KeySet(Struct):
@@ -152,6 +154,7 @@ _VALUE_EXAMPLES: Final = {
     OCTET_STREAM: Content(None, "any bytes, under any media type"),
     SEALED_MEDIA_TYPE: Content(None, "an envelope that only the client can open"),
 }
+_OTHER_VALUE: Final = {"*/*": Content(None, "what was written under another media type")}
 _ITEM: Final[dict[str, Any]] = {
     "key": "user:1",
     "media_type": JSON_MEDIA_TYPE,
@@ -182,7 +185,7 @@ _ENTRY_HEADERS: Final = {
     "/kv/{key}",
     summary="Read a value",
     answers={
-        200: Answer("The value, as it was written", _VALUE_EXAMPLES, _ENTRY_HEADERS),
+        200: Answer("The value, as it was written", _VALUE_EXAMPLES | _OTHER_VALUE, _ENTRY_HEADERS),
         304: Answer("The ETag is one of those in If-None-Match"),
     },
     problems=("key-not-found", "precondition-failed", "invalid-parameter", "backend-unavailable"),
@@ -224,10 +227,12 @@ def _entry_headers(entry: Entry) -> tuple[Header, ...]:
         "storage-full",
     ),
     body=_VALUE_EXAMPLES,
+    body_required=False,
     headers=IF_HEADERS | IDEMPOTENCY_HEADER,
 )
 async def put(request: Request, query: PutQuery) -> Reply:
-    """The body is the value; Content-Type says what it is, `application/octet-stream` if absent.
+    """The body is the value; Content-Type says what it is, `application/octet-stream` if absent. No body is
+    an empty value.
 
     JSON is checked to parse. A conditional write that is sent again with the same Idempotency-Key after a lost
     answer succeeds if it is the one that is stored.

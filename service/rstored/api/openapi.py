@@ -72,6 +72,7 @@ def document(app: fastapi.FastAPI) -> dict[str, Any]:
         if isinstance(route, APIRoute) and isinstance(route.endpoint, Operation):
             for method in route.methods or ():
                 declared = described["paths"][route.path][method.lower()]
+                _drop_nulls(declared.get("parameters", []))
                 shapes |= _add_examples(declared, route.endpoint)
     _, schemas = msgspec.json.schema_components(list(shapes.values()), ref_template="#/components/schemas/{name}")
     found = described.setdefault("components", {}).setdefault("schemas", {})
@@ -79,6 +80,14 @@ def document(app: fastapi.FastAPI) -> dict[str, Any]:
     described["components"]["schemas"] = dict(sorted(found.items()))
     described["components"]["examples"] = {code: {"value": problem_example(code)} for code in sorted(PROBLEMS)}
     return described
+
+
+def _drop_nulls(parameters: list[dict[str, Any]]) -> None:
+    """Take the null out of what parameters may be: a header or a query has no way to say it but to be absent."""
+    for parameter in parameters:
+        schema = parameter["schema"]
+        others = [kind for kind in schema.pop("anyOf", []) if kind != {"type": "null"}]
+        schema |= others[0] if len(others) == 1 else {"anyOf": others} if others else {}
 
 
 def _add_examples(declared: dict[str, Any], operation: Operation) -> dict[str, type]:

@@ -12,10 +12,10 @@ from starlette.responses import Response
 from rstore.encodings import MSGPACK_MEDIA_TYPE
 from rstore.errors import PROBLEMS
 from rstored.api.media_types import JSON_FORMS, PROBLEM_MEDIA_TYPE
-from rstored.api.parameters import Query
+from rstored.api.parameters import KEY_PATTERN, Query
 from rstored.api.replies import Reply
 
-__all__ = ["Answer", "Content", "Operation", "Operations", "json_content", "schema_of"]
+__all__ = ["Answer", "Content", "Operation", "Operations", "RequestHeader", "json_content", "schema_of"]
 
 Endpoint: TypeAlias = Callable[..., Awaitable[Reply]]
 
@@ -30,6 +30,8 @@ _KEY: Final = Annotated[
     str,
     fastapi.Path(
         description="the key: 1 to 512 bytes of UTF-8 without NUL, percent-encoded as one segment (`a/b` is `a%2Fb`)",
+        min_length=1,
+        pattern=KEY_PATTERN,
         examples=["user:1"],
     ),
 ]
@@ -48,6 +50,14 @@ class Answer(NamedTuple):
     description: str
     content: Mapping[str, Content] = {}
     headers: Mapping[str, str] = {}
+
+
+class RequestHeader(NamedTuple):
+    """A header that an operation takes: what it means, and the pattern of what it may be."""
+
+    description: str
+    pattern: str
+    example: str
 
 
 def json_content(shape: type, example: Any) -> dict[str, Content]:
@@ -72,7 +82,7 @@ class Operation:
         endpoint: Endpoint,
         *,
         parameters: Sequence[str],
-        headers: Mapping[str, str],
+        headers: Mapping[str, RequestHeader],
         produces: tuple[str, ...],
         answers: Mapping[int, Answer],
         body: Mapping[str, Content],
@@ -92,15 +102,18 @@ class Operation:
         raise NotImplementedError("the front door serves this route")
 
 
-def _signature(parameters: Sequence[str], query: type[Query] | None, headers: Mapping[str, str]) -> inspect.Signature:
+def _signature(
+    parameters: Sequence[str], query: type[Query] | None, headers: Mapping[str, RequestHeader]
+) -> inspect.Signature:
     """The signature that FastAPI turns into the operation's OpenAPI parameters."""
     kind = inspect.Parameter.KEYWORD_ONLY
     declared = {"namespace": _NAMESPACE, "key": _KEY}
     found = [inspect.Parameter(name, kind, annotation=declared[name]) for name in parameters]
     if query is not None:
         found.append(inspect.Parameter("query", kind, annotation=Annotated[query, fastapi.Query()]))
-    for name, description in headers.items():
-        annotation = Annotated[str | None, fastapi.Header(alias=name, description=description)]
+    for name, (description, pattern, example) in headers.items():
+        declaration = fastapi.Header(alias=name, description=description, pattern=pattern, examples=[example])
+        annotation = Annotated[str | None, declaration]
         found.append(inspect.Parameter(name.lower().replace("-", "_"), kind, default=None, annotation=annotation))
     return inspect.Signature(found)
 
@@ -127,7 +140,7 @@ class Operations:
         problems: Sequence[str] = (),
         body: Mapping[str, Content] | None = None,
         body_required: bool = True,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, RequestHeader] | None = None,
         both_forms: bool = True,
     ) -> Callable[[Endpoint], Endpoint]:
         """Declare the decorated endpoint; its docstring is the operation's description.

@@ -8,6 +8,7 @@ import re
 from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import unquote_to_bytes
 
+from msgspec import Meta
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rstore.names import InvalidName, check_key, check_namespace
@@ -17,9 +18,11 @@ from rstored.problems import Problem
 __all__ = [
     "INT64_MAX",
     "INT64_MIN",
+    "KEY_PATTERN",
     "Count",
     "EndParameter",
     "Int64",
+    "KeyName",
     "ListQuery",
     "Query",
     "StartParameter",
@@ -64,6 +67,10 @@ Count = Annotated[int, Field(ge=0, le=INT64_MAX), BeforeValidator(_integer)]
 PageSize = Annotated[int, Field(ge=1, le=INT64_MAX), BeforeValidator(_integer)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 
+# What the document says of a key or an item in a body. `checked_key` decides, under a code of its own.
+KEY_PATTERN: Final = r"^[^\u0000]+$"
+KeyName = Annotated[str, Meta(extra_json_schema={"minLength": 1, "pattern": KEY_PATTERN})]
+
 StartParameter = Annotated[Int64 | None, Field(description="first timestamp, inclusive", examples=[1700000000000])]
 EndParameter = Annotated[Int64 | None, Field(description="last timestamp, inclusive", examples=[1700003600000])]
 
@@ -86,7 +93,11 @@ class ListQuery(Query):
     limit: PageSize | None = Field(
         default=None, description="at most this many items; by default, and at most, the limit `page_size_max`"
     )
-    cursor: str | None = Field(default=None, description="the `cursor` of the page before")
+    cursor: str | None = Field(
+        default=None,
+        description="the `cursor` of the page before",
+        json_schema_extra={"pattern": "^[A-Za-z0-9_-]+$"},
+    )
 
 
 QueryT = TypeVar("QueryT", bound=Query)
