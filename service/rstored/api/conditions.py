@@ -15,6 +15,7 @@ __all__ = [
     "BARE_TAG_PATTERN",
     "IDEMPOTENCY_HEADER",
     "IF_HEADERS",
+    "IF_UNCHANGED_HEADER",
     "WRITE_ID_PATTERN",
     "bare_condition",
     "condition_of",
@@ -26,7 +27,8 @@ __all__ = [
 
 WRITE_ID_PATTERN: Final = "^[!-~]{1,128}$"
 BARE_TAG_PATTERN: Final = "^[!#-~]{1,255}$"
-_TAGS_PATTERN: Final = r'^(\*|((W/)?"[!#-~]*", ?)*((W/)?"[!#-~]*")?)$'
+_TAGS: Final = r'((W/)?"[!#-~]*", ?)*((W/)?"[!#-~]*")?'
+_TAGS_PATTERN: Final = rf"^(\*|{_TAGS})$"
 
 IF_HEADERS: Final = {
     "If-Match": RequestHeader(
@@ -37,6 +39,11 @@ IF_HEADERS: Final = {
     ),
 }
 
+IF_UNCHANGED_HEADER: Final = {
+    "If-Match": RequestHeader(
+        "only if the points from `start` to `end` have this digest; else 412", rf"^{_TAGS}$", '"5f2b9a70c1d34e86"'
+    ),
+}
 IDEMPOTENCY_HEADER: Final = {
     "Idempotency-Key": RequestHeader(
         "1 to 128 visible ASCII characters, by which a repeated conditional write knows itself again",

@@ -133,7 +133,7 @@ class ResealPart(Struct, forbid_unknown_fields=True):
     """The sealed value that an event is to have, and which one it replaces."""
 
     timestamp: Timestamp
-    item: str
+    item: KeyName
     op: OpName
     replaces: Annotated[
         str, Meta(pattern="^[0-9a-f]{64}$", description="SHA-256 of the present sealed value, in hexadecimal")

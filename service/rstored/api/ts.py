@@ -12,7 +12,7 @@ from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, POINTS_MEDIA_T
 from rstore.point_rows import Form, msgpack_rows, render_points
 from rstore.points import InvalidPoints, Points
 from rstored.api.bodies import MsgpackArray, answer, body_form
-from rstored.api.conditions import digests_of
+from rstored.api.conditions import IF_UNCHANGED_HEADER, digests_of
 from rstored.api.media_types import CSV_MEDIA_TYPE, NDJSON_MEDIA_TYPE, POINTS_FORMS
 from rstored.api.operations import Answer, Content, Operations, json_content
 from rstored.api.parameters import (
@@ -216,7 +216,7 @@ async def _whole(parts: AsyncIterator[Points], limits: Limits, *, descending: bo
         "storage-full",
     ),
     body=_FORMS,
-    headers={"If-Match": "only if the points from `start` to `end` have this digest; else 412"},
+    headers=IF_UNCHANGED_HEADER,
 )
 async def extend(request: Request, query: SpanQuery) -> Reply:
     """All of them or none, in any order; the last of two points with one timestamp wins, and replaces a stored one.
