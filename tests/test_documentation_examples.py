@@ -444,7 +444,7 @@ def signature(name: str, function: Any) -> str:
 def test_every_method_of_the_sdk_is_told_with_its_signature_and_shown(sdk_examples):
     told = {
         code
-        for title in ("Opening a store", "Key/value", "Time series", "Event sequences", "Namespaces")
+        for title in ("Opening a store", "Key/value", "Time series", "Event sequences", "Sealing", "Namespaces")
         for row in rows("sdk.md", title)
         for code in codes(row[0])
     }

@@ -21,6 +21,7 @@ from rstore.errors import (
     StoreProtocolError,
     StoreRequestError,
 )
+from rstore.rotation import Rotation, Unrotated
 from rstore.sealing import generate_key
 from rstore.store import KEEP, AsyncStore, Entry, Store
 
@@ -29,6 +30,7 @@ __all__ = [
     "AsyncStore",
     "Entry",
     "FrozenStoreError",
+    "Rotation",
     "Store",
     "StoreAccessError",
     "StoreAuthenticationError",
@@ -42,6 +44,7 @@ __all__ = [
     "StoreNotFoundError",
     "StoreProtocolError",
     "StoreRequestError",
+    "Unrotated",
     "__version__",
     "generate_key",
 ]

@@ -14,6 +14,7 @@ import base64
 import binascii
 import dataclasses
 import functools
+import hashlib
 import re
 import uuid
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -61,6 +62,8 @@ __all__ = [
     "es_list",
     "es_past",
     "es_prune",
+    "es_reseal",
+    "es_sizes",
     "kv_batch",
     "kv_delete",
     "kv_delete_present",
@@ -79,8 +82,10 @@ __all__ = [
     "ts_extend",
     "ts_list",
     "ts_missing",
+    "ts_points",
     "ts_range",
     "ts_remove",
+    "ts_sizes",
 ]
 
 T = TypeVar("T")
@@ -130,7 +135,8 @@ class Call(Generic[T]):
     """A request, and what reads its answer. ``target`` is percent-encoded path and query.
 
     An operation of one or several steps is a generator of calls: ``found = yield from call`` yields the call and is
-    sent what its reader made of the answer.
+    sent what its reader made of the answer. ``own_budget``: what the answers of an operation may have in bytes is not
+    shared with this one, as the operation keeps nothing of it.
     """
 
     method: str
@@ -138,6 +144,7 @@ class Call(Generic[T]):
     reader: Callable[[Head], Reader[T]]
     headers: tuple[tuple[bytes, bytes], ...] = ()
     body: bytes = b""
+    own_budget: bool = False
 
     def __iter__(self) -> Steps[T]:
         answer: T = yield self
@@ -363,17 +370,29 @@ class _Key(msgspec.Struct):
     key: str
 
 
+class _Sized(msgspec.Struct):
+    key: str
+    points: _Count = 0
+    events: _Count = 0
+
+
 class _Namespace(msgspec.Struct):
     namespace: str
 
 
 _KEY_PAGE: Final = msgspec.json.Decoder(_Page[_Key])
+_SIZE_PAGE: Final = msgspec.json.Decoder(_Page[_Sized])
 _NAMESPACE_PAGE: Final = msgspec.json.Decoder(_Page[_Namespace])
 
 
 def _key_page(answer: Answer) -> Page[str]:
     page = _json(answer, _KEY_PAGE, 200)
     return Page([item.key for item in page.items], page.cursor)
+
+
+def _size_page(answer: Answer) -> Page[tuple[str, int]]:
+    page = _json(answer, _SIZE_PAGE, 200)
+    return Page([(item.key, item.points + item.events) for item in page.items], page.cursor)
 
 
 def _key_list(namespace: str, kind: str, cursor: str | None) -> Call[Page[str]]:
@@ -611,11 +630,15 @@ def kv_batch(
     sets: Iterable[tuple[str, Value]] = (),
     deletes: Sequence[str] = (),
     ttl: str | float | None = None,
+    if_match: Mapping[str, str] | None = None,
 ) -> Call[Batch]:
-    """An atomic batch of gets, sets (which share a ``ttl``) and deletes."""
+    """An atomic batch of gets, sets (which share a ``ttl``) and deletes; ``if_match`` has the ETags of keys to set."""
     expiry = {} if ttl is None else {"ttl": ttl}
     parts = [{"key": key, **_members(value), **expiry} for key, value in sets]
     body: dict[str, Any] = {}
+    if if_match is not None:
+        body["id"] = uuid.uuid4().hex
+        parts = [part | {"if_match": if_match[part["key"]]} for part in parts]
     if gets:
         body["get"] = gets
     if parts:
@@ -674,6 +697,11 @@ _ACCEPT_POINTS: Final = ((b"accept", POINTS_MEDIA_TYPE.encode()),)
 def ts_list(namespace: str, cursor: str | None = None) -> Call[Page[str]]:
     """One page of the keys of the series."""
     return _key_list(namespace, "ts", cursor)
+
+
+def ts_sizes(namespace: str, cursor: str | None = None) -> Call[Page[tuple[str, int]]]:
+    """One page of the keys of the series, each with its number of points."""
+    return Call("GET", _target(namespace, "ts", query=_query(cursor=cursor)), _whole(_size_page), _ACCEPT_JSON)
 
 
 class _PointsReader(Generic[T]):
@@ -753,6 +781,13 @@ def ts_range(
     return Call("GET", _target(namespace, "ts", key, "range", query), reader, _ACCEPT_POINTS)
 
 
+def ts_points(
+    namespace: str, key: str, *, start: int, end: int | None = None, n: int | None = None, bytes_max: int
+) -> Call[list[Points]]:
+    """The points from ``start`` to ``end`` as they are stored, in parts."""
+    return ts_range(namespace, key, lambda points: [points], start=start, end=end, n=n, freq=None, bytes_max=bytes_max)
+
+
 def _raise_refusal(answer: Answer) -> NoReturn:
     raise _refusal(answer)
 
@@ -797,10 +832,15 @@ def ts_complete(namespace: str, key: str, start: int, end: int | None, freq: int
     return Call("GET", target, _whole(lambda answer: _json(answer, _COMPLETE, 200).complete), _ACCEPT_JSON)
 
 
-def ts_extend(namespace: str, key: str, frames: bytes) -> Call[int]:
-    """Add or replace points, given as frames; answers how many were sent."""
-    target = _target(namespace, "ts", key, "range")
-    return Call("POST", target, _whole(lambda answer: _json(answer, _POINT_COUNT, 200).points), _POINTS_BODY, frames)
+def ts_extend(namespace: str, key: str, frames: bytes, *, unchanged: tuple[int, int, str] | None = None) -> Call[int]:
+    """Add or replace points, given as frames; answers how many were sent.
+
+    ``unchanged``: only if the points of a stretch, from its first to its last timestamp, still have this digest.
+    """
+    start, end, digest = unchanged or (None, None, None)
+    headers = _POINTS_BODY if digest is None else (*_POINTS_BODY, (b"if-match", _condition(digest).encode()))
+    target = _target(namespace, "ts", key, "range", _query(start=start, end=end))
+    return Call("POST", target, _whole(lambda answer: _json(answer, _POINT_COUNT, 200).points), headers, frames)
 
 
 def ts_remove(namespace: str, key: str, start: int | None, end: int | None) -> Call[Removed]:
@@ -863,6 +903,10 @@ class _Events(msgspec.Struct):
     events: list[_Event]
 
 
+class _Resealed(msgspec.Struct):
+    resealed: _Count
+
+
 class _Pruned(msgspec.Struct):
     pruned: _Count
     removed: bool
@@ -870,6 +914,7 @@ class _Pruned(msgspec.Struct):
 
 _STATE: Final = msgspec.json.Decoder(_State)
 _EVENTS: Final = msgspec.json.Decoder(_Events)
+_RESEALED: Final = msgspec.json.Decoder(_Resealed)
 _PRUNED: Final = msgspec.json.Decoder(_Pruned)
 
 
@@ -898,6 +943,11 @@ def es_list(namespace: str, cursor: str | None = None) -> Call[Page[str]]:
     return _key_list(namespace, "es", cursor)
 
 
+def es_sizes(namespace: str, cursor: str | None = None) -> Call[Page[tuple[str, int]]]:
+    """One page of the keys of the sequences, each with its number of events."""
+    return Call("GET", _target(namespace, "es", query=_query(cursor=cursor)), _whole(_size_page), _ACCEPT_JSON)
+
+
 def es_current(namespace: str, key: str) -> Call[State | None]:
     """The current state, or None if the sequence does not exist."""
 
@@ -924,8 +974,10 @@ def es_events(
     end: int | None = None,
     ops: Iterable[str] | None = None,
     item: str | None = None,
+    n: int | None = None,
 ) -> Call[list[Event] | None]:
-    """The events from ``start`` to ``end`` of these operators and this item; None if there is no such sequence."""
+    """The first ``n`` events from ``start`` to ``end`` of these operators and this item; None if there is no such
+    sequence."""
     names = None if ops is None else frozenset(ops)
     low = INT64_MIN if start is None else start
     high = INT64_MAX if end is None else end
@@ -940,7 +992,7 @@ def es_events(
             _malformed("there are other events than were asked for", answer.head)
         return events
 
-    query = _query(start=start, end=end, ops=None if names is None else ",".join(sorted(names)), item=item)
+    query = _query(start=start, end=end, ops=None if names is None else ",".join(sorted(names)), item=item, n=n)
     return Call("GET", _target(namespace, "es", key, "events", query), _whole(decode), _ACCEPT_JSON)
 
 
@@ -976,3 +1028,20 @@ def es_prune(namespace: str, key: str, *, remove: bool) -> Call[None]:
 
     body = msgspec.json.encode({"remove": remove})
     return Call("POST", _target(namespace, "es", key, "prune"), _whole(decode), _JSON_BODY, body)
+
+
+def es_reseal(namespace: str, key: str, reseals: Iterable[tuple[int, str, str, Value, Value]]) -> Call[int]:
+    """Replace sealed values, each ``(timestamp, item, operator name, present value, new value)``; answers how many."""
+    events = [
+        {
+            "timestamp": t,
+            "item": item,
+            "op": op,
+            "replaces": hashlib.sha256(present.data).hexdigest(),
+            "value": base64.b64encode(new.data).decode("ascii"),
+        }
+        for t, item, op, present, new in reseals
+    ]
+    target = _target(namespace, "es", key, "reseal")
+    body = msgspec.json.encode({"events": events})
+    return Call("POST", target, _whole(lambda answer: _json(answer, _RESEALED, 200).resealed), _JSON_BODY, body)

@@ -25,7 +25,17 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from rstore.encodings import Encoding, Value
 from rstore.errors import StoreDecryptionError, StoreEncodingError, StoreError, StoreRequestError
 
-__all__ = ["Context", "EventContext", "PairContext", "PointContext", "Sealer", "generate_key", "pack", "unpack"]
+__all__ = [
+    "Context",
+    "EventContext",
+    "PairContext",
+    "PointContext",
+    "Sealer",
+    "generate_key",
+    "key_id_of",
+    "pack",
+    "unpack",
+]
 
 _KEY_BYTES: Final = 32
 _KEY_TEXT: Final = re.compile(r"[A-Za-z0-9_-]{43}=\Z")
@@ -188,6 +198,14 @@ def _decode_key(key: str | bytes) -> bytes | None:
     return base64.urlsafe_b64decode(text)
 
 
+def key_id_of(value: Value) -> str | None:
+    """The id of the key that a sealed value names, in hexadecimal; None if it is no envelope. Nothing is decrypted."""
+    encoding, envelope = value
+    if encoding != Encoding.SEALED or envelope[:1] != _VERSION or len(envelope) < _ENVELOPE_BYTES_MIN:
+        return None
+    return envelope[len(_VERSION) : _HEAD_END].hex()
+
+
 # --- sealing and opening -----------------------------------------------------------------------------------
 
 
@@ -231,6 +249,11 @@ class Sealer:
 
     def __repr__(self) -> str:
         return f"Sealer({', '.join(key.id for key in self._keys.values())})"
+
+    @property
+    def key_id(self) -> str:
+        """The id of the key that seals."""
+        return self._first.id
 
     def seal(self, value: Value, context: Context) -> Value:
         """Encrypt ``value`` for the place ``context``; the result opens nowhere else."""

@@ -42,6 +42,7 @@ from rstore.folding import apply_event, fold
 from rstore.names import InvalidName, check_key, check_namespace
 from rstore.operators import OPERATOR_NAMES, OPERATORS, UNARY, UnfoldableEvent
 from rstore.points import Cells, InvalidPoints, Points, encode_stream
+from rstore.rotation import Rotation, rotate
 from rstore.sealing import EventContext, PairContext, PointContext, Sealer, pack, unpack
 from rstore.transport import Attempts, Budget, Service, translated
 from rstore.values import dump, dump_plaintexts, load, load_plaintexts
@@ -836,6 +837,33 @@ class _Operations(Generic[TransportT]):
         at = bisect.bisect(times, t)
         return [*history[:at], (t, part.item, part.op, self._operand(part)), *history[at:]]
 
+    # Keys.
+
+    @operation
+    def rotate(self, *, check: bool = False, progress: Callable[[Rotation], object] | None = None) -> Steps[Rotation]:
+        """Seal anew, with the first key, every value of the namespace that is sealed under another one.
+
+        Others may read and write meanwhile: nothing of theirs is overwritten. If it is interrupted, run it again:
+        what is done costs no more than to read it. A value that cannot be opened stops nothing; :class:`Rotation`
+        names it. With ``check`` nothing is opened or written, only counted, for which a frozen store will do.
+        ``progress`` is called after each page with the counts so far.
+        """
+        if not check:
+            self._check_writable()
+        if self._sealer is None:
+            raise StoreRequestError(
+                "a rotation needs keys: open the store with key=[new, old]", code="invalid-parameter"
+            )
+        return (
+            yield from rotate(
+                self.namespace,
+                self._sealer,
+                check=check,
+                progress=progress,
+                answer_bytes_max=self._answer_bytes_max,
+            )
+        )
+
     # Namespaces.
 
     @operation
@@ -957,6 +985,8 @@ class Store(_Operations[httpx2.BaseTransport]):
             return result
 
     def _send(self, call: Call[T], budget: Budget) -> T:
+        if call.own_budget:
+            budget = Budget(self._answer_bytes_max)
         attempts = Attempts(self._retries, self._timeout)
         while True:
             try:
@@ -1073,6 +1103,8 @@ class AsyncStore(_Operations[httpx2.AsyncBaseTransport]):
             return result
 
     async def _send(self, call: Call[T], budget: Budget) -> T:
+        if call.own_budget:
+            budget = Budget(self._answer_bytes_max)
         attempts = Attempts(self._retries, self._timeout)
         while True:
             try:

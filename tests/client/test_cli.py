@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pty
 import re
 import shlex
 import subprocess
@@ -229,3 +231,59 @@ def test_without_typer():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "rstore: the command line needs two more packages: pip install 'rstore[cli]'\n"
+
+
+# --- rotate ------------------------------------------------------------------------------------------------
+
+
+def test_rotate(run, service_url, namespace):
+    old, new, lost = (rstore.generate_key() for _ in range(3))
+    run("--key", old, "set", "k", "1")
+    run("--key", old, "ts", "extend", "s", stdin=b"[1, 1]\n[2, 2]\n")
+    run("--key", old, "es", "apply", "e", "n=5")
+    checked = run("--key", new, "rotate", "--old-key", old, "--check")
+    assert (checked.code, json.loads(checked.out)["stale"]) == (1, 4)
+    assert run("--key", new, "rotate", "--old-key", lost, "--old-key", old).json[0]["resealed"] == 4
+    assert run("--key", new, "get", "k").json == [1]
+    run("--key", lost, "set", "lost", "1")
+    run("set", "plain", "1")
+    done = run("--key", new, "rotate", "--old-key", old)
+    counted = json.loads(done.out)
+    assert (done.code, counted["current"], counted["failed"], counted["unsealed"]) == (1, 4, 1, 1)
+    assert re.fullmatch(
+        r'rstore: kv \{"namespace": "\S+", "key": "lost"\}: the value is sealed under key \w{16}, .*\n', done.err
+    )
+    assert not [key for key in (old, new, lost) if key in checked.out + checked.err + done.out + done.err]
+    assert run("rotate").err == "rstore: the new key is needed, as --key or RSTORE_KEY\n"
+
+
+def test_rotate_shows_how_far_it_is(service_url, namespace):
+    """On a terminal: the kinds, how many are through of how many, how fast, what was left alone."""
+    old, new = rstore.generate_key(), rstore.generate_key()
+    with rstore.Store(service_url, namespace, old, frozen=False) as store:
+        store.extend("s", *[(t, t) for t in range(20_000)])
+    with rstore.Store(service_url, namespace, new, frozen=False) as store:
+        store.extend("s", *[(t, t) for t in range(100)])
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"RSTORE_KEY": new, "RSTORE_OLD_KEYS": old, "TERM": "xterm", "COLUMNS": "120"}
+    command = [sys.executable, "-m", "rstore", "--url", service_url, "-n", namespace, "rotate"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment)
+    os.close(theirs)
+    shown = b""
+    while chunk := read_terminal(ours):
+        shown += chunk
+    out, _ = process.communicate()
+    os.close(ours)
+    assert json.loads(out)["resealed"] == 19_900
+    text = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", shown).decode()
+    for told in (r"pairs", r"points .* \d+/20000 .*/s .* 100 left as they were", r"events"):
+        assert re.search(told, text), text
+    assert old not in text
+    assert new not in text
+
+
+def read_terminal(descriptor):
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:  # Nobody writes to it any more.
+        return b""

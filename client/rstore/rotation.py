@@ -1,0 +1,298 @@
+"""Rotation: every sealed value of a namespace is sealed anew with the first key, while others read and write.
+
+Goes through pairs, points and events page by page. What is under the first key already is known by the key id in its
+envelope and is left alone, so a rotation that was interrupted is simply run again. Each page is written under the
+condition that it is as it was read; where that fails it is halved, and what is alone at last is read again. Pure:
+a generator of calls, as every operation is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
+
+from rstore import calls
+from rstore.calls import INT64_MIN, Call, Page, Steps
+from rstore.encodings import Encoding, Value
+from rstore.errors import StoreDecryptionError, StoreError, StoreProtocolError
+from rstore.points import Points, digest, encode
+from rstore.sealing import Context, EventContext, PairContext, PointContext, Sealer, key_id_of
+from rstore.values import dump
+
+__all__ = ["Kind", "Rotation", "Unrotated", "rotate"]
+
+T = TypeVar("T")
+Kind: TypeAlias = Literal["kv", "ts", "es"]
+
+_UNROTATED_LISTED_MAX: Final = 1_000
+_ROUNDS_MAX: Final = 100
+_ROWS_FIRST: Final = 64
+_ROWS_MAX: Final[dict[Kind, int]] = {"ts": 4_000, "es": 1_000}
+_PAGE_BYTES: Final = 4 * 2**20
+_NOTHING: Final = Value(Encoding.JSON, b"null")
+_CHANGED: Final = frozenset({"precondition-failed", "sequence-not-found"})
+_TOO_MUCH: Final = frozenset({"body-too-large", "batch-too-large", "value-too-large", "batch-not-atomic"})
+
+
+class Unrotated(NamedTuple):
+    """A sealed value that was left as it was: where it is, and why."""
+
+    place: Context
+    reason: str
+
+
+@dataclasses.dataclass(slots=True)
+class Rotation:
+    """What a rotation has found and done. Its numbers are of values: pairs, points, events.
+
+    ``resealed`` now are under the first key, ``current`` were before. ``stale`` are under another one; only a check
+    leaves such. ``unsealed`` are not sealed and stay so. ``failed`` could not be opened or written;
+    ``unrotated`` says of the first 1,000 of them where and why. ``keys`` counts the values found by the id of their key
+    (``unknown`` for what is no envelope), ``done`` and ``total`` by kind (``kv``, ``ts``, ``es``): how far it
+    has come.
+    """
+
+    resealed: int = 0
+    current: int = 0
+    stale: int = 0
+    unsealed: int = 0
+    failed: int = 0
+    keys: dict[str, int] = dataclasses.field(default_factory=dict)
+    unrotated: list[Unrotated] = dataclasses.field(default_factory=list)
+    done: dict[Kind, int] = dataclasses.field(default_factory=lambda: {"kv": 0, "ts": 0, "es": 0})
+    total: dict[Kind, int] = dataclasses.field(default_factory=lambda: {"kv": 0, "ts": 0, "es": 0})
+
+    @property
+    def complete(self) -> bool:
+        """Whether every sealed value is under the first key."""
+        return not (self.stale or self.failed)
+
+
+class _Cell(NamedTuple):
+    """A stored value. ``seen`` is what its rewriting is conditional on: an ETag, or the points it was read with."""
+
+    place: Any
+    value: Value
+    seen: Any = None
+
+
+class _Resealed(NamedTuple):
+    cell: _Cell
+    value: Value
+
+
+def rotate(
+    namespace: str,
+    sealer: Sealer,
+    *,
+    check: bool,
+    progress: Callable[[Rotation], object] | None,
+    answer_bytes_max: int,
+) -> Steps[Rotation]:
+    """Seal every value of the namespace with the sealer's first key, or with ``check`` only count."""
+    return (yield from _Rotating(namespace, sealer, check, progress, answer_bytes_max).steps())
+
+
+class _Rotating:
+    """A rotation under way."""
+
+    def __init__(
+        self,
+        namespace: str,
+        sealer: Sealer,
+        check: bool,
+        progress: Callable[[Rotation], object] | None,
+        answer_bytes_max: int,
+    ) -> None:
+        self._namespace = namespace
+        self._sealer = sealer
+        self._key_id = sealer.key_id
+        self._check = check
+        self._bytes_max = answer_bytes_max
+        self._progress = progress
+        self._rotation = Rotation()
+
+    def steps(self) -> Steps[Rotation]:
+        rotation, namespace = self._rotation, self._namespace
+        info = yield from calls.ns_info(namespace)
+        rotation.total["kv"] = 0 if info is None else info.kv
+        series = functools.partial(calls.ts_sizes, namespace)
+        sequences = functools.partial(calls.es_sizes, namespace)
+        yield from self._each(series, functools.partial(self._counted, "ts"))
+        yield from self._each(sequences, functools.partial(self._counted, "es"))
+        yield from self._each(functools.partial(calls.kv_find, namespace, None), self._pairs)
+        yield from self._each(series, functools.partial(self._records, "ts"))
+        yield from self._each(sequences, functools.partial(self._records, "es"))
+        return rotation
+
+    # Going through a namespace.
+
+    def _each(
+        self,
+        page_after: Callable[[str | None], Call[Page[tuple[str, T]]]],
+        visit: Callable[[list[tuple[str, T]]], Steps[None]],
+    ) -> Steps[None]:
+        """Visit every page of a listing; no name is kept but the last."""
+        last: str | None = None
+        cursor: str | None = None
+        while True:
+            page = yield from _alone(page_after(cursor))
+            names = ([] if last is None else [last]) + [name for name, _ in page.items]
+            if not all(map(str.__lt__, names, names[1:])) or (page.cursor is not None and page.cursor == cursor):
+                raise StoreProtocolError("the pages of the listing do not follow each other")
+            yield from visit(page.items)
+            if page.cursor is None:
+                return
+            last, cursor = names[-1] if names else None, page.cursor
+
+    def _counted(self, kind: Kind, records: list[tuple[str, int]]) -> Steps[None]:
+        self._rotation.total[kind] += sum(size for _, size in records)
+        return
+        yield
+
+    def _pairs(self, pairs: list[tuple[str, calls.StoredEntry]]) -> Steps[None]:
+        places = [PairContext(self._namespace, key) for key, _ in pairs]
+        cells = [_Cell(place, entry.value, entry.etag) for place, (_, entry) in zip(places, pairs, strict=True)]
+        yield from self._settle("kv", cells)
+
+    def _records(self, kind: Kind, records: list[tuple[str, int]]) -> Steps[None]:
+        for key, _ in records:
+            yield from self._record(kind, key)
+
+    def _record(self, kind: Kind, key: str) -> Steps[None]:
+        """The points of a series or the events of a sequence, in pages of some mebibytes."""
+        low, count = INT64_MIN, _ROWS_FIRST
+        last: Context | None = None
+        again = 0
+        while True:
+            try:
+                cells = yield from self._read(kind, key, start=low, n=count)
+            except StoreProtocolError:
+                # These are larger than those before, and more than an answer may be.
+                if count == again + 1:
+                    raise
+                count = max(count // 8, again + 1)
+                continue
+            yield from self._settle(kind, [cell for cell in cells if last is None or cell.place > last])
+            if len(cells) < count:
+                return
+            last = cells[-1].place
+            low = cells[-1].place.timestamp
+            # Those at this timestamp come again, since there may be more of them.
+            again = sum(cell.place.timestamp == low for cell in cells)
+            fitting = _PAGE_BYTES * count // (1 + sum(len(cell.value.data) for cell in cells))
+            count = max(min(fitting, 4 * count, _ROWS_MAX[kind]), again + 1)
+
+    # Reading and writing.
+
+    def _read(self, kind: Kind, key: str, **bounds: Any) -> Steps[list[_Cell]]:
+        if kind == "ts":
+            parts = yield from _alone(calls.ts_points(self._namespace, key, **bounds, bytes_max=self._bytes_max))
+            points = Points.from_values([(t, _as_value(value)) for part in parts for t, value in part])
+            return [_Cell(PointContext(self._namespace, key, t), value, points) for t, value in points]
+        events = yield from _alone(calls.es_events(self._namespace, key, **bounds))
+        return [
+            _Cell(EventContext(self._namespace, key, event.timestamp, event.item, event.op), event.value or _NOTHING)
+            for event in events or []
+        ]
+
+    def _read_again(self, place: Any) -> Steps[list[_Cell]]:
+        if isinstance(place, PairContext):
+            found = yield from _alone(calls.kv_get(self._namespace, place.key))
+            return [] if found is None else [_Cell(place, found.value, found.etag)]
+        bounds = {"start": place.timestamp, "end": place.timestamp}
+        if isinstance(place, EventContext):
+            return (yield from self._read("es", place.key, **bounds, item=place.item))
+        return (yield from self._read("ts", place.key, **bounds))
+
+    def _write(self, group: list[_Resealed]) -> Call[Any]:
+        namespace = self._namespace
+        first, last = group[0].cell, group[-1].cell
+        if isinstance(first.place, PairContext):
+            sets = [(cell.place.key, value) for cell, value in group]
+            return calls.kv_batch(namespace, sets=sets, if_match={cell.place.key: cell.seen for cell, _ in group})
+        if isinstance(first.place, EventContext):
+            reseals = [(*cell.place[2:], cell.value, value) for cell, value in group]
+            return calls.es_reseal(namespace, first.place.key, reseals)
+        start, end, seen = first.place.timestamp, last.place.timestamp, first.seen
+        stretch = seen[bisect_left(seen.timestamps, start) : bisect_right(seen.timestamps, end)]
+        points = Points.from_values([(cell.place.timestamp, value) for cell, value in group])
+        return calls.ts_extend(namespace, first.place.key, encode(points), unchanged=(start, end, digest(stretch)))
+
+    # What becomes of a value.
+
+    def _settle(self, kind: Kind, cells: list[_Cell]) -> Steps[None]:
+        """Reseal what needs it, again and again where others write at the same time."""
+        for place in (yield from self._reseal(cells)):
+            for _ in range(_ROUNDS_MAX):
+                if not (yield from self._reseal((yield from self._read_again(place)))):
+                    break
+            else:
+                self._fail(place, "others kept writing it")
+        self._rotation.done[kind] += len(cells)
+        if self._progress is not None:
+            self._progress(self._rotation)
+
+    def _reseal(self, cells: list[_Cell]) -> Steps[list[Context]]:
+        """Reseal what needs it; the places of those that others have written since they were read."""
+        resealed: list[_Resealed] = []
+        for cell in filter(self._is_stale, cells):
+            if self._check:
+                self._rotation.stale += 1
+                continue
+            try:
+                resealed.append(
+                    _Resealed(cell, self._sealer.seal(self._sealer.open(cell.value, cell.place), cell.place))
+                )
+            except StoreDecryptionError as error:
+                self._fail(cell.place, str(error))
+        changed: list[Context] = []
+        groups = [resealed] if resealed else []
+        while groups:
+            group = groups.pop()
+            try:
+                yield from _alone(self._write(group))
+            except StoreError as error:
+                if error.code not in _CHANGED | _TOO_MUCH:
+                    raise
+                middle = len(group) // 2
+                if middle:
+                    groups += [group[middle:], group[:middle]]
+                elif error.code in _CHANGED:
+                    changed.append(group[0].cell.place)
+                else:
+                    self._fail(group[0].cell.place, str(error))
+            else:
+                self._rotation.resealed += len(group)
+        return changed
+
+    def _is_stale(self, cell: _Cell) -> bool:
+        rotation = self._rotation
+        if cell.value.encoding is not Encoding.SEALED:
+            rotation.unsealed += 1
+            return False
+        key_id = key_id_of(cell.value) or "unknown"
+        rotation.keys[key_id] = rotation.keys.get(key_id, 0) + 1
+        if key_id != self._key_id:
+            return True
+        rotation.current += 1
+        return False
+
+    def _fail(self, place: Context, reason: str) -> None:
+        self._rotation.failed += 1
+        if len(self._rotation.unrotated) < _UNROTATED_LISTED_MAX:
+            self._rotation.unrotated.append(Unrotated(place, reason))
+
+
+def _alone(call: Call[T]) -> Call[T]:
+    """The call with a budget of its own: nothing of its answer is kept when the next one is made."""
+    call.own_budget = True
+    return call
+
+
+def _as_value(value: Any) -> Value:
+    """A cell as it is, a number of a column as its text."""
+    return value if isinstance(value, Value) else dump(value)
