@@ -152,6 +152,13 @@ def test_a_namespace_larger_than_an_answer_is_rotated(opened):
     assert len(new.current("e")) == 30
 
 
+def test_more_events_at_one_timestamp_than_a_page_has_are_rotated(opened):
+    old = opened(OLD)
+    old.apply("e", {f"item{number:02}": bytes(60_000) for number in range(80)}, t=1)
+    assert opened(NEW, OLD).rotate().resealed == 80
+    assert opened(NEW).rotate(check=True).current == 80
+
+
 # --- in between --------------------------------------------------------------------------------------------
 
 
