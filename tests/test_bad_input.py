@@ -894,12 +894,12 @@ def talk(server, sent: bytes, *, close: bool = False) -> bytes:
     [
         b"nonsense\r\n\r\n",
         b"GET\r\n\r\n",
-        b"GET /kv HTTP/9.9\r\nHost: x\r\n\r\n",
-        b"GET /kv/a b HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"PUT /kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n2",
-        b"PUT /kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: five\r\n\r\n2",
-        b"PUT /kv/k HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n2\r\n0\r\n\r\n",
-        b"PUT /kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET /kv HTTP/9.9\r\nHost: localhost\r\n\r\n",
+        b"GET /kv/a b HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n2",
+        b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: five\r\n\r\n2",
+        b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n2\r\n0\r\n\r\n",
+        b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 50,
         b"\0" * 100,
     ],
@@ -919,10 +919,10 @@ def test_what_is_not_http_gets_a_problem_or_a_closed_connection(server, http, se
 def test_a_body_that_never_comes_changes_nothing(server, http):
     before = dump(http)
     for sent in (
-        b"PUT /kv/k HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n[1, 2",
-        b"POST /kv HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n"
+        b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n[1, 2",
+        b"POST /kv HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n"
         + json.dumps({"set": [{"key": "k", "value": 2}]}).encode(),
-        b"PUT /kv/k HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n2\r\n",
+        b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n2\r\n",
     ):
         answer = talk(server, sent, close=True)
         assert b" 20" not in answer[:14]
@@ -947,7 +947,7 @@ def test_many_hostile_clients_at_once_leave_the_service_answering(server, http):
     def attack() -> None:
         for _ in range(5):
             with contextlib.suppress(OSError):
-                talk(server, b"PUT /kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n", close=True)
+                talk(server, b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n", close=True)
 
     threads = [threading.Thread(target=attack) for _ in range(8)]
     for thread in threads:

@@ -137,10 +137,10 @@ def test_malformed_request(server):
 
 
 def test_request_timeout(serve, tmp_path):
-    server = serve(f"sqlite:///{tmp_path / 'store.db'}", env={"RSTORED_BODY_TIMEOUT_SECONDS": "0.5"})
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}", limits={"BODY_SECONDS_MAX": 1})
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
-        connection.sendall(b"PUT /kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf")
+        connection.sendall(b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhalf")
         started = time.monotonic()
         answer = b""
         while chunk := connection.recv(4096):
@@ -159,7 +159,7 @@ def test_shutting_down(serve, tmp_path):
         socket.create_connection((host, int(port)), timeout=20) as in_flight,
         socket.create_connection((host, int(port)), timeout=20) as begun,
     ):
-        in_flight.sendall(b"PUT /kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nha")
+        in_flight.sendall(b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nha")
         # This request arrives in two pieces, before and after the signal: its connection is not idle.
         begun.sendall(b"GET /readyz HTTP/1.1\r\nHo")
         time.sleep(0.3)
@@ -287,7 +287,40 @@ def test_batch_not_atomic(serve):
         assert len(http.post("/kv", json={"set": together}).json()["set"]) == 20
 
 
+def test_headers_too_large(server):
+    check(httpx2.get(f"{server.url}/kv", headers={"X-Long": "x" * 40_000}), "headers-too-large")
+
+
+def half_a_put(server) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=10)
+    connection.sendall(b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nha")
+    return connection
+
+
+def test_overloaded(serve, tmp_path):
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}", limits={"REQUESTS_IN_FLIGHT_MAX": 1})
+    with half_a_put(server) as connection:
+        time.sleep(0.3)
+        answer = httpx2.get(f"{server.url}/kv/k")
+        check(answer, "overloaded")
+        assert answer.headers["retry-after"] == "1"
+        connection.sendall(b"lf")
+        assert whole_answer(connection).startswith(b"HTTP/1.1 201")
+
+
+def test_deadline_exceeded(serve, tmp_path):
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}", limits={"REQUEST_SECONDS_MAX": 1})
+    with half_a_put(server) as connection:
+        answer = whole_answer(connection)
+    assert answer.startswith(b"HTTP/1.1 504"), answer
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "deadline-exceeded"
+
+
 SITUATIONS = {
+    "headers-too-large": test_headers_too_large,
+    "overloaded": test_overloaded,
+    "deadline-exceeded": test_deadline_exceeded,
     "batch-not-atomic": test_batch_not_atomic,
     "malformed-request": test_malformed_request,
     "request-timeout": test_request_timeout,

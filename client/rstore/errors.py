@@ -153,6 +153,7 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
     "value-too-large": ProblemType(413, "The value is larger than the limit", StoreLimitError),
     "batch-too-large": ProblemType(413, "Too many parts in one request", StoreLimitError),
     "uri-too-long": ProblemType(414, "The request target is longer than the limit", StoreLimitError),
+    "headers-too-large": ProblemType(431, "The head of the request is larger than the limit", StoreLimitError),
     "nesting-too-deep": ProblemType(422, "JSON is nested deeper than the limit", StoreLimitError),
     "answer-too-large": ProblemType(422, "The answer would be larger than the limit", StoreLimitError),
     # Access.
@@ -162,6 +163,8 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
     "internal-error": ProblemType(500, "The service failed", StoreNotAvailableError),
     "backend-unavailable": ProblemType(503, "The storage backend does not answer", StoreNotAvailableError),
     "backend-corrupt": ProblemType(500, "The storage holds what it cannot hold", StoreNotAvailableError),
+    "overloaded": ProblemType(503, "The service has too much to do", StoreNotAvailableError),
+    "deadline-exceeded": ProblemType(504, "The request took longer than it may", StoreNotAvailableError),
     "shutting-down": ProblemType(503, "The service is stopping", StoreNotAvailableError),
     "storage-full": ProblemType(507, "The storage has no room", StoreNotAvailableError),
 }

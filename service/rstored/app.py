@@ -48,7 +48,6 @@ async def _open_state(settings: Settings) -> AsyncIterator[State]:
                 settings.limits,
                 metrics,
                 access_log=settings.access_log,
-                body_timeout_seconds=settings.body_timeout_seconds,
                 docs=settings.docs,
             )
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rstore.names import KEY_BYTES_MAX, NAMESPACE_LENGTH_MAX
 
@@ -10,7 +10,10 @@ __all__ = ["Limits"]
 
 
 class Limits(BaseModel):
-    """Bounds on what one request may bring, ask for or cost. Bytes are bytes, counts are counts."""
+    """Bounds on what one request may bring, ask for or cost, and on all of them together.
+
+    Bytes are bytes, counts are counts. A client is an address.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,3 +38,34 @@ class Limits(BaseModel):
     )
     sequence_bytes_max: int = Field(default=64 * 2**20, ge=1, description="what one sequence's state is read from")
     apply_id_retention_seconds: int = Field(default=86_400, ge=1, description="how long a repeat is known")
+    header_bytes_max: int = Field(default=32 * 2**10, ge=1024, description="a request's head, or its trailers")
+    headers_max: int = Field(default=100, ge=10, description="header fields in one request")
+    pipelined_requests_max: int = Field(
+        default=16, ge=1, description="requests that wait on one connection behind the one that is answered"
+    )
+    connections_max: int = Field(default=10_000, ge=1, description="open connections")
+    connections_per_client_max: int = Field(
+        default=5_000, ge=1, description="open connections of one client; a trusted proxy may have all"
+    )
+    requests_in_flight_max: int = Field(default=1_000, ge=1, description="requests under way")
+    requests_in_flight_per_client_max: int = Field(default=500, ge=1, description="requests of one client under way")
+    in_flight_bytes_max: int = Field(
+        default=256 * 2**20, ge=1, description="bodies and unsent answers of all requests under way, those over 64 KiB"
+    )
+    idle_seconds_max: int = Field(
+        default=75, ge=1, description="from a connection's start or last answer to the end of the next head"
+    )
+    body_seconds_max: int = Field(default=300, ge=1, description="for a body to arrive")
+    request_seconds_max: int = Field(default=600, ge=1, description="from the head to the end of the answer")
+    stall_seconds_max: int = Field(
+        default=20, ge=1, description="for which a body or the reader of an answer may be too slow"
+    )
+    transfer_bytes_per_second_min: int = Field(
+        default=500, ge=1, description="least rate of a body that arrives and of an answer that is read"
+    )
+
+    @model_validator(mode="after")
+    def _one_body_fits(self) -> Limits:
+        if self.in_flight_bytes_max < self.body_bytes_max:
+            raise ValueError("in_flight_bytes_max is less than body_bytes_max, so no body of that size would ever pass")
+        return self

@@ -19,7 +19,7 @@ from rstored.app import running_app
 from rstored.backends import backend_class
 from rstored.logs import configure_logging
 from rstored.problems import Problem
-from rstored.server import Server, bind
+from rstored.server import Server, bind, within_open_files
 from rstored.settings import InvalidSettings, Settings, load_settings
 
 __all__ = ["cli", "main"]
@@ -125,6 +125,7 @@ def serve(
             "listen on 127.0.0.1, or give --insecure if that is what you want"
         )
     configure_logging(settings.log_level)
+    settings = settings.model_copy(update={"limits": within_open_files(settings.limits)})
     try:
         uvloop.run(_serve(settings))
     except Problem as problem:

@@ -6,28 +6,36 @@ import asyncio
 import contextlib
 import gc
 import logging
+import resource
 import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, MutableMapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, MutableMapping
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from rstored.api.front_door import FrontDoor
+from rstored.api.metrics import Metrics
 from rstored.api.problems import problem_reply
+from rstored.limits import Limits
 from rstored.problems import Problem
 from rstored.settings import Settings
 
-__all__ = ["Server", "bind"]
+__all__ = ["Server", "bind", "within_open_files"]
 
 logger = logging.getLogger("rstored.server")
 
-HEAD_BYTES_MAX: Final = 64 * 1024
+# uvicorn ticks ten times a second.
+_TICKS_A_SWEEP: Final = 10
+# Open beside the connections: the backend's, the log, what listens, and what is opened for a moment.
+_OTHER_FILES: Final = 100
 # A longer body would cost more to copy behind its head than a second write costs.
 _JOINED_BYTES_MAX: Final = 64 * 1024
 
@@ -44,6 +52,25 @@ def bind(host: str, port: int) -> socket.socket:
         raise
     listener.setblocking(False)
     return listener
+
+
+def within_open_files(limits: Limits) -> Limits:
+    """The limits with no more connections than this process may have; it may have as many as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = limits.connections_max + _OTHER_FILES
+    allowed = max(soft, wanted) if hard == resource.RLIM_INFINITY else hard
+    if allowed != soft:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed >= wanted:
+        return limits
+    fitting = max(allowed - _OTHER_FILES, 1)
+    logger.warning(
+        "the system lets this process open too few files for connections_max, which is now less; raise `ulimit -n`",
+        extra={"open_files_max": allowed, "connections_max": fitting},
+    )
+    return limits.model_copy(update={"connections_max": fitting})
 
 
 class _Cycle(RequestResponseCycle):
@@ -88,34 +115,140 @@ class _Cycle(RequestResponseCycle):
         return True
 
 
+class Connections(ServerState):
+    """Every open connection: which are idle, the longest idle first, and how many each client has.
+
+    A connection is idle while no request is under way, also while a head arrives: so whoever sends one byte by byte
+    is held to the time that an idle connection has, and makes room for others as one.
+    """
+
+    def __init__(self, limits: Limits, metrics: Metrics, trusted: Collection[str]) -> None:
+        super().__init__()
+        self.limits = limits
+        self.idle: dict[Protocol, float] = {}
+        self._metrics = metrics
+        self._trusted = trusted
+        self._of_client: Counter[str] = Counter()
+        self._closed: Counter[str] = Counter()
+
+    def admits(self, connection: Protocol) -> bool:
+        """Whether a new connection may stay. If there are too many, the longest idle one is closed for it."""
+        client = connection.address
+        self._of_client[client] += 1
+        if self._of_client[client] > self.limits.connections_per_client_max and client not in self._trusted:
+            self.count_closed("client-connections")
+            return False
+        if len(self.connections) > self.limits.connections_max:
+            longest_idle = next(iter(self.idle), None)
+            if longest_idle is None:
+                self.count_closed("connections")
+                return False
+            self.count_closed("evicted")
+            longest_idle.end()
+        return True
+
+    def forget(self, connection: Protocol) -> None:
+        """The connection is closed."""
+        self.idle.pop(connection, None)
+        client = connection.address
+        self._of_client[client] -= 1
+        if not self._of_client[client]:
+            del self._of_client[client]
+
+    def count_closed(self, reason: str) -> None:
+        """One connection was closed by the service; the log gets one line for those of a second."""
+        self._closed[reason] += 1
+        self._metrics.count_closed_connection(reason)
+
+    def sweep(self, now: float) -> None:
+        """End what was idle too long and whose reader is too slow: one look at all, not a timer for each request."""
+        for idle, since in list(self.idle.items()):
+            if now - since < self.limits.idle_seconds_max:
+                break
+            idle.end()
+        for connection in cast("list[Protocol]", list(self.connections)):
+            if connection.reader_stalls(now):
+                self.count_closed("slow-reader")
+                connection.transport.abort()
+        self._metrics.connections = len(self.connections)
+        if self._closed:
+            logger.warning("connections closed", extra={"open": len(self.connections), **self._closed})
+            self._closed.clear()
+
+
 class Protocol(HttpToolsProtocol):
     """uvicorn's protocol, with bounds on connections and heads, and with problems for requests that are no HTTP."""
 
+    server_state: Connections
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        # uvicorn's own bound answers with plain text; a connection too many is closed here before it asks anything.
-        self._connections_max = self.limit_concurrency
-        self.limit_concurrency = None
+        self.address = ""
+        self._limits = self.server_state.limits
         self._asks_for_upgrade = False
         self._begun = False
         self._in_head = True
         self._silent_bytes = 0
         self._stopping = False
+        self._pipelines_too_much = False
+        self._has_read = False
+        self._unread_since: tuple[float, int] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if self._connections_max is not None and len(self.connections) > self._connections_max:
-            logger.warning("too many connections", extra={"connections_max": self._connections_max})
+        self.address = self.client[0] if self.client else ""
+        if self.server_state.admits(self):
+            self.server_state.idle[self] = self.loop.time()
+        else:
             transport.abort()
-            return
-        # The first head has as long to arrive as each later one: a connection that sends nothing must not stay.
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.server_state.forget(self)
+        super().connection_lost(exc)
+
+    def end(self) -> None:
+        """Close an idle connection."""
+        self.server_state.idle.pop(self, None)
+        if self.transport.get_write_buffer_size():
+            # Closing would wait for the client to read what it has not read in all this time.
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._has_read = True
+
+    def reader_stalls(self, now: float) -> bool:
+        """Whether the client reads what was sent to it at less than the least rate.
+
+        It counts only while the service adds nothing: because the client must read first, or all is sent.
+        """
+        unread = self.transport.get_write_buffer_size()
+        added_to = not (
+            self.flow.write_paused or self.cycle is None or self.cycle.response_complete or self.transport.is_closing()
+        )
+        if not unread or added_to:
+            self._unread_since = None
+            return False
+        if self._unread_since is None or self._has_read:
+            self._unread_since = now, unread
+            self._has_read = False
+            return False
+        since, unread_then = self._unread_since
+        if now - since < self._limits.stall_seconds_max:
+            return False
+        least = self._limits.transfer_bytes_per_second_min * self._limits.stall_seconds_max
+        self._unread_since = now, unread
+        return unread_then - unread < least
 
     def data_received(self, data: bytes) -> None:
+        if self._pipelines_too_much:
+            return
         # Heads and trailers are kept until the message ends, so there is a bound on what brings no body. A packet
         # may bring much more than a head, so only what came in earlier ones is held against it.
-        if self._silent_bytes > HEAD_BYTES_MAX:
-            self.send_400_response(f"The head of the request, or its trailers, are longer than {HEAD_BYTES_MAX} bytes.")
+        if self._silent_bytes > self._limits.header_bytes_max:
+            self._refuse(_head_too_large(self._limits))
             return
         self._silent_bytes += len(data)
         try:
@@ -123,8 +256,11 @@ class Protocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             if self._asks_for_upgrade:
                 self._go_on_without_upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserError:
-            self.send_400_response("What arrived is not an HTTP/1.1 request.")
+        except httptools.HttpParserError as error:
+            problem = error.__context__
+            if not isinstance(problem, Problem):
+                problem = Problem("malformed-request", "What arrived is not an HTTP/1.1 request.")
+            self._refuse(problem)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         # uvicorn has no other way to give it a cycle of one's own.
@@ -140,23 +276,47 @@ class Protocol(HttpToolsProtocol):
         if self._asks_for_upgrade:
             return
         self._in_head = False
-        # Only now: who sends a head byte by byte is held to the time that an idle connection has.
-        self._unset_keepalive_if_required()
+        if len(self.headers) > self._limits.headers_max or (
+            self._silent_bytes > self._limits.header_bytes_max
+            and sum(len(name) + len(value) for name, value in self.headers) > self._limits.header_bytes_max
+        ):
+            raise _head_too_large(self._limits)
+        if len(self.pipeline) >= self._limits.pipelined_requests_max:
+            # What waits is answered, and then the connection is closed: nobody may leave more and more to do.
+            self._pipelines_too_much = True
+        if self._pipelines_too_much:
+            return
+        self.server_state.idle.pop(self, None)
         super().on_headers_complete()
         if self._stopping:
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._silent_bytes = 0
-        super().on_body(body)
+        if not self._pipelines_too_much:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._asks_for_upgrade:
+        if self._asks_for_upgrade or self._pipelines_too_much:
             return
         super().on_message_complete()
         self._begun = False
         self._in_head = True
         self._silent_bytes = 0
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request that waits, or be idle: as uvicorn's, but without a timer."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._pipelines_too_much:
+            self.server_state.count_closed("pipelined")
+            self.transport.close()
+        else:
+            self.server_state.idle[self] = self.loop.time()
 
     def _go_on_without_upgrade(self, rest: bytes) -> None:
         """Take the request for one that asks for no other protocol, as it may be.
@@ -177,9 +337,13 @@ class Protocol(HttpToolsProtocol):
             super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
+        self._refuse(Problem("malformed-request", msg))
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer what is no request that could be served, and close."""
         request_id = secrets.token_hex(8)
         logger.info("malformed request", extra={"request_id": request_id})
-        reply = problem_reply(Problem("malformed-request", msg), request_id)
+        reply = problem_reply(problem, request_id)
         body = reply.body
         assert isinstance(body, bytes)
         headers = [
@@ -189,8 +353,17 @@ class Protocol(HttpToolsProtocol):
             (b"connection", b"close"),
         ]
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-        self.transport.write(b"HTTP/1.1 400 Bad Request\r\n" + lines + b"\r\n" + body)
+        self.transport.write(STATUS_LINE[reply.status] + lines + b"\r\n" + body)
         self.transport.close()
+
+
+def _head_too_large(limits: Limits) -> Problem:
+    return Problem(
+        "headers-too-large",
+        f"the head of the request, or its trailers, have more than {limits.headers_max} fields "
+        f"or {limits.header_bytes_max} bytes",
+        limit=limits.header_bytes_max,
+    )
 
 
 class Server(uvicorn.Server):
@@ -212,11 +385,10 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 server_header=False,
                 backlog=settings.backlog,
-                limit_concurrency=settings.connections_max,
-                timeout_keep_alive=settings.keep_alive_seconds,
                 timeout_graceful_shutdown=settings.shutdown_grace_seconds,
             )
         )
+        self._connections = self.server_state = Connections(settings.limits, app.state.metrics, ())
         self._app = app
         self._drain_seconds = settings.drain_seconds
         self._told_to_stop: float | None = None
@@ -251,4 +423,6 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if self._told_to_stop is not None and time.monotonic() - self._told_to_stop >= self._drain_seconds:
             self.should_exit = True
+        if counter % _TICKS_A_SWEEP == 0:
+            self._connections.sweep(asyncio.get_running_loop().time())
         return await super().on_tick(counter)

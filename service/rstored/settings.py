@@ -41,13 +41,6 @@ class Settings(BaseSettings):
     shutdown_grace_seconds: int = Field(
         default=10, ge=0, le=3600, description="how long requests under way may take to finish once it stops"
     )
-    keep_alive_seconds: int = Field(default=75, ge=1, le=3600, description="how long an idle connection stays open")
-    body_timeout_seconds: float = Field(
-        default=300, gt=0, le=86_400, description="how long a request's body may take to arrive"
-    )
-    connections_max: int = Field(
-        default=10_000, ge=1, description="connections open at a time; one more is closed at once"
-    )
     backlog: int = Field(default=2048, ge=1, description="connections that may wait to be accepted")
     limits: Limits = Field(default_factory=Limits, description="bounds on requests, each by its own name")
 

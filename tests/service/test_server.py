@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import socket
 import sqlite3
@@ -45,12 +46,12 @@ def split(answer: bytes) -> tuple[int, dict[str, str], bytes]:
     return int(lines[0].split()[1]), headers, body
 
 
-CLOSE = b"Host: x\r\nConnection: close\r\n"
+CLOSE = b"Host: localhost\r\nConnection: close\r\n"
 
 
 @pytest.mark.parametrize("cut", [1, 20, 50, 70, 90, 110, 115, 117])
 def test_a_request_for_another_protocol_is_served_in_this_one_and_loses_no_body(server, cut):
-    head = b"PUT /kv/up HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    head = b"PUT /kv/up HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
     put = head + b"Content-Length: 5\r\n\r\nhello"
     answer = talk(server, put[:cut], put[cut:], b"GET /kv/up HTTP/1.1\r\n" + CLOSE + b"\r\n")
     assert answer.startswith((b"HTTP/1.1 201", b"HTTP/1.1 204"))
@@ -58,8 +59,10 @@ def test_a_request_for_another_protocol_is_served_in_this_one_and_loses_no_body(
 
 
 def test_requests_in_one_packet_are_answered_in_order(server):
-    requests = b"".join(b"PUT /kv/p%d HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n%d" % (n, n) for n in range(5))
-    requests += b"".join(b"GET /kv/p%d HTTP/1.1\r\nHost: x\r\n\r\n" % n for n in range(5))
+    requests = b"".join(
+        b"PUT /kv/p%d HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n%d" % (n, n) for n in range(5)
+    )
+    requests += b"".join(b"GET /kv/p%d HTTP/1.1\r\nHost: localhost\r\n\r\n" % n for n in range(5))
     answer = talk(server, requests + b"GET /kv/p0 HTTP/1.1\r\n" + CLOSE + b"\r\n")
     assert answer.count(b"HTTP/1.1 201") == 5
     assert [part.split(b"\r\n\r\n")[1][:1] for part in answer.split(b"HTTP/1.1 200 OK")[1:]] == [
@@ -98,7 +101,7 @@ def test_a_client_that_sends_far_too_much_still_gets_its_answer(server):
     for head in (b"Content-Length: 20000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n1312d00\r\n"):
         received = b""
         with connection(server) as connected:
-            connected.sendall(b"PUT /kv/big HTTP/1.1\r\nHost: x\r\n" + head)
+            connected.sendall(b"PUT /kv/big HTTP/1.1\r\nHost: localhost\r\n" + head)
             with contextlib.suppress(ConnectionResetError, BrokenPipeError):
                 connected.sendall(b"x" * 20_000_000)
             with contextlib.suppress(ConnectionResetError):
@@ -110,12 +113,11 @@ def test_a_client_that_sends_far_too_much_still_gets_its_answer(server):
 
 
 def test_a_refused_body_is_not_taken_for_the_next_request(server):
-    smuggled = b"DELETE /kv/p HTTP/1.1\r\nHost: x\r\n\r\n"
+    smuggled = b"DELETE /kv/p HTTP/1.1\r\nHost: localhost\r\n\r\n"
     httpx2.put(f"{server.url}/kv/p", content=b"1")
-    put = b"PUT /kv/other?colour=red HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(smuggled)
-    answer = talk(server, put + smuggled)
-    assert answer.count(b"HTTP/1.1") == 1
-    assert split(answer)[0] == 422
+    put = b"PUT /kv/other?colour=red HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(smuggled)
+    answer = talk(server, put + smuggled, b"GET /kv/p HTTP/1.1\r\n" + CLOSE + b"\r\n")
+    assert [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+)", answer)] == [422, 200]
     assert httpx2.get(f"{server.url}/kv/p").status_code == 200
 
 
@@ -123,12 +125,12 @@ def test_a_refused_body_is_not_taken_for_the_next_request(server):
     "sent",
     [
         b"nonsense\r\n\r\n",
-        b"GET /kv/\xc3\xa9 HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"BREW /kv/k HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /kv/\xc3\xa9 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"BREW /kv/k HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n",
         b"GET /kv HTTP/1.1\r\nHost x\r\n\r\n",
-        b"PUT /kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"PUT /kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n11",
+        b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n11",
     ],
 )
 def test_what_is_no_http_is_a_problem(server, sent):
@@ -141,24 +143,24 @@ def test_what_is_no_http_is_a_problem(server, sent):
 
 
 def test_a_head_without_end_is_not_kept(server):
-    head = b"GET /kv HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 70_000
+    head = b"GET /kv HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"a" * 70_000
     status, _, body = split(talk(server, head, b"a" * 10_000))
-    assert (status, json.loads(body)["code"]) == (400, "malformed-request")
+    assert (status, json.loads(body)["code"]) == (431, "headers-too-large")
     many = b"GET /kv HTTP/1.1\r\n" + b"".join(b"X-%d: y\r\n" % number for number in range(8_000))
-    assert split(talk(server, many, many[18:], b"X: y\r\n"))[0] == 400
+    assert split(talk(server, many, many[18:], b"X: y\r\n"))[0] == 431
 
 
 def test_trailers_without_end_are_not_kept(server):
-    head = b"PUT /kv/t HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
-    answer = talk(server, head, *(b"".join(b"X-%d-%d: y\r\n" % (part, n) for n in range(2_000)) for part in range(5)))
-    assert split(answer)[0] == 400
+    head = b"PUT /kv/t HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
+    answer = talk(server, head, *(b"".join(b"X-%d-%d: y\r\n" % (part, n) for n in range(2_000)) for part in range(3)))
+    assert split(answer)[0] == 431
     assert httpx2.get(f"{server.url}/kv/t").status_code == 404
     assert talk(server, head + b"X-A: b\r\n\r\nGET /kv/t HTTP/1.1\r\n" + CLOSE + b"\r\n").endswith(b"\r\n\r\nx")
 
 
 def test_a_connection_that_sends_no_whole_head_is_closed(serve, tmp_path):
-    server = serve(f"sqlite:///{tmp_path / 'store.db'}", env={"RSTORED_KEEP_ALIVE_SECONDS": "1"})
-    for sent in ((), (b"GET /kv/a HTTP/1.1\r\n",), (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /kv/b HTT")):
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}", limits={"IDLE_SECONDS_MAX": 1})
+    for sent in ((), (b"GET /kv/a HTTP/1.1\r\n",), (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /kv/b HTT")):
         started = time.monotonic()
         talk(server, *sent)
         assert 0.8 < time.monotonic() - started < 4
@@ -198,25 +200,10 @@ def test_a_truncated_answer_is_seen_to_be_one(serve, tmp_path):
     assert "internal-error" in server.log
 
 
-def test_too_many_connections_are_closed_and_the_others_served(serve, tmp_path):
-    server = serve(f"sqlite:///{tmp_path / 'store.db'}", env={"RSTORED_CONNECTIONS_MAX": "3"})
-    with contextlib.ExitStack() as stack:
-        held = [stack.enter_context(connection(server)) for _ in range(3)]
-        time.sleep(0.2)
-        with connection(server) as extra, contextlib.suppress(ConnectionError):
-            extra.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert extra.recv(100) == b""
-        for connected in held:
-            connected.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert connected.recv(12) == b"HTTP/1.1 200"
-    time.sleep(0.2)
-    assert httpx2.get(f"{server.url}/healthz").status_code == 200
-
-
 def test_the_grace_period_is_bounded(serve, tmp_path):
     server = serve(f"sqlite:///{tmp_path / 'store.db'}", env={"RSTORED_SHUTDOWN_GRACE_SECONDS": "1"})
     with connection(server) as connected:
-        connected.sendall(b"PUT /kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf")
+        connected.sendall(b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhalf")
         time.sleep(0.2)
         started = time.monotonic()
         server.process.send_signal(signal.SIGTERM)

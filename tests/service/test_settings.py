@@ -43,7 +43,7 @@ def test_the_environment_counts_and_what_is_given_counts_more(monkeypatch):
         ("RSTORED_PORT", "-1"),
         ("RSTORED_LOG_LEVEL", "loud"),
         ("RSTORED_DOCS", "perhaps"),
-        ("RSTORED_BODY_TIMEOUT_SECONDS", "0"),
+        ("RSTORED_LIMITS__BODY_SECONDS_MAX", "0"),
         ("RSTORED_LIMITS__PAGE_SIZE_MAX", "0"),
         ("RSTORED_LIMITS__PAGE_SIZE_MAXIMUM", "5"),
         ("RSTORED_DNS", "sqlite:///typo.db"),

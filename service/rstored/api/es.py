@@ -234,7 +234,7 @@ async def events(request: Request, query: EventsQuery) -> Reply:
         raise _not_found()
     if request.form == MSGPACK_MEDIA_TYPE:
         return Reply(200, (content_type(request.form),), await _whole(parts, request.state.limits))
-    headers = (content_type(request.form), (b"x-content-type-options", b"nosniff"))
+    headers = (content_type(request.form),)
     return Reply(200, headers, _rendered(parts, lines=request.form == NDJSON_MEDIA_TYPE))
 
 

@@ -26,7 +26,7 @@ from rstored.api.operations import Operation
 from rstored.api.parameters import Query, checked_key, checked_namespace, decode_text, parse_query
 from rstored.api.problems import problem_reply
 from rstored.api.replies import Header, Reply
-from rstored.api.requests import ClientGone, Receive, Request, header_fields
+from rstored.api.requests import UNCOUNTED_BYTES_MAX, ClientGone, Receive, Request, header_fields
 from rstored.api.state import State
 from rstored.problems import Problem
 
@@ -46,17 +46,27 @@ _CLOSE: Final[Header] = (b"connection", b"close")
 _LINGER_SECONDS: Final = 2.0
 _LINGER_BYTES: Final = 64 * 2**20
 _CLIENT_GONE: Final = 499
+# These are answered when the service has too much to do for anything else: they tell an operator so.
+_PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+_SWEEP_SECONDS: Final = 1.0
+# No answer is to be guessed at, kept by whatever stands between, or told of to the next site.
+_ON_ALL: Final[tuple[Header, ...]] = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"referrer-policy", b"no-referrer"),
+)
 
 
 class _Endpoint:
     """A route and method, ready to be called. ``operation`` is None where FastAPI answers itself."""
 
-    __slots__ = ("default_query", "method", "operation", "template")
+    __slots__ = ("default_query", "is_probe", "method", "operation", "template")
 
     def __init__(self, template: str, method: str, operation: Operation | None) -> None:
         self.template = template
         self.method = method
         self.operation = operation
+        self.is_probe = template in _PROBES
         self.default_query: Query | None = None
         if operation is not None:
             with contextlib.suppress(Problem):
@@ -108,6 +118,8 @@ class FrontDoor:
         self._unmatched: dict[str, _Endpoint] = {}
         self._state: State | None = None
         self._ids = _request_ids()
+        self._under_way: dict[Request, asyncio.Task[Any]] = {}
+        self._shares: dict[str, int] = {}
         for route in declared.routes:
             if isinstance(route, StarletteRoute):
                 self._add(route)
@@ -146,9 +158,11 @@ class FrontDoor:
         """Open the backend and start the engine; stop and close them at the end."""
         async with self._open_state() as state:
             self._state = state
+            sweeper = asyncio.create_task(self._sweep())
             try:
                 yield state
             finally:
+                sweeper.cancel()
                 self._state = None
 
     # --- ASGI ----------------------------------------------------------------------------------------------
@@ -178,34 +192,85 @@ class FrontDoor:
         state = self.state
         method: str = scope["method"]
         fields = header_fields(scope["headers"])
-        request = Request(state, fields, receive, self._request_id(fields))
+        request = Request(state, fields, receive, self._request_id(fields), started)
         endpoint: _Endpoint | None = None
         try:
-            node, namespace, key = self._find(scope, state.limits.uri_bytes_max)
-            endpoint = node.endpoints.get(method)
-            if namespace is not None:
-                request.namespace = checked_namespace(_decoded(namespace, "namespace"), state.limits)
-            if key is not None:
-                request.key = checked_key(_decoded(key, "key"), state.limits)
+            try:
+                node, namespace, key = self._find(scope, state.limits.uri_bytes_max)
+                endpoint = node.endpoints.get(method)
+                if namespace is not None:
+                    request.namespace = checked_namespace(_decoded(namespace, "namespace"), state.limits)
+                if key is not None:
+                    request.key = checked_key(_decoded(key, "key"), state.limits)
+                if endpoint is None:
+                    reply = _without_endpoint(node, method, request)
+                else:
+                    self._admit(scope, endpoint, request)
+                    if endpoint.operation is None:
+                        status = await self._delegate(scope, receive, send, request)
+                        self._finish(state, endpoint, request, status, started)
+                        return
+                    reply = await _call(endpoint, endpoint.operation, scope["query_string"], request)
+                    if isinstance(reply.body, bytes):
+                        request.hold(len(reply.body))
+            except (Exception, asyncio.CancelledError) as error:
+                reply = self._failed(error, endpoint, request)
             if endpoint is None:
-                reply = _without_endpoint(node, method, request)
-            elif endpoint.operation is None:
-                status = await self._delegate(scope, receive, send, request)
-                self._finish(state, endpoint, request, status, started)
-                return
+                endpoint = self._other(method)
+            body = reply.body
+            try:
+                if isinstance(body, bytes):
+                    await _send_whole(reply, body, method, request, send)
+                    status = reply.status
+                else:
+                    status = await self._stream(reply, body, endpoint, request, receive, send)
+            except asyncio.CancelledError as error:
+                # Its reader is too slow. Returning without the end makes the server close the connection.
+                status = self._failed(error, endpoint, request).status
+            self._finish(state, endpoint, request, status, started)
+        finally:
+            self._dismiss(request)
+
+    # --- how much at once, and how long --------------------------------------------------------------------
+
+    def _admit(self, scope: Scope, endpoint: _Endpoint, request: Request) -> None:
+        """Count the request as under way. Raises Problem ``overloaded`` if there are enough, of all or of its client.
+
+        So one client that has many connections leaves room for the others.
+        """
+        limits = request.state.limits
+        client = scope.get("client")
+        request.client = client[0] if client else ""
+        share = self._shares.get(request.client, 0)
+        if not endpoint.is_probe:
+            if len(self._under_way) >= limits.requests_in_flight_max:
+                raise Problem("overloaded", "the service has as many requests under way as it takes; try again")
+            if share >= limits.requests_in_flight_per_client_max:
+                raise Problem("overloaded", "this client has as many requests under way as one may have; try again")
+        self._shares[request.client] = share + 1
+        self._under_way[request] = asyncio.current_task()  # type: ignore[assignment]
+
+    def _dismiss(self, request: Request) -> None:
+        """The request is no longer under way."""
+        if self._under_way.pop(request, None) is not None:
+            share = self._shares[request.client] - 1
+            if share:
+                self._shares[request.client] = share
             else:
-                reply = await _call(endpoint, endpoint.operation, scope["query_string"], request)
-        except Exception as error:
-            reply = self._failed(error, endpoint, request)
-        if endpoint is None:
-            endpoint = self._other(method)
-        body = reply.body
-        if isinstance(body, bytes):
-            await _send_whole(reply, body, method, request, send)
-            status = reply.status
-        else:
-            status = await self._stream(reply, body, endpoint, request, receive, send)
-        self._finish(state, endpoint, request, status, started)
+                del self._shares[request.client]
+            request.release()
+
+    async def _sweep(self) -> None:
+        """End requests that take too long, for ever: one look at all of them costs less than a timer for each."""
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            now = time.perf_counter()
+            self.state.metrics.requests_in_flight = len(self._under_way)
+            for request, task in list(self._under_way.items()):
+                if request.late is None:
+                    request.late = request.lateness(now)
+                    if request.late is not None:
+                        task.cancel()
 
     # --- before the endpoint -------------------------------------------------------------------------------
 
@@ -248,19 +313,29 @@ class FrontDoor:
 
     # --- after the endpoint --------------------------------------------------------------------------------
 
-    def _failed(self, error: Exception, endpoint: _Endpoint | None, request: Request) -> Reply:
-        """The reply to a request that ended in ``error``; what is the service's own fault goes to the log."""
+    def _failed(self, error: BaseException, endpoint: _Endpoint | None, request: Request) -> Reply:
+        """The reply to a request that ended in ``error``; what is the service's own fault goes to the log.
+
+        A request that was cancelled because it is late ends in its problem; any other cancellation goes on.
+        """
         request_id = request.id.decode("ascii")
+        request.release()
         if isinstance(error, ClientGone):
             return Reply(_CLIENT_GONE)
-        if isinstance(error, Problem):
+        if isinstance(error, asyncio.CancelledError):
+            if request.late is None:
+                raise error
+            self._under_way[request].uncancel()
+            problem = request.late
+        elif isinstance(error, Problem):
             problem = error
         else:
             problem = Problem("internal-error", "the service failed; its log has the reason under this request id")
-        if problem.type.status >= 500:
+        # Under overload a line for each would cost more than the answers; the metrics count them.
+        if problem.type.status >= 500 and problem.code != "overloaded":
             logger.error(
                 problem.code,
-                exc_info=None if problem is error else error,
+                exc_info=None if problem in (error, request.late) else error,
                 extra={
                     "request_id": request_id,
                     "route": endpoint.template if endpoint else None,
@@ -285,13 +360,13 @@ class FrontDoor:
             try:
                 first = await anext(body, b"")
                 second = await anext(body, None)
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
                 reply = self._failed(error, endpoint, request)
                 second, first = None, reply.body  # type: ignore[assignment]
             if second is None:
                 await _send_whole(reply, first, endpoint.method, request, send)
                 return reply.status
-            headers = [*reply.headers, (b"x-request-id", request.id)]
+            headers = [*reply.headers, *_ON_ALL, (b"x-request-id", request.id)]
             await send({"type": "http.response.start", "status": reply.status, "headers": headers})
             await send({"type": "http.response.body", "body": first, "more_body": True})
             chunk: bytes | None = second
@@ -301,7 +376,7 @@ class FrontDoor:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 try:
                     chunk = await anext(body, None)
-                except Exception as error:
+                except (Exception, asyncio.CancelledError) as error:
                     # Returning without the last chunk makes the server close the connection.
                     return self._failed(error, endpoint, request).status
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -393,7 +468,10 @@ async def _send_whole(reply: Reply, body: bytes, method: str, request: Request, 
     status = reply.status
     if status == _CLIENT_GONE:
         return
-    headers = [*reply.headers, (b"x-request-id", request.id)]
+    if request.body_unread and status >= 400 and request.body_is_short:
+        # The client keeps its connection: under overload a new one would cost more than the answer.
+        await request.discard_body(UNCOUNTED_BYTES_MAX, _LINGER_SECONDS)
+    headers = [*reply.headers, *_ON_ALL, (b"x-request-id", request.id)]
     if status not in (204, 304):
         headers.append((b"content-length", b"%d" % len(body)))
     if method == "HEAD":
@@ -402,9 +480,12 @@ async def _send_whole(reply: Reply, body: bytes, method: str, request: Request, 
     if lingers:
         headers.append(_CLOSE)
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    if lingers:
+    if lingers or len(body) > UNCOUNTED_BYTES_MAX:
+        # The end is sent apart, and the server takes it when the client has read most of the rest: until then the
+        # answer is in memory, and the request under way.
         await send({"type": "http.response.body", "body": body, "more_body": True})
         body = b""
+    if lingers:
         await request.discard_body(_LINGER_BYTES, _LINGER_SECONDS)
     await send({"type": "http.response.body", "body": body})
 

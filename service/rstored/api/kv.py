@@ -47,10 +47,7 @@ operations: Final = Operations("kv", "Key/value pairs with ETags, conditional wr
 
 _SECONDS: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?\Z", re.ASCII)
 # A value is whatever its writer says, a web page too: a browser may not guess at it, nor let it act as the service.
-_KEPT_APART: Final[tuple[Header, ...]] = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"content-security-policy", b"sandbox"),
-)
+_KEPT_APART: Final[tuple[Header, ...]] = ((b"content-security-policy", b"sandbox"),)
 
 # --- shapes ------------------------------------------------------------------------------------------------
 

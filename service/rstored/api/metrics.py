@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator
 from itertools import accumulate
 from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
@@ -57,7 +58,7 @@ class _Histogram(Collector):
         yield family
 
 
-class Metrics:
+class Metrics(Collector):
     """The service's histograms; the count of each is the number of requests, batches or backend calls."""
 
     def __init__(self) -> None:
@@ -73,9 +74,12 @@ class Metrics:
         self._backend = _Histogram(
             "rstored_backend_seconds", "Time of one call to the backend", ("operation",), _SECONDS
         )
+        self.connections = 0
+        self.requests_in_flight = 0
+        self._closed: Counter[str] = Counter()
         self._registry = CollectorRegistry()
-        for histogram in (self._requests, self._batches, self._backend):
-            self._registry.register(histogram)
+        for collector in (self._requests, self._batches, self._backend, self):
+            self._registry.register(collector)
         ProcessCollector(namespace="rstored", registry=self._registry)
         self._answers: dict[tuple[str, str, int], _Series] = {}
         self._calls: dict[str, tuple[_Series, _Series]] = {}
@@ -95,6 +99,21 @@ class Metrics:
             self._calls[operation] = series
         series[0].observe(size)
         series[1].observe(seconds)
+
+    def count_closed_connection(self, reason: str) -> None:
+        """Count a connection that the service closed although its client did not want that."""
+        self._closed[reason] += 1
+
+    def collect(self) -> Iterator[Metric]:
+        """What is not a histogram."""
+        yield GaugeMetricFamily("rstored_connections", "Open connections, at the last second", self.connections)
+        yield GaugeMetricFamily("rstored_requests_in_flight", "Requests under way", self.requests_in_flight)
+        closed = CounterMetricFamily(
+            "rstored_closed_connections", "Connections closed by the service for its limits", labels=("reason",)
+        )
+        for reason, count in sorted(self._closed.items()):
+            closed.add_metric((reason,), count)
+        yield closed
 
     def render(self) -> bytes:
         """Everything in Prometheus text form."""

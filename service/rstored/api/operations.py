@@ -19,6 +19,16 @@ __all__ = ["Answer", "Content", "Operation", "Operations", "RequestHeader", "jso
 
 Endpoint: TypeAlias = Callable[..., Awaitable[Reply]]
 
+# What any operation may be answered with.
+_ANYWHERE: Final = (
+    "malformed-request",
+    "unknown-parameter",
+    "uri-too-long",
+    "headers-too-large",
+    "internal-error",
+    "overloaded",
+    "deadline-exceeded",
+)
 NAMESPACED: Final = "/ns/{namespace}"
 _NAMESPACE: Final = Annotated[
     str,
@@ -196,7 +206,7 @@ def _codes(
     problems: Sequence[str], operation: Operation, names: Sequence[str], body: Mapping[str, Content] | None
 ) -> set[str]:
     """The problem codes of an operation: its own, and those that what it takes and gives brings with it."""
-    codes = {*problems, "malformed-request", "unknown-parameter", "uri-too-long", "internal-error"}
+    codes = {*problems, *_ANYWHERE}
     if operation.takes_query:
         codes.add("invalid-parameter")
     if names:
@@ -204,7 +214,7 @@ def _codes(
     if operation.produces:
         codes.add("not-acceptable")
     if body is not None:
-        codes |= {"body-too-large", "unsupported-media-type"}
+        codes |= {"body-too-large", "unsupported-media-type", "request-timeout"}
         if MSGPACK_MEDIA_TYPE in body:
             codes |= {"malformed-body", "invalid-body", "nesting-too-deep"}
     return codes

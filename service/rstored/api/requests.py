@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, TypeAlias
 
@@ -12,11 +13,14 @@ from rstored.api.state import State
 from rstored.engine.engine import Engine
 from rstored.problems import Problem
 
-__all__ = ["DEFAULT_NAMESPACE", "ClientGone", "Receive", "Request", "header_fields"]
+__all__ = ["DEFAULT_NAMESPACE", "UNCOUNTED_BYTES_MAX", "ClientGone", "Receive", "Request", "header_fields"]
 
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 DEFAULT_NAMESPACE: Final = "default"
+
+# Bodies and answers up to this size are bounded by the number of requests; those beyond it are counted.
+UNCOUNTED_BYTES_MAX: Final = 64 * 2**10
 
 # Lists that may arrive as several fields; a repeat of any other field is joined too and then fails to parse.
 _JOINED: Final = b", "
@@ -41,11 +45,31 @@ class Request:
 
     ``fields`` are the header fields by lower-case name. ``form`` is the media type that the answer shall have, out
     of those that the operation offers. ``body_unread`` is true while there is a body that nobody has read to its end.
+    ``late`` is the problem that the request ends in because it took too long.
     """
 
-    __slots__ = ("_receive", "body_unread", "engine", "fields", "form", "id", "key", "namespace", "state")
+    __slots__ = (
+        "_body_bytes",
+        "_body_since",
+        "_bytes_held",
+        "_receive",
+        "_window",
+        "body_unread",
+        "client",
+        "engine",
+        "fields",
+        "form",
+        "id",
+        "key",
+        "late",
+        "namespace",
+        "started",
+        "state",
+    )
 
-    def __init__(self, state: State, fields: dict[bytes, bytes], receive: Receive, request_id: bytes) -> None:
+    def __init__(
+        self, state: State, fields: dict[bytes, bytes], receive: Receive, request_id: bytes, started: float
+    ) -> None:
         self.state = state
         self.engine: Engine = state.engine
         self.fields = fields
@@ -54,7 +78,57 @@ class Request:
         self.key = ""
         self.form = ""
         self.body_unread = b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0"
+        self.started = started
+        self.client = ""
+        self.late: Problem | None = None
         self._receive = receive
+        self._bytes_held = 0
+        self._body_bytes = 0
+        self._body_since: float | None = None
+        self._window = (0.0, 0)
+
+    def hold(self, size: int) -> None:
+        """Count so many bytes of this request or its answer as held until it ends.
+
+        Few are not counted: the number of requests bounds them. Raises Problem ``overloaded`` if there is no room.
+        """
+        more = size - self._bytes_held
+        if size <= UNCOUNTED_BYTES_MAX or more <= 0:
+            return
+        if self.state.bytes_held + more > self.state.limits.in_flight_bytes_max:
+            raise Problem("overloaded", "the bodies and answers under way leave no room for this one; try again")
+        self.state.bytes_held += more
+        self._bytes_held = size
+
+    def release(self) -> None:
+        """Give back what :meth:`hold` took."""
+        self.state.bytes_held -= self._bytes_held
+        self._bytes_held = 0
+
+    def lateness(self, now: float) -> Problem | None:
+        """The problem of a request that takes longer than it may, or whose body arrives more slowly; or None.
+
+        To be asked time and again: the rate of the body is that between two times that it is asked.
+        """
+        limits = self.state.limits
+        if now - self.started > limits.request_seconds_max:
+            return Problem(
+                "deadline-exceeded",
+                f"the request took longer than {limits.request_seconds_max} seconds; a write may still have been done",
+                limit=limits.request_seconds_max,
+            )
+        since = self._body_since
+        if since is None:
+            return None
+        if now - since > limits.body_seconds_max:
+            return Problem("request-timeout", f"the body did not arrive within {limits.body_seconds_max} seconds")
+        window_start, bytes_then = self._window
+        if now - max(window_start, since) > limits.stall_seconds_max:
+            least = limits.transfer_bytes_per_second_min
+            if self._body_bytes - bytes_then < least * limits.stall_seconds_max:
+                return Problem("request-timeout", f"the body arrived at less than {least} bytes a second")
+            self._window = (now, self._body_bytes)
+        return None
 
     def header(self, name: bytes) -> str | None:
         """The value of a header field, or None. ``name`` is lower case."""
@@ -70,8 +144,8 @@ class Request:
     async def body(self, size_max: int | None = None, code: str = "body-too-large") -> bytes:
         """The whole body. Raises Problem ``code`` as soon as it is known to exceed ``size_max`` bytes.
 
-        The limit on bodies holds in any case. Raises Problem ``request-timeout`` if the body takes too long to
-        arrive, and :class:`ClientGone` if the client goes away before it has.
+        The limit on bodies holds in any case. Raises Problem ``overloaded`` if all bodies together are too large, and
+        :class:`ClientGone` if the client goes away before it has arrived. The front door ends what takes too long.
         """
         if self.fields.get(b"content-encoding", b"identity").lower() != b"identity":
             raise Problem("unsupported-media-type", "Content-Encoding: only identity is taken; send the body as it is")
@@ -84,22 +158,27 @@ class Request:
         if announced is not None and (not announced.isdigit() or int(announced) > size_max):
             raise _too_large(code, size_max)
         received = bytearray()
-        try:
-            async with asyncio.timeout(self.state.body_timeout_seconds):
-                while True:
-                    message = await self._receive()
-                    if message["type"] != "http.request":
-                        raise ClientGone
-                    chunk: bytes = message.get("body", b"")
-                    if len(received) + len(chunk) > size_max:
-                        raise _too_large(code, size_max)
-                    if not message.get("more_body"):
-                        self.body_unread = False
-                        return bytes(received + chunk) if received else chunk
-                    received += chunk
-        except TimeoutError:
-            seconds = self.state.body_timeout_seconds
-            raise Problem("request-timeout", f"the body did not arrive within {seconds:g} seconds") from None
+        self._body_since = time.perf_counter()
+        while True:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                raise ClientGone
+            chunk: bytes = message.get("body", b"")
+            self._body_bytes = len(received) + len(chunk)
+            if self._body_bytes > size_max:
+                raise _too_large(code, size_max)
+            self.hold(self._body_bytes)
+            if not message.get("more_body"):
+                self.body_unread = False
+                self._body_since = None
+                return bytes(received + chunk) if received else chunk
+            received += chunk
+
+    @property
+    def body_is_short(self) -> bool:
+        """Whether the body is announced as one that is sooner read than its connection closed."""
+        size = self.fields.get(b"content-length", b"")
+        return size.isdigit() and int(size) <= UNCOUNTED_BYTES_MAX and b"expect" not in self.fields
 
     async def discard_body(self, bytes_max: int, seconds_max: float) -> None:
         """Read on until the body ends, the client goes, or a bound is reached, and forget it."""
@@ -109,6 +188,7 @@ class Request:
                     message = await self._receive()
                     bytes_max -= len(message.get("body", b""))
                     if not message.get("more_body"):
+                        self.body_unread = False
                         return
 
 

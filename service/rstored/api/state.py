@@ -16,7 +16,8 @@ __all__ = ["State"]
 class State:
     """What the service owns while it runs, and the settings that requests ask for.
 
-    ``stopping`` turns true when it has been told to stop.
+    ``stopping`` turns true when it has been told to stop. ``bytes_held`` counts the large bodies and answers of the
+    requests under way.
     """
 
     backend: Backend
@@ -24,6 +25,6 @@ class State:
     limits: Limits
     metrics: Metrics
     access_log: bool = False
-    body_timeout_seconds: float = 300
     docs: bool = True
     stopping: bool = False
+    bytes_held: int = 0

@@ -171,7 +171,7 @@ async def read_range(request: Request, query: RangeQuery) -> Reply:
         return Reply(200, (content_type(request.form),), await _whole(parts, limits, descending=descending))
     form = Form(request.form)
     media_type = f"{request.form}; charset=utf-8" if form is Form.CSV else request.form
-    headers = (content_type(media_type), (b"x-content-type-options", b"nosniff"))
+    headers = (content_type(media_type),)
     return Reply(200, headers, _rendered(parts, form, descending=descending))
 
 
