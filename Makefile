@@ -9,7 +9,7 @@ COMPILE := .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.
 	--no-annotate --custom-compile-command 'make lock'
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve servers test crash-test fuzz check openapi bench lock check-deps clean
+.PHONY: help install serve servers test crash-test fuzz check openapi bench bench-peers lock check-deps clean
 # A recipe that fails half-way must not leave its target behind, or the next run would take it for done.
 .DELETE_ON_ERROR:
 
@@ -43,8 +43,11 @@ fuzz: $(INSTALLED)  ## the fuzz tests at length: RSTORE_FUZZ_EXAMPLES for each o
 openapi: $(INSTALLED)  ## write openapi/openapi.json again from the routes
 	$(BIN)/rstored openapi >openapi/.new && mv openapi/.new openapi/openapi.json
 
-bench: $(INSTALLED)  ## measure, and write the figures into benchmarks/README.md (PARTS="kv series" for some)
-	$(BIN)/python benchmarks/run.py --write $(PARTS)
+bench: bench-peers  ## measure, and write the figures into benchmarks/ (PARTS="kv series" for some)
+	$(BIN)/python -m benchmarks --write $(PARTS)
+
+bench-peers: $(INSTALLED)  ## what rstore is measured against: installed if missing, as root on Debian
+	@scripts/peers.sh
 
 install: $(INSTALLED)  ## make .venv and install everything at the versions of locks/development.txt
 

@@ -1,127 +1,147 @@
-"""Requests per second of a server on this machine: by wrk where it is installed, else by the generator below.
+"""Requests a second, and how long they take, by wrk: every peer and rstore are loaded by the same generator.
 
-Either way both sides of a ratio are measured by the same generator in the same run.
+Each write carries fresh random characters, since some storage skips what is there already.
 """
 
 from __future__ import annotations
 
-import asyncio
-import re
+import base64
+import http.client
+import json
+import secrets
 import shutil
+import statistics
 import subprocess
 import tempfile
-import time
-from typing import cast
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
-import httptools
-import uvloop
+__all__ = ["CONNECTIONS", "KEYS", "Rates", "Request", "Target", "load", "missing_wrk", "send_all"]
 
 CONNECTIONS = 32
+KEYS = [f"key-{number}" for number in range(1000)]
+VALUE_BYTES = 100
 
-GENERATOR = "wrk" if shutil.which("wrk") else "benchmarks/load.py"
-
-
-def requests_per_second(port: int, method: str, paths: list[str], body: bytes, seconds: float) -> float:
-    """The rate at which 127.0.0.1:``port`` answers ``method`` on each of ``paths`` in turn, each answer 2xx."""
-    # wrk counts in whole seconds.
-    if GENERATOR == "wrk" and seconds >= 1:
-        return _wrk(port, method, paths, body, seconds)
-    requests = [
-        f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n".encode()
-        + body
-        for path in paths
-    ]
-    return uvloop.run(_generate(port, requests, seconds))
+_POOL_BYTES = 2_000_000
 
 
-def _wrk(port: int, method: str, paths: list[str], body: bytes, seconds: float) -> float:
-    table = ",".join(f"'{path}'" for path in paths)
-    script = (
-        f"local paths = {{{table}}}\nlocal turn = 0\n"
-        f"wrk.method = '{method}'\nwrk.headers['Content-Type'] = 'application/json'\n"
-        + (f"wrk.body = '{body.decode()}'\n" if body else "")
-        + "request = function()\n  turn = turn % #paths + 1\n  return wrk.format(nil, paths[turn])\nend\n"
-    )
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
-        file.write(script)
-        file.flush()
-        command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{round(seconds)}s", "-s", file.name]
-        output = subprocess.check_output([*command, f"http://127.0.0.1:{port}"], text=True)
-    if "Non-2xx" in output or "Socket errors" in output:
-        raise SystemExit(f"the server failed under load:\n{output}")
-    match = re.search(r"Requests/sec:\s+([\d.]+)", output)
-    if match is None:
-        raise SystemExit(f"wrk said nothing of a rate:\n{output}")
-    return float(match[1])
+class Request(NamedTuple):
+    """One request; ``{value}`` in its body stands for ``characters`` fresh random ones of A-Z, a-z and 0-9."""
+
+    method: str
+    path: str
+    body: str = ""
+    characters: int = 0
 
 
-async def _generate(port: int, requests: list[bytes], seconds: float) -> float:
-    loop = asyncio.get_running_loop()
-    run = _Run(requests, time.perf_counter() + seconds)
-    started = time.perf_counter()
-    connections = [
-        await loop.create_connection(lambda: _Connection(run), "127.0.0.1", port) for _ in range(CONNECTIONS)
-    ]
-    await asyncio.wait([connection.done for _, connection in connections], timeout=seconds + 10)
-    elapsed = time.perf_counter() - started
-    for transport, _ in connections:
-        transport.close()
-    if run.failure or not run.answers:
-        raise SystemExit(f"the server failed under load: {run.failure or 'no answer'}")
-    return run.answers / elapsed
+class Target(NamedTuple):
+    """Where to send the requests of a benchmark, and with what headers.
+
+    One that ``refuses`` may answer some with 409 and ask for them again; they do not count for its rate.
+    """
+
+    port: int
+    gets: list[Request]
+    puts: list[Request]
+    headers: dict[str, str]
+    refuses: bool = False
 
 
-class _Run:
-    """What the connections share: the requests still to send, in turn, and the answers so far."""
+class Rates(NamedTuple):
+    """What one run of wrk says."""
 
-    def __init__(self, requests: list[bytes], end: float) -> None:
-        self.requests = requests
-        self.end = end
-        self.answers = 0
-        self.failure = ""
+    per_second: float
+    p50_ms: float
+    p99_ms: float
 
 
-class _Connection(asyncio.Protocol):
-    """One keep-alive connection with one request under way at a time, until the run's end."""
+def missing_wrk() -> str | None:
+    """Why there can be no load, or None."""
+    return None if shutil.which("wrk") else "wrk is not installed: apt-get install wrk"
 
-    def __init__(self, run: _Run) -> None:
-        self.run = run
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.parser = httptools.HttpResponseParser(self)
-        self.transport: asyncio.Transport | None = None
-        self.turn = 0
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's does not derive from it
-        # Each connection begins at another request, so that they do not all write the same key at once.
-        self.turn = id(self) % len(self.run.requests)
-        self.send()
+def load(target: Target, requests: Sequence[Request], seconds: float, connections: int = CONNECTIONS) -> Rates:
+    """Send ``requests`` in turn over 32 connections at once, for whole seconds; each must be answered with 2xx."""
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        script.write(_script(requests, target.headers))
+        script.flush()
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{max(round(seconds), 1)}s", "-s", script.name]
+        output = subprocess.check_output([*command, f"http://127.0.0.1:{target.port}"], text=True)
+    result = json.loads(output.rpartition("RESULT ")[2])
+    answered = result["requests"] - result["refused"]
+    if result["failed"] or (result["refused"] and not target.refuses) or not answered:
+        raise RuntimeError(f"port {target.port} failed under load:\n{output}")
+    return Rates(answered / result["seconds"], result["p50_ms"], result["p99_ms"])
 
-    def send(self) -> None:
-        assert self.transport is not None
-        self.transport.write(self.run.requests[self.turn % len(self.run.requests)])
-        self.turn += 1
 
-    def data_received(self, data: bytes) -> None:
-        self.parser.feed_data(data)
+def _script(requests: Sequence[Request], headers: dict[str, str]) -> str:
+    """wrk's script, which must not be the limit: heads are made once, and values cut out of a long random text."""
+    pool = _random_characters(_POOL_BYTES)
+    bodies = [request.body.partition("{value}") for request in requests]
+    return f"""
+local paths = {_table([request.path for request in requests])}
+local before = {_table([before for before, _, _ in bodies])}
+local after = {_table([after for _, _, after in bodies])}
+local pool = '{pool}'
+local characters = {requests[0].characters}
+local heads = {{}}
+local turn = 0
+math.randomseed({secrets.randbelow(2**31)})
+wrk.method = '{requests[0].method}'
+{"".join(f"wrk.headers['{name}'] = '{value}'{chr(10)}" for name, value in headers.items())}
+init = function()
+  for i, path in ipairs(paths) do
+    local length = #before[i] + characters + #after[i]
+    local whole = wrk.format(nil, path, nil, length > 0 and string.rep('x', length) or nil)
+    heads[i] = string.sub(whole, 1, #whole - length) .. before[i]
+  end
+end
+request = function()
+  turn = turn % #paths + 1
+  if characters == 0 then return heads[turn] .. after[turn] end
+  local at = math.random(#pool - characters)
+  return heads[turn] .. string.sub(pool, at, at + characters - 1) .. after[turn]
+end
+done = function(summary, latency)
+  local e = summary.errors
+  local form = '{{"requests": %d, "seconds": %f, "failed": %d, "refused": %d, "p50_ms": %f, "p99_ms": %f}}'
+  io.write('RESULT ', string.format(form,
+    summary.requests, summary.duration / 1e6, e.connect + e.read + e.write + e.timeout, e.status,
+    latency:percentile(50) / 1e3, latency:percentile(99) / 1e3))
+end
+"""
 
-    def on_message_complete(self) -> None:
-        if self.parser.get_status_code() >= 300:
-            self.run.failure = f"status {self.parser.get_status_code()}"
-            self.finish()
-            return
-        self.run.answers += 1
-        if time.perf_counter() < self.run.end:
-            self.send()
-        else:
-            self.finish()
 
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self.done.done():
-            self.run.failure = self.run.failure or f"connection lost: {error}"
-            self.finish()
+def _table(texts: Sequence[str]) -> str:
+    return "{" + ",".join(f"[[{text}]]" for text in texts) + "}"
 
-    def finish(self) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
+
+def _random_characters(count: int) -> str:
+    return base64.b64encode(secrets.token_bytes(count), altchars=b"Az").decode()[:count]
+
+
+def send_all(target: Target, requests: Sequence[Request]) -> None:
+    """Send each once, so that every key has a value."""
+
+    def send(some: Sequence[Request]) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=30)
+        for request in some:
+            body = request.body.replace("{value}", _random_characters(request.characters))
+            while True:
+                connection.request(request.method, request.path, body, target.headers)
+                answer = connection.getresponse()
+                text = answer.read()
+                if answer.status != 409 or not target.refuses:
+                    break
+            if answer.status >= 300:
+                raise RuntimeError(f"{request.method} {request.path} was answered with {answer.status}: {text[:200]!r}")
+        connection.close()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(send, (requests[start::8] for start in range(8))))
+
+
+def median_rates(runs: Sequence[Rates]) -> Rates:
+    """The median of each figure."""
+    return Rates(*(statistics.median(figures) for figures in zip(*runs, strict=True)))

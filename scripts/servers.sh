@@ -4,6 +4,7 @@
 #
 #   scripts/servers.sh             as root on Debian and its kin it installs what is missing
 #   scripts/servers.sh --dry-run   say what would be done
+#   scripts/servers.sh --install PACKAGE…   install these, as root on Debian, and start nothing
 #
 # With CI=true it fails unless everything is there in the end, since a skipped backend is an untested one. PostgreSQL's
 # programs are looked for on PATH and in the folders of POSTGRESQL_FOLDERS.
@@ -50,7 +51,8 @@ install_packages() {
 dry=
 case "${1-}" in
 --dry-run) dry=yes ;;
-?*) echo "usage: $0 [--dry-run]" >&2; exit 2 ;;
+--install) shift; install_packages "$*"; exit ;;
+?*) echo "usage: $0 [--dry-run | --install PACKAGE…]" >&2; exit 2 ;;
 esac
 
 packages=$(missing)

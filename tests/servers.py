@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import ctypes
 import functools
+import http.client
 import os
 import pwd
 import random
@@ -22,8 +23,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self, TypeVar
+
+ServerT = TypeVar("ServerT", bound="Server | RedisCluster")
 
 __all__ = [
     "PostgreSQLServer",
@@ -53,8 +58,8 @@ def binary(*names: str) -> str | None:
     folders = [os.environ.get("PATH", os.defpath)]
     for root in ("/usr/lib/postgresql", "/opt/homebrew/opt", "/usr/local/opt"):
         with contextlib.suppress(OSError):
-            found = sorted(Path(root).glob("*/bin"), key=lambda path: path.parent.name.zfill(9), reverse=True)
-            folders += map(str, found)
+            homes = sorted(Path(root).glob("*/bin"), key=lambda path: path.parent.name.zfill(9), reverse=True)
+            folders += map(str, homes)
     path = os.pathsep.join(folders)
     return next((found for name in names if (found := shutil.which(name, path=path))), None)
 
@@ -141,6 +146,7 @@ class Server:
         if self.user is not None:
             shutil.chown(self.folder, self.user)
         self.port = free_port()
+        self.environment: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
 
     drops_root = False
@@ -156,6 +162,21 @@ class Server:
         """Whether it serves."""
         raise NotImplementedError
 
+    def listens(self) -> bool:
+        """Whether it accepts connections."""
+        with contextlib.suppress(OSError), socket.create_connection((HOST, self.port), timeout=1):
+            return True
+        return False
+
+    def says_yes(self, path: str) -> bool:
+        """Whether it answers a GET over HTTP with 2xx."""
+        with (
+            contextlib.suppress(OSError, http.client.HTTPException),
+            urllib.request.urlopen(f"http://{HOST}:{self.port}{path}", timeout=1),
+        ):
+            return True
+        return False
+
     def start(self) -> None:
         """Start it, again if it was stopped, and wait until it serves."""
         self.launch()
@@ -170,6 +191,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env={**os.environ, **self.environment},
                 user=self.user,
                 preexec_fn=_die_with_parent,
             )
@@ -222,7 +244,7 @@ class Server:
                 self.process.kill()
                 self.process.wait()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         try:
             self.start()
         except BaseException:
@@ -349,7 +371,7 @@ class RedisCluster:
             for node in self.nodes:
                 stack.callback(node.close)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         try:
             self.start()
         except BaseException:
@@ -480,7 +502,7 @@ def postgresql_server() -> PostgreSQLServer:
     return _started(PostgreSQLServer())
 
 
-def _started(server):
+def _started(server: ServerT) -> ServerT:
     server.__enter__()
     atexit.register(server.close)
     return server

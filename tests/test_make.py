@@ -17,7 +17,6 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from tests import servers
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -256,22 +255,3 @@ def test_ci_runs_make_test_from_anywhere():
     assert lines[0] == "#!/usr/bin/env bash"
     assert "set -euo pipefail" in lines
     assert lines[-1] == "exec make test"
-
-
-def test_the_benchmarks_run(tmp_path):
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "run.py", "--quick"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    for part in ("kv", "backends", "series", "append", "history"):
-        assert f"## {part}\n" in done.stdout
-        assert f"<!-- {part} -->" in (ROOT / "benchmarks" / "README.md").read_text()
-    ratios = [float(ratio) for ratio in re.findall(r"\*\*([\d.]+)\*\*", done.stdout)]
-    on_servers = (0 if servers.missing_postgresql() else 4) + (0 if servers.missing_redis() else 4)
-    assert len(ratios) == 8 + on_servers
-    assert all(ratio > 0 for ratio in ratios)

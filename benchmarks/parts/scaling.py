@@ -1,0 +1,79 @@
+"""How throughput grows with the number of service processes, and with the size of the values."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+from benchmarks.figures import Figure, Note, Row, Size
+from benchmarks.load import CONNECTIONS, Target, load, missing_wrk, send_all
+from benchmarks.peers.backends import POSTGRESQL
+from benchmarks.peers.rstored import Rstored
+
+__all__ = ["measure"]
+
+PROCESSES = 2
+SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
+
+
+def measure(size: Size) -> list[Row]:
+    if reason := missing_wrk():
+        return [Note("processes and sizes", f"not measured: {reason}")]
+    return [*_processes(size), *_sizes(size)]
+
+
+def _processes(size: Size) -> list[Row]:
+    """Processes that share one store, each on its own port and with its share of the connections."""
+    rows: list[Row] = []
+    backends: list[str | None] = ["SQLite"]
+    if missing := POSTGRESQL.missing():
+        rows.append(Note("processes on PostgreSQL", f"not measured: {missing}"))
+    else:
+        backends.append("PostgreSQL")
+    for backend in backends:
+        with ExitStack() as stack:
+            first = stack.enter_context(Rstored(None if backend == "SQLite" else POSTGRESQL.fresh_dsn()))
+            others = [stack.enter_context(Rstored(first.backend)) for _ in range(PROCESSES - 1)]
+            targets = [service.target() for service in (first, *others)]
+            send_all(targets[0], targets[0].puts)
+            for method in ("GET", "PUT"):
+                many: list[float] = []
+                one: list[float] = []
+                for _ in range(size.rounds):
+                    one.append(_together(targets[:1], method, size.seconds))
+                    many.append(_together(targets, method, size.seconds))
+                rows.append(
+                    Figure(f"{method} on {backend}, {PROCESSES} processes", "one process", "requests/s", many, one)
+                )
+    return rows
+
+
+def _together(targets: list[Target], method: str, seconds: float) -> float:
+    """The rate of all, loaded at once."""
+
+    def one(target: Target) -> float:
+        requests = target.gets if method == "GET" else target.puts
+        return load(target, requests, seconds, CONNECTIONS // len(targets)).per_second
+
+    with ThreadPoolExecutor(len(targets)) as threads:
+        return sum(threads.map(one, targets))
+
+
+def _sizes(size: Size) -> list[Row]:
+    rows: list[Row] = []
+    with Rstored() as service:
+        for value_bytes in SIZES:
+            target = service.target(characters=value_bytes - 2)
+            # Fewer keys of the larger, so that all sizes fit into memory alike.
+            keys = max(1_000 * 100 // value_bytes, 10)
+            target = target._replace(gets=target.gets[:keys], puts=target.puts[:keys])
+            rates: dict[str, list[float]] = {"GET": [], "PUT": []}
+            for _ in range(max(size.rounds // 3, 1)):
+                rates["PUT"].append(load(target, target.puts, size.seconds).per_second)
+                send_all(target, target.puts)
+                rates["GET"].append(load(target, target.gets, size.seconds).per_second)
+            for method, found in rates.items():
+                rate = found[len(found) // 2]
+                text = f"{rate:,.0f} requests/s, {rate * value_bytes / 1e6:,.1f} MB/s"
+                rows.append(Note(f"{method} of {value_bytes:,} bytes on SQLite", text))
+    return rows

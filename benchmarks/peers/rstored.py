@@ -1,0 +1,52 @@
+"""rstore's own service, one process on a backend."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.servers import HOST, Server
+
+from benchmarks.load import KEYS, Request, Target
+from rstore import Store
+
+__all__ = ["Rstored"]
+
+_TOKEN: str | None = None
+
+
+class Rstored(Server):
+    """The service as it starts by default: SQLite in its folder unless another ``dsn`` is given."""
+
+    def __init__(self, dsn: str | None = None) -> None:
+        super().__init__()
+        self.backend = dsn or f"sqlite:///{self.folder}/rstore.db"
+        self.token = _TOKEN
+
+    @property
+    def dsn(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    def command(self) -> list[str]:
+        rstored = Path(sys.executable).with_name("rstored")
+        return [str(rstored), "serve", "--host", HOST, "--port", str(self.port), "--dsn", self.backend]
+
+    def answers(self) -> bool:
+        return self.listens()
+
+    def headers(self) -> dict[str, str]:
+        return {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
+
+    def store(self, **options: Any) -> Store:
+        """A store that may write; open it with ``with``."""
+        return Store(self.dsn, frozen=False, token=self.token, timeout=120, **options)
+
+    def target(self, characters: int = 98) -> Target:
+        """Pairs of ``characters`` and two quotes."""
+        return Target(
+            self.port,
+            gets=[Request("GET", f"/kv/{key}") for key in KEYS],
+            puts=[Request("PUT", f"/kv/{key}", '"{value}"', characters) for key in KEYS],
+            headers={"Content-Type": "application/json", **self.headers()},
+        )
