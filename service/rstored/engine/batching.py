@@ -29,6 +29,8 @@ Observe: TypeAlias = Callable[[str, int, float], None]
 RequestT = TypeVar("RequestT")
 AnswerT = TypeVar("AnswerT")
 
+_Waiting: TypeAlias = tuple[RequestT, "asyncio.Future[AnswerT]", float]
+
 
 class Storage:
     """The one way from the engine to its backend: single reads and updates in, batches out.
@@ -83,8 +85,12 @@ class _Batches(Generic[RequestT, AnswerT]):
         self._send = send
         self._size_max = size_max
         self._observe = observe
-        self._waiting: deque[tuple[RequestT, asyncio.Future[AnswerT]]] = deque()
+        # Each with the time by which its caller is told, if by nothing else than that it took too long.
+        self._waiting: deque[_Waiting[RequestT, AnswerT]] = deque()
+        self._under_way: list[_Waiting[RequestT, AnswerT]] = []
         self._sender: asyncio.Task[None] | None = None
+        # One timer for all who wait: one each would cost more than to wait does.
+        self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     async def submit(self, request: RequestT) -> AnswerT:
@@ -92,21 +98,21 @@ class _Batches(Generic[RequestT, AnswerT]):
             raise Problem("shutting-down", "the service is stopping; try again when it is back")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[AnswerT] = loop.create_future()
-        # Whoever asked is told in time, also when the batch that is under way does not end.
-        timer = loop.call_later(WAIT_SECONDS, _give_up, future)
-        self._waiting.append((request, future))
+        deadline = loop.time() + WAIT_SECONDS
+        self._waiting.append((request, future, deadline))
         if self._sender is None:
             # The task begins in the loop's next round, so requests of one round go together.
             self._sender = loop.create_task(self._send_all())
-        try:
-            return await future
-        finally:
-            timer.cancel()
+        if self._timer is None:
+            self._timer = loop.call_at(deadline, self._give_up)
+        return await future
 
     async def close(self) -> None:
         self._closed = True
         if self._sender is not None:
             await asyncio.wait([self._sender])
+        if self._timer is not None:
+            self._timer.cancel()
 
     async def _send_all(self) -> None:
         try:
@@ -115,19 +121,20 @@ class _Batches(Generic[RequestT, AnswerT]):
         finally:
             self._sender = None
 
-    def _next_batch(self) -> list[tuple[RequestT, asyncio.Future[AnswerT]]]:
-        batch: list[tuple[RequestT, asyncio.Future[AnswerT]]] = []
+    def _next_batch(self) -> list[_Waiting[RequestT, AnswerT]]:
+        batch: list[_Waiting[RequestT, AnswerT]] = []
         while self._waiting and len(batch) < self._size_max:
-            request, future = self._waiting.popleft()
-            if not future.done():
-                batch.append((request, future))
+            waiting = self._waiting.popleft()
+            if not waiting[1].done():
+                batch.append(waiting)
+        self._under_way = batch
         return batch
 
-    async def _send_batch(self, batch: list[tuple[RequestT, asyncio.Future[AnswerT]]]) -> None:
+    async def _send_batch(self, batch: list[_Waiting[RequestT, AnswerT]]) -> None:
         started = time.perf_counter()
         results: Sequence[AnswerT | Exception]
         try:
-            results = await self._send([request for request, _ in batch])
+            results = await self._send([request for request, _, _ in batch])
         except Problem as problem:
             # Each caller gets its own: an exception that is raised twice collects both tracebacks.
             results = [Problem(problem.code, problem.detail, **problem.members) for _ in batch]
@@ -135,7 +142,7 @@ class _Batches(Generic[RequestT, AnswerT]):
             results = [error] * len(batch)
         if self._observe is not None:
             self._observe(self._kind, len(batch), time.perf_counter() - started)
-        for (_, future), result in zip(batch, results, strict=True):
+        for (_, future, _), result in zip(batch, results, strict=True):
             if future.done():
                 continue
             if isinstance(result, Exception):
@@ -143,8 +150,19 @@ class _Batches(Generic[RequestT, AnswerT]):
             else:
                 future.set_result(result)
 
-
-def _give_up(future: asyncio.Future[Any]) -> None:
-    if not future.done():
-        detail = f"the backend took longer than {WAIT_SECONDS:.0f} seconds, and may still do what was asked: try again"
-        future.set_exception(Problem("backend-unavailable", detail))
+    def _give_up(self) -> None:
+        """Tell those who have waited too long, also when the batch that is under way does not end."""
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        # A loop may call a little before the time.
+        now = loop.time() + 0.001
+        for _, future, deadline in (*self._under_way, *self._waiting):
+            if future.done():
+                continue
+            if deadline > now:
+                self._timer = loop.call_at(deadline, self._give_up)
+                return
+            detail = (
+                f"the backend took longer than {WAIT_SECONDS:.0f} seconds, and may still do what was asked: try again"
+            )
+            future.set_exception(Problem("backend-unavailable", detail))
