@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import abc
 import enum
+import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
@@ -75,6 +76,7 @@ class Place(NamedTuple):
     key: str
 
 
+@functools.lru_cache(maxsize=1024)
 def namespace_place(namespace: str) -> Place:
     """The place of the record that is the namespace itself."""
     return Place("", Kind.NAMESPACE, namespace)

@@ -208,23 +208,15 @@ class Statements:
         )
         """record_id, lane, sort_key"""
 
-        owner = record.alias("owner")
-        at_place = sa.and_(
-            record.c.parent_id == owner.c.id, record.c.kind == _bind("kind"), record.c.key == _bind("key")
-        )
-        self.lock_heads = self._sql(
-            sa.select(owner.c.id, owner.c.meta, owner.c.expires_ms, record.c.id, record.c.meta, record.c.expires_ms)
-            .select_from(owner.outerjoin(record, at_place))
-            .where(
-                owner.c.parent_id == sa.literal_column(str(ROOT_ID)),
-                owner.c.kind == sa.literal_column(str(int(Kind.NAMESPACE))),
-                owner.c.key == _bind("namespace"),
+        self.child = self._sql(
+            sa.select(record.c.id, record.c.meta, record.c.expires_ms).where(
+                record.c.parent_id == _bind("parent"), record.c.kind == _bind("kind"), record.c.key == _bind("key")
             ),
+            "parent",
             "kind",
             "key",
-            "namespace",
         )
-        """kind, key, namespace → id, meta, expires_ms of the namespace; the same of the record, or NULLs"""
+        """parent_id, kind, key → id, meta, expires_ms"""
 
         self.counts = self._sql(
             sa.select(record_count.c.kind, record_count.c.n).where(
@@ -244,6 +236,7 @@ class Statements:
         )
         """now_ms, namespace → kind, n"""
 
+        owner = record.alias("owner")
         self.expired = self._sql(
             sa.select(owner.c.key, record.c.kind, record.c.key)
             .select_from(record.join(owner, owner.c.id == record.c.parent_id))

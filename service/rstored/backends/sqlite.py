@@ -383,7 +383,9 @@ class _Writer:
         self.connection = connection
         self._reader = _Reader(connection)
         self._execute = connection.cursor().execute
-        # What the transaction under way adds to record_count, by parent and kind.
+        # Ids and heads of namespaces, as the transaction under way found them.
+        self._namespaces: dict[Place, tuple[int | None, Head | None]] = {}
+        # What it adds to record_count, by parent and kind.
         self._counted: dict[tuple[int, int], int] = {}
 
     def update(self, updates: Sequence[Update[Any]]) -> list[Any | Problem]:
@@ -392,6 +394,7 @@ class _Writer:
             self._execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
             return [_translated(error) for _ in updates]
+        self._namespaces.clear()
         try:
             results = [self._run(update) for update in updates]
             self._commit()
@@ -450,11 +453,17 @@ class _Writer:
 
     def _find(self, place: Place, ids: dict[Place, int | None], heads: dict[Place, Head | None]) -> None:
         namespace, kind, key = place
-        found = self._execute(_SQL.lock_heads, (int(kind), key, namespace)).fetchone() or _NOTHING
-        if kind is not Kind.NAMESPACE:
-            parent = namespace_place(namespace)
-            ids[parent], heads[parent] = _id_and_head(*found[:3])
-        ids[place], heads[place] = _id_and_head(*found[3:])
+        parent = namespace_place(namespace)
+        found = self._namespaces.get(parent)
+        if found is None:
+            found = self._namespaces[parent] = self._child(ROOT_ID, _NAMESPACE, namespace)
+        if kind is not _NAMESPACE:
+            ids[parent], heads[parent] = found
+        ids[place], heads[place] = _NOTHING if found[0] is None else self._child(found[0], kind, key)
+
+    def _child(self, parent_id: int, kind: Kind, key: str) -> tuple[int | None, Head | None]:
+        row = self._execute(_SQL.child, (parent_id, int(kind), key)).fetchone()
+        return _NOTHING if row is None else (row[0], Head(row[1], b"", row[2]))
 
     def _answer(self, query: Query) -> list[Any]:
         if self._counted and any(isinstance(read, CountRead) for read in query):
@@ -472,6 +481,8 @@ class _Writer:
     def _write(self, write: Write, ids: dict[Place, int | None]) -> None:
         place = write.place
         record_id = ids[place]
+        if place.kind is _NAMESPACE:
+            self._namespaces.pop(place, None)
         if isinstance(write, PutHead):
             meta, value, expires = write.head
             if record_id is not None:
@@ -519,11 +530,9 @@ class _Writer:
         return len(children) + 1
 
 
-_NOTHING: Final = (None,) * 6
-
-
-def _id_and_head(record_id: int | None, meta: bytes, expires_ms: int | None) -> tuple[int | None, Head | None]:
-    return record_id, None if record_id is None else Head(meta, b"", expires_ms)
+_NOTHING: Final = (None, None)
+# To look a member up in its class takes longer than to find a row.
+_NAMESPACE: Final = Kind.NAMESPACE
 
 
 def _parent_id(place: Place, ids: dict[Place, int | None]) -> int:

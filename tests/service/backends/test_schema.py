@@ -30,7 +30,7 @@ SQL = Statements(DIALECT)
     "statement",
     [
         SQL.head,
-        SQL.lock_heads,
+        SQL.child,
         SQL.counts,
         SQL.expired_counts,
         SQL.expired,
