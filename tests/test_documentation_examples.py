@@ -144,7 +144,15 @@ def test_the_examples_of_rest_get_the_answers_they_show(http):
 def test_every_section_of_rest_has_examples():
     sections = re.split(r"^## ", page("rest.md"), flags=re.MULTILINE)[1:]
     with_examples = {section.splitlines()[0] for section in sections if "```http" in section}
-    assert with_examples == {"Service", "Namespaces", "Key/value", "Time series", "Event sequences", "Problems"}
+    assert with_examples == {
+        "Service",
+        "Access",
+        "Namespaces",
+        "Key/value",
+        "Time series",
+        "Event sequences",
+        "Problems",
+    }
 
 
 # --- rest.md: bad input --------------------------------------------------------------------------------------
@@ -348,8 +356,10 @@ def test_each_limit_is_answered_as_the_table_says(limited, limit):
 def test_the_table_of_limits_has_them_all():
     told = [codes(row[0])[0] for row in rows("rest.md", "Limits")]
     assert told == list(Limits.model_fields)
-    # Those of connections and of requests together are passed in tests/service/test_limits.py.
-    assert set(told) - BOTH_SIDES.keys() - SITUATIONS.keys() == {"apply_id_retention_seconds"}
+    # Those of connections and of requests together are passed in tests/service/test_limits.py, those of tokens in
+    # tests/service/api/test_access.py.
+    of_tokens = {"requests_per_second_max", "failed_authentications_per_minute_max"}
+    assert set(told) - BOTH_SIDES.keys() - SITUATIONS.keys() - of_tokens == {"apply_id_retention_seconds"}
 
 
 # --- sdk.md --------------------------------------------------------------------------------------------------

@@ -144,6 +144,7 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
     "key-not-found": ProblemType(404, "No such key", StoreNotFoundError),
     "series-not-found": ProblemType(404, "No such time series", StoreNotFoundError),
     "sequence-not-found": ProblemType(404, "No such event sequence", StoreNotFoundError),
+    "token-not-found": ProblemType(404, "No such token", StoreNotFoundError),
     "precondition-failed": ProblemType(412, "The condition does not hold", StoreConflictError),
     "revision-conflict": ProblemType(409, "The sequence is at another revision", StoreConflictError),
     "timestamp-taken": ProblemType(409, "The timestamp already has events", StoreIntegrityError),
@@ -159,6 +160,7 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
     # Access.
     "unauthenticated": ProblemType(401, "A valid token is needed", StoreAuthenticationError),
     "access-denied": ProblemType(403, "The token does not reach this", StoreAccessError),
+    "rate-limited": ProblemType(429, "Too many requests", StoreLimitError),
     # The service cannot serve now.
     "internal-error": ProblemType(500, "The service failed", StoreNotAvailableError),
     "backend-unavailable": ProblemType(503, "The storage backend does not answer", StoreNotAvailableError),

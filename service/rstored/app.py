@@ -6,12 +6,13 @@ import contextlib
 import functools
 from collections.abc import AsyncIterator
 
+from rstored.api.access import Authentication
 from rstored.api.front_door import FrontDoor
 from rstored.api.metrics import Metrics
 from rstored.api.openapi import declare_routes
 from rstored.api.state import State
 from rstored.backends import backend_class
-from rstored.engine.engine import Engine
+from rstored.engine.engine import Engine, unix_ms
 from rstored.settings import Settings, load_settings
 
 __all__ = ["create_app", "running_app"]
@@ -47,6 +48,13 @@ async def _open_state(settings: Settings) -> AsyncIterator[State]:
                 engine,
                 settings.limits,
                 metrics,
+                Authentication(
+                    engine.tokens,
+                    settings.limits,
+                    unix_ms,
+                    admin_token=settings.admin_token,
+                    cache_seconds=settings.token_cache_seconds,
+                ),
                 access_log=settings.access_log,
                 docs=settings.docs,
             )

@@ -37,6 +37,12 @@ class Limits(BaseModel):
         description="events that an apply in the past may fold anew; long values count more",
     )
     sequence_bytes_max: int = Field(default=64 * 2**20, ge=1, description="what one sequence's state is read from")
+    requests_per_second_max: int = Field(
+        default=0, ge=0, description="requests of one token to one process in a second; 0: no limit"
+    )
+    failed_authentications_per_minute_max: int = Field(
+        default=60, ge=1, description="unknown tokens from one client address in a minute"
+    )
     apply_id_retention_seconds: int = Field(default=86_400, ge=1, description="how long a repeat is known")
     header_bytes_max: int = Field(default=32 * 2**10, ge=1024, description="a request's head, or its trailers")
     headers_max: int = Field(default=100, ge=10, description="header fields in one request")

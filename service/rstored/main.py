@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import logging
 import re
 import sys
-from typing import Annotated, NoReturn
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Literal, NoReturn, TypeVar
 
 import typer
 import uvloop
 
+from rstore.durations import InvalidDuration, parse_duration
 from rstored import __version__
 from rstored.api.openapi import declare_routes, document
 from rstored.app import running_app
 from rstored.backends import backend_class
+from rstored.engine.engine import Engine
+from rstored.engine.model import Access, NewToken, Page, TokenInfo
 from rstored.logs import configure_logging
 from rstored.problems import Problem
 from rstored.server import Server, bind, within_open_files
@@ -31,7 +36,16 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+token = typer.Typer(
+    help="Access tokens, straight in the storage, while services run on it or not.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+cli.add_typer(token, name="token")
+
 logger = logging.getLogger("rstored")
+
+T = TypeVar("T")
 
 _DSN_OPTION = typer.Option(help="Where the data is, for instance sqlite:///rstore.db. [env: RSTORED_DSN]")
 
@@ -119,19 +133,25 @@ def serve(
         )
     except InvalidSettings as error:
         _fail(str(error))
-    if not settings.insecure and not _is_loopback(settings.host):
-        _fail(
-            f"{settings.host} can be reached from other machines, and nothing keeps anybody out: "
-            "listen on 127.0.0.1, or give --insecure if that is what you want"
-        )
     configure_logging(settings.log_level)
     settings = settings.model_copy(update={"limits": within_open_files(settings.limits)})
     try:
         uvloop.run(_serve(settings))
-    except Problem as problem:
-        _fail(problem.detail)
+    except (Problem, _OpenToAll) as error:
+        _fail(str(error))
     except OSError as error:
         _fail(f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}")
+
+
+class _OpenToAll(Exception):
+    """The service would be reachable from other machines, and nothing would keep anybody out."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"{host} can be reached from other machines, and nothing keeps anybody out: make a token "
+            "(`rstored token create --namespace '*' --access admin`), or set RSTORED_ADMIN_TOKEN, or listen on "
+            "127.0.0.1, or give --insecure if that is what you want"
+        )
 
 
 async def _serve(settings: Settings) -> None:
@@ -139,6 +159,10 @@ async def _serve(settings: Settings) -> None:
     listener = bind(settings.host, settings.port)
     try:
         async with running_app(settings) as app:
+            is_closed = await app.state.authentication.is_closed()
+            reachable = not _is_loopback(settings.host)
+            if reachable and not is_closed and not settings.insecure:
+                raise _OpenToAll(settings.host)
             host, port = listener.getsockname()[:2]
             address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             backend = app.state.backend.describe()
@@ -149,12 +173,109 @@ async def _serve(settings: Settings) -> None:
                 logger.info("listening", extra={"address": address, "backend": backend["name"]})
                 if "warning" in backend:
                     logger.warning(backend["warning"], extra={"backend": backend["name"]})
+                if reachable and is_closed:
+                    logger.warning("tokens and data go over the network in clear, unless a proxy adds TLS")
 
             server = Server(app, settings, started)
             await server.serve(sockets=[listener])
             logger.info("stopped")
     finally:
         listener.close()
+
+
+# --- tokens ------------------------------------------------------------------------------------------------
+
+_IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The token's id, as `list` tells it.")]
+
+
+@token.command("create")
+def token_create(
+    namespace: Annotated[
+        list[str], typer.Option(help="A namespace that it reaches, or a glob; may be given again. '*' is all.")
+    ],
+    access: Annotated[Literal["read", "write", "admin"], typer.Option(help="What it allows.")],
+    expires: Annotated[str | None, typer.Option(help="How long it lasts, like 90d; by default until revoked.")] = None,
+    label: Annotated[str, typer.Option(help="What it is for.")] = "",
+    dsn: Annotated[str | None, _DSN_OPTION] = None,
+) -> None:
+    """Make a token and print it, this once. From the first one on, nobody is let in without."""
+    lifetime = None if expires is None else _seconds(expires)
+    _print_token(
+        _in_storage(
+            dsn,
+            lambda engine: engine.tokens.create(
+                namespace, Access[access.upper()], label=label, lifetime_seconds=lifetime
+            ),
+        )
+    )
+
+
+@token.command("list")
+def token_list(dsn: Annotated[str | None, _DSN_OPTION] = None) -> None:
+    """Print every token, without its secret, as JSON, one per line."""
+
+    async def tokens(engine: Engine) -> list[TokenInfo]:
+        found: list[TokenInfo] = []
+        page: Page[TokenInfo] = Page([], "")
+        while page.cursor is not None:
+            page = await engine.tokens.list(after=page.cursor or None)
+            found += page.items
+        return found
+
+    for info in _in_storage(dsn, tokens):
+        line = {**info._asdict(), "access": info.access.name.lower()}
+        print(json.dumps(line, ensure_ascii=False))  # noqa: T201
+
+
+@token.command("revoke")
+def token_revoke(token_id: _IdArgument, dsn: Annotated[str | None, _DSN_OPTION] = None) -> None:
+    """End a token. Services that run forget it within RSTORED_TOKEN_CACHE_SECONDS."""
+    if not _in_storage(dsn, lambda engine: engine.tokens.revoke(token_id)):
+        _fail("there is no token with this id")
+
+
+@token.command("rotate")
+def token_rotate(
+    token_id: _IdArgument,
+    grace: Annotated[str, typer.Option(help="How much longer the old secret counts, like 1h.")] = "0",
+    dsn: Annotated[str | None, _DSN_OPTION] = None,
+) -> None:
+    """Give a token another secret and print it, this once."""
+    seconds = _seconds(grace)
+    _print_token(_in_storage(dsn, lambda engine: engine.tokens.rotate(token_id, grace_seconds=seconds)))
+
+
+def _in_storage(dsn: str | None, work: Callable[[Engine], Awaitable[T]]) -> T:
+    """What ``work`` returns of an engine on the storage."""
+
+    async def run(settings: Settings) -> T:
+        backend = await backend_class(settings.dsn).open(settings.dsn)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(backend.close)
+            engine = Engine(backend)
+            stack.push_async_callback(engine.stop)
+            return await work(engine)
+
+    try:
+        return asyncio.run(run(load_settings(dsn=dsn)))
+    except (InvalidSettings, Problem) as error:
+        _fail(str(error))
+
+
+def _seconds(text: str) -> int:
+    try:
+        return parse_duration(text)
+    except InvalidDuration as error:
+        _fail(str(error))
+
+
+def _print_token(made: NewToken) -> None:
+    """The text alone on standard output, so that it can be piped to where it is kept."""
+    print(made.text)  # noqa: T201
+    print(f"rstored: this is token {made.info.id}; it is not shown again", file=sys.stderr)  # noqa: T201
+
+
+# --- addresses ---------------------------------------------------------------------------------------------
 
 
 def _is_loopback(host: str) -> bool:

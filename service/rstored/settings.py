@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from rstored.limits import Limits
@@ -13,6 +14,7 @@ from rstored.limits import Limits
 __all__ = ["InvalidSettings", "Settings", "load_settings"]
 
 PREFIX: Final = "RSTORED_"
+_ADMIN_TOKEN: Final = re.compile(r"[!-~]{32,4096}\Z")
 
 
 class InvalidSettings(ValueError):
@@ -29,6 +31,12 @@ class Settings(BaseSettings):
     dsn: str = Field(default="sqlite:///rstore.db", description="where the data is: `sqlite:///path/to/file.db`")
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    admin_token: SecretStr | None = Field(
+        default=None, description="a token that may do everything; 32 characters or more of printable ASCII"
+    )
+    token_cache_seconds: float = Field(
+        default=5, ge=0, le=300, description="how long a token counts after it was verified; a revoked one as well"
+    )
     insecure: bool = Field(
         default=False, description="listen beyond this machine although anybody may then do anything"
     )
@@ -43,6 +51,13 @@ class Settings(BaseSettings):
     )
     backlog: int = Field(default=2048, ge=1, description="connections that may wait to be accepted")
     limits: Limits = Field(default_factory=Limits, description="bounds on requests, each by its own name")
+
+    @field_validator("admin_token")
+    @classmethod
+    def _strong(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is not None and _ADMIN_TOKEN.match(token.get_secret_value()) is None:
+            raise ValueError("32 to 4096 characters of printable ASCII without spaces are wanted")
+        return token
 
 
 def load_settings(**given: Any) -> Settings:

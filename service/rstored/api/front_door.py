@@ -28,6 +28,7 @@ from rstored.api.problems import problem_reply
 from rstored.api.replies import Header, Reply
 from rstored.api.requests import UNCOUNTED_BYTES_MAX, ClientGone, Receive, Request, header_fields
 from rstored.api.state import State
+from rstored.limits import Limits
 from rstored.problems import Problem
 
 __all__ = ["FrontDoor", "Served"]
@@ -55,18 +56,30 @@ _ON_ALL: Final[tuple[Header, ...]] = (
     (b"cache-control", b"no-store"),
     (b"referrer-policy", b"no-referrer"),
 )
+_CHALLENGE: Final[Header] = (b"www-authenticate", b"Bearer")
+_CHALLENGE_AGAIN: Final[Header] = (b"www-authenticate", b'Bearer error="invalid_token"')
+# The variables of paths: the attribute of the request that each becomes, and what checks it. A token's id is a key.
+_NAMES: Final[dict[str, tuple[str, Callable[[str, Limits], str]]]] = {
+    "namespace": ("namespace", checked_namespace),
+    "key": ("key", checked_key),
+    "token_id": ("key", checked_key),
+}
 
 
 class _Endpoint:
-    """A route and method, ready to be called. ``operation`` is None where FastAPI answers itself."""
+    """A route and method, ready to be called. ``operation`` is None where FastAPI answers itself.
 
-    __slots__ = ("default_query", "is_probe", "method", "operation", "template")
+    ``rule`` is None where no token is needed.
+    """
+
+    __slots__ = ("default_query", "is_probe", "method", "operation", "rule", "template")
 
     def __init__(self, template: str, method: str, operation: Operation | None) -> None:
         self.template = template
         self.method = method
         self.operation = operation
         self.is_probe = template in _PROBES
+        self.rule = operation.rule if operation is not None and operation.rule.needs_token else None
         self.default_query: Query | None = None
         if operation is not None:
             with contextlib.suppress(Problem):
@@ -196,20 +209,32 @@ class FrontDoor:
         endpoint: _Endpoint | None = None
         try:
             try:
-                node, namespace, key = self._find(scope, state.limits.uri_bytes_max)
+                node, names = self._find(scope, state.limits.uri_bytes_max)
                 endpoint = node.endpoints.get(method)
-                if namespace is not None:
-                    request.namespace = checked_namespace(_decoded(namespace, "namespace"), state.limits)
-                if key is not None:
-                    request.key = checked_key(_decoded(key, "key"), state.limits)
+                rule = None
+                if endpoint is not None:
+                    self._admit(scope, endpoint, request)
+                    rule = endpoint.rule
+                if rule is not None:
+                    authorization = fields.get(b"authorization")
+                    grant = state.authentication.known(authorization, started)
+                    if grant is None:
+                        grant = await state.authentication.authenticate(authorization, request.client)
+                    if grant.rate is not None:
+                        grant.rate.take(started)
+                    request.grant = grant
+                for name, segment in names:
+                    attribute, check = _NAMES[name]
+                    setattr(request, attribute, check(_decoded(segment, attribute), state.limits))
+                if rule is not None:
+                    rule.check(request.grant, request.namespace)
                 if endpoint is None:
                     reply = _without_endpoint(node, method, request)
+                elif endpoint.operation is None:
+                    status = await self._delegate(scope, receive, send, request)
+                    self._finish(state, endpoint, request, status, started)
+                    return
                 else:
-                    self._admit(scope, endpoint, request)
-                    if endpoint.operation is None:
-                        status = await self._delegate(scope, receive, send, request)
-                        self._finish(state, endpoint, request, status, started)
-                        return
                     reply = await _call(endpoint, endpoint.operation, scope["query_string"], request)
                     if isinstance(reply.body, bytes):
                         request.hold(len(reply.body))
@@ -278,15 +303,15 @@ class FrontDoor:
         given = fields.get(b"x-request-id")
         return given if given is not None and _REQUEST_ID.match(given) else next(self._ids)
 
-    def _find(self, scope: Scope, uri_bytes_max: int) -> tuple[_Node, bytes | None, bytes | None]:
-        """The node of the path, and the segments that stand for namespace and key. Raises :class:`Problem`."""
+    def _find(self, scope: Scope, uri_bytes_max: int) -> tuple[_Node, list[tuple[str, bytes]]]:
+        """The node of the path, and the segments that stand for names. Raises :class:`Problem`."""
         raw_path: bytes = scope["raw_path"]
         if len(raw_path) + len(scope["query_string"]) >= uri_bytes_max:
             raise Problem(
                 "uri-too-long", f"the request target is longer than {uri_bytes_max} bytes", limit=uri_bytes_max
             )
         node = self._root
-        namespace = key = None
+        names: list[tuple[str, bytes]] = []
         segments = iter(raw_path.split(b"/"))
         next(segments)
         for segment in segments:
@@ -295,14 +320,11 @@ class FrontDoor:
                 child = node.variable
                 if child is None:
                     raise _no_route()
-                if child.name == "key":
-                    key = segment
-                else:
-                    namespace = segment
+                names.append((child.name, segment))
             node = child
         if not node.endpoints:
             raise _no_route()
-        return node, namespace, key
+        return node, names
 
     def _other(self, method: str) -> _Endpoint:
         """What requests that reach no endpoint are counted under; unknown methods share one name."""
@@ -341,6 +363,10 @@ class FrontDoor:
                     "route": endpoint.template if endpoint else None,
                     "detail": problem.detail,
                 },
+            )
+        if problem.code == "unauthenticated":
+            return problem_reply(
+                problem, request_id, _CHALLENGE_AGAIN if b"authorization" in request.fields else _CHALLENGE
             )
         return problem_reply(problem, request_id)
 
@@ -410,6 +436,7 @@ class FrontDoor:
                     "method": endpoint.method,
                     "route": endpoint.template,
                     "namespace": request.namespace,
+                    "token_id": request.grant.token_id,
                     "status": status,
                     "milliseconds": round(seconds * 1000, 3),
                 },

@@ -18,6 +18,7 @@ from rstore.encodings import (
     encoding_of,
     media_type_of,
 )
+from rstored.api.access import Rule
 from rstored.api.bodies import EncodingLabel, answer_sized, body_form, read_body, read_value, wire_value
 from rstored.api.conditions import (
     BARE_TAG_PATTERN,
@@ -36,7 +37,7 @@ from rstored.api.parameters import KeyName, ListQuery, Query, Switch, checked_ke
 from rstored.api.replies import NO_CONTENT, Header, Reply, content_type
 from rstored.api.requests import Request
 from rstored.engine.kv import TTL_SECONDS_MAX
-from rstored.engine.model import ANY, KEEP, BatchDelete, BatchGet, BatchSet, Entry, Expiry
+from rstored.engine.model import ANY, KEEP, Access, BatchDelete, BatchGet, BatchSet, Entry, Expiry
 from rstored.limits import Limits
 from rstored.problems import Problem
 from rstored.threads import run_sized
@@ -351,13 +352,17 @@ def _item(key: str, entry: Entry, form: str, *, values: bool) -> KeyItem:
             "delete": ["user:3", {"key": "user:4", "if_match": "6f1ed002ab559585"}],
         },
     ),
+    rule=Rule(Access.READ),
 )
 async def batch(request: Request) -> Reply:
     """One atomic batch: all of it is done or none, and the gets see the state before it.
 
-    If a part fails, the problem's `pointer` says which (`/set/3`). A key may be written once only.
+    If a part fails, the problem's `pointer` says which (`/set/3`). A key may be written once only. A batch of gets
+    alone takes read access, any other write access.
     """
     body = await read_body(request, KeyBatch)
+    if body.set or body.delete:
+        request.require(Access.WRITE)
     limits = request.state.limits
     sets_form = body_form(request)
 

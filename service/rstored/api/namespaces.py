@@ -6,12 +6,13 @@ from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
 
+from rstored.api.access import ANY_TOKEN, Rule
 from rstored.api.bodies import answer, read_optional_body
 from rstored.api.operations import Answer, Operations, json_content
 from rstored.api.parameters import ListQuery, page_size, read_cursor, write_cursor
 from rstored.api.replies import NO_CONTENT, Reply
 from rstored.api.requests import Request
-from rstored.engine.model import NamespacePolicy
+from rstored.engine.model import Access, NamespacePolicy
 
 __all__ = ["operations"]
 
@@ -65,12 +66,17 @@ _EXAMPLE: Final[dict[str, Any]] = {"namespace": "team", "sealed_only": False, "k
     },
     problems=("backend-unavailable",),
     both_forms=False,
+    rule=ANY_TOKEN,
 )
 async def list_namespaces(request: Request, query: ListQuery) -> Reply:
-    """In order of name. `cursor` of one page asks for the next; it is null on the last."""
+    """Those that the token reaches, in order of name. `cursor` asks for the next page; it is null on the last."""
+    prefix, reached = query.prefix, request.grant.prefix
+    if reached.startswith(prefix):
+        prefix = reached
     page = await request.engine.namespaces.list(
         match=query.match,
-        prefix=query.prefix,
+        prefix=prefix,
+        accept=request.grant.reaches,
         after=read_cursor(query.cursor),
         limit=page_size(query, request.state.limits),
     )
@@ -92,10 +98,15 @@ async def list_namespaces(request: Request, query: ListQuery) -> Reply:
     both_forms=False,
 )
 async def create(request: Request) -> Reply:
-    """Idempotent. Without a body the policy of an existing namespace stays. Writing to a namespace creates it too."""
+    """Idempotent. Without a body the policy of an existing namespace stays; changing it takes admin access.
+
+    Writing to a namespace creates it too.
+    """
     body = await read_optional_body(request, Policy)
     policy = None if body is None else NamespacePolicy(body.sealed_only)
-    created = await request.engine.namespaces.create(request.namespace, policy)
+    created = await request.engine.namespaces.create(
+        request.namespace, policy, may_change=request.grant.allows(request.namespace, Access.ADMIN)
+    )
     return answer(request, await _body(request), 201 if created else 200)
 
 
@@ -119,6 +130,7 @@ async def describe(request: Request) -> Reply:
     answers={204: Answer("It is gone, or was not there")},
     problems=("backend-unavailable",),
     both_forms=False,
+    rule=Rule(Access.ADMIN),
 )
 async def discard(request: Request) -> Reply:
     """Keys, series, sequences and the policy: all of it, at once."""

@@ -14,19 +14,21 @@ from starlette.responses import HTMLResponse, Response
 
 from rstore.errors import PROBLEMS
 from rstored import __version__
-from rstored.api import es, kv, namespaces, service, ts
-from rstored.api.operations import Operation
+from rstored.api import es, kv, namespaces, service, tokens, ts
+from rstored.api.operations import BEARER, Operation
 from rstored.api.problems import PROBLEM_SCHEMA, problem_example
 from rstored.api.reference_page import reference_page
 
 __all__ = ["declare_routes", "document"]
 
-FEATURES: Final = (service, namespaces, kv, ts, es)
+FEATURES: Final = (service, namespaces, kv, ts, es, tokens)
 
 _DESCRIPTION: Final = """\
 A networked store for key/value pairs, time series and event sequences. Every data route stands twice: under
 `/ns/{namespace}`, and without that prefix for the namespace `default`. A key is one percent-encoded path segment.
-JSON routes also speak `application/msgpack`. Every failure is a problem document (RFC 9457) with a stable `code`."""
+JSON routes also speak `application/msgpack`. A store in which a token was ever made is closed: without one it answers
+401, and beyond what the token reaches 403.
+ Every failure is a problem document (RFC 9457) with a stable `code`."""
 
 # The page is text and styles of our own: it may load nothing, run nothing, and be framed by nobody.
 _PAGE_HEADERS: Final = {
@@ -79,6 +81,9 @@ def document(app: fastapi.FastAPI) -> dict[str, Any]:
     found.update(schemas, Problem=PROBLEM_SCHEMA)
     described["components"]["schemas"] = dict(sorted(found.items()))
     described["components"]["examples"] = {code: {"value": problem_example(code)} for code in sorted(PROBLEMS)}
+    described["components"]["securitySchemes"] = {
+        BEARER: {"type": "http", "scheme": "bearer", "description": "a token, if the store is closed; see `/tokens`"}
+    }
     return described
 
 

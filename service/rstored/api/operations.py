@@ -11,9 +11,11 @@ from starlette.responses import Response
 
 from rstore.encodings import MSGPACK_MEDIA_TYPE
 from rstore.errors import PROBLEMS
+from rstored.api.access import Rule
 from rstored.api.media_types import JSON_FORMS, PROBLEM_MEDIA_TYPE
 from rstored.api.parameters import KEY_PATTERN, Query
 from rstored.api.replies import Reply
+from rstored.engine.model import Access
 
 __all__ = ["Answer", "Content", "Operation", "Operations", "RequestHeader", "json_content", "schema_of"]
 
@@ -30,6 +32,8 @@ _ANYWHERE: Final = (
     "deadline-exceeded",
 )
 NAMESPACED: Final = "/ns/{namespace}"
+BEARER: Final = "bearer"
+"""The name of the security scheme in the OpenAPI document."""
 _NAMESPACE: Final = Annotated[
     str,
     fastapi.Path(
@@ -44,6 +48,9 @@ _KEY: Final = Annotated[
         pattern=KEY_PATTERN,
         examples=["user:1"],
     ),
+]
+_TOKEN_ID: Final = Annotated[
+    str, fastapi.Path(description="the token's id, which is no secret", examples=["6f3a9c2e51d04b7a"])
 ]
 
 
@@ -96,6 +103,7 @@ class Operation:
         produces: tuple[str, ...],
         answers: Mapping[int, Answer],
         body: Mapping[str, Content],
+        rule: Rule,
     ) -> None:
         query = get_type_hints(endpoint).get("query")
         self.endpoint = endpoint
@@ -104,6 +112,7 @@ class Operation:
         self.produces = produces
         self.answers = answers
         self.body = body
+        self.rule = rule
         self.__name__ = endpoint.__name__
         self.__doc__ = endpoint.__doc__
         self.__signature__ = _signature(parameters, query, headers)
@@ -117,7 +126,7 @@ def _signature(
 ) -> inspect.Signature:
     """The signature that FastAPI turns into the operation's OpenAPI parameters."""
     kind = inspect.Parameter.KEYWORD_ONLY
-    declared = {"namespace": _NAMESPACE, "key": _KEY}
+    declared = {"namespace": _NAMESPACE, "key": _KEY, "token_id": _TOKEN_ID}
     found = [inspect.Parameter(name, kind, annotation=declared[name]) for name in parameters]
     if query is not None:
         found.append(inspect.Parameter("query", kind, annotation=Annotated[query, fastapi.Query()]))
@@ -152,19 +161,27 @@ class Operations:
         body_required: bool = True,
         headers: Mapping[str, RequestHeader] | None = None,
         both_forms: bool = True,
+        rule: Rule | None = None,
     ) -> Callable[[Endpoint], Endpoint]:
         """Declare the decorated endpoint; its docstring is the operation's description.
 
         ``path`` has no namespace; with ``both_forms`` the route stands under ``/ns/{namespace}`` as well. ``problems``
         are the codes that are this operation's own; those that its parameters and bodies bring are added.
+
+        ``rule`` is what it takes to be let in; by default GET and HEAD need to read the namespace and all else to
+        write to it. A route that belongs to no namespace has to say.
         """
+        if rule is None:
+            if not both_forms and "{namespace}" not in path:
+                raise ValueError(f"{method} {path} has no namespace, so it needs a rule")
+            rule = Rule(Access.READ if method in ("GET", "HEAD") else Access.WRITE)
 
         def declare(endpoint: Endpoint) -> Endpoint:
             first = answers[min(answers)]
             produces = tuple(first.content) if MSGPACK_MEDIA_TYPE in first.content else ()
             for prefix in ("", NAMESPACED) if both_forms else ("",):
                 route = prefix + path
-                names = [name for name in ("namespace", "key") if f"{{{name}}}" in route]
+                names = [name for name in ("namespace", "key", "token_id") if f"{{{name}}}" in route]
                 operation = Operation(
                     endpoint,
                     parameters=names,
@@ -172,9 +189,10 @@ class Operations:
                     produces=produces,
                     answers=answers,
                     body=body or {},
+                    rule=rule,
                 )
                 codes = _codes(problems, operation, names, body)
-                extra: dict[str, Any] = {}
+                extra: dict[str, Any] = {"security": [{BEARER: []}]} if rule.needs_token else {}
                 if body is not None:
                     extra["requestBody"] = {"required": body_required, "content": _content(body)}
                 name = f"{method.lower()}_{endpoint.__name__}" if method == "HEAD" else endpoint.__name__
@@ -209,8 +227,11 @@ def _codes(
     codes = {*problems, *_ANYWHERE}
     if operation.takes_query:
         codes.add("invalid-parameter")
-    if names:
-        codes |= {f"invalid-{name}" for name in names}
+    if operation.rule.needs_token:
+        codes |= {"unauthenticated", "rate-limited", "backend-unavailable"}
+    if operation.rule.access is not None:
+        codes.add("access-denied")
+    codes |= {"invalid-namespace" if name == "namespace" else "invalid-key" for name in names}
     if operation.produces:
         codes.add("not-acceptable")
     if body is not None:

@@ -24,6 +24,7 @@ __all__ = [
     "Int64",
     "KeyName",
     "ListQuery",
+    "PageQuery",
     "Query",
     "StartParameter",
     "Step",
@@ -81,15 +82,9 @@ class Query(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ListQuery(Query):
-    """What every listing takes."""
+class PageQuery(Query):
+    """What asks for one page after the other."""
 
-    match: str | None = Field(
-        default=None,
-        description="glob over the whole key: `*` is any run of characters, `?` is one",
-        examples=["user:*"],
-    )
-    prefix: str = Field(default="", description="only keys that begin with this")
     limit: PageSize | None = Field(
         default=None, description="at most this many items; by default, and at most, the limit `page_size_max`"
     )
@@ -98,6 +93,17 @@ class ListQuery(Query):
         description="the `cursor` of the page before",
         json_schema_extra={"pattern": "^[A-Za-z0-9_-]+$"},
     )
+
+
+class ListQuery(PageQuery):
+    """What every listing of names takes."""
+
+    match: str | None = Field(
+        default=None,
+        description="glob over the whole key: `*` is any run of characters, `?` is one",
+        examples=["user:*"],
+    )
+    prefix: str = Field(default="", description="only keys that begin with this")
 
 
 QueryT = TypeVar("QueryT", bound=Query)
@@ -178,7 +184,7 @@ def checked_namespace(name: str, limits: Limits) -> str:
     return name
 
 
-def page_size(query: ListQuery, limits: Limits) -> int:
+def page_size(query: PageQuery, limits: Limits) -> int:
     """How many items a page may have. Raises Problem ``invalid-parameter`` if more are asked for than the limit."""
     if query.limit is None:
         return limits.page_size_max

@@ -15,7 +15,7 @@ __all__ = ["PROBLEM_SCHEMA", "problem_document", "problem_example", "problem_rep
 
 _HEADERS: Final[tuple[Header, ...]] = (content_type(PROBLEM_MEDIA_TYPE),)
 # What fails with 503 is over in a moment, or it is not and asking more often would not help.
-_RETRY_AFTER: Final[Header] = (b"retry-after", b"1")
+_RETRY_AFTER_SECONDS: Final = 1
 
 PROBLEM_SCHEMA: Final[dict[str, Any]] = {
     "title": "Problem",
@@ -32,6 +32,7 @@ PROBLEM_SCHEMA: Final[dict[str, Any]] = {
         "pointer": {"type": "string", "description": "which part of the body, as a JSON pointer"},
         "parameter": {"type": "string", "description": "which query parameter or header"},
         "limit": {"type": "integer", "description": "the limit that was passed"},
+        "retry_after_seconds": {"type": "integer", "description": "how long to wait, as in Retry-After"},
     },
 }
 
@@ -64,6 +65,7 @@ def problem_reply(problem: Problem, request_id: str, *headers: Header) -> Reply:
     """The answer for a problem; always JSON, whatever Accept says, so that every client can read why."""
     body = msgspec.json.encode(problem_document(problem, request_id))
     status = problem.type.status
-    if status == 503:
-        headers = (*headers, _RETRY_AFTER)
+    if status in (429, 503):
+        seconds = problem.members.get("retry_after_seconds", _RETRY_AFTER_SECONDS)
+        headers = (*headers, (b"retry-after", b"%d" % seconds))
     return Reply(status, (*_HEADERS, *headers), body)

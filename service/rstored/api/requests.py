@@ -8,9 +8,11 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, TypeAlias
 
+from rstored.api.access import NOBODY, Grant, denied
 from rstored.api.media_types import ContentType, parse_content_type
 from rstored.api.state import State
 from rstored.engine.engine import Engine
+from rstored.engine.model import Access
 from rstored.problems import Problem
 
 __all__ = ["DEFAULT_NAMESPACE", "UNCOUNTED_BYTES_MAX", "ClientGone", "Receive", "Request", "header_fields"]
@@ -42,6 +44,7 @@ def header_fields(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
 
 class Request:
     """One request. ``namespace`` and ``key`` are checked names; a route without a namespace means the default one.
+    ``grant`` is what whoever sent it may do.
 
     ``fields`` are the header fields by lower-case name. ``form`` is the media type that the answer shall have, out
     of those that the operation offers. ``body_unread`` is true while there is a body that nobody has read to its end.
@@ -59,6 +62,7 @@ class Request:
         "engine",
         "fields",
         "form",
+        "grant",
         "id",
         "key",
         "late",
@@ -76,6 +80,7 @@ class Request:
         self.id = request_id
         self.namespace = DEFAULT_NAMESPACE
         self.key = ""
+        self.grant: Grant = NOBODY
         self.form = ""
         self.body_unread = b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0"
         self.started = started
@@ -129,6 +134,11 @@ class Request:
                 return Problem("request-timeout", f"the body arrived at less than {least} bytes a second")
             self._window = (now, self._body_bytes)
         return None
+
+    def require(self, access: Access) -> None:
+        """Return if whoever sends this may do what takes this access here; else Problem ``access-denied``."""
+        if not self.grant.allows(self.namespace, access):
+            raise denied()
 
     def header(self, name: bytes) -> str | None:
         """The value of a header field, or None. ``name`` is lower case."""

@@ -7,11 +7,13 @@ from typing import Annotated, Any, Final
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from rstored import __version__
+from rstored.api.access import ANY_TOKEN, PUBLIC, Rule
 from rstored.api.bodies import answer
 from rstored.api.metrics import METRICS_MEDIA_TYPE
 from rstored.api.operations import Answer, Content, Operations, json_content
 from rstored.api.replies import Reply, content_type
 from rstored.api.requests import Request
+from rstored.engine.model import Access
 from rstored.limits import Limits
 from rstored.problems import Problem
 
@@ -55,6 +57,7 @@ _LINKS: Final = {
     "kv": "/ns/{namespace}/kv",
     "ts": "/ns/{namespace}/ts",
     "es": "/ns/{namespace}/es",
+    "tokens": "/tokens",
 }
 _EXAMPLE: Final[dict[str, Any]] = {
     "name": "rstored",
@@ -71,6 +74,7 @@ _EXAMPLE: Final[dict[str, Any]] = {
     summary="Describe the service",
     answers={200: Answer("What the service is", json_content(ServiceInfo, _EXAMPLE))},
     both_forms=False,
+    rule=ANY_TOKEN,
 )
 async def index(request: Request) -> Reply:
     """Name and version, the backend and what its acknowledgements mean, every limit, and where the routes are."""
@@ -93,6 +97,7 @@ async def index(request: Request) -> Reply:
     summary="Tell whether the process lives",
     answers={200: Answer("It lives", json_content(Status, {"status": "ok"}))},
     both_forms=False,
+    rule=PUBLIC,
 )
 async def healthz(request: Request) -> Reply:
     """Answers as long as the process can answer at all; asks nothing of the backend."""
@@ -106,6 +111,7 @@ async def healthz(request: Request) -> Reply:
     answers={200: Answer("They can", json_content(Status, {"status": "ready"}))},
     problems=("backend-unavailable", "shutting-down"),
     both_forms=False,
+    rule=PUBLIC,
 )
 async def readyz(request: Request) -> Reply:
     """503 when the backend does not answer or the service is stopping: send no requests then."""
@@ -126,6 +132,7 @@ async def readyz(request: Request) -> Reply:
         )
     },
     both_forms=False,
+    rule=Rule(Access.READ, service_wide=True),
 )
 async def metrics(request: Request) -> Reply:
     """Requests by route, method, status and latency; batch sizes; backend latency; the process."""

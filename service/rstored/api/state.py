@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from rstored.api.access import Authentication
 from rstored.api.metrics import Metrics
 from rstored.backends.abc import Backend
 from rstored.engine.engine import Engine
@@ -24,6 +25,7 @@ class State:
     engine: Engine
     limits: Limits
     metrics: Metrics
+    authentication: Authentication
     access_log: bool = False
     docs: bool = True
     stopping: bool = False

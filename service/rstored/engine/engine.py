@@ -11,6 +11,7 @@ from rstored.engine.es import EventSequences
 from rstored.engine.kv import KeyValues
 from rstored.engine.maintenance import Maintenance
 from rstored.engine.namespaces import Namespaces
+from rstored.engine.tokens import Tokens
 from rstored.engine.ts import TimeSeries
 from rstored.limits import Limits
 
@@ -40,6 +41,7 @@ class Engine:
         self.ts = TimeSeries(self.storage, limits)
         self.es = EventSequences(self.storage, limits, clock)
         self.namespaces = Namespaces(self.storage, clock)
+        self.tokens = Tokens(self.storage, clock)
 
     async def start(self) -> None:
         """Begin maintenance."""

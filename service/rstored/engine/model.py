@@ -10,6 +10,7 @@ from rstore.encodings import Value
 __all__ = [
     "ANY",
     "KEEP",
+    "Access",
     "BatchDelete",
     "BatchGet",
     "BatchResult",
@@ -20,6 +21,7 @@ __all__ = [
     "Expiry",
     "NamespaceInfo",
     "NamespacePolicy",
+    "NewToken",
     "Page",
     "PruneResult",
     "PutResult",
@@ -29,6 +31,8 @@ __all__ = [
     "State",
     "StoredEvent",
     "Stretch",
+    "TokenInfo",
+    "ValidToken",
 ]
 
 T = TypeVar("T")
@@ -218,3 +222,42 @@ class SequenceInfo(NamedTuple):
     revision: int
     last: int
     items: int
+
+
+# --- tokens ------------------------------------------------------------------------------------------------
+
+
+class Access(enum.IntEnum):
+    """What a token may do in its namespaces. Each level includes those before it."""
+
+    READ = 1
+    WRITE = 2
+    ADMIN = 3
+
+
+class TokenInfo(NamedTuple):
+    """A token, without its secret. ``namespaces`` are globs; ``expires_ms`` is POSIX milliseconds or None."""
+
+    id: str
+    label: str
+    namespaces: tuple[str, ...]
+    access: Access
+    created_ms: int
+    expires_ms: int | None
+
+
+class NewToken:
+    """A token and its text, which is known now and never again, and which no ``repr`` shows."""
+
+    __slots__ = ("info", "text")
+
+    def __init__(self, text: str, info: TokenInfo) -> None:
+        self.text = text
+        self.info = info
+
+
+class ValidToken(NamedTuple):
+    """A token that was verified, and until when what was sent counts: it expires, or its grace ends."""
+
+    info: TokenInfo
+    until_ms: int | None

@@ -26,7 +26,10 @@ from rstored.engine.globs import list_page
 from rstored.engine.model import NamespaceInfo, NamespacePolicy, Page
 from rstored.problems import Problem
 
-__all__ = ["Namespaces", "admit"]
+__all__ = ["RESERVED", "Namespaces", "admit"]
+
+RESERVED: Final = "~tokens"
+"""The namespace of the service's own records. No name of a user's has such a character, so none reaches it."""
 
 
 def admit(heads: Mapping[Place, Head | None], namespace: str, encodings: Iterable[Encoding]) -> list[Write]:
@@ -54,14 +57,19 @@ class Namespaces:
         self._storage = storage
         self._clock = clock
 
-    async def create(self, namespace: str, policy: NamespacePolicy | None = None) -> bool:
-        """Create the namespace, or give it ``policy`` if it is there (None: leave it). True if it is new."""
+    async def create(self, namespace: str, policy: NamespacePolicy | None = None, *, may_change: bool = True) -> bool:
+        """Create the namespace, or give it ``policy`` if it is there (None: leave it). True if it is new.
+
+        Unless it ``may_change`` another policy, it raises :class:`Problem` ``access-denied`` where there is one.
+        """
         place = namespace_place(namespace)
 
         def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[bool]]:
             head = heads[place]
             if head is not None and policy in (None, _policy(head)):
                 return Commit((), answer=False)
+            if head is not None and not may_change:
+                raise Problem("access-denied", "changing the policy of a namespace takes a token with admin access")
             return Commit((PutHead(place, Head(_meta(policy or NamespacePolicy()))),), answer=head is None)
             yield
 
@@ -98,17 +106,27 @@ class Namespaces:
         accept: Callable[[str], bool] | None = None,
     ) -> Page[tuple[str, NamespacePolicy]]:
         """A page of namespaces in order of name; ``accept`` hides those that it returns False for."""
-        page = await list_page(
-            self._storage,
-            "",
-            Kind.NAMESPACE,
-            match=match,
-            prefix=prefix,
-            after=after,
-            limit=limit,
-            accept=None if accept is None else lambda name, _: accept(name),
-        )
-        return Page([(name, _policy(head)) for name, head in page.items], page.cursor)
+
+        def shown(name: str) -> bool:
+            return name != RESERVED and (accept is None or accept(name))
+
+        items: list[tuple[str, Head]] = []
+        while True:
+            page = await list_page(
+                self._storage,
+                "",
+                Kind.NAMESPACE,
+                match=match,
+                prefix=prefix,
+                after=after,
+                limit=limit - len(items),
+                accept=lambda name, _: shown(name),
+            )
+            items += page.items
+            # A cursor is a name, so it is one that may be shown, though the search goes on for longer.
+            if page.cursor is None or shown(page.cursor):
+                return Page([(name, _policy(head)) for name, head in items], page.cursor)
+            after = page.cursor
 
 
 def _meta(policy: NamespacePolicy) -> bytes:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.routing import Route
 
+from rstored.api.access import PUBLIC
 from rstored.api.front_door import FrontDoor
 from rstored.api.openapi import declare_routes
 from rstored.api.operations import Answer, Operation, Operations
@@ -222,13 +223,13 @@ class Unhandled(Exception):
     """Nothing foresees it."""
 
 
-@broken.add("GET", "/raises", summary="Raise", answers={200: Answer("Never")}, both_forms=False)
+@broken.add("GET", "/raises", summary="Raise", answers={200: Answer("Never")}, both_forms=False, rule=PUBLIC)
 async def raises(request: Request) -> Reply:
     """Raises."""
     raise Unhandled("a secret value")
 
 
-@broken.add("GET", "/streams", summary="Stream", answers={200: Answer("Some")}, both_forms=False)
+@broken.add("GET", "/streams", summary="Stream", answers={200: Answer("Some")}, both_forms=False, rule=PUBLIC)
 async def streams(request: Request, query: StreamQuery) -> Reply:
     """Streams so many chunks, then fails."""
 

@@ -38,7 +38,7 @@ def contents(operation: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 def test_the_head_of_the_document():
     assert DOCUMENT["openapi"] == "3.1.0"
     assert DOCUMENT["info"]["title"] == "rstored"
-    assert [tag["name"] for tag in DOCUMENT["tags"]] == ["service", "namespaces", "kv", "ts", "es"]
+    assert [tag["name"] for tag in DOCUMENT["tags"]] == ["service", "namespaces", "kv", "ts", "es", "tokens"]
     assert len(OPERATIONS) > 40
 
 
@@ -83,7 +83,7 @@ def test_its_problems_are_problems(path, method, operation):
             assert all(f"`{code}`" in response["description"] for code in content["examples"])
             codes |= set(content["examples"])
     assert {"unknown-parameter", "internal-error", "uri-too-long"} <= codes
-    has_keys = "{key}" in path or (path.endswith("/kv") and method == "post")
+    has_keys = "{key}" in path or "{token_id}" in path or (path.endswith("/kv") and method == "post")
     assert ("invalid-key" in codes) == has_keys
     assert ("invalid-namespace" in codes) == ("{namespace}" in path)
     assert ("body-too-large" in codes) == ("requestBody" in operation)

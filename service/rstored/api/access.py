@@ -1,0 +1,284 @@
+"""Who may do what: bearer tokens into grants, and what each operation needs.
+
+A store is closed when the service has an admin token or a token was ever made in the store; else it is open, and every
+request is allowed. What the backend said of a token counts for a bounded time, so a revoked one ends within it, and a
+busy one costs a hash and a look into a dict.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
+
+from pydantic import SecretStr
+
+from rstored.engine.globs import Glob, compile_glob
+from rstored.engine.model import Access
+from rstored.engine.tokens import Tokens
+from rstored.limits import Limits
+from rstored.problems import Problem
+
+__all__ = ["ANY_TOKEN", "NOBODY", "OPEN", "PUBLIC", "Authentication", "Grant", "Rule", "denied"]
+
+T = TypeVar("T")
+
+_BEARER: Final = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] +([\x21-\x7e]+)\Z")
+_ADMIN_ID: Final = "RSTORED_ADMIN_TOKEN"
+# Entries of each of the caches. They are small, and what falls out costs a read of the backend.
+_CACHED_MAX: Final = 10_000
+_MINUTE: Final = 60.0
+
+
+class Rate:
+    """How often something may happen: ``per_second`` times, and as often at once. Holds one number: when it is due."""
+
+    __slots__ = ("_due", "_per_second")
+
+    def __init__(self, per_second: int) -> None:
+        self._per_second = per_second
+        self._due = 0.0
+
+    def take(self, now: float) -> None:
+        """Count one at the time ``now``. Raises Problem ``rate-limited``."""
+        due = max(self._due, now)
+        # What is due at most a second from now is the burst.
+        wait = due - now - 1 + 1 / self._per_second
+        if wait > 1e-9:
+            detail = f"this token has made its {self._per_second} requests of this second"
+            raise Problem("rate-limited", detail, limit=self._per_second, retry_after_seconds=int(wait) + 1)
+        self._due = due + 1 / self._per_second
+
+
+class Grant:
+    """What the holder of a token may do. ``prefix`` is what every namespace begins with that it reaches."""
+
+    __slots__ = ("_access", "_globs", "everywhere", "prefix", "rate", "token_id")
+
+    def __init__(self, token_id: str, namespaces: Sequence[str], access: Access, rate: Rate | None = None) -> None:
+        self.token_id = token_id
+        self.rate = rate
+        self.everywhere = "*" in namespaces
+        self._access = access
+        self._globs = [compile_glob(glob) for glob in namespaces]
+        self.prefix = os.path.commonprefix([glob.prefix for glob in self._globs])  # noqa: RUF071 (of characters)
+
+    def reaches(self, namespace: str) -> bool:
+        """Whether the holder may know that there is, or is not, such a namespace."""
+        return self.everywhere or any(_matches(glob, namespace) for glob in self._globs)
+
+    def allows(self, namespace: str | None, access: Access) -> bool:
+        """Whether the holder may do what takes this access to a namespace, or to the whole service (None)."""
+        if access > self._access:
+            return False
+        return self.everywhere if namespace is None else self.reaches(namespace)
+
+
+def _matches(glob: Glob, name: str) -> bool:
+    if glob.exact:
+        return name == glob.prefix
+    return name.startswith(glob.prefix) and (glob.matches is None or glob.matches(name))
+
+
+OPEN: Final = Grant("", ("*",), Access.ADMIN)
+"""What everybody may do in an open store."""
+
+NOBODY: Final = Grant("", (), Access.READ)
+"""What whoever was not asked for a token may do: nothing."""
+
+
+class Rule(NamedTuple):
+    """What it takes to be let in: this access to the namespace of the request or, ``service_wide``, to all of them.
+
+    With None any valid token will do, or, unless it ``needs_token``, none.
+    """
+
+    access: Access | None
+    service_wide: bool = False
+    needs_token: bool = True
+
+    def check(self, grant: Grant, namespace: str) -> None:
+        """Raises Problem ``access-denied``."""
+        if self.access is not None and not grant.allows(None if self.service_wide else namespace, self.access):
+            raise denied()
+
+
+ANY_TOKEN: Final = Rule(None)
+PUBLIC: Final = Rule(None, needs_token=False)
+
+
+def denied() -> Problem:
+    """The one answer to whatever is beyond a grant, be it there or not."""
+    return Problem("access-denied", "the token does not reach this namespace with this operation")
+
+
+class _Known(NamedTuple):
+    grant: Grant
+    until: float
+
+
+class Authentication:
+    """Turns ``Authorization`` headers into grants. Times are those of ``time.perf_counter``."""
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        limits: Limits,
+        clock: Callable[[], int],
+        *,
+        admin_token: SecretStr | None = None,
+        cache_seconds: float = 5,
+    ) -> None:
+        """``clock`` gives POSIX milliseconds."""
+        self._tokens = tokens
+        self._limits = limits
+        self._clock = clock
+        self._cache_seconds = cache_seconds
+        self._admin = None if admin_token is None else _hash(admin_token.get_secret_value().encode())
+        self._closed = admin_token is not None
+        self._open_until = 0.0
+        self._known: dict[bytes, _Known] = {}
+        self._unknown: dict[bytes, float] = {}
+        self._rates: dict[str, Rate] = {}
+        self._failures = _Failures(limits.failed_authentications_per_minute_max)
+        self._under_way: dict[bytes, asyncio.Task[Any]] = {}
+
+    async def is_closed(self) -> bool:
+        """Whether a token is needed; asks the backend if what is known is too old."""
+        now = time.perf_counter()
+        if not self._closed and now >= self._open_until:
+            if await self._once(b"", self._tokens.exist):
+                self._closed = True
+            else:
+                self._open_until = now + self._cache_seconds
+        return self._closed
+
+    def known(self, header: bytes | None, now: float) -> Grant | None:
+        """The grant of the header if it is known at the time ``now``."""
+        if self._closed:
+            known = None if header is None else self._known.get(_hash(header))
+            return known.grant if known is not None and now < known.until else None
+        return OPEN if now < self._open_until else None
+
+    async def authenticate(self, header: bytes | None, client: str) -> Grant:
+        """The grant of the header, sent from the address ``client``.
+
+        Raises Problem ``unauthenticated``, ``rate-limited`` where too many attempts failed, and
+        ``backend-unavailable``: who cannot be verified is not let in.
+        """
+        if not await self.is_closed():
+            return OPEN
+        if header is None:
+            raise Problem("unauthenticated", "this store is closed: send a token as `Authorization: Bearer …`")
+        digest = _hash(header)
+        now = time.perf_counter()
+        # A token that was good is asked for again whatever others at its address do.
+        if digest not in self._known:
+            self._failures.check(client, now)
+        grant = None if self._unknown.get(digest, now) > now else await self._once(digest, self._verify, header, digest)
+        if grant is None:
+            self._failures.add(client, now)
+            raise Problem("unauthenticated", "the token is not known: it never was, has expired or was revoked")
+        return grant
+
+    async def _verify(self, header: bytes, digest: bytes) -> Grant | None:
+        now = time.perf_counter()
+        match = _BEARER.match(header)
+        text = match[1].decode("ascii") if match else ""
+        until = now + self._cache_seconds
+        if self._admin is not None and hmac.compare_digest(_hash(text.encode()), self._admin):
+            grant = Grant(_ADMIN_ID, ("*",), Access.ADMIN, self._rate(_ADMIN_ID))
+        else:
+            valid = await self._tokens.verify(text)
+            if valid is None:
+                self._known.pop(digest, None)
+                _remember(self._unknown, digest, until)
+                return None
+            if valid.until_ms is not None:
+                until = min(until, now + (valid.until_ms - self._clock()) / 1000)
+            grant = Grant(valid.info.id, valid.info.namespaces, valid.info.access, self._rate(valid.info.id))
+        _remember(self._known, digest, _Known(grant, until))
+        return grant
+
+    def _rate(self, token_id: str) -> Rate | None:
+        if not self._limits.requests_per_second_max:
+            return None
+        if token_id not in self._rates:
+            _remember(self._rates, token_id, Rate(self._limits.requests_per_second_max))
+        return self._rates[token_id]
+
+    async def _once(self, name: bytes, ask: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """What ``ask`` returns; who comes while somebody asks the same waits for that answer."""
+        task = self._under_way.get(name)
+        if task is None:
+            task = asyncio.ensure_future(ask(*arguments))
+            self._under_way[name] = task
+            task.add_done_callback(lambda done: self._ended(name, done))
+        try:
+            # One who goes away must not take the answer from the others.
+            answer: T = await asyncio.shield(task)
+        except Problem as problem:
+            # Each caller gets its own: an exception that is raised twice collects both tracebacks.
+            raise Problem(problem.code, problem.detail, **problem.members) from None
+        return answer
+
+    def _ended(self, name: bytes, task: asyncio.Task[Any]) -> None:
+        del self._under_way[name]
+        if not task.cancelled():
+            # Looked at, or it would be reported as forgotten when all who waited have gone away.
+            task.exception()
+
+
+class _Failures:
+    """How many authentications failed in this minute, by address."""
+
+    def __init__(self, per_minute_max: int) -> None:
+        self._per_minute_max = per_minute_max
+        self._counts: dict[str, int] = {}
+        self._end = 0.0
+
+    def check(self, client: str, now: float) -> None:
+        """Raises Problem ``rate-limited`` if there were too many from this address."""
+        if now >= self._end:
+            self._counts.clear()
+            self._end = now + _MINUTE
+        if self._counts and self._counts.get(_network(client), 0) >= self._per_minute_max:
+            detail = f"{self._per_minute_max} tokens of this minute were not known; send one that is"
+            wait = int(self._end - now) + 1
+            raise Problem("rate-limited", detail, limit=self._per_minute_max, retry_after_seconds=wait)
+
+    def add(self, client: str, now: float) -> None:
+        """Count one."""
+        network = _network(client)
+        if network not in self._counts and len(self._counts) >= _CACHED_MAX:
+            # So many addresses are one attack; the count that it shares bounds it as a whole.
+            network = ""
+        self._counts[network] = self._counts.get(network, 0) + 1
+
+
+def _network(client: str) -> str:
+    """What one client may have many addresses of: an IPv6 network; else the address itself."""
+    if ":" not in client:
+        return client
+    try:
+        return str(ipaddress.ip_network(f"{client.partition('%')[0]}/64", strict=False))
+    except ValueError:
+        return client
+
+
+def _hash(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _remember(cache: dict[Any, Any], name: Any, value: Any) -> None:
+    """Keep ``value`` at the end of the cache; what was written longest ago makes room."""
+    cache.pop(name, None)
+    if len(cache) >= _CACHED_MAX:
+        del cache[next(iter(cache))]
+    cache[name] = value

@@ -1,0 +1,210 @@
+"""``/tokens``: access tokens, for those who have admin access to every namespace."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from msgspec import Meta, Struct
+
+from rstored.api.access import OPEN, Rule
+from rstored.api.bodies import answer, read_body, read_optional_body
+from rstored.api.operations import Answer, Operations, json_content
+from rstored.api.parameters import PageQuery, page_size, read_cursor, write_cursor
+from rstored.api.replies import NO_CONTENT, Reply
+from rstored.api.requests import Request
+from rstored.engine.model import Access, NewToken, TokenInfo
+from rstored.engine.tokens import GLOB_PATTERN, LABEL_LENGTH_MAX, LIFETIME_SECONDS_MAX, NAMESPACES_MAX
+from rstored.problems import Problem
+
+__all__ = ["operations"]
+
+operations: Final = Operations("tokens", "Access tokens; all of it takes admin access to every namespace.")
+
+_RULE: Final = Rule(Access.ADMIN, service_wide=True)
+
+AccessLabel = Annotated[
+    Literal["read", "write", "admin"], Meta(description="what it allows; each includes those before it")
+]
+Globs = Annotated[
+    list[str],
+    Meta(
+        description="names or globs of the namespaces that it reaches; `*` is all, and the service itself",
+        extra_json_schema={
+            "items": {"type": "string", "pattern": GLOB_PATTERN},
+            "minItems": 1,
+            "maxItems": NAMESPACES_MAX,
+        },
+    ),
+]
+Label = Annotated[
+    str,
+    Meta(description="what it is for; for people", extra_json_schema={"maxLength": LABEL_LENGTH_MAX}),
+]
+Milliseconds = Annotated[int, Meta(description="POSIX milliseconds")]
+TokenText = Annotated[str, Meta(description="what to send as `Authorization: Bearer …`; it is never shown again")]
+
+
+class TokenItem(Struct):
+    """A token, without its secret."""
+
+    id: str
+    label: str
+    namespaces: Globs
+    access: AccessLabel
+    created: Milliseconds
+    expires: Milliseconds | None
+
+
+class IssuedToken(TokenItem):
+    """A token with its text."""
+
+    token: TokenText
+
+
+class TokenList(Struct):
+    """A page of tokens, in order of their ids."""
+
+    items: list[TokenItem]
+    cursor: str | None
+
+
+class TokenRequest(Struct, forbid_unknown_fields=True):
+    """The token that is wanted."""
+
+    namespaces: Globs
+    access: AccessLabel
+    label: Label = ""
+    lifetime_seconds: Annotated[
+        float | None,
+        Meta(
+            description="how long it is to last; null: until it is revoked",
+            extra_json_schema={"exclusiveMinimum": 0, "maximum": LIFETIME_SECONDS_MAX},
+        ),
+    ] = None
+
+
+class Rotation(Struct, forbid_unknown_fields=True):
+    """How the secret is changed."""
+
+    grace_seconds: Annotated[
+        float,
+        Meta(
+            description="how much longer the old secret counts",
+            extra_json_schema={"minimum": 0, "maximum": LIFETIME_SECONDS_MAX},
+        ),
+    ] = 0
+
+
+_ITEM: Final[dict[str, Any]] = {
+    "id": "6f3a9c2e51d04b7a",
+    "label": "ingest",
+    "namespaces": ["team-*"],
+    "access": "write",
+    "created": 1700000000000,
+    "expires": None,
+}
+_ISSUED: Final = {**_ITEM, "token": "rst_6f3a9c2e51d04b7a_…"}
+
+
+def _members(token: TokenInfo) -> tuple[str, str, list[str], Any, int, int | None]:
+    access = token.access.name.lower()
+    return token.id, token.label, list(token.namespaces), access, token.created_ms, token.expires_ms
+
+
+def _issued(request: Request, token: NewToken, status: int) -> Reply:
+    return answer(request, IssuedToken(*_members(token.info), token.text), status)
+
+
+def _check_closed(request: Request) -> None:
+    """In an open store whoever made the first token would shut all others out, and could keep it for later."""
+    if request.grant is OPEN:
+        raise Problem(
+            "access-denied",
+            "this store is open to everybody: make its first token with `rstored token create` where the service runs",
+        )
+
+
+@operations.add(
+    "GET",
+    "/tokens",
+    summary="List tokens",
+    answers={200: Answer("A page of tokens", json_content(TokenList, {"items": [_ITEM], "cursor": None}))},
+    both_forms=False,
+    rule=_RULE,
+)
+async def list_tokens(request: Request, query: PageQuery) -> Reply:
+    """In order of their ids, without their secrets, which nobody knows. `cursor` of one page asks for the next."""
+    _check_closed(request)
+    page = await request.engine.tokens.list(
+        after=read_cursor(query.cursor), limit=page_size(query, request.state.limits)
+    )
+    items = [TokenItem(*_members(token)) for token in page.items]
+    return answer(request, TokenList(items, write_cursor(page.cursor)))
+
+
+@operations.add(
+    "POST",
+    "/tokens",
+    summary="Make a token",
+    answers={201: Answer("The token, whose text is shown this once", json_content(IssuedToken, _ISSUED))},
+    problems=("storage-full",),
+    body=json_content(TokenRequest, {"namespaces": ["team-*"], "access": "write", "label": "ingest"}),
+    both_forms=False,
+    rule=_RULE,
+)
+async def create(request: Request) -> Reply:
+    """Not to be sent again when the answer is lost: that would make another token. List them, and revoke it."""
+    _check_closed(request)
+    body = await read_body(request, TokenRequest)
+    token = await request.engine.tokens.create(
+        body.namespaces, Access[body.access.upper()], label=body.label, lifetime_seconds=body.lifetime_seconds
+    )
+    return _issued(request, token, 201)
+
+
+@operations.add(
+    "GET",
+    "/tokens/{token_id}",
+    summary="Describe a token",
+    answers={200: Answer("The token, without its secret", json_content(TokenItem, _ITEM))},
+    problems=("token-not-found",),
+    both_forms=False,
+    rule=_RULE,
+)
+async def describe(request: Request) -> Reply:
+    """What it reaches, what it allows, and until when."""
+    _check_closed(request)
+    return answer(request, TokenItem(*_members(await request.engine.tokens.get(request.key))))
+
+
+@operations.add(
+    "DELETE",
+    "/tokens/{token_id}",
+    summary="Revoke a token",
+    answers={204: Answer("It is gone, or was not there")},
+    both_forms=False,
+    rule=_RULE,
+)
+async def revoke(request: Request) -> Reply:
+    """Every process forgets it within `RSTORED_TOKEN_CACHE_SECONDS`. The store stays closed without any token."""
+    _check_closed(request)
+    await request.engine.tokens.revoke(request.key)
+    return NO_CONTENT
+
+
+@operations.add(
+    "POST",
+    "/tokens/{token_id}/rotate",
+    summary="Give a token another secret",
+    answers={200: Answer("The token, whose new text is shown this once", json_content(IssuedToken, _ISSUED))},
+    problems=("token-not-found", "storage-full"),
+    body=json_content(Rotation, {"grace_seconds": 3600}),
+    body_required=False,
+    both_forms=False,
+    rule=_RULE,
+)
+async def rotate(request: Request) -> Reply:
+    """The old secret counts for `grace_seconds` more, by default not at all. If the answer is lost, rotate again."""
+    _check_closed(request)
+    body = await read_optional_body(request, Rotation) or Rotation()
+    return _issued(request, await request.engine.tokens.rotate(request.key, grace_seconds=body.grace_seconds), 200)

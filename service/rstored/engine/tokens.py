@@ -1,0 +1,238 @@
+"""Access tokens: made, listed, revoked, rotated and verified.
+
+A token is ``rst_<id>_<secret>``. Its record is a key/value record under its id, in a namespace whose name no user can
+write, so it needs nothing of a backend that other records do not, and expires as they do. Of the secret only the
+SHA-256 is kept: it is 32 random bytes, which no dictionary holds, so a slow hash would add nothing.
+
+Once a token was made in a store, the store is closed, and it stays so when its last token is gone: revoking a token
+never lets anybody in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from rstored.backends.abc import (
+    Commit,
+    DeleteRecord,
+    Head,
+    HeadRead,
+    Kind,
+    Place,
+    PutHead,
+    Query,
+    Write,
+    namespace_place,
+)
+from rstored.engine.batching import Storage
+from rstored.engine.globs import list_page
+from rstored.engine.model import Access, NewToken, Page, TokenInfo, ValidToken
+from rstored.engine.namespaces import RESERVED, admit
+from rstored.problems import Problem
+
+__all__ = ["GLOB_PATTERN", "LABEL_LENGTH_MAX", "LIFETIME_SECONDS_MAX", "NAMESPACES_MAX", "Tokens"]
+
+GLOB_PATTERN: Final = r"^[A-Za-z0-9._*?-]{1,128}$"
+NAMESPACES_MAX: Final = 64
+LABEL_LENGTH_MAX: Final = 200
+# More than three centuries; in milliseconds it is far from the end of int64.
+LIFETIME_SECONDS_MAX: Final = 1e10
+
+_GLOB: Final = re.compile(r"[A-Za-z0-9._*?-]{1,128}\Z")
+_TOKEN: Final = re.compile(r"rst_([0-9a-f]{16})_([A-Za-z0-9_-]{43})\Z")
+_ID: Final = re.compile(r"[0-9a-f]{16}\Z")
+_NOBODY: Final = b"\0" * 32
+
+
+class _Record(msgspec.Struct):
+    """What is stored of a token, as JSON in its head's meta. ``previous`` is the secret before the last rotation."""
+
+    label: str
+    namespaces: tuple[str, ...]
+    access: str
+    created_ms: int
+    secret_sha256: bytes
+    previous_sha256: bytes | None = None
+    previous_until_ms: int = 0
+
+
+class Tokens:
+    """The tokens of a store. All methods raise :class:`Problem`."""
+
+    def __init__(self, storage: Storage, clock: Callable[[], int]) -> None:
+        """``clock`` gives POSIX milliseconds."""
+        self._storage = storage
+        self._clock = clock
+
+    async def exist(self) -> bool:
+        """Whether a token was ever made in this store; True for ever after."""
+        (head,) = await self._storage.read(HeadRead(namespace_place(RESERVED)))
+        return head is not None
+
+    async def create(
+        self, namespaces: Sequence[str], access: Access, *, label: str = "", lifetime_seconds: float | None = None
+    ) -> NewToken:
+        """Make a token for the namespaces that match one of these globs; without a lifetime it does not expire.
+
+        Raises ``invalid-body`` with a ``pointer``.
+        """
+        _check(namespaces, label, lifetime_seconds)
+        token_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
+        now = self._clock()
+        expires_ms = None if lifetime_seconds is None else now + max(1, int(lifetime_seconds * 1000))
+        record = _Record(label, tuple(dict.fromkeys(namespaces)), access.name.lower(), now, _hash(secret))
+        place = _place(token_id)
+
+        def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[None]]:
+            return Commit([*admit(heads, RESERVED, ()), PutHead(place, _head(record, expires_ms))], None)
+            yield
+
+        await self._storage.update((place,), plan)
+        return NewToken(_text(token_id, secret), _info(token_id, record, expires_ms))
+
+    async def get(self, token_id: str) -> TokenInfo:
+        """A token that has not expired. Raises ``token-not-found``."""
+        head = await self._read(token_id)
+        if head is None:
+            raise _unknown()
+        return _info(token_id, _record(head), head.expires_ms)
+
+    async def list(self, *, after: str | None = None, limit: int = 1000) -> Page[TokenInfo]:
+        """A page of tokens in order of their ids, without those that have expired."""
+        now = self._clock()
+        page = await list_page(
+            self._storage,
+            RESERVED,
+            Kind.KV,
+            after=after,
+            limit=limit,
+            accept=lambda _, head: not _expired(head, now),
+        )
+        return Page([_info(key, _record(head), head.expires_ms) for key, head in page.items], page.cursor)
+
+    async def revoke(self, token_id: str) -> bool:
+        """End a token at once; True if it was there."""
+        if _ID.match(token_id) is None:
+            return False
+        place = _place(token_id)
+        now = self._clock()
+
+        def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[bool]]:
+            head = heads[place]
+            writes: list[Write] = [] if head is None else [DeleteRecord(place)]
+            return Commit(writes, head is not None and not _expired(head, now))
+            yield
+
+        return await self._storage.update((place,), plan)
+
+    async def rotate(self, token_id: str, *, grace_seconds: float = 0) -> NewToken:
+        """Give a token another secret; the one it had counts for ``grace_seconds`` more. Raises ``token-not-found``.
+
+        A secret before that one ends at once.
+        """
+        if not 0 <= grace_seconds <= LIFETIME_SECONDS_MAX:
+            detail = f"the grace is a number of seconds from 0 to {LIFETIME_SECONDS_MAX:.0f}"
+            raise Problem("invalid-body", detail, pointer="/grace_seconds")
+        if _ID.match(token_id) is None:
+            raise _unknown()
+        place = _place(token_id)
+        secret = secrets.token_urlsafe(32)
+        now = self._clock()
+
+        def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[TokenInfo]]:
+            head = heads[place]
+            if head is None or _expired(head, now):
+                raise _unknown()
+            record = _record(head)
+            record.previous_sha256 = record.secret_sha256 if grace_seconds else None
+            record.previous_until_ms = now + int(grace_seconds * 1000)
+            record.secret_sha256 = _hash(secret)
+            writes = [PutHead(place, _head(record, head.expires_ms))]
+            return Commit(writes, _info(token_id, record, head.expires_ms))
+            yield
+
+        return NewToken(_text(token_id, secret), await self._storage.update((place,), plan))
+
+    async def verify(self, text: str) -> ValidToken | None:
+        """The token with this text, or None. An unknown id and a wrong secret cost the same."""
+        match = _TOKEN.match(text)
+        if match is None:
+            return None
+        token_id, secret = match.groups()
+        sent = _hash(secret)
+        head = await self._read(token_id)
+        record = None if head is None else _record(head)
+        is_current = hmac.compare_digest(sent, record.secret_sha256 if record else _NOBODY)
+        is_previous = hmac.compare_digest(sent, (record.previous_sha256 if record else None) or _NOBODY)
+        if head is None or record is None:
+            return None
+        token = _info(token_id, record, head.expires_ms)
+        if is_current:
+            return ValidToken(token, head.expires_ms)
+        if is_previous and record.previous_until_ms > self._clock():
+            return ValidToken(token, min(record.previous_until_ms, head.expires_ms or record.previous_until_ms))
+        return None
+
+    async def _read(self, token_id: str) -> Head | None:
+        if _ID.match(token_id) is None:
+            return None
+        head: Head | None
+        (head,) = await self._storage.read(HeadRead(_place(token_id)))
+        return None if head is None or _expired(head, self._clock()) else head
+
+
+def _check(namespaces: Sequence[str], label: str, lifetime_seconds: float | None) -> None:
+    """Raise Problem ``invalid-body`` if a token cannot be so."""
+    if not 1 <= len(namespaces) <= NAMESPACES_MAX:
+        detail = f"a token is for 1 to {NAMESPACES_MAX} namespaces or globs of them; `*` means all"
+        raise Problem("invalid-body", detail, pointer="/namespaces")
+    for number, glob in enumerate(namespaces):
+        if _GLOB.match(glob) is None:
+            detail = "a glob of namespaces is 1 to 128 characters out of A-Z, a-z, 0-9, '.', '_', '-', '*' and '?'"
+            raise Problem("invalid-body", detail, pointer=f"/namespaces/{number}")
+    if len(label) > LABEL_LENGTH_MAX or not label.isprintable():
+        detail = f"a label is at most {LABEL_LENGTH_MAX} printable characters"
+        raise Problem("invalid-body", detail, pointer="/label")
+    if lifetime_seconds is not None and not 0 < lifetime_seconds <= LIFETIME_SECONDS_MAX:
+        detail = f"a lifetime is a number of seconds greater than 0, at most {LIFETIME_SECONDS_MAX:.0f}"
+        raise Problem("invalid-body", detail, pointer="/lifetime_seconds")
+
+
+def _place(token_id: str) -> Place:
+    return Place(RESERVED, Kind.KV, token_id)
+
+
+def _hash(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode()).digest()
+
+
+def _text(token_id: str, secret: str) -> str:
+    return f"rst_{token_id}_{secret}"
+
+
+def _head(record: _Record, expires_ms: int | None) -> Head:
+    return Head(msgspec.json.encode(record), b"", expires_ms)
+
+
+def _record(head: Head) -> _Record:
+    return msgspec.json.decode(head.meta, type=_Record)
+
+
+def _expired(head: Head, now: int) -> bool:
+    return head.expires_ms is not None and head.expires_ms <= now
+
+
+def _info(token_id: str, record: _Record, expires_ms: int | None) -> TokenInfo:
+    access = Access[record.access.upper()]
+    return TokenInfo(token_id, record.label, record.namespaces, access, record.created_ms, expires_ms)
+
+
+def _unknown() -> Problem:
+    return Problem("token-not-found", "there is no token with this id: it never was, has expired or was revoked")

@@ -1,0 +1,488 @@
+"""Authentication and grants in the front door, over real tokens in a real file."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from pydantic import SecretStr
+
+from rstored.api.access import OPEN, Grant, Rate
+from rstored.api.front_door import FrontDoor
+from rstored.app import running_app
+from rstored.backends import backend_class
+from rstored.engine.engine import Engine
+from rstored.engine.model import Access
+from rstored.limits import Limits
+from rstored.problems import Problem
+from rstored.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+ADMIN = secrets.token_hex(16)
+
+
+def bearer(text: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {text}"}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    return {"dsn": f"sqlite:///{tmp_path / 'store.db'}", "admin_token": SecretStr(ADMIN), "token_cache_seconds": 0.2}
+
+
+@pytest.fixture
+async def closed(settings: dict[str, Any], anyio_backend: str) -> AsyncIterator[FrontDoor]:
+    async with running_app(Settings(**settings)) as app:
+        yield app
+
+
+def client(app: FrontDoor, token: str | None = None, address: str = "192.0.2.1") -> httpx2.AsyncClient:
+    transport = httpx2.ASGITransport(app, client=(address, 1234))
+    return httpx2.AsyncClient(transport=transport, base_url="http://test", headers=bearer(token) if token else {})
+
+
+@pytest.fixture
+async def admin(closed: FrontDoor) -> AsyncIterator[httpx2.AsyncClient]:
+    async with client(closed, ADMIN) as http:
+        yield http
+
+
+async def make(admin: httpx2.AsyncClient, *namespaces: str, access: str = "read", **options: Any) -> dict[str, Any]:
+    made = await admin.post("/tokens", json={"namespaces": namespaces, "access": access, **options})
+    assert made.status_code == 201, made.text
+    return made.json()
+
+
+def code(answer: httpx2.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["code"]
+
+
+# --- grants --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("globs", "reached", "beyond"),
+    [
+        (["team"], ["team"], ["team-a", "tea", "Team", ""]),
+        (["team-*"], ["team-", "team-a", "team-a-b"], ["team", "a-team-", "xteam-a"]),
+        (["*-eu"], ["-eu", "a-eu"], ["a-eu-b", "eu"]),
+        (["a?c", "b"], ["abc", "a.c", "b"], ["ac", "abbc", "bb"]),
+        (["a*c"], ["ac", "abc"], ["bac", "acb"]),
+        (["*"], ["x", "team"], []),
+        ([], [], ["x", ""]),
+    ],
+)
+def test_what_a_grant_reaches(globs, reached, beyond):
+    grant = Grant("id", globs, Access.WRITE)
+    for name in reached:
+        assert grant.reaches(name)
+        assert grant.allows(name, Access.READ)
+        assert grant.allows(name, Access.WRITE)
+        assert not grant.allows(name, Access.ADMIN)
+        assert name.startswith(grant.prefix)
+    for name in beyond:
+        assert not grant.reaches(name)
+        assert not grant.allows(name, Access.READ)
+    assert grant.allows(None, Access.WRITE) == (globs == ["*"])
+    assert not grant.allows(None, Access.ADMIN)
+
+
+def test_a_rate_lets_as_many_pass_at_once_as_in_a_second():
+    rate = Rate(5)
+    for _ in range(5):
+        rate.take(100.0)
+    with pytest.raises(Problem) as caught:
+        rate.take(100.1)
+    assert caught.value.code == "rate-limited"
+    assert caught.value.members == {"limit": 5, "retry_after_seconds": 1}
+    rate.take(100.2)
+    with pytest.raises(Problem):
+        rate.take(100.3)
+    for _ in range(5):
+        rate.take(200.0)
+    with pytest.raises(Problem):
+        rate.take(200.0)
+
+
+# --- closed stores -------------------------------------------------------------------------------------------
+
+
+async def test_the_first_token_closes_a_running_open_store(app, settings, tmp_path):
+    settings = {**settings, "admin_token": None}
+    async with running_app(Settings(**settings)) as app, client(app) as http:
+        assert (await http.put("/kv/k", json=1)).status_code == 201
+        assert app.state.authentication.known(None, time.perf_counter()) is OPEN
+        # Another process makes a token.
+        backend = await backend_class(settings["dsn"]).open(settings["dsn"])
+        engine = Engine(backend)
+        made = await engine.tokens.create(["default"], Access.READ)
+        await asyncio.sleep(0.25)
+        assert code(await http.get("/kv/k")) == (401, "unauthenticated")
+        assert (await http.get("/kv/k", headers=bearer(made.text))).json() == 1
+        await engine.tokens.revoke(made.info.id)
+        await asyncio.sleep(0.25)
+        assert code(await http.get("/kv/k", headers=bearer(made.text))) == (401, "unauthenticated")
+        assert code(await http.get("/kv/k")) == (401, "unauthenticated")
+        await engine.stop()
+        await backend.close()
+    async with running_app(Settings(**settings)) as app, client(app) as http:
+        # Also to a process that starts later the store is closed.
+        assert code(await http.get("/kv/k")) == (401, "unauthenticated")
+
+
+async def test_what_is_public_and_what_any_token_may(closed, admin):
+    made = await make(admin, "mine")
+    async with client(closed) as http, client(closed, made["token"]) as holder:
+        for path in ("/healthz", "/readyz", "/docs", "/openapi.json"):
+            assert (await http.get(path)).status_code == 200
+        for path in ("/", "/ns", "/kv/k", "/metrics", "/tokens", "/ns/mine"):
+            assert code(await http.get(path)) == (401, "unauthenticated")
+        assert (await holder.get("/")).status_code == 200
+        assert (await holder.get("/ns")).json()["items"] == []
+        assert code(await holder.get("/metrics")) == (403, "access-denied")
+        assert code(await holder.get("/kv/k")) == (403, "access-denied")
+        # What is static says nothing of the store.
+        assert code(await http.get("/nope")) == (404, "route-not-found")
+        assert code(await http.patch("/kv/k")) == (405, "method-not-allowed")
+        assert (await http.options("/kv/k")).status_code == 204
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "Bearer",
+        "Bearer ",
+        "Basic {}",
+        "{}",
+        "Bearer {} x",
+        "Bearer {}, Bearer {}",
+        'Bearer "{}"',
+        "Bearer {}x",
+        "Bearer rst_0123456789abcdef_" + "A" * 43,
+        "Bearer \xe9",
+        "Bearer " + "x" * 5000,
+    ],
+)
+async def test_what_is_no_valid_authorization(closed, header):
+    async with client(closed) as http:
+        for form in (header, header.replace("Bearer", "bearer")):
+            found = await http.get("/kv/k", headers={"Authorization": form.replace("{}", ADMIN).encode("latin-1")})
+            assert code(found) == (401, "unauthenticated")
+            assert found.headers["www-authenticate"] == 'Bearer error="invalid_token"'
+        assert (await http.get("/kv/k")).headers["www-authenticate"] == "Bearer"
+
+
+async def test_the_scheme_is_read_as_http_does(closed):
+    async with client(closed) as http:
+        for form in (f"bearer {ADMIN}", f"BEARER  {ADMIN}"):
+            assert (await http.get("/kv", headers={"Authorization": form})).status_code == 200
+        assert (await http.head("/kv/k", headers=bearer("x"))).status_code == 401
+        twice = [("Authorization", f"Bearer {ADMIN}"), ("Authorization", f"Bearer {ADMIN}")]
+        assert (await http.get("/kv", headers=twice)).status_code == 401
+
+
+async def test_access_comes_before_query_and_body(closed, admin):
+    holder = (await make(admin, "mine", access="read"))["token"]
+    async with client(closed) as stranger, client(closed, holder) as http:
+        for request in (
+            ("GET", "/ns/theirs/kv?limit=x", {}),
+            ("GET", "/ns/theirs/kv?nonsense=1", {}),
+            ("GET", "/ns/theirs/ts/s/range", {"headers": {"Accept": "image/png"}}),
+            ("PUT", "/ns/theirs/kv/k", {"content": b"x", "headers": {"Content-Encoding": "gzip"}}),
+            ("POST", "/ns/theirs/kv", {"content": b"{"}),
+            ("PUT", "/ns/mine/kv/k?ttl=0", {"json": 1}),
+        ):
+            method, path, options = request
+            assert code(await http.request(method, path, **options)) == (403, "access-denied"), request
+            assert code(await stranger.request(method, path, **options)) == (401, "unauthenticated"), request
+
+
+async def test_levels(closed, admin):
+    await admin.put("/ns/mine/kv/k", json=1)
+    by_level = {}
+    for level in ("read", "write", "admin"):
+        async with client(closed, (await make(admin, "mine", access=level))["token"]) as http:
+            by_level[level] = [
+                (await http.request(method, path, **options)).status_code
+                for method, path, options in [
+                    ("GET", "/ns/mine/kv/k", {}),
+                    ("HEAD", "/ns/mine/kv/k", {}),
+                    ("POST", "/ns/mine/kv", {"json": {"get": ["k"]}}),
+                    ("POST", "/ns/mine/kv", {"json": {"get": ["k"], "set": [{"key": "j", "value": 1}]}}),
+                    ("POST", "/ns/mine/kv", {"json": {"delete": ["j"]}}),
+                    ("PUT", "/ns/mine/kv/k", {"json": 2}),
+                    ("PUT", "/ns/mine", {}),
+                    ("PUT", "/ns/mine", {"json": {"sealed_only": False}}),
+                    ("PUT", "/ns/mine", {"json": {"sealed_only": True}}),
+                    ("PUT", "/ns/mine", {"json": {"sealed_only": False}}),
+                    ("GET", "/tokens", {}),
+                    ("DELETE", "/ns/mine", {}),
+                ]
+            ]
+    assert by_level == {
+        "read": [200, 200, 200, 403, 403, 403, 403, 403, 403, 403, 403, 403],
+        "write": [200, 200, 200, 200, 200, 204, 200, 200, 403, 200, 403, 403],
+        "admin": [200, 200, 200, 200, 200, 204, 200, 200, 200, 200, 403, 204],
+    }
+
+
+async def test_a_listing_of_namespaces_shows_no_other(closed, admin, monkeypatch):
+    monkeypatch.setattr("rstored.engine.globs.SCAN_MAX", 5)
+    monkeypatch.setattr("rstored.engine.globs._CHUNK", 5)
+    names = [f"{team}{n:02}{end}" for team in "abc" for n in range(4) for end in ("", "-x")]
+    for name in names:
+        await admin.put(f"/ns/{name}")
+    for globs in (["b*"], ["*-x"], ["b0?", "c*"], ["zz*"], ["*"]):
+        grant = Grant("", globs, Access.READ)
+        async with client(closed, (await make(admin, *globs))["token"]) as http:
+            for query, asked in (
+                ("", names),
+                ("&prefix=b", [name for name in names if name.startswith("b")]),
+                ("&match=*1*", [name for name in names if "1" in name]),
+                ("&prefix=b0&match=*1*", [name for name in names if name.startswith("b0") and "1" in name]),
+            ):
+                for limit in (2, 100):
+                    found, cursor = [], ""
+                    while cursor is not None:
+                        after = f"&cursor={cursor}" if cursor else ""
+                        page = (await http.get(f"/ns?limit={limit}{query}{after}")).json()
+                        found += [item["namespace"] for item in page["items"]]
+                        cursor = page["cursor"]
+                        if cursor is not None:
+                            assert grant.reaches(base64.urlsafe_b64decode(cursor + "==").decode())
+                    assert found == sorted(name for name in asked if grant.reaches(name)), (globs, query, limit)
+
+
+# --- what is known of tokens, and for how long ---------------------------------------------------------------
+
+
+async def test_a_known_token_asks_nothing_of_the_backend(settings):
+    async with running_app(Settings(**{**settings, "token_cache_seconds": 60})) as app:
+        reads = count_reads(app)
+        async with client(app, ADMIN) as admin:
+            token = (await make(admin, "*"))["token"]
+        async with client(app, token) as http:
+            await http.get("/healthz")
+            reads.clear()
+            answers = await asyncio.gather(*[http.get("/") for _ in range(20)])
+            assert {answer.status_code for answer in answers} == {200}
+            assert len(reads) == 1
+            reads.clear()
+            for _ in range(5):
+                await http.get("/")
+            assert reads == []
+        async with client(app, token[:-1] + "_") as http:
+            for _ in range(5):
+                assert (await http.get("/")).status_code == 401
+            # Nor does one that is known to be unknown.
+            assert len(reads) == 1
+        reads.clear()
+        async with client(app, "no token at all") as http:
+            assert (await http.get("/")).status_code == 401
+            assert reads == []
+
+
+def count_reads(app: FrontDoor) -> list[Any]:
+    backend = app.state.backend
+    read, found = backend.read, []
+
+    async def counted(queries: Any) -> Any:
+        found.append(queries)
+        return await read(queries)
+
+    backend.read = counted
+    return found
+
+
+async def test_an_expiry_and_the_end_of_a_grace_are_on_time(settings):
+    async with running_app(Settings(**{**settings, "token_cache_seconds": 60})) as app:
+        async with client(app, ADMIN) as admin:
+            brief = await make(admin, "*", lifetime_seconds=0.4)
+            rotated = await make(admin, "*")
+            renewed = await admin.post(f"/tokens/{rotated['id']}/rotate", json={"grace_seconds": 0.4})
+            assert renewed.status_code == 200
+        async with client(app) as http:
+            for made in (brief, rotated):
+                assert (await http.get("/", headers=bearer(made["token"]))).status_code == 200
+            await asyncio.sleep(0.5)
+            for made in (brief, rotated):
+                assert (await http.get("/", headers=bearer(made["token"]))).status_code == 401
+            assert (await http.get("/", headers=bearer(renewed.json()["token"]))).status_code == 200
+
+
+async def test_nobody_is_let_in_unverified(settings, admin):
+    token = (await make(admin, "*"))["token"]
+    async with running_app(Settings(**{**settings, "token_cache_seconds": 0.2})) as app, client(app, token) as http:
+        assert (await http.get("/")).status_code == 200
+
+        async def failing(_: Any) -> Any:
+            raise Problem("backend-unavailable", "the backend does not answer")
+
+        read, app.state.backend.read = app.state.backend.read, failing
+        await asyncio.sleep(0.25)
+        answers = await asyncio.gather(*[http.get("/") for _ in range(3)])
+        assert {code(answer) for answer in answers} == {(503, "backend-unavailable")}
+        assert answers[0].headers["retry-after"] == "1"
+        # The service's own token needs no backend.
+        assert (await http.get("/", headers=bearer(ADMIN))).status_code == 200
+        app.state.backend.read = read
+        assert (await http.get("/")).status_code == 200
+
+
+async def test_the_caches_are_bounded(closed, monkeypatch):
+    monkeypatch.setattr("rstored.api.access._CACHED_MAX", 10)
+    authentication = closed.state.authentication
+    monkeypatch.setattr(authentication._failures, "_per_minute_max", 1000)
+    for number in range(50):
+        async with client(closed, f"guess-{number}", f"192.0.2.{number}") as http:
+            assert (await http.get("/")).status_code == 401
+    assert len(authentication._unknown) == 10
+    assert len(authentication._failures._counts) <= 11
+    for number in range(30):
+        header = {"Authorization": f"Bearer {' ' * number}{ADMIN}"}
+        async with client(closed) as http:
+            assert (await http.get("/", headers=header)).status_code == 200
+    assert len(authentication._known) == 10
+
+
+# --- rates ---------------------------------------------------------------------------------------------------
+
+
+async def test_guessing_is_slowed_and_the_others_go_on(settings):
+    limits = Limits(failed_authentications_per_minute_max=3)
+    async with running_app(Settings(**settings, limits=limits)) as app:
+        async with client(app, ADMIN) as admin:
+            known, fresh = await make(admin, "*"), await make(admin, "*")
+        async with client(app) as http:
+            assert (await http.get("/", headers=bearer(known["token"]))).status_code == 200
+            for number in range(3):
+                assert code(await http.get("/", headers=bearer(f"guess-{number}"))) == (401, "unauthenticated")
+            refused = await http.get("/", headers=bearer("guess-4"))
+            assert code(refused) == (429, "rate-limited")
+            assert 1 <= int(refused.headers["retry-after"]) <= 60
+            assert refused.json()["retry_after_seconds"] == int(refused.headers["retry-after"])
+            assert refused.json()["limit"] == 3
+            # Nobody learns there whether a token is one; but who was known before goes on, past the cache too.
+            assert code(await http.get("/", headers=bearer(fresh["token"]))) == (429, "rate-limited")
+            await asyncio.sleep(0.25)
+            assert (await http.get("/", headers=bearer(known["token"]))).status_code == 200
+            # Without a token there is nothing to guess at.
+            assert code(await http.get("/")) == (401, "unauthenticated")
+        async with client(app, fresh["token"], "192.0.2.2") as http:
+            assert (await http.get("/")).status_code == 200
+
+
+async def test_an_ipv6_network_is_one_client(settings):
+    limits = Limits(failed_authentications_per_minute_max=2)
+    async with running_app(Settings(**settings, limits=limits)) as app:
+        statuses = []
+        for number in range(4):
+            async with client(app, f"guess-{number}", f"2001:db8::{number}") as http:
+                statuses.append((await http.get("/")).status_code)
+        assert statuses == [401, 401, 429, 429]
+        async with client(app, "guess", "2001:db8:0:1::1") as http:
+            assert (await http.get("/")).status_code == 401
+
+
+async def test_a_token_has_its_rate(settings):
+    async with running_app(Settings(**settings, limits=Limits(requests_per_second_max=3))) as app:
+        async with client(app, ADMIN) as admin:
+            first, second = await make(admin, "*"), await make(admin, "*")
+        async with client(app, first["token"]) as http:
+            answers = [await http.get("/") for _ in range(20)]
+            statuses = [answer.status_code for answer in answers]
+            assert statuses[:3] == [200, 200, 200]
+            assert 429 in statuses
+            refused = answers[statuses.index(429)]
+            assert code(refused) == (429, "rate-limited")
+            assert refused.headers["retry-after"] == "1"
+            # It is counted beyond the time for which the token is known.
+            assert (await http.get("/", headers=bearer(second["token"]))).status_code == 200
+            assert (await http.get("/")).json() != {}
+
+
+# --- what is told --------------------------------------------------------------------------------------------
+
+
+async def test_tokens_by_rest(closed, admin):
+    made = await admin.post(
+        "/tokens", json={"namespaces": ["a", "b-*"], "access": "write", "label": "x", "lifetime_seconds": 3600}
+    )
+    assert made.headers["cache-control"] == "no-store"
+    issued = made.json()
+    text = issued.pop("token")
+    assert re.fullmatch(r"rst_[0-9a-f]{16}_[\w-]{43}", text)
+    assert issued["expires"] == issued["created"] + 3_600_000
+    assert {name: issued[name] for name in ("namespaces", "access", "label")} == {
+        "namespaces": ["a", "b-*"],
+        "access": "write",
+        "label": "x",
+    }
+    assert (await admin.get(f"/tokens/{issued['id']}")).json() == issued
+    assert (await admin.get("/tokens")).json() == {"items": [issued], "cursor": None}
+    rotated = await admin.post(f"/tokens/{issued['id']}/rotate")
+    renewed = rotated.json()
+    assert renewed.pop("token") != text
+    assert renewed == issued
+    assert rotated.headers["cache-control"] == "no-store"
+    for body, pointer in (
+        ({"namespaces": [], "access": "read"}, "/namespaces"),
+        ({"namespaces": ["a", "~tokens"], "access": "read"}, "/namespaces/1"),
+        ({"namespaces": ["a"], "access": "all"}, "/access"),
+        ({"namespaces": ["a"], "access": "read", "lifetime_seconds": -1}, "/lifetime_seconds"),
+    ):
+        wrong = await admin.post("/tokens", json=body)
+        assert code(wrong) == (422, "invalid-body")
+        assert wrong.json()["pointer"] == pointer
+    assert (await admin.delete(f"/tokens/{issued['id']}")).status_code == 204
+    assert (await admin.delete(f"/tokens/{issued['id']}")).status_code == 204
+    assert code(await admin.get(f"/tokens/{issued['id']}")) == (404, "token-not-found")
+    assert code(await admin.post(f"/tokens/{issued['id']}/rotate")) == (404, "token-not-found")
+    assert (await admin.get("/tokens")).json()["items"] == []
+
+
+async def test_an_open_store_makes_no_token_by_rest(http):
+    for method, path in (
+        ("GET", "/tokens"),
+        ("POST", "/tokens"),
+        ("GET", "/tokens/x"),
+        ("DELETE", "/tokens/x"),
+        ("POST", "/tokens/x/rotate"),
+    ):
+        refused = await http.request(method, path)
+        assert code(refused) == (403, "access-denied")
+        assert "rstored token create" in refused.json()["detail"]
+    assert (await http.get("/")).status_code == 200
+
+
+async def test_what_is_counted_and_logged(settings, caplog, tmp_path):
+    caplog.set_level("DEBUG")
+    async with running_app(Settings(**settings, access_log=True)) as app, client(app, ADMIN) as admin:
+        made = await make(admin, "mine")
+        async with client(app, made["token"]) as http:
+            await http.get("/ns/mine/kv")
+            await http.get("/ns/theirs/kv")
+            await http.get("/", headers=bearer("wrong-" + made["token"]))
+        metrics = (await admin.get("/metrics")).text
+    assert 'method="GET",route="/ns/{namespace}/kv",status="403"' in metrics
+    assert 'method="GET",route="/",status="401"' in metrics
+    records = [vars(record) for record in caplog.records if record.name == "rstored.requests"]
+    assert [record["token_id"] for record in records][:3] == ["RSTORED_ADMIN_TOKEN", made["id"], made["id"]]
+    secret = made["token"].split("_", 2)[2]
+    for told in (str(records), caplog.text, metrics, repr(Settings(**settings)), str(Settings(**settings))):
+        assert secret not in told
+        assert ADMIN not in told
+    stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert made["id"].encode() in stored
+    assert secret.encode() not in stored
+    assert ADMIN.encode() not in stored
