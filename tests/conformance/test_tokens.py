@@ -192,6 +192,7 @@ WRONG = [
     ("/namespaces/0", ["a\n"], {}),
     ("/label", ["a"], {"label": "x" * 201}),
     ("/label", ["a"], {"label": "a\nb"}),
+    ("/label", ["a"], {"label": "\udcff"}),
     ("/lifetime_seconds", ["a"], {"lifetime_seconds": 0}),
     ("/lifetime_seconds", ["a"], {"lifetime_seconds": -1}),
     ("/lifetime_seconds", ["a"], {"lifetime_seconds": 1e11}),

@@ -25,6 +25,7 @@ FAIR = {
     "series-not-found",
     "namespace-not-found",
     "timestamp-taken",
+    "token-not-found",
     "unfoldable-event",
 }
 # Their grammar is in the documentation; OpenAPI has none for them.

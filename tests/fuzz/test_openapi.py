@@ -7,6 +7,7 @@ they begin; `make fuzz` sets the first to many.
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -20,10 +21,24 @@ SEED = os.environ.get("RSTORE_FUZZ_SEED", "1")
 
 @pytest.mark.parametrize("phases", ["examples,coverage,fuzzing", "stateful"])
 def test_the_service_is_as_the_document_says(serve, tmp_path, phases):
-    service = serve(f"sqlite:///{tmp_path / 'store.db'}")
+    # The store is closed, so that what no token may do is asked for as well.
+    token = secrets.token_hex(16)
+    service = serve(
+        f"sqlite:///{tmp_path / 'store.db'}",
+        env={"RSTORED_ADMIN_TOKEN": token},
+        limits={"FAILED_AUTHENTICATIONS_PER_MINUTE_MAX": 1_000_000},
+    )
     command = ["schemathesis", "--config-file", str(ROOT / "tests" / "fuzz" / "schemathesis.toml")]
     command += ["run", str(ROOT / "openapi" / "openapi.json"), "--url", service.url, "--phases", phases]
-    command += ["--seed", SEED, "--max-examples", str(EXAMPLES), "--no-color"]
+    command += [
+        "--header",
+        f"Authorization: Bearer {token}",
+        "--seed",
+        SEED,
+        "--max-examples",
+        str(EXAMPLES),
+        "--no-color",
+    ]
     done = subprocess.run(
         [Path(sys.executable).with_name(command[0]), *command[1:]],
         cwd=ROOT,

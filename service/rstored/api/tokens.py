@@ -13,7 +13,7 @@ from rstored.api.parameters import PageQuery, page_size, read_cursor, write_curs
 from rstored.api.replies import NO_CONTENT, Reply
 from rstored.api.requests import Request
 from rstored.engine.model import Access, NewToken, TokenInfo
-from rstored.engine.tokens import GLOB_PATTERN, LABEL_LENGTH_MAX, LIFETIME_SECONDS_MAX, NAMESPACES_MAX
+from rstored.engine.tokens import GLOB_PATTERN, LABEL_LENGTH_MAX, LABEL_PATTERN, LIFETIME_SECONDS_MAX, NAMESPACES_MAX
 from rstored.problems import Problem
 
 __all__ = ["operations"]
@@ -26,19 +26,18 @@ AccessLabel = Annotated[
     Literal["read", "write", "admin"], Meta(description="what it allows; each includes those before it")
 ]
 Globs = Annotated[
-    list[str],
+    list[Annotated[str, Meta(extra_json_schema={"pattern": GLOB_PATTERN})]],
     Meta(
         description="names or globs of the namespaces that it reaches; `*` is all, and the service itself",
-        extra_json_schema={
-            "items": {"type": "string", "pattern": GLOB_PATTERN},
-            "minItems": 1,
-            "maxItems": NAMESPACES_MAX,
-        },
+        extra_json_schema={"minItems": 1, "maxItems": NAMESPACES_MAX},
     ),
 ]
 Label = Annotated[
     str,
-    Meta(description="what it is for; for people", extra_json_schema={"maxLength": LABEL_LENGTH_MAX}),
+    Meta(
+        description="what it is for; for people",
+        extra_json_schema={"maxLength": LABEL_LENGTH_MAX, "pattern": LABEL_PATTERN},
+    ),
 ]
 Milliseconds = Annotated[int, Meta(description="POSIX milliseconds")]
 TokenText = Annotated[str, Meta(description="what to send as `Authorization: Bearer …`; it is never shown again")]

@@ -37,15 +37,17 @@ from rstored.engine.model import Access, NewToken, Page, TokenInfo, ValidToken
 from rstored.engine.namespaces import RESERVED, admit
 from rstored.problems import Problem
 
-__all__ = ["GLOB_PATTERN", "LABEL_LENGTH_MAX", "LIFETIME_SECONDS_MAX", "NAMESPACES_MAX", "Tokens"]
+__all__ = ["GLOB_PATTERN", "LABEL_LENGTH_MAX", "LABEL_PATTERN", "LIFETIME_SECONDS_MAX", "NAMESPACES_MAX", "Tokens"]
 
 GLOB_PATTERN: Final = r"^[A-Za-z0-9._*?-]{1,128}$"
 NAMESPACES_MAX: Final = 64
+LABEL_PATTERN: Final = r"^[^\u0000-\u001f\u007f-\u009f]*$"
 LABEL_LENGTH_MAX: Final = 200
 # More than three centuries; in milliseconds it is far from the end of int64.
 LIFETIME_SECONDS_MAX: Final = 1e10
 
 _GLOB: Final = re.compile(r"[A-Za-z0-9._*?-]{1,128}\Z")
+_LABEL: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*\Z")
 _TOKEN: Final = re.compile(r"rst_([0-9a-f]{16})_([A-Za-z0-9_-]{43})\Z")
 _ID: Final = re.compile(r"[0-9a-f]{16}\Z")
 _NOBODY: Final = b"\0" * 32
@@ -197,8 +199,8 @@ def _check(namespaces: Sequence[str], label: str, lifetime_seconds: float | None
         if _GLOB.match(glob) is None:
             detail = "a glob of namespaces is 1 to 128 characters out of A-Z, a-z, 0-9, '.', '_', '-', '*' and '?'"
             raise Problem("invalid-body", detail, pointer=f"/namespaces/{number}")
-    if len(label) > LABEL_LENGTH_MAX or not label.isprintable():
-        detail = f"a label is at most {LABEL_LENGTH_MAX} printable characters"
+    if len(label) > LABEL_LENGTH_MAX or _LABEL.match(label) is None:
+        detail = f"a label is at most {LABEL_LENGTH_MAX} characters, and no control characters"
         raise Problem("invalid-body", detail, pointer="/label")
     if lifetime_seconds is not None and not 0 < lifetime_seconds <= LIFETIME_SECONDS_MAX:
         detail = f"a lifetime is a number of seconds greater than 0, at most {LIFETIME_SECONDS_MAX:.0f}"
