@@ -16,7 +16,7 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, NoReturn, TypeAlias
 
 from cryptography.exceptions import InvalidTag
 from cryptography.fernet import Fernet, InvalidToken
@@ -249,6 +249,9 @@ class Sealer:
 
     def __repr__(self) -> str:
         return f"Sealer({', '.join(key.id for key in self._keys.values())})"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a sealer is neither copied nor pickled, as it holds keys; it may be shared")
 
     @property
     def key_id(self) -> str:

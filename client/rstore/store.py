@@ -206,6 +206,12 @@ class _Operations(Generic[TransportT]):
         transport: TransportT | None = None,
     ) -> None:
         environment = os.environ.get
+        if key is None:
+            key = self._key if self._key is not None else environment("RSTORE_KEY") or None
+        sealed = key is not None
+        # A traceback may show every variable. What an iterator holds it does not show.
+        secrets: Iterator[Any] = iter((token or environment("RSTORE_TOKEN"), key))
+        del key, token
         name = namespace or self._namespace or environment("RSTORE_NAMESPACE") or _DEFAULT_NAMESPACE
         try:
             self.namespace = check_namespace(name)
@@ -221,14 +227,12 @@ class _Operations(Generic[TransportT]):
         self._sealed_only = sealed_only
         self._service = Service(
             dsn or environment("RSTORE_URL") or _DEFAULT_URL,
-            token=token or environment("RSTORE_TOKEN"),
+            token=next(secrets),
             timeout=timeout,
             verify=verify,
         )
-        if key is None:
-            key = self._key if self._key is not None else environment("RSTORE_KEY") or None
         # An empty key or list is a mistake to be refused, not a wish to write in the open.
-        self._sealer = None if key is None else Sealer(key, accept_fernet=accept_fernet)
+        self._sealer = Sealer(next(secrets), accept_fernet=accept_fernet) if sealed else None
         self._trust_pickle = trust_pickle
         self._timeout = timeout
         self._retries = retries
@@ -239,6 +243,8 @@ class _Operations(Generic[TransportT]):
         self._loads_itself = cls._load is not _Operations._load
 
     def __repr__(self) -> str:
+        if "_sealer" not in vars(self):  # Its making failed, and a traceback shows it all the same.
+            return super().__repr__()
         traits = ", frozen" * self.frozen + ", sealed" * (self._sealer is not None)
         return f"<{type(self).__name__} {self._service.url} {self.namespace}{traits}>"
 

@@ -32,22 +32,26 @@ class Service:
     """A service's address, and what every request to it carries. Knows no socket."""
 
     def __init__(self, url: str, *, token: str | None, timeout: float, verify: Any) -> None:
+        self._headers: list[tuple[bytes, bytes]] = []
+        if token and _TOKEN.match(token):
+            self._headers.append((b"authorization", b"Bearer " + token.encode("ascii")))
+        wrong = bool(token) and not self._headers
+        # No traceback shows it among the variables.
+        del token
+        if wrong:
+            raise StoreRequestError("the token is not one: it has characters that no token has")
         self.url = _base_url(url)
         self._base = str(self.url).rstrip("/")
         self._verify = verify
         if not timeout > 0:
             raise StoreRequestError("timeout is a number of seconds greater than 0")
         self._extensions = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), float(timeout))}
-        self._headers: list[tuple[bytes, bytes]] = [
+        self._headers += [
             (b"host", self.url.netloc),
             (b"user-agent", b"rstore-python"),
             # What is compressed could be a bomb, and most of what a store holds is ciphertext anyway.
             (b"accept-encoding", b"identity"),
         ]
-        if token:
-            if not _TOKEN.match(token):
-                raise StoreRequestError("the token is not one: it has characters that no token has")
-            self._headers.append((b"authorization", b"Bearer " + token.encode("ascii")))
 
     def request(self, call: Call[Any]) -> httpx2.Request:
         """The call as an HTTP request."""

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import base64
+import copy
+import io
+import itertools
 import json
+import logging
 import pathlib
 import pickle
+import pprint
+import random
 import shutil
 import struct
 import subprocess
+import sys
 import traceback
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
+import rich.console
+import rich.pretty
+import rich.traceback
 from cryptography.fernet import Fernet
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -20,7 +31,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rstore import sealing
+from rstore import AsyncStore, Store, sealing
 from rstore.encodings import Encoding, Value
 from rstore.errors import StoreDecryptionError, StoreEncodingError, StoreError, StoreRequestError
 from rstore.sealing import Context, EventContext, PairContext, PointContext, Sealer, generate_key, pack, unpack
@@ -142,6 +153,105 @@ def test_web_crypto_opens_the_vectors() -> None:
     script = pathlib.Path(__file__).with_name("open_sealed.mjs")
     result = subprocess.run(["node", script, VECTORS], capture_output=True, text=True, timeout=60, check=False)
     assert (result.stdout, result.stderr, result.returncode) == (f"{len(CASES)} vectors open\n", "", 0)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_what_web_crypto_seals_opens() -> None:
+    script = pathlib.Path(__file__).with_name("seal_values.mjs")
+    wanted = [vector(case) for case in CASES]
+    result = subprocess.run(
+        ["node", script], input=json.dumps(wanted), capture_output=True, text=True, timeout=60, check=True
+    )
+    envelopes = [base64.b64decode(envelope) for envelope in json.loads(result.stdout)]
+    assert len(envelopes) == len(CASES)
+    for case, envelope in zip(CASES, envelopes, strict=True):
+        value = Value(Encoding(case.encoding), case.data)
+        assert envelope[9:21] != case.nonce
+        assert Sealer(case.key).open(Value(Encoding.SEALED, envelope), case.context()) == value
+        if case.kind == "ts":
+            opened = Sealer(case.key).open_points(*case.context()[:2], [case.context()[2]], [envelope])
+            assert opened == [pack(value)]
+
+
+# --- nonces and subkeys ------------------------------------------------------------------------------------
+
+
+def nonces_of(count: int) -> list[bytes]:
+    """Nonces as sealing uses them: of values one by one, and of points in bulk."""
+    sealed = [SEALER.seal(VALUE, PAIR).data for _ in range(count // 2)]
+    sealed += SEALER.seal_points("n", "k", [1] * (count // 2), [b"\0001"] * (count // 2))
+    return [envelope[9:21] for envelope in sealed]
+
+
+def test_nonces_are_unique_and_look_random() -> None:
+    nonces = nonces_of(20_000)
+    assert len(set(nonces)) == len(nonces)
+    # Each bit is set in half of them: 10,000, give or take six standard deviations (of 71) and a bit.
+    for bit in range(96):
+        ones = sum(nonce[bit // 8] >> bit % 8 & 1 for nonce in nonces)
+        assert abs(ones - len(nonces) // 2) < 450, bit
+    # No counter: neither half of a nonce grows from one to the next.
+    for part in (slice(0, 6), slice(6, 12)):
+        rises = sum(a[part] < b[part] for a, b in itertools.pairwise(nonces))
+        assert abs(rises - len(nonces) // 2) < 450
+
+
+def test_nonces_come_from_the_operating_system_and_from_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def urandom(size: int) -> bytes:
+        asked.append(size)
+        return bytes([len(asked)]) * size
+
+    asked: list[int] = []
+    monkeypatch.setattr(sealing.os, "urandom", urandom)
+    random.seed(0)
+    assert SEALER.seal(VALUE, PAIR).data[9:21] == b"\x01" * 12
+    assert SEALER.seal(VALUE, EVENT).data[9:21] == b"\x02" * 12
+    assert [e[9:21] for e in SEALER.seal_points("n", "k", [1, 2], [b"\0001"] * 2)] == [b"\x03" * 12] * 2
+    assert asked == [12, 12, 24]
+    assert base64.urlsafe_b64decode(generate_key()) == b"\x04" * 32
+
+
+def test_a_forked_process_uses_other_nonces() -> None:
+    """A generator with a state of its own would go on alike in both."""
+    code = (
+        "import os, sys\n"
+        "from rstore.sealing import *\n"
+        "from rstore.encodings import *\n"
+        "sealer, place = Sealer(sys.argv[1]), PairContext('n', 'k')\n"
+        "sealer.seal(Value(Encoding.JSON, b'1'), place)\n"
+        "child = os.fork()\n"
+        "made = [sealer.seal(Value(Encoding.JSON, b'1'), place).data.hex() for _ in range(50)]\n"
+        "os.write(1, '\\n'.join([*made, '']).encode())\n"
+        "child and os.waitpid(child, 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, KEY], capture_output=True, text=True, timeout=60, check=True)
+    envelopes = done.stdout.split()
+    assert len(envelopes) == 100
+    assert len({envelope[18:42] for envelope in envelopes}) == 100
+
+
+PARTS = ["", "a", "b", "ab", "kv", "ts", "es", "\0", "\0\0\0\1a", "a\0\0\0\2kv", "\0\0\0\2ts", "ä", "a\u0308"]
+
+
+def test_no_two_places_have_one_subkey() -> None:
+    """Nor do names that read the same end to end, or that look like the lengths between them."""
+    subkeys = {}
+    for place in itertools.product(PARTS, ("kv", "ts", "es"), PARTS):
+        namespace, kind, key = place
+        info = b"rstore/1/seal" + b"".join(len(t.encode()).to_bytes(4, "big") + t.encode() for t in place)
+        subkeys[place] = HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(base64.urlsafe_b64decode(KEY))
+        # It is the one that the sealer uses.
+        sealed = AESGCM(subkeys[place]).encrypt(bytes(12), b"x", None)
+        assert SEALER._first.cipher(namespace, kind, key).decrypt(bytes(12), sealed, None) == b"x"
+    assert len(set(subkeys.values())) == len(PARTS) ** 2 * 3
+    key_id = SEALER._first.head[1:]
+    assert not [subkey for subkey in subkeys.values() if key_id in subkey]
+
+
+@given(places, places)
+def test_no_two_places_authenticate_alike(place: Context, other: Context) -> None:
+    whole = [(c.namespace, c.kind, c.key, c.authenticated()) for c in (place, other)]
+    assert (whole[0] == whole[1]) == (type(place) is type(other) and place == other)
 
 
 # --- opening -----------------------------------------------------------------------------------------------
@@ -389,6 +499,100 @@ def test_a_repr_shows_key_ids_and_no_key() -> None:
     with pytest.raises(StoreDecryptionError) as caught:
         sealer.open(Value(Encoding.SEALED, sealer.seal(VALUE, PAIR).data[:-1]), PAIR)
     assert not [form for form in hidden if form in shown(caught.value)]
+
+
+def everything_shown(error: BaseException) -> str:
+    """The error as crash reporters show it: with causes, and every variable of every frame; also as rich does."""
+    console = rich.console.Console(file=io.StringIO(), width=500)
+    console.print(
+        rich.traceback.Traceback.from_exception(
+            type(error), error, error.__traceback__, show_locals=True, locals_max_string=1_000, extra_lines=0
+        )
+    )
+    told = traceback.TracebackException.from_exception(error, capture_locals=True).format()
+    return "".join(told) + console.file.getvalue()
+
+
+def forms(*keys: str) -> list[str]:
+    """How a key could be read in a text."""
+    found = []
+    for key in keys:
+        master = base64.urlsafe_b64decode(key)
+        found += [
+            key,
+            key[:-1],
+            master.hex(),
+            repr(master)[2:-1],
+            str(list(master))[1:-1],
+            base64.b64encode(master).decode(),
+        ]
+    return found
+
+
+HIDDEN = [generate_key() for _ in range(2)]
+TOKEN = generate_key()[:20]
+FAILURES: dict[str, Callable[[], object]] = {
+    "no key": lambda: Sealer([*HIDDEN, "bad"]),
+    "a store's key": lambda: Store("http://127.0.0.1:1", key=[*HIDDEN, "bad"], token=TOKEN),
+    "a key too long": lambda: Store("http://127.0.0.1:1", key=HIDDEN[0] + HIDDEN[1], token=TOKEN),
+    "a dsn": lambda: Store("ftp://127.0.0.1", key=HIDDEN, token=TOKEN),
+    "a namespace": lambda: Store("http://127.0.0.1:1", "a b", HIDDEN[0], token=TOKEN),
+    "a timeout": lambda: Store("http://127.0.0.1:1", key=HIDDEN, token=TOKEN, timeout=-1),
+    "a policy": lambda: Store("http://127.0.0.1:1", key=HIDDEN, token=TOKEN, sealed_only=True),
+    "a token": lambda: Store("http://127.0.0.1:1", key=HIDDEN, token=TOKEN + "\n"),
+    "no service": lambda: Store("http://127.0.0.1:1", key=HIDDEN, token=TOKEN, retries=0).open(),
+    "not open": lambda: Store("http://127.0.0.1:1", key=HIDDEN, token=TOKEN).get("k"),
+    "an async store": lambda: AsyncStore("http://127.0.0.1:1", key=[*HIDDEN, "bad"], token=TOKEN),
+    "sealed for elsewhere": lambda: Sealer(HIDDEN).open(Sealer(HIDDEN).seal(VALUE, PAIR), POINT),
+    "sealed by another": lambda: Sealer(HIDDEN).open(SEALER.seal(VALUE, PAIR), PAIR),
+    "a Fernet token": lambda: Sealer(HIDDEN, accept_fernet=True).open(Value(Encoding.BYTES, b"gAAAA"), PAIR),
+    "points": lambda: Sealer(HIDDEN).open_points("n", "k", [2], Sealer(HIDDEN).seal_points("n", "k", [1], [b"\0001"])),
+    "a pickled sealer": lambda: pickle.dumps(Sealer(HIDDEN, accept_fernet=True)),
+    "a pickled store": lambda: pickle.dumps(Store("http://127.0.0.1:1", key=HIDDEN, token=TOKEN)),
+    "a copied sealer": lambda: copy.deepcopy(Sealer(HIDDEN, accept_fernet=True)),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_no_traceback_shows_a_key_not_even_among_the_variables(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(0)
+    with pytest.raises((StoreError, TypeError)) as caught:
+        FAILURES[name]()
+    logging.getLogger("app").error("it failed", exc_info=caught.value)
+    told = everything_shown(caught.value) + caplog.text + repr(caught.value) + str(vars(caught.value))
+    assert "Traceback" in told
+    assert not [form for form in (*forms(*HIDDEN), TOKEN) if form in told]
+
+
+def test_no_view_of_a_store_shows_a_key() -> None:
+    store = Store("http://127.0.0.1:1", key=HIDDEN, token=TOKEN, accept_fernet=True)
+    sealer = store._sealer
+    assert sealer is not None
+    sealer.seal(VALUE, PAIR)
+    key = sealer._first
+    views = [
+        store,
+        sealer,
+        key,
+        vars(store),
+        copy.copy(store),
+        key.cipher,
+        key._extracted,
+        key.fernet,
+    ]
+    told = "".join([*map(repr, views), *map(str, views), *(rich.pretty.pretty_repr(view) for view in views)])
+    told += pprint.pformat(views) + str([getattr(key, name) for name in key.__slots__])
+    assert not [form for form in (*forms(*HIDDEN), TOKEN) if form in told]
+
+
+def test_the_search_for_keys_finds_them() -> None:
+    def fails() -> None:
+        key = HIDDEN[0]
+        raise ValueError(len(key))
+
+    with pytest.raises(ValueError, match="44") as caught:
+        fails()
+    assert HIDDEN[0] in everything_shown(caught.value)
 
 
 def test_the_cache_of_subkeys_is_bounded() -> None:
