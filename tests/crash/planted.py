@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import sqlite3
 import sys
+import time
+from collections.abc import Sequence
 from typing import Any
 
 from rstored.backends import sqlite
+from rstored.backends.abc import Query
+from rstored.engine.kv import KeyValues
+from rstored.engine.model import ANY, Condition, PutResult
 from rstored.main import main
+from rstored.problems import Problem
 
 
 class AcknowledgingEarly(sqlite._Writer):
@@ -36,7 +43,43 @@ class CommittingHalves(sqlite._Writer):
         self._execute("BEGIN IMMEDIATE")
 
 
+async def read_stale(self: sqlite.SQLiteBackend, queries: Sequence[Query]) -> list[list[Any] | Problem]:
+    """Answer for a second what was answered before."""
+    now = time.monotonic()
+    for query in queries:
+        if query not in _remembered or _remembered[query][0] < now - 1.0:
+            _remembered[query] = (now, (await _read(self, [query]))[0])
+    return [_remembered[query][1] for query in queries]
+
+
+_remembered: dict[Query, tuple[float, list[Any] | Problem]] = {}
+_read = sqlite.SQLiteBackend.read
+
+
+async def check_then_put(
+    self: KeyValues, namespace: str, key: str, *, condition: Condition = ANY, **rest: Any
+) -> PutResult:
+    """Look whether the condition holds, and a moment later write whatever is there by then."""
+    entry = await self.get(namespace, key)
+    absent = condition.none_match is not None and entry is None
+    same = condition.match is not None and entry is not None and entry.etag in condition.match
+    if condition != ANY and not absent and not same:
+        raise Problem("precondition-failed", "it does not hold")
+    await asyncio.sleep(0.05)
+    return await _put(self, namespace, key, **rest)
+
+
+_put = KeyValues.put
+
+
+BUGS: dict[str, tuple[Any, str, Any]] = {
+    "acknowledge-early": (sqlite, "_Writer", AcknowledgingEarly),
+    "commit-halves": (sqlite, "_Writer", CommittingHalves),
+    "stale-reads": (sqlite.SQLiteBackend, "read", read_stale),
+    "check-then-put": (KeyValues, "put", check_then_put),
+}
+
 if __name__ == "__main__":
-    sqlite._Writer = {"acknowledge-early": AcknowledgingEarly, "commit-halves": CommittingHalves}[sys.argv[1]]
+    setattr(*BUGS[sys.argv[1]])
     sys.argv = ["rstored", *sys.argv[5:]]
     main()

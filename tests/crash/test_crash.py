@@ -92,21 +92,18 @@ async def crashed(
     return crash
 
 
-def check(name: str, crash: Crash) -> None:
-    """Tell the counts; the moments were in the midst of something, before commits as well as behind them."""
-    print(f"{name}: {crash.tally}")
-    assert crash.tally.acknowledged > 0
-    if LONG:
-        assert crash.tally.happened > 0
-        assert crash.tally.vanished > 0
-
-
 @pytest.mark.parametrize("name", BACKENDS)
 async def test_the_service_is_killed(serve, tmp_path: Path, name: str, seed: int) -> None:
     case = BACKENDS[name]
     if reason := case.missing():
         pytest.skip(reason)
-    check(name, await crashed(serve, case.fresh(tmp_path), seed, KILLS))
+    crash = await crashed(serve, case.fresh(tmp_path), seed, KILLS)
+    print(f"{name}: {crash.tally}")
+    assert crash.tally.acknowledged > 0
+    if LONG:
+        # The moments were in the midst of something, before commits as well as behind them.
+        assert crash.tally.happened > 0
+        assert crash.tally.vanished > 0
 
 
 @pytest.mark.parametrize(
@@ -119,14 +116,13 @@ async def test_the_server_is_killed(serve, server_class, missing, seed: int) -> 
         pytest.skip(reason)
     with server_class() as server:
         crash = await crashed(serve, server.dsn, seed, max(1, KILLS // 4), server)
-    check(f"{server_class.__name__}, with the service and without", crash)
+    print(f"{server_class.__name__}, with the service and without: {crash.tally}")
+    assert crash.tally.acknowledged > 0
 
 
-@pytest.mark.parametrize(
-    ("bug", "found"),
-    [("acknowledge-early", "acknowledged|lost|neither|counts"), ("commit-halves", "half of it|counts")],
-)
-async def test_the_checker_finds_a_planted_bug(serve, tmp_path: Path, bug: str, found: str, seed: int) -> None:
-    with pytest.raises(AssertionError, match=found) as raised:
+@pytest.mark.parametrize("bug", ["acknowledge-early", "commit-halves"])
+async def test_the_checker_finds_a_planted_bug(serve, tmp_path: Path, bug: str, seed: int) -> None:
+    with pytest.raises(AssertionError) as raised:
         await crashed(serve, f"sqlite:///{tmp_path}/store.db", seed, 20, prefix=[sys.executable, str(PLANTED), bug])
-    print(f"{bug}: {raised.value}")
+    assert "verify" in {entry.name for entry in raised.traceback}
+    print(f"{bug}: {raised.value!s:.300}")

@@ -159,16 +159,22 @@ def happened(before: Holdings, step: Step | None, found: Holdings) -> bool | Non
     raise AssertionError(f"after {step and step.name}: {_difference(before, step, found)}")
 
 
+def _same(key: Any, now: dict[Any, Any], then: dict[Any, Any]) -> bool:
+    return (key in now, now.get(key)) == (key in then, then.get(key))
+
+
 def _difference(before: Holdings, step: Step | None, found: Holdings) -> str:
     """Where what is found is neither as before nor as after; values are left out, they are long."""
     after = step.after if step is not None else before
     for name, old, new, now in zip(Holdings._fields, before, after, found, strict=True):
         if now in (old, new):
             continue
+        if isinstance(now, list):
+            old, new, now = dict.fromkeys(old), dict.fromkeys(new), dict.fromkeys(now)
         if isinstance(now, dict):
             keys = sorted(old.keys() | new.keys() | now.keys())
-            as_before = sum(now.get(key) == old.get(key) for key in keys)
-            as_after = sum(now.get(key) == new.get(key) for key in keys)
+            as_before = sum(_same(key, now, old) for key in keys)
+            as_after = sum(_same(key, now, new) for key in keys)
             return f"of {len(keys)} {name} {as_before} are as before and {as_after} as after: half of it, or lost"
         return f"{name} was {old!r:.300}, would be {new!r:.300}, is {now!r:.300}"
     return "each part is as before or as after, but not all the same"
