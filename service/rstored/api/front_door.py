@@ -42,10 +42,6 @@ logger = logging.getLogger("rstored.requests")
 _REQUEST_ID: Final = re.compile(rb"[!-~]{1,128}\Z")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"})
 _CLOSE: Final[Header] = (b"connection", b"close")
-# How long, and for how many bytes, an answered client may go on sending a body that nobody wants: closing at
-# once would reset the connection, and the answer could be lost on its way.
-_LINGER_SECONDS: Final = 2.0
-_LINGER_BYTES: Final = 64 * 2**20
 _CLIENT_GONE: Final = 499
 # These are answered when the service has too much to do for anything else: they tell an operator so.
 _PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -131,7 +127,7 @@ class FrontDoor:
         self._unmatched: dict[str, _Endpoint] = {}
         self._state: State | None = None
         self._ids = _request_ids()
-        self._under_way: dict[Request, asyncio.Task[Any]] = {}
+        self._under_way: dict[Request, Scope] = {}
         self._shares: dict[str, int] = {}
         for route in declared.routes:
             if isinstance(route, StarletteRoute):
@@ -273,7 +269,9 @@ class FrontDoor:
             if share >= limits.requests_in_flight_per_client_max:
                 raise Problem("overloaded", "this client has as many requests under way as one may have; try again")
         self._shares[request.client] = share + 1
-        self._under_way[request] = asyncio.current_task()  # type: ignore[assignment]
+        # A server that begins without a task, as the service's own does, puts it there later.
+        scope["task"] = asyncio.current_task()
+        self._under_way[request] = scope
 
     def _dismiss(self, request: Request) -> None:
         """The request is no longer under way."""
@@ -291,11 +289,11 @@ class FrontDoor:
             await asyncio.sleep(_SWEEP_SECONDS)
             now = time.perf_counter()
             self.state.metrics.requests_in_flight = len(self._under_way)
-            for request, task in list(self._under_way.items()):
+            for request, scope in list(self._under_way.items()):
                 if request.late is None:
                     request.late = request.lateness(now)
                     if request.late is not None:
-                        task.cancel()
+                        scope["task"].cancel()
 
     # --- before the endpoint -------------------------------------------------------------------------------
 
@@ -347,7 +345,7 @@ class FrontDoor:
         if isinstance(error, asyncio.CancelledError):
             if request.late is None:
                 raise error
-            self._under_way[request].uncancel()
+            self._under_way[request]["task"].uncancel()
             problem = request.late
         elif isinstance(error, Problem):
             problem = error
@@ -495,25 +493,19 @@ async def _send_whole(reply: Reply, body: bytes, method: str, request: Request, 
     status = reply.status
     if status == _CLIENT_GONE:
         return
-    if request.body_unread and status >= 400 and request.body_is_short:
-        # The client keeps its connection: under overload a new one would cost more than the answer.
-        await request.discard_body(UNCOUNTED_BYTES_MAX, _LINGER_SECONDS)
     headers = [*reply.headers, *_ON_ALL, (b"x-request-id", request.id)]
     if status not in (204, 304):
         headers.append((b"content-length", b"%d" % len(body)))
     if method == "HEAD":
         body = b""
-    lingers = request.body_unread and (status >= 400 or b"expect" in request.fields)
-    if lingers:
+    if request.body_unread and (status >= 400 or b"expect" in request.fields) and not request.body_is_short:
         headers.append(_CLOSE)
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    if lingers or len(body) > UNCOUNTED_BYTES_MAX:
+    if len(body) > UNCOUNTED_BYTES_MAX:
         # The end is sent apart, and the server takes it when the client has read most of the rest: until then the
         # answer is in memory, and the request under way.
         await send({"type": "http.response.body", "body": body, "more_body": True})
         body = b""
-    if lingers:
-        await request.discard_body(_LINGER_BYTES, _LINGER_SECONDS)
     await send({"type": "http.response.body", "body": body})
 
 

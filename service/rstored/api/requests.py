@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, TypeAlias
@@ -189,17 +187,6 @@ class Request:
         """Whether the body is announced as one that is sooner read than its connection closed."""
         size = self.fields.get(b"content-length", b"")
         return size.isdigit() and int(size) <= UNCOUNTED_BYTES_MAX and b"expect" not in self.fields
-
-    async def discard_body(self, bytes_max: int, seconds_max: float) -> None:
-        """Read on until the body ends, the client goes, or a bound is reached, and forget it."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds_max):
-                while bytes_max > 0:
-                    message = await self._receive()
-                    bytes_max -= len(message.get("body", b""))
-                    if not message.get("more_body"):
-                        self.body_unread = False
-                        return
 
 
 def _too_large(code: str, size_max: int) -> Problem:
