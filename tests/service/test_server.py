@@ -20,6 +20,11 @@ def server(serve_module, tmp_path_factory):
     return serve_module(dsn, limits={"VALUE_BYTES_MAX": 1000, "BODY_BYTES_MAX": 2000})
 
 
+@pytest.fixture(scope="module")
+def large_server(serve_module, tmp_path_factory):
+    return serve_module(f"sqlite:///{tmp_path_factory.mktemp('server') / 'store.db'}")
+
+
 @contextlib.contextmanager
 def connection(server):
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connected:
@@ -231,3 +236,44 @@ def test_a_second_signal_skips_the_waiting(serve, tmp_path):
     assert server.process.poll() is None
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(5) == 0
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**16 - 1, 2**16, 2**16 + 1, 300_000])
+@pytest.mark.parametrize("framing", ["length", "chunked", "expect"])
+def test_a_body_is_whole_however_it_arrives(large_server, size, framing):
+    """Short bodies are gathered before they are served, long ones are served as they arrive."""
+    body = bytes(n % 251 for n in range(size))
+    head = b"PUT /kv/body HTTP/1.1\r\nHost: localhost\r\n"
+    if framing == "chunked":
+        chunks = b"".join(
+            b"%x\r\n%b\r\n" % (len(part), part) for n in range(0, size, 50_000) if (part := body[n : n + 50_000])
+        )
+        sent = head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
+    else:
+        expect = b"Expect: 100-continue\r\n" if framing == "expect" else b""
+        sent = head + expect + b"Content-Length: %d\r\n\r\n" % size + body
+    pieces = [sent[:90], sent[90:200], sent[200:40_000], sent[40_000:]]
+    get = b"GET /kv/body HTTP/1.1\r\n" + CLOSE + b"\r\n"
+    answer = talk(large_server, *pieces, get, pause=0.01)
+    first, _, rest = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n").partition(b"\r\n\r\n")
+    assert first.startswith((b"HTTP/1.1 201", b"HTTP/1.1 204"))
+    assert rest.partition(b"\r\n\r\n")[2] == body
+
+
+def test_answers_keep_the_order_of_requests_also_where_some_are_slower(large_server):
+    long = b"PUT /kv/long HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500000\r\n\r\n" + b"x" * 500_000
+    turn = b"GET /kv/long HTTP/1.1\r\nHost: localhost\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    last = b"HEAD /kv/long HTTP/1.1\r\n" + CLOSE + b"\r\n"
+    answer = talk(large_server, (long + turn) * 5 + last)
+    statuses = re.findall(rb"HTTP/1\.1 (\d\d\d)", answer)
+    assert statuses == [b"201", b"200", b"200", *[b"204", b"200", b"200"] * 4, b"200"]
+    assert answer.count(b"x" * 500_000) == 5
+
+
+def test_an_old_client_knows_the_end_of_a_stream_by_the_end_of_the_connection(large_server):
+    points = ",".join(f"[{t},{t}]" for t in range(50_000))
+    assert httpx2.post(f"{large_server.url}/ts/long/range", content=f'{{"points":[{points}]}}').is_success
+    _, headers, body = split(talk(large_server, b"GET /ts/long/range HTTP/1.0\r\nHost: localhost\r\n\r\n"))
+    assert "transfer-encoding" not in headers
+    assert headers["connection"] == "close"
+    assert len(json.loads(body)["points"]) == 50_000
