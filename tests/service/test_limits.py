@@ -116,21 +116,24 @@ def test_headers_max(started):
 
 
 def test_pipelined_requests_max(started):
+    """Requests wait behind one that waits itself, as writes do; reads that need not wait are answered at once."""
     server = started(pipelined_requests_max=5)
+    put = b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n1"
     with connection(server) as connected:
-        connected.sendall(GET * 6)
-        received = b""
-        while received.count(b"HTTP/1.1 200") < 6:
-            received += connected.recv(65536)
+        for sent in (GET * 5000, put * 6):
+            connected.sendall(sent)
+            received = b""
+            while received.count(b"HTTP/1.1 20") < sent.count(b"Host"):
+                received += connected.recv(65536)
         assert ask(connected)[0] == 200
     for sent in (7, 5000):
         with connection(server) as connected:
-            connected.sendall(GET * sent)
+            connected.sendall(put * sent)
             received = b""
             while chunk := connected.recv(65536):
                 received += chunk
         # The six that were taken are answered.
-        assert received.count(b"HTTP/1.1 200") == 6
+        assert received.count(b"HTTP/1.1 204") == 6
 
 
 # --- connections -------------------------------------------------------------------------------------------

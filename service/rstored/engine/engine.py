@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -54,4 +55,5 @@ class Engine:
 
     async def ping(self) -> None:
         """Return if the backend answers, else raise Problem ``backend-unavailable``."""
-        await self.storage.backend.ping()
+        # In a task: drivers set themselves time limits, which only a task can have, and a request may not be in one.
+        await asyncio.create_task(self.storage.backend.ping())
