@@ -8,7 +8,7 @@ from xml.sax.saxutils import escape
 
 __all__ = ["plot"]
 
-WIDTH, LABELS, ROW, TOP = 1_000, 560, 17, 60
+WIDTH, LABELS, ROW, TOP = 1_000, 460, 17, 60
 LEAST, MOST = 0.05, 100.0
 TICKS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 MET, MISSED, OPEN = "#1a7f37", "#cf222e", "#57606a"

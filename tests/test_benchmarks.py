@@ -30,7 +30,7 @@ def test_they_run_in_tiny_sizes():
     assert done.returncode == 0, done.stderr
     assert re.findall(r"^## (\w+)$", done.stdout, re.MULTILINE) == list(parts)
     ratios = [float(ratio) for ratio in re.findall(r"\*\*([\d.]+)\*\*", done.stdout)]
-    assert len(ratios) == 6 + 2 + 3 + 2
+    assert len(ratios) == 7 + 2 + 3 + 2
     assert all(ratio > 0 for ratio in ratios)
 
 

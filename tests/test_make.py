@@ -215,10 +215,8 @@ def test_root_on_debian_would_install_what_is_missing_and_nothing_else(machine):
     assert not machine.log.exists()
 
 
-def test_an_installation_that_fails_is_seen_by_what_is_still_missing(machine, tmp_path):
-    root(machine)
-    # The script that stands in for apt-get installs nothing; `rm` and `chmod` are for the file that keeps Debian from
-    # starting servers, which must not be this machine's.
+def relocated_script(machine: Machine, tmp_path: Path) -> tuple[Path, Path]:
+    """The script, and the file by which it keeps Debian from starting servers, which must not be this machine's."""
     script = tmp_path / "servers.sh"
     policy = tmp_path / "policy-rc.d"
     text = (ROOT / "scripts" / "servers.sh").read_text()
@@ -226,6 +224,12 @@ def test_an_installation_that_fails_is_seen_by_what_is_still_missing(machine, tm
     script.write_text(text.replace("/usr/sbin/policy-rc.d", str(policy)))
     for needed in ("rm", "chmod"):
         (machine.path / needed).symlink_to(shutil.which(needed))
+    return script, policy
+
+
+def test_an_installation_that_fails_is_seen_by_what_is_still_missing(machine, tmp_path):
+    root(machine)
+    script, policy = relocated_script(machine, tmp_path)
     machine.has("apt-get", does=f'echo "$@" >>{machine.log}; cat {policy} >>{machine.log}; exit 100')
     environment = {"PATH": str(machine.path), "POSTGRESQL_FOLDERS": str(machine.homes)}
     for ci, code in (("", 0), ("true", 1)):
@@ -236,6 +240,25 @@ def test_an_installation_that_fails_is_seen_by_what_is_still_missing(machine, tm
         assert "apt-get install postgresql redis-server" in done.stderr
         assert not policy.exists()
     assert "update -qq\n#!/bin/sh\nexit 101\n" in machine.log.read_text()
+
+
+def test_named_packages_are_installed_and_not_started(machine, tmp_path):
+    script, policy = relocated_script(machine, tmp_path)
+    machine.has("apt-get", does=f'echo "$@" >>{machine.log}; cat {policy} >>{machine.log}')
+    done = subprocess.run(
+        ["/bin/sh", script, "--install", "wrk", "webdis"],
+        env={"PATH": str(machine.path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *_, installed, shebang, refusal = machine.log.read_text().splitlines()
+    assert installed.startswith("install ")
+    assert installed.endswith(" --no-install-recommends wrk webdis")
+    assert (shebang, refusal) == ("#!/bin/sh", "exit 101")
+    assert not policy.exists()
 
 
 def test_the_script_and_the_tests_look_for_the_same_programs():

@@ -17,8 +17,9 @@ def measure(size: Size) -> list[Row]:
     memory: tuple[list[float], list[float]] = [], []
     for _ in range(size.rounds):
         for start, resident, kind in zip(starts, memory, (Rstored, BareApp), strict=True):
+            server = kind()
             began = time.perf_counter()
-            with kind() as server:
+            with server:
                 start.append(time.perf_counter() - began)
                 resident.append(memory_mb(server))
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,30 +14,33 @@ from rstore import Store
 
 __all__ = ["Rstored"]
 
-_TOKEN: str | None = None
+_PROGRAM = str(Path(sys.executable).with_name("rstored"))
 
 
 class Rstored(Server):
-    """The service as it starts by default: SQLite in its folder unless another ``dsn`` is given."""
+    """The service as it starts by default: SQLite in its folder unless another ``dsn`` is given.
+
+    Who asks has to bring a token; one that may write is made before it starts.
+    """
 
     def __init__(self, dsn: str | None = None) -> None:
         super().__init__()
         self.backend = dsn or f"sqlite:///{self.folder}/rstore.db"
-        self.token = _TOKEN
+        command = [_PROGRAM, "token", "create", "--namespace", "*", "--access", "write", "--dsn", self.backend]
+        self.token = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
 
     @property
     def dsn(self) -> str:
         return f"http://{HOST}:{self.port}"
 
     def command(self) -> list[str]:
-        rstored = Path(sys.executable).with_name("rstored")
-        return [str(rstored), "serve", "--host", HOST, "--port", str(self.port), "--dsn", self.backend]
+        return [_PROGRAM, "serve", "--host", HOST, "--port", str(self.port), "--dsn", self.backend]
 
     def answers(self) -> bool:
         return self.listens()
 
     def headers(self) -> dict[str, str]:
-        return {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
+        return {"Authorization": f"Bearer {self.token}"}
 
     def store(self, **options: Any) -> Store:
         """A store that may write; open it with ``with``."""
