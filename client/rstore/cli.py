@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ from rstore.values import load
 __all__ = ["cli", "main"]
 
 _LINES_AT_ONCE: Final = 50_000
+_UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e]")
 _PLOT_LEVELS: Final = " ▁▂▃▄▅▆▇█"
 
 _OPTIONS: Final[dict[str, Any]] = {
@@ -64,7 +66,7 @@ def main() -> None:
 
 
 def _fail(reason: str) -> NoReturn:
-    sys.stderr.write(f"rstore: {reason}\n")
+    sys.stderr.write("rstore: " + "".join(c if c.isprintable() or c == "\n" else " " for c in reason) + "\n")
     sys.exit(1)
 
 
@@ -108,9 +110,15 @@ def _shown(value: Any) -> str:
         return {"base64": base64.b64encode(part).decode()} if isinstance(part, bytes) else repr(part)
 
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=substitute)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=substitute)
     except (ValueError, TypeError):
-        return json.dumps(repr(value), ensure_ascii=False)
+        text = json.dumps(repr(value), ensure_ascii=False)
+    # Whoever wrote the value does not command the reader's terminal. All that is escaped stands inside of strings.
+    return text if text.isprintable() else _UNPRINTABLE.sub(_escaped, text)
+
+
+def _escaped(character: re.Match[str]) -> str:
+    return character[0] if character[0].isprintable() else json.dumps(character[0])[1:-1]
 
 
 def _print(*values: Any) -> None:

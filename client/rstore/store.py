@@ -44,7 +44,7 @@ from rstore.operators import OPERATOR_NAMES, OPERATORS, UNARY, UnfoldableEvent
 from rstore.points import Cells, InvalidPoints, Points, encode_stream
 from rstore.rotation import Rotation, rotate
 from rstore.sealing import EventContext, PairContext, PointContext, Sealer, pack, unpack
-from rstore.transport import Attempts, Budget, Service, translated
+from rstore.transport import TOO_SLOW, Attempts, Budget, Service, blocking_transport, translated
 from rstore.values import dump, dump_plaintexts, load, load_plaintexts
 
 __all__ = ["KEEP", "AsyncStore", "Entry", "Keep", "Store"]
@@ -188,6 +188,7 @@ class _Operations(Generic[TransportT]):
     _key: Key | None = None
     _freq: int | None = None
     _answer_bytes_max: int = 2**30
+    _operation_seconds_max: float = 600.0
 
     def __init__(
         self,
@@ -956,7 +957,7 @@ class Store(_Operations[httpx2.BaseTransport]):
         if self._given_transport is not None:
             self._transport = self._given_transport
         else:
-            self._transport = httpx2.HTTPTransport(verify=self._service.tls(), trust_env=False)
+            self._transport = blocking_transport(self._service, self._operation_seconds_max)
 
     def close(self) -> None:
         """Close the connections. The store may be opened again; closing twice does no harm."""
@@ -976,7 +977,7 @@ class Store(_Operations[httpx2.BaseTransport]):
 
     def _run(self, steps: Steps[T]) -> T:
         """Carry out an operation: send each call that it yields, and give it the answer or the error."""
-        budget = Budget(self._answer_bytes_max)
+        budget = Budget(self._answer_bytes_max, self._operation_seconds_max)
         try:
             call = next(steps)
             while True:
@@ -992,7 +993,7 @@ class Store(_Operations[httpx2.BaseTransport]):
 
     def _send(self, call: Call[T], budget: Budget) -> T:
         if call.own_budget:
-            budget = Budget(self._answer_bytes_max)
+            budget = Budget(self._answer_bytes_max, self._operation_seconds_max)
         attempts = Attempts(self._retries, self._timeout)
         while True:
             try:
@@ -1094,7 +1095,7 @@ class AsyncStore(_Operations[httpx2.AsyncBaseTransport]):
 
     async def _run(self, steps: Steps[T]) -> T:
         """Carry out an operation: send each call that it yields, and give it the answer or the error."""
-        budget = Budget(self._answer_bytes_max)
+        budget = Budget(self._answer_bytes_max, self._operation_seconds_max)
         try:
             call = next(steps)
             while True:
@@ -1110,11 +1111,14 @@ class AsyncStore(_Operations[httpx2.AsyncBaseTransport]):
 
     async def _send(self, call: Call[T], budget: Budget) -> T:
         if call.own_budget:
-            budget = Budget(self._answer_bytes_max)
+            budget = Budget(self._answer_bytes_max, self._operation_seconds_max)
         attempts = Attempts(self._retries, self._timeout)
         while True:
             try:
-                return await self._exchange(call, budget, attempts.number)
+                async with asyncio.timeout(budget.seconds_left()):
+                    return await self._exchange(call, budget, attempts.number)
+            except TimeoutError:
+                raise StoreNotAvailableError(TOO_SLOW) from None
             except TryAgain as failure:
                 pause = attempts.pause_seconds(failure)
             await asyncio.sleep(pause)

@@ -16,12 +16,13 @@ import httpx2
 from rstore.calls import Call, Head, Reader, TryAgain
 from rstore.errors import StoreError, StoreNotAvailableError, StoreProtocolError, StoreRequestError
 
-__all__ = ["Attempts", "Budget", "Service", "translated"]
+__all__ = ["TOO_SLOW", "Attempts", "Budget", "Service", "blocking_transport", "translated"]
 
 T = TypeVar("T")
 
 _DSN: Final = "the dsn is the URL of a running service, like http://127.0.0.1:8000"
 _BACKOFF_SECONDS: Final = 0.05
+TOO_SLOW: Final = "the service took longer than an operation may take"
 _ANSWER_OVERHEAD_BYTES: Final = 1024
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,4096}\Z")
 # The jitter keeps clients apart from each other; it needs no secrecy.
@@ -96,18 +97,24 @@ def _base_url(text: str) -> httpx2.URL:
 
 
 class Budget:
-    """How many bytes of answers one operation may still receive."""
+    """How many bytes of answers one operation may still receive, and until when."""
 
-    __slots__ = ("_left",)
+    __slots__ = ("_end", "_left")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, seconds: float) -> None:
         self._left = size
+        self._end = time.monotonic() + seconds
 
     def spend(self, size: int) -> None:
-        """Take ``size`` bytes, or raise :class:`StoreProtocolError`."""
+        """Take ``size`` bytes; raises StoreProtocolError if that is too much, StoreNotAvailableError if too late."""
         self._left -= size
         if self._left < 0:
             raise StoreProtocolError("the answer is larger than this client accepts")
+        if time.monotonic() > self._end:
+            raise StoreNotAvailableError(TOO_SLOW)
+
+    def seconds_left(self) -> float:
+        return max(self._end - time.monotonic(), 0)
 
     def reader(self, call: Call[T], response: httpx2.Response, attempt: int) -> Reader[T]:
         """What reads this answer to the call."""
@@ -117,6 +124,53 @@ class Budget:
         if headers.get("content-encoding", "identity") != "identity":
             raise StoreProtocolError("the answer is compressed, which was not asked for", status=response.status_code)
         return call.reader(Head(response.status_code, headers, attempt))
+
+
+def blocking_transport(service: Service, seconds_max: float) -> httpx2.HTTPTransport:
+    """A transport that reads from no connection for longer than this after it last wrote to it.
+
+    The HTTP library bounds how long one read takes, but not how many there are: a head that comes byte by byte, or
+    one 103 after the other, would keep it reading for ever. (Awaiting can be given up, so AsyncStore needs none.)
+    """
+    transport = httpx2.HTTPTransport(verify=service.tls(), trust_env=False)
+    pool: Any = transport._pool  # noqa: SLF001
+    pool._network_backend = _BoundedBackend(pool._network_backend, seconds_max)  # noqa: SLF001
+    return transport
+
+
+class _BoundedBackend:
+    """The HTTP library's network, whose connections are bounded."""
+
+    def __init__(self, backend: Any, seconds_max: float) -> None:
+        self._backend = backend
+        self._seconds_max = seconds_max
+
+    def connect_tcp(self, *args: Any, **options: Any) -> _BoundedStream:
+        return _BoundedStream(self._backend.connect_tcp(*args, **options), self._seconds_max)
+
+
+class _BoundedStream:
+    """A connection from which nothing is read later than ``seconds_max`` after something was written."""
+
+    def __init__(self, stream: Any, seconds_max: float) -> None:
+        self._stream = stream
+        self._seconds_max = seconds_max
+        self._end = 0.0
+        self.close = stream.close
+        self.get_extra_info = stream.get_extra_info
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, timeout)
+        self._end = time.monotonic() + self._seconds_max
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if time.monotonic() > self._end:
+            raise StoreNotAvailableError(TOO_SLOW)
+        data: bytes = self._stream.read(max_bytes, timeout)
+        return data
+
+    def start_tls(self, *args: Any, **options: Any) -> _BoundedStream:
+        return _BoundedStream(self._stream.start_tls(*args, **options), self._seconds_max)
 
 
 class Attempts:

@@ -7,7 +7,7 @@ import itertools
 import socket
 import socketserver
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -45,7 +45,8 @@ class Received(NamedTuple):
     body: bytes
 
 
-Reply = bytes | None
+# The parts of an answer are sent one by one, for as long as the client takes them.
+Reply = bytes | Iterable[bytes] | None
 Script = Callable[[Received], Reply]
 
 
@@ -86,6 +87,11 @@ class ScriptedServer:
         self.received.append(request)
         reply = self.script(request)
         if reply is None:
+            return False
+        if not isinstance(reply, bytes):
+            for part in reply:
+                wfile.write(part)
+                wfile.flush()
             return False
         wfile.write(reply)
         wfile.flush()
