@@ -19,7 +19,7 @@ from rstored.problems import Problem
 
 
 class AcknowledgingEarly(sqlite._Writer):
-    """Commits only every eighth time that it says it does."""
+    """Commits only every thirty-second time that it says it does."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         super().__init__(connection)
@@ -27,7 +27,7 @@ class AcknowledgingEarly(sqlite._Writer):
 
         def execute_some(sql: str, *parameters: Any) -> Any:
             skipped = (sql == "BEGIN IMMEDIATE" and connection.in_transaction) or (
-                sql == "COMMIT" and next(commits) % 8
+                sql == "COMMIT" and next(commits) % 32
             )
             return None if skipped else execute(sql, *parameters)
 
