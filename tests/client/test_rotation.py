@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import operator
+import pickle
 from collections.abc import Callable
 
 import httpx2
 import pytest
+from cryptography.fernet import Fernet
 
 import rstore
 from rstore import Store, StoreConflictError
@@ -258,6 +260,38 @@ def test_a_lost_answer_loses_nothing_else(opened):
     with Losing(verify=False, trust_env=False) as transport:
         assert opened(NEW, OLD, transport=transport).rotate().complete
     assert everything(opened(NEW)) == before
+
+
+class Scattered(httpx2.HTTPTransport):
+    """A service that keeps its keys in different parts, so that no batch of several is atomic."""
+
+    refused = 0
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        if request.url.path.endswith("/kv") and request.method == "POST" and request.read().count(b'"key":') > 1:
+            self.refused += 1
+            problem = {"code": "batch-not-atomic", "title": "", "detail": "these keys lie apart"}
+            return httpx2.Response(422, json=problem, headers={"content-type": "application/problem+json"})
+        return super().handle_request(request)
+
+
+def test_pairs_that_cannot_be_written_together_are_written_alone(opened):
+    opened(OLD).set_many({f"k{number}": number for number in range(5)})
+    with Scattered(verify=False, trust_env=False) as transport:
+        assert opened(NEW, OLD, transport=transport).rotate().resealed == 5
+        assert transport.refused
+    assert dict(opened(NEW).find()) == {f"k{number}": number for number in range(5)}
+
+
+def test_fernet_tokens_that_are_sealed_become_bound_to_their_place(opened):
+    token = Value(Encoding.SEALED, Fernet(OLD).encrypt(pickle.dumps((1, "x"))))
+    plain = opened()
+    plain._encode = lambda value: value
+    plain.set("k", token)
+    assert opened(NEW, OLD).rotate().failed == 1
+    found = opened(NEW, OLD, accept_fernet=True).rotate()
+    assert (found.resealed, found.keys) == (1, {"unknown": 1})
+    assert opened(NEW).get("k") == (1, "x")
 
 
 def test_an_etag_from_before_is_one_from_before(opened):

@@ -7,7 +7,8 @@ chain whose events are all JSON is *plain* and is folded here, event by event as
 the service, which follows its operators' names and hands its events out. Lane 2 remembers the ids of applies.
 
 History is only ever appended to, except by an apply in the past and by prune. Both change ``Meta.rewrites``, so that
-a reader that needs more than one query knows whether what it read belongs together.
+a reader that needs more than one query knows whether what it read belongs together. Resealing an event changes the
+bytes of its sealed value and leaves it the same event.
 """
 
 from __future__ import annotations
