@@ -30,6 +30,6 @@ VOLUME /data
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
+    CMD ["python", "-c", "import os, ssl, urllib.request as r; s = 's' * ('RSTORED_TLS_CERT' in os.environ); r.urlopen(f'http{s}://127.0.0.1:8000/healthz', timeout=4, context=ssl._create_unverified_context())"]
 ENTRYPOINT ["rstored"]
 CMD ["serve", "--host", "0.0.0.0"]

@@ -62,7 +62,7 @@ class ServiceProcess:
         assert stdout is not None
         readable, _, _ = select.select([stdout], [], [], START_SECONDS)
         line = stdout.readline().decode() if readable else ""
-        found = re.search(r"http://\S+:(\d+)", line)
+        found = re.search(r"https?://\S+:(\d+)", line)
         if found is None:
             raise RuntimeError(f"the service did not start: {line}{self.log}")
         self.url, self.port = found[0], int(found[1])

@@ -86,9 +86,17 @@ def _root(
     token: Annotated[
         str | None, typer.Option(envvar="RSTORE_TOKEN", help="The bearer token.", show_default=False)
     ] = None,
+    ca: Annotated[
+        str | None,
+        typer.Option(envvar="RSTORE_CA", help="PEM file of the certificates to verify with.", show_default=False),
+    ] = None,
+    cert: Annotated[
+        str | None,
+        typer.Option(envvar="RSTORE_CERT", help="PEM file of a client certificate and its key.", show_default=False),
+    ] = None,
 ) -> None:
     """Talk to an rstore service."""
-    context.obj = {"dsn": url, "namespace": namespace, "key": key, "token": token}
+    context.obj = {"dsn": url, "namespace": namespace, "key": key, "token": token, "verify": ca or True, "cert": cert}
 
 
 def _store(context: typer.Context, *, write: bool = False, **changed: Any) -> rstore.Store:

@@ -44,7 +44,7 @@ from rstore.operators import OPERATOR_NAMES, OPERATORS, UNARY, UnfoldableEvent
 from rstore.points import Cells, InvalidPoints, Points, encode_stream
 from rstore.rotation import Rotation, rotate
 from rstore.sealing import EventContext, PairContext, PointContext, Sealer, pack, unpack
-from rstore.transport import TOO_SLOW, Attempts, Budget, Service, blocking_transport, translated
+from rstore.transport import TOO_SLOW, Attempts, Budget, Certificate, Service, blocking_transport, translated
 from rstore.values import dump, dump_plaintexts, load, load_plaintexts
 
 __all__ = ["KEEP", "AsyncStore", "Entry", "Keep", "Store"]
@@ -204,6 +204,7 @@ class _Operations(Generic[TransportT]):
         timeout: float = 30.0,
         retries: int = 4,
         verify: Any = True,
+        cert: Certificate | None = None,
         transport: TransportT | None = None,
     ) -> None:
         environment = os.environ.get
@@ -230,7 +231,8 @@ class _Operations(Generic[TransportT]):
             dsn or environment("RSTORE_URL") or _DEFAULT_URL,
             token=next(secrets),
             timeout=timeout,
-            verify=verify,
+            verify=(environment("RSTORE_CA") or True) if verify is True else verify,
+            cert=cert or environment("RSTORE_CERT"),
         )
         # An empty key or list is a mistake to be refused, not a wish to write in the open.
         self._sealer = Sealer(next(secrets), accept_fernet=accept_fernet) if sealed else None
@@ -931,7 +933,8 @@ class Store(_Operations[httpx2.BaseTransport]):
     ``accept_fernet`` opens tokens of rlib-store too. ``trust_pickle`` loads any unsealed pickle, which runs whatever
     code the server's side put there. ``timeout`` is how many seconds the service may be silent, ``retries`` how
     often a call is sent again when the service is away for a moment; no attempt begins later than ``timeout`` after the
-    first. ``verify`` is a CA file, an ``ssl.SSLContext``, or False; proxies of the environment are not used, pass a
+    first. ``verify`` is a CA file (``RSTORE_CA``), an ``ssl.SSLContext``, or False; ``cert`` (``RSTORE_CERT``) a PEM
+    file of a client certificate and its key, or a pair of two. Proxies of the environment are not used, pass a
     ``transport`` (``httpx2.HTTPTransport(proxy=…)``) for that.
 
     Everything that goes wrong is a :class:`~rstore.errors.StoreError`. A store may be shared between threads.

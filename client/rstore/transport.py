@@ -9,16 +9,17 @@ import re
 import ssl
 import time
 from collections.abc import Iterator
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import httpx2
 
 from rstore.calls import Call, Head, Reader, TryAgain
 from rstore.errors import StoreError, StoreNotAvailableError, StoreProtocolError, StoreRequestError
 
-__all__ = ["TOO_SLOW", "Attempts", "Budget", "Service", "blocking_transport", "translated"]
+__all__ = ["TOO_SLOW", "Attempts", "Budget", "Certificate", "Service", "blocking_transport", "translated"]
 
 T = TypeVar("T")
+Certificate: TypeAlias = str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLike[str]]
 
 _DSN: Final = "the dsn is the URL of a running service, like http://127.0.0.1:8000"
 _BACKOFF_SECONDS: Final = 0.05
@@ -32,7 +33,9 @@ _jitter: Final = random.Random()  # noqa: S311
 class Service:
     """A service's address, and what every request to it carries. Knows no socket."""
 
-    def __init__(self, url: str, *, token: str | None, timeout: float, verify: Any) -> None:
+    def __init__(
+        self, url: str, *, token: str | None, timeout: float, verify: Any, cert: Certificate | None = None
+    ) -> None:
         self._headers: list[tuple[bytes, bytes]] = []
         if token and _TOKEN.match(token):
             self._headers.append((b"authorization", b"Bearer " + token.encode("ascii")))
@@ -44,6 +47,7 @@ class Service:
         self.url = _base_url(url)
         self._base = str(self.url).rstrip("/")
         self._verify = verify
+        self._cert = cert
         if not timeout > 0:
             raise StoreRequestError("timeout is a number of seconds greater than 0")
         self._extensions = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), float(timeout))}
@@ -68,13 +72,37 @@ class Service:
             raise StoreRequestError(f"the request does not fit into a URL: {error}", code="uri-too-long") from None
 
     def tls(self) -> ssl.SSLContext | bool:
-        """What verifies the service. Nothing to verify without TLS, and redirects to it are not followed."""
+        """What verifies the service, and proves the client to it.
+
+        Nothing to verify without TLS, and redirects to it are not followed. Raises StoreRequestError for files that
+        cannot be read, or are not what they should be.
+        """
         if self.url.scheme == "http":
             return False
+        verify: ssl.SSLContext | bool
         if isinstance(self._verify, str | os.PathLike):
-            return ssl.create_default_context(cafile=os.fspath(self._verify))
-        verify: ssl.SSLContext | bool = self._verify
+            with _named("the file of certificates (verify)"):
+                verify = ssl.create_default_context(cafile=os.fspath(self._verify))
+        else:
+            verify = self._verify
+        if self._cert is not None:
+            verify = httpx2.create_ssl_context(verify, trust_env=False)
+            cert, key = (self._cert, None) if isinstance(self._cert, str | os.PathLike) else self._cert
+            with _named("the client's certificate and its key (cert)"):
+                # Never ask for a password on the terminal: a key that needs one goes into a context of one's own.
+                verify.load_cert_chain(cert, key, lambda: "")
         return verify
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, ssl.SSLError):
+            reason = "not in PEM form, or they do not belong together"
+        raise StoreRequestError(f"{what} cannot be used: {reason}") from None
 
 
 def _base_url(text: str) -> httpx2.URL:

@@ -8,6 +8,7 @@ import ipaddress
 import json
 import logging
 import re
+import ssl
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Literal, NoReturn, TypeVar
@@ -26,6 +27,7 @@ from rstored.logs import configure_logging
 from rstored.problems import Problem
 from rstored.server import Server, bind, within_open_files
 from rstored.settings import InvalidSettings, Settings, load_settings
+from rstored.tls import tls_context
 
 __all__ = ["cli", "main"]
 
@@ -116,6 +118,16 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. [env: RSTORED_HOST]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [env: RSTORED_PORT]")] = None,
     dsn: Annotated[str | None, _DSN_OPTION] = None,
+    tls_cert: Annotated[
+        str | None, typer.Option(help="Serve TLS with the certificates of this PEM file. [env: RSTORED_TLS_CERT]")
+    ] = None,
+    tls_key: Annotated[
+        str | None, typer.Option(help="PEM file of its key, if in another file. [env: RSTORED_TLS_KEY]")
+    ] = None,
+    tls_client_ca: Annotated[
+        str | None,
+        typer.Option(help="Take only clients with a certificate that this signed. [env: RSTORED_TLS_CLIENT_CA]"),
+    ] = None,
     log_level: Annotated[
         str | None, typer.Option(help="debug, info, warning or error. [env: RSTORED_LOG_LEVEL]")
     ] = None,
@@ -129,14 +141,23 @@ def serve(
     """Serve until SIGTERM or Ctrl-C."""
     try:
         settings = load_settings(
-            host=host, port=port, dsn=dsn, log_level=log_level, access_log=access_log, insecure=insecure
+            host=host,
+            port=port,
+            dsn=dsn,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            tls_client_ca=tls_client_ca,
+            log_level=log_level,
+            access_log=access_log,
+            insecure=insecure,
         )
+        tls = tls_context(settings)
     except InvalidSettings as error:
         _fail(str(error))
     configure_logging(settings.log_level)
     settings = settings.model_copy(update={"limits": within_open_files(settings.limits)})
     try:
-        uvloop.run(_serve(settings))
+        uvloop.run(_serve(settings, tls))
     except (Problem, _OpenToAll) as error:
         _fail(str(error))
     except OSError as error:
@@ -154,7 +175,7 @@ class _OpenToAll(Exception):
         )
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, tls: ssl.SSLContext | None) -> None:
     # The port comes first: a second start must not touch the data of the first.
     listener = bind(settings.host, settings.port)
     try:
@@ -164,7 +185,8 @@ async def _serve(settings: Settings) -> None:
             if reachable and not is_closed and not settings.insecure:
                 raise _OpenToAll(settings.host)
             host, port = listener.getsockname()[:2]
-            address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            scheme = "http" if tls is None else "https"
+            address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
             backend = app.state.backend.describe()
 
             def started() -> None:
@@ -173,10 +195,10 @@ async def _serve(settings: Settings) -> None:
                 logger.info("listening", extra={"address": address, "backend": backend["name"]})
                 if "warning" in backend:
                     logger.warning(backend["warning"], extra={"backend": backend["name"]})
-                if reachable and is_closed:
+                if reachable and is_closed and tls is None:
                     logger.warning("tokens and data go over the network in clear, unless a proxy adds TLS")
 
-            server = Server(app, settings, started)
+            server = Server(app, settings, tls, started)
             await server.serve(sockets=[listener])
             logger.info("stopped")
     finally:

@@ -10,6 +10,7 @@ import logging
 import resource
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -30,6 +31,7 @@ logger = logging.getLogger("rstored.server")
 _TICKS_A_SWEEP: Final = 10
 # Open beside the connections: the backend's, the log, what listens, and what is opened for a moment.
 _OTHER_FILES: Final = 100
+_HANDSHAKE_SECONDS: Final = 10
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -71,11 +73,12 @@ class Server(uvicorn.Server):
     Requests under way may finish within the grace period.
     """
 
-    def __init__(self, app: FrontDoor, settings: Settings, started: Callable[[], None]) -> None:
+    def __init__(
+        self, app: FrontDoor, settings: Settings, tls: ssl.SSLContext | None, started: Callable[[], None]
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=functools.partial(Connection, app),  # type: ignore[arg-type]
                 loop="uvloop",
                 ws="none",
                 lifespan="off",
@@ -88,13 +91,23 @@ class Server(uvicorn.Server):
             )
         )
         self._connections = self.server_state = Connections(settings.limits, app.state.metrics, ())
+        self._tls = tls
         self._app = app
         self._drain_seconds = settings.drain_seconds
         self._told_to_stop: float | None = None
         self._started = started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        """Listen: as uvicorn's, but nobody may take long over a TLS handshake or its end."""
+        loop = asyncio.get_running_loop()
+        protocol = functools.partial(Connection, self._app, server_state=self._connections)
+        listen = functools.partial(loop.create_server, protocol, backlog=self.config.backlog)
+        if self._tls is not None:
+            listen = functools.partial(
+                listen, ssl=self._tls, ssl_handshake_timeout=_HANDSHAKE_SECONDS, ssl_shutdown_timeout=_HANDSHAKE_SECONDS
+            )
+        self.servers = [await listen(sock=listener) for listener in sockets or ()]
+        self.started = True
         # What has been imported and built by now lives as long as the process: never look at it again.
         gc.collect()
         gc.freeze()

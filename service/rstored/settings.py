@@ -40,6 +40,14 @@ class Settings(BaseSettings):
     insecure: bool = Field(
         default=False, description="listen beyond this machine although anybody may then do anything"
     )
+    tls_cert: str | None = Field(
+        default=None, description="serve TLS with the certificates of this PEM file, the service's own first"
+    )
+    tls_key: str | None = Field(default=None, description="PEM file of its key, if that is not in the same file")
+    tls_key_password: str | None = Field(default=None, repr=False, description="password of the key's file")
+    tls_client_ca: str | None = Field(
+        default=None, description="take only clients with a certificate that one of this PEM file signed"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level to log")
     access_log: bool = Field(default=False, description="log every request, not only those that fail")
     docs: bool = Field(default=True, description="serve `/docs` and `/openapi.json`")

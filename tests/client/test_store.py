@@ -10,7 +10,6 @@ import inspect
 import json
 import operator
 import pickle
-import ssl
 import threading
 import zlib
 
@@ -239,7 +238,7 @@ def test_a_proxy_of_the_environment_is_not_used(monkeypatch, service_url, namesp
 def test_tls_is_verified_against_the_given_authority(tmp_path):
     authority = tmp_path / "ca.pem"
     authority.write_text("no certificate")
-    with pytest.raises(ssl.SSLError):
+    with pytest.raises(StoreRequestError, match="verify"):
         Store("https://127.0.0.1", verify=authority).open()
     # Without TLS there is nothing to verify, and no context is built.
     assert Store("http://127.0.0.1", verify=authority)._service.tls() is False

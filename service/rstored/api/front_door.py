@@ -60,6 +60,7 @@ _NAMES: Final[dict[str, tuple[str, Callable[[str, Limits], str]]]] = {
     "key": ("key", checked_key),
     "token_id": ("key", checked_key),
 }
+_ON_ALL_OVER_TLS: Final[tuple[Header, ...]] = (*_ON_ALL, (b"strict-transport-security", b"max-age=31536000"))
 
 
 class _Endpoint:
@@ -202,6 +203,7 @@ class FrontDoor:
         method: str = scope["method"]
         fields = header_fields(scope["headers"])
         request = Request(state, fields, receive, self._request_id(fields), started)
+        request.on_all = _ON_ALL_OVER_TLS if scope["scheme"] == "https" else _ON_ALL
         endpoint: _Endpoint | None = None
         try:
             try:
@@ -390,7 +392,7 @@ class FrontDoor:
             if second is None:
                 await _send_whole(reply, first, endpoint.method, request, send)
                 return reply.status
-            headers = [*reply.headers, *_ON_ALL, (b"x-request-id", request.id)]
+            headers = [*reply.headers, *request.on_all, (b"x-request-id", request.id)]
             await send({"type": "http.response.start", "status": reply.status, "headers": headers})
             await send({"type": "http.response.body", "body": first, "more_body": True})
             chunk: bytes | None = second
@@ -493,7 +495,7 @@ async def _send_whole(reply: Reply, body: bytes, method: str, request: Request, 
     status = reply.status
     if status == _CLIENT_GONE:
         return
-    headers = [*reply.headers, *_ON_ALL, (b"x-request-id", request.id)]
+    headers = [*reply.headers, *request.on_all, (b"x-request-id", request.id)]
     if status not in (204, 304):
         headers.append((b"content-length", b"%d" % len(body)))
     if method == "HEAD":

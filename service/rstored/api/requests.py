@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias
 
 from rstored.api.access import NOBODY, Grant, denied
 from rstored.api.media_types import ContentType, parse_content_type
+from rstored.api.replies import Header
 from rstored.api.state import State
 from rstored.engine.engine import Engine
 from rstored.engine.model import Access
@@ -46,7 +47,8 @@ class Request:
 
     ``fields`` are the header fields by lower-case name. ``form`` is the media type that the answer shall have, out
     of those that the operation offers. ``body_unread`` is true while there is a body that nobody has read to its end.
-    ``late`` is the problem that the request ends in because it took too long.
+    ``on_all`` are the headers that its answer has whatever it is. ``late`` is the problem that it ends in
+    because it took too long.
     """
 
     __slots__ = (
@@ -65,6 +67,7 @@ class Request:
         "key",
         "late",
         "namespace",
+        "on_all",
         "started",
         "state",
     )
@@ -83,6 +86,7 @@ class Request:
         self.body_unread = b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0"
         self.started = started
         self.client = ""
+        self.on_all: tuple[Header, ...] = ()
         self.late: Problem | None = None
         self._receive = receive
         self._bytes_held = 0

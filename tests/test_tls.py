@@ -1,0 +1,300 @@
+"""TLS with certificates made here: what the service takes, and what the SDK and the CLI believe."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import re
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx2
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from rstore import AsyncStore, Store, StoreNotAvailableError, StoreRequestError
+
+PASSWORD = "a pass phrase"
+
+
+class Authority(NamedTuple):
+    """A certificate authority, and the folder that it writes PEM files to."""
+
+    folder: Path
+    key: ec.EllipticCurvePrivateKey
+    certificate: x509.Certificate
+
+    @property
+    def file(self) -> str:
+        return str(self.folder / "ca.pem")
+
+    def issue(self, name: str, *hosts: str, password: str | None = None) -> tuple[str, str]:
+        """The files of a new certificate for these hosts and of its key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        names: list[x509.GeneralName] = [
+            x509.IPAddress(ipaddress.ip_address(host)) if host[0].isdigit() else x509.DNSName(host) for host in hosts
+        ]
+        certificate = (
+            unsigned(name, self.certificate.subject, key)
+            .add_extension(x509.SubjectAlternativeName(names or [x509.DNSName("client")]), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
+            .sign(self.key, hashes.SHA256())
+        )
+        files = self.folder / f"{name}.pem", self.folder / f"{name}.key"
+        files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        files[1].write_bytes(key_bytes(key, password))
+        return str(files[0]), str(files[1])
+
+
+def key_bytes(key: ec.EllipticCurvePrivateKey, password: str | None = None) -> bytes:
+    protection: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if password is not None:
+        protection = serialization.BestAvailableEncryption(password.encode())
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
+
+
+def unsigned(name: str, issuer: x509.Name | None, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer or subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+    )
+
+
+def new_authority(folder: Path) -> Authority:
+    folder.mkdir()
+    key = ec.generate_private_key(ec.SECP256R1())
+    usage = dict.fromkeys(
+        (
+            "digital_signature",
+            "content_commitment",
+            "key_encipherment",
+            "data_encipherment",
+            "key_agreement",
+            "encipher_only",
+            "decipher_only",
+        ),
+        False,
+    )
+    certificate = (
+        unsigned(folder.name, None, key)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    authority = Authority(folder, key, certificate)
+    Path(authority.file).write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    return authority
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return new_authority(tmp_path_factory.mktemp("tls") / "authority")
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory):
+    return new_authority(tmp_path_factory.mktemp("tls") / "stranger")
+
+
+def settings(cert: str, key: str | None = None, **more: str) -> dict[str, str]:
+    return {f"RSTORED_TLS_{name.upper()}": value for name, value in {"cert": cert, "key": key, **more}.items() if value}
+
+
+@pytest.fixture(scope="module")
+def server(serve_module, authority, tmp_path_factory):
+    """A service with TLS that asks for no certificate."""
+    dsn = f"sqlite:///{tmp_path_factory.mktemp('store') / 'store.db'}"
+    return serve_module(dsn, env=settings(*authority.issue("service", "127.0.0.1", "localhost")))
+
+
+@pytest.fixture(scope="module")
+def strict(serve_module, authority, tmp_path_factory):
+    """A service that takes only clients with a certificate; its key has a password."""
+    dsn = f"sqlite:///{tmp_path_factory.mktemp('store') / 'store.db'}"
+    cert, key = authority.issue("strict", "127.0.0.1", password=PASSWORD)
+    return serve_module(dsn, env=settings(cert, key, key_password=PASSWORD, client_ca=authority.file))
+
+
+def use(url: str, **options) -> None:
+    with Store(url, "tls", frozen=False, retries=0, **options) as store:
+        store["k"] = [1, "é"]
+        assert store["k"] == [1, "é"]
+        assert list(store) == ["k"]
+
+
+async def use_async(url: str, **options) -> None:
+    async with AsyncStore(url, "tls", frozen=False, retries=0, **options) as store:
+        await store.set("k", 2)
+        assert await store.get("k") == 2
+
+
+def cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RSTORE")}
+    command = [sys.executable, "-m", "rstore.cli", *arguments]
+    return subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+# --- the service is who it says ----------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_a_verified_service_is_used(server, authority):
+    assert server.url.startswith("https://")
+    context = ssl.create_default_context(cafile=authority.file)
+    for verify in (authority.file, Path(authority.file), context, False):
+        use(server.url, verify=verify)
+        await use_async(server.url, verify=verify)
+
+
+@pytest.mark.anyio
+async def test_an_unverified_service_is_refused(server, stranger):
+    for options in ({}, {"verify": stranger.file}):
+        with pytest.raises(StoreNotAvailableError, match="certificate"):
+            use(server.url, **options)
+        with pytest.raises(StoreNotAvailableError, match="certificate"):
+            await use_async(server.url, **options)
+
+
+@pytest.mark.anyio
+async def test_a_certificate_for_another_host_is_refused(serve, authority, tmp_path):
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}", env=settings(*authority.issue("other", "store.example")))
+    with pytest.raises(StoreNotAvailableError, match="certificate"):
+        use(server.url, verify=authority.file)
+    with pytest.raises(StoreNotAvailableError, match="certificate"):
+        await use_async(server.url, verify=authority.file)
+
+
+def test_the_command_line_verifies_too(server, authority, stranger):
+    done = cli("--url", server.url, "--ca", authority.file, "set", "c", "1")
+    assert done.returncode == 0, done.stderr
+    done = cli("get", "c", RSTORE_URL=server.url, RSTORE_CA=authority.file)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+    for ca in ((), ("--ca", stranger.file)):
+        done = cli("--url", server.url, *ca, "get", "c")
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert "certificate" in done.stderr
+
+
+def test_plain_http_gets_nothing(server):
+    with pytest.raises(StoreNotAvailableError):
+        use(server.url.replace("https://", "http://"))
+
+
+def test_old_versions_of_tls_are_refused(server):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection, pytest.raises(ssl.SSLError):
+        context.wrap_socket(connection)
+
+
+def test_browsers_are_told_to_stay_with_tls(server, authority):
+    context = ssl.create_default_context(cafile=authority.file)
+    with httpx2.Client(base_url=server.url, verify=context) as http:
+        for path in ("/", "/kv/absent", "/ts/none/range"):
+            assert http.get(path).headers["strict-transport-security"] == "max-age=31536000"
+
+
+# --- the client is who it says -----------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_a_client_certificate(strict, authority, stranger, tmp_path):
+    cert, key = authority.issue("client")
+    together = tmp_path / "together.pem"
+    together.write_bytes(Path(cert).read_bytes() + Path(key).read_bytes())
+    for given in ((cert, key), str(together), together):
+        use(strict.url, verify=authority.file, cert=given)
+        await use_async(strict.url, verify=authority.file, cert=given)
+    for refused in ({}, {"cert": stranger.issue("stranger-client")}):
+        with pytest.raises(StoreNotAvailableError):
+            use(strict.url, verify=authority.file, **refused)
+        with pytest.raises(StoreNotAvailableError):
+            await use_async(strict.url, verify=authority.file, **refused)
+    done = cli("--url", strict.url, "--ca", authority.file, "--cert", str(together), "set", "k", "1")
+    assert done.returncode == 0, done.stderr
+    done = cli("get", "k", RSTORE_URL=strict.url, RSTORE_CA=authority.file, RSTORE_CERT=str(together))
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+    done = cli("get", "k", RSTORE_URL=strict.url, RSTORE_CA=authority.file)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+
+
+def test_the_sdks_files(authority, stranger, tmp_path):
+    cert, _ = authority.issue("someone")
+    _, other_key = authority.issue("someone-else")
+    locked = authority.issue("locked", password=PASSWORD)
+    (tmp_path / "no.pem").write_text("no certificate")
+    for options, named in (
+        ({"verify": str(tmp_path / "absent.pem")}, "verify"),
+        ({"verify": str(tmp_path / "no.pem")}, "verify"),
+        ({"cert": str(tmp_path / "absent.pem")}, "cert"),
+        ({"cert": cert}, "cert"),
+        ({"cert": (cert, other_key)}, "cert"),
+        ({"cert": locked}, "cert"),
+    ):
+        with pytest.raises(StoreRequestError, match=named):
+            use("https://127.0.0.1:1", **options)
+
+
+# --- files that will not do --------------------------------------------------------------------------------
+
+
+def test_a_wrong_file_ends_the_start_with_one_line(authority, tmp_path):
+    cert, key = authority.issue("right", "127.0.0.1")
+    _, other_key = authority.issue("another", "127.0.0.1")
+    locked = authority.issue("locked-service", password=PASSWORD)
+    (tmp_path / "no.pem").write_text("no certificate")
+    nothing = str(tmp_path / "no.pem")
+    for options, said in (
+        (["--tls-cert", cert, "--tls-key", str(tmp_path / "absent.key")], "--tls-key: cannot read"),
+        (["--tls-cert", str(tmp_path / "absent.pem"), "--tls-key", key], "--tls-cert: cannot read"),
+        (["--tls-cert", cert, "--tls-key", other_key], "the key is not the certificate's"),
+        (["--tls-cert", cert], "not in PEM form"),
+        (["--tls-cert", nothing, "--tls-key", key], "not in PEM form"),
+        (["--tls-cert", locked[0], "--tls-key", locked[1]], "RSTORED_TLS_KEY_PASSWORD"),
+        (["--tls-cert", cert, "--tls-key", key, "--tls-client-ca", nothing], "--tls-client-ca"),
+        (["--tls-key", key], "--tls-cert"),
+    ):
+        command = [sys.executable, "-m", "rstored.main", "serve", "--port", "0", *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=tmp_path)
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert PASSWORD not in done.stderr
+    assert not (tmp_path / "rstore.db").exists()
+
+
+def test_who_does_not_shake_hands_is_cut_and_keeps_nobody_out(server, authority):
+    context = ssl.create_default_context(cafile=authority.file)
+    with (
+        socket.create_connection(("127.0.0.1", server.port), timeout=30) as silent,
+        httpx2.Client(base_url=server.url, verify=context) as http,
+    ):
+        started = time.monotonic()
+        assert http.get("/healthz").status_code == 200
+        assert silent.recv(100) == b""
+        assert 5 < time.monotonic() - started < 25
+    assert not re.search(r"Traceback|Exception", server.log)
