@@ -359,7 +359,7 @@ def test_the_table_of_limits_has_them_all():
     # Those of connections and of requests together are passed in tests/service/test_limits.py, those of tokens in
     # tests/service/api/test_access.py.
     of_tokens = {"requests_per_second_max", "failed_authentications_per_minute_max"}
-    assert set(told) - BOTH_SIDES.keys() - SITUATIONS.keys() - of_tokens == {"apply_id_retention_seconds"}
+    assert set(told) - BOTH_SIDES.keys() - SITUATIONS.keys() - of_tokens == {"write_id_retention_seconds"}
 
 
 # --- sdk.md --------------------------------------------------------------------------------------------------

@@ -65,6 +65,9 @@ REQUESTS: dict[str, Callable[[httpx2.Client], httpx2.Response]] = {
     "unknown-parameter": lambda http: http.get("/ts/s/range?m=1"),
     "invalid-body": lambda http: http.post("/kv", json={"set": 5}),
     "invalid-value": lambda http: http.put("/kv/k", content=b"NaN", headers=JSON),
+    "idempotency-conflict": lambda http: [http.put("/kv/k", json=n, headers={"Idempotency-Key": "x"}) for n in (1, 2)][
+        1
+    ],
     "sealed-only": lambda http: http.put("/ns/vault/kv/k", json=1),
     "namespace-not-found": lambda http: http.get("/ns/absent"),
     "key-not-found": lambda http: http.get("/kv/absent"),

@@ -4,8 +4,8 @@ Each function returns a :class:`Call`. Whoever has one sends its method, target,
 ``call.reader``, and has a checked result or a :class:`~rstore.errors.StoreError`. The server is not trusted: an
 answer of another status, media type or shape than asked for is a :class:`~rstore.errors.StoreProtocolError`.
 
-**Every call may be sent twice.** PUT and DELETE are idempotent by nature, points replace each other, an apply carries
-an id by which the service knows it again, and so does a conditional write.
+**Every call may be sent again.** A write carries an id, the same in each attempt, under which the service carries it
+out once and answers it alike each time, however late an attempt arrives.
 """
 
 from __future__ import annotations
@@ -108,11 +108,10 @@ _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,200}\Z")
 
 
 class Head(NamedTuple):
-    """The head of an answer. ``attempt`` counts from 1: how many times the call has been sent."""
+    """The head of an answer."""
 
     status: int
     headers: Mapping[str, str]
-    attempt: int = 1
 
 
 class Answer(NamedTuple):
@@ -338,6 +337,11 @@ def _segment(key: str) -> str:
     return _DOTS.get(key) or quote(key, safe="")
 
 
+def _once() -> tuple[tuple[bytes, bytes], ...]:
+    """The header by which the service knows a write when it is sent again."""
+    return ((b"idempotency-key", uuid.uuid4().hex.encode()),)
+
+
 def _query(**parameters: str | float | None) -> str:
     """A query string of the parameters that are not None."""
     pairs = [f"{name}={quote(str(value), safe='')}" for name, value in parameters.items() if value is not None]
@@ -439,7 +443,7 @@ def ns_create(namespace: str, *, sealed_only: bool | None = None) -> Call[Namesp
     """Create the namespace or leave it as it is; ``sealed_only`` sets its policy, None leaves that too."""
     body = b"" if sealed_only is None else msgspec.json.encode({"sealed_only": sealed_only})
     headers = _JSON_BODY if body else _ACCEPT_JSON
-    return Call("PUT", f"/ns/{_segment(namespace)}", _whole(_namespace_info), headers, body)
+    return Call("PUT", f"/ns/{_segment(namespace)}", _whole(_namespace_info), headers + _once(), body)
 
 
 def ns_info(namespace: str) -> Call[NamespaceInfo | None]:
@@ -453,7 +457,7 @@ def ns_info(namespace: str) -> Call[NamespaceInfo | None]:
 
 def ns_discard(namespace: str) -> Call[None]:
     """Delete the namespace and everything in it."""
-    return Call("DELETE", f"/ns/{_segment(namespace)}", _whole(_nothing(204)))
+    return Call("DELETE", f"/ns/{_segment(namespace)}", _whole(_nothing(204)), _once())
 
 
 # --- key/value ---------------------------------------------------------------------------------------------
@@ -583,17 +587,12 @@ def kv_put(
     if_match: str | None = None,
     if_absent: bool = False,
 ) -> Call[str]:
-    """Store the value and answer its ETag. ``ttl``: seconds, ``"never"``, or None to keep the expiry there is.
-
-    A conditional write carries an id, so that it knows itself if it is sent again after a lost answer.
-    """
-    headers: tuple[tuple[bytes, bytes], ...] = ((b"content-type", media_type_of(value.encoding).encode()),)
+    """Store the value and answer its ETag. ``ttl``: seconds, ``"never"``, or None to keep the expiry there is."""
+    headers = ((b"content-type", media_type_of(value.encoding).encode()), *_once())
     if if_match is not None:
         headers += ((b"if-match", _condition(if_match).encode()),)
     if if_absent:
         headers += ((b"if-none-match", b"*"),)
-    if if_match is not None or if_absent:
-        headers += ((b"idempotency-key", uuid.uuid4().hex.encode()),)
     return Call("PUT", _target(namespace, "kv", key, query=_query(ttl=ttl)), _whole(_put_etag), headers, value.data)
 
 
@@ -606,21 +605,18 @@ def _condition(etag: str) -> str:
 
 def kv_delete(namespace: str, key: str) -> Call[None]:
     """Delete the key if it is there."""
-    return Call("DELETE", _target(namespace, "kv", key), _whole(_nothing(204)))
+    return Call("DELETE", _target(namespace, "kv", key), _whole(_nothing(204)), _once())
 
 
 def kv_delete_present(namespace: str, key: str) -> Call[bool]:
     """Delete the key, and say whether it was there."""
 
     def decode(answer: Answer) -> bool:
-        if answer.head.status == 412:
-            # Gone at a second attempt may well mean that the first one took it.
-            return answer.head.attempt > 1
-        if answer.head.status != 204:
+        if answer.head.status not in (204, 412):
             raise _refusal(answer)
-        return True
+        return answer.head.status == 204
 
-    return Call("DELETE", _target(namespace, "kv", key), _whole(decode), ((b"if-match", b"*"),))
+    return Call("DELETE", _target(namespace, "kv", key), _whole(decode), ((b"if-match", b"*"), *_once()))
 
 
 def kv_batch(
@@ -637,7 +633,6 @@ def kv_batch(
     parts = [{"key": key, **_members(value), **expiry} for key, value in sets]
     body: dict[str, Any] = {}
     if if_match is not None:
-        body["id"] = uuid.uuid4().hex
         parts = [part | {"if_match": if_match[part["key"]]} for part in parts]
     if gets:
         body["get"] = gets
@@ -656,7 +651,8 @@ def kv_batch(
             _malformed("it speaks of other keys than were asked for", answer.head)
         return Batch(entries, etags)
 
-    return Call("POST", _target(namespace, "kv"), _whole(decode), _JSON_BODY, msgspec.json.encode(body))
+    headers = _JSON_BODY + _once() if parts or deletes else _JSON_BODY
+    return Call("POST", _target(namespace, "kv"), _whole(decode), headers, msgspec.json.encode(body))
 
 
 # --- time series -------------------------------------------------------------------------------------------
@@ -838,7 +834,9 @@ def ts_extend(namespace: str, key: str, frames: bytes, *, unchanged: tuple[int, 
     ``unchanged``: only if the points of a stretch, from its first to its last timestamp, still have this digest.
     """
     start, end, digest = unchanged or (None, None, None)
-    headers = _POINTS_BODY if digest is None else (*_POINTS_BODY, (b"if-match", _condition(digest).encode()))
+    headers = _POINTS_BODY + _once()
+    if digest is not None:
+        headers += ((b"if-match", _condition(digest).encode()),)
     target = _target(namespace, "ts", key, "range", _query(start=start, end=end))
     return Call("POST", target, _whole(lambda answer: _json(answer, _POINT_COUNT, 200).points), headers, frames)
 
@@ -846,7 +844,8 @@ def ts_extend(namespace: str, key: str, frames: bytes, *, unchanged: tuple[int, 
 def ts_remove(namespace: str, key: str, start: int | None, end: int | None) -> Call[Removed]:
     """Remove the points from ``start`` to ``end``."""
     target = _target(namespace, "ts", key, "range", _query(start=start, end=end))
-    return Call("DELETE", target, _whole(lambda answer: _json(answer, _REMOVED, 200)), _ACCEPT_JSON)
+    headers = _ACCEPT_JSON + _once()
+    return Call("DELETE", target, _whole(lambda answer: _json(answer, _REMOVED, 200)), headers)
 
 
 # --- event sequences ---------------------------------------------------------------------------------------
@@ -865,14 +864,13 @@ class State(NamedTuple):
     """A sequence as of some event.
 
     ``items`` is what the service folded, ``events`` are those, in order, of the items that only a client can fold; no
-    item is in both. ``replayed``: the apply was known by its id and nothing was done.
+    item is in both.
     """
 
     timestamp: int
     revision: int
     items: dict[str, Value]
     events: list[Event]
-    replayed: bool = False
 
 
 class _Event(msgspec.Struct):
@@ -934,8 +932,7 @@ def _state(answer: Answer, *, until: int = INT64_MAX) -> State:
         _malformed("the state includes later events than it says", answer.head)
     if not items.keys().isdisjoint(event.item for event in events):
         _malformed("an item is folded and unfolded at once", answer.head)
-    replayed = answer.head.headers.get("rstore-replayed", "").lower() == "true"
-    return State(found.timestamp, found.revision, items, events, replayed)
+    return State(found.timestamp, found.revision, items, events)
 
 
 def es_list(namespace: str, cursor: str | None = None) -> Call[Page[str]]:
@@ -1001,23 +998,19 @@ def es_apply(
     key: str,
     changes: Iterable[tuple[str, str, Value | None]],
     *,
-    apply_id: str,
     timestamp: int | None = None,
     revision: int | None = None,
 ) -> Call[State]:
     """Apply events, each ``(item, operator name, value)``, at one timestamp; answers the new state."""
     body: dict[str, Any] = {
-        "events": [
-            {"item": item, "op": op} | ({} if value is None else _members(value)) for item, op, value in changes
-        ],
-        "id": apply_id,
+        "events": [{"item": item, "op": op} | ({} if value is None else _members(value)) for item, op, value in changes]
     }
     if timestamp is not None:
         body["timestamp"] = timestamp
     if revision is not None:
         body["revision"] = revision
     target = _target(namespace, "es", key, "events")
-    return Call("POST", target, _whole(_state), _JSON_BODY, msgspec.json.encode(body))
+    return Call("POST", target, _whole(_state), _JSON_BODY + _once(), msgspec.json.encode(body))
 
 
 def es_prune(namespace: str, key: str, *, remove: bool) -> Call[None]:
@@ -1027,7 +1020,7 @@ def es_prune(namespace: str, key: str, *, remove: bool) -> Call[None]:
         _json(answer, _PRUNED, 200)
 
     body = msgspec.json.encode({"remove": remove})
-    return Call("POST", _target(namespace, "es", key, "prune"), _whole(decode), _JSON_BODY, body)
+    return Call("POST", _target(namespace, "es", key, "prune"), _whole(decode), _JSON_BODY + _once(), body)
 
 
 def es_reseal(namespace: str, key: str, reseals: Iterable[tuple[int, str, str, Value, Value]]) -> Call[int]:
@@ -1044,4 +1037,5 @@ def es_reseal(namespace: str, key: str, reseals: Iterable[tuple[int, str, str, V
     ]
     target = _target(namespace, "es", key, "reseal")
     body = msgspec.json.encode({"events": events})
-    return Call("POST", target, _whole(lambda answer: _json(answer, _RESEALED, 200).resealed), _JSON_BODY, body)
+    headers = _JSON_BODY + _once()
+    return Call("POST", target, _whole(lambda answer: _json(answer, _RESEALED, 200).resealed), headers, body)

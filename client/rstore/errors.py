@@ -138,6 +138,7 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
     "invalid-body": ProblemType(422, "The body parses but does not say what the route needs", StoreRequestError),
     "invalid-value": ProblemType(422, "The value is not what its encoding says", StoreRequestError),
     "sealed-only": ProblemType(422, "The namespace takes only sealed values", StoreRequestError),
+    "idempotency-conflict": ProblemType(422, "The id was used for another write", StoreRequestError),
     "batch-not-atomic": ProblemType(422, "The backend cannot change these keys in one step", StoreRequestError),
     # What is asked for is not there, or no longer as expected.
     "namespace-not-found": ProblemType(404, "No such namespace", StoreNotFoundError),

@@ -15,7 +15,6 @@ import math
 import operator
 import os
 import time
-import uuid
 from array import array
 from collections.abc import AsyncIterator, Callable, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -656,16 +655,15 @@ class _Operations(Generic[TransportT]):
         if not parts:
             state = yield from calls.es_current(self.namespace, key)
             return {} if state is None else self._folded(key, state)
-        apply_id = str(uuid.uuid4())
         if self._sealer is None and all(part.value is None or part.value.encoding is Encoding.JSON for part in parts):
             try:
-                state = yield from calls.es_apply(self.namespace, key, parts, apply_id=apply_id, timestamp=timestamp)
+                state = yield from calls.es_apply(self.namespace, key, parts, timestamp=timestamp)
                 return self._folded(key, state)
             except StoreConflictError as error:
                 # The service asks for a revision where the item's earlier values are for the client to fold.
                 if error.code != "revision-conflict":
                     raise
-        return (yield from self._apply_checked(key, parts, timestamp, apply_id))
+        return (yield from self._apply_checked(key, parts, timestamp))
 
     @operation
     def current(self, key: str, withtimestamp: bool = False) -> Steps[Any]:
@@ -779,9 +777,7 @@ class _Operations(Generic[TransportT]):
         folded = self._folded(key, state)
         return (state.timestamp, folded) if withtimestamp else folded
 
-    def _apply_checked(
-        self, key: str, parts: list[_Change], timestamp: int | None, apply_id: str
-    ) -> Steps[dict[str, Any]]:
+    def _apply_checked(self, key: str, parts: list[_Change], timestamp: int | None) -> Steps[dict[str, Any]]:
         """Apply what the service cannot fold: check it here, and let nobody write between the check and the write.
 
         Without a timestamp one is proposed, because it is authenticated with each sealed value.
@@ -821,7 +817,6 @@ class _Operations(Generic[TransportT]):
                     namespace,
                     key,
                     sealed,
-                    apply_id=apply_id,
                     timestamp=t,
                     revision=0 if state is None else state.revision,
                 )
@@ -1000,12 +995,12 @@ class Store(_Operations[httpx2.BaseTransport]):
         attempts = Attempts(self._retries, self._timeout)
         while True:
             try:
-                return self._exchange(call, budget, attempts.number)
+                return self._exchange(call, budget)
             except TryAgain as failure:
                 pause = attempts.pause_seconds(failure)
             time.sleep(pause)
 
-    def _exchange(self, call: Call[T], budget: Budget, attempt: int) -> T:
+    def _exchange(self, call: Call[T], budget: Budget) -> T:
         transport = self._transport
         if transport is None:
             raise StoreError(_NOT_OPEN)
@@ -1013,7 +1008,7 @@ class Store(_Operations[httpx2.BaseTransport]):
         with translated():
             response = transport.handle_request(request)
             try:
-                reader = budget.reader(call, response, attempt)
+                reader = budget.reader(call, response)
                 for chunk in response.stream:  # type: ignore[union-attr]
                     budget.spend(len(chunk))
                     reader.feed(chunk)
@@ -1119,14 +1114,14 @@ class AsyncStore(_Operations[httpx2.AsyncBaseTransport]):
         while True:
             try:
                 async with asyncio.timeout(budget.seconds_left()):
-                    return await self._exchange(call, budget, attempts.number)
+                    return await self._exchange(call, budget)
             except TimeoutError:
                 raise StoreNotAvailableError(TOO_SLOW) from None
             except TryAgain as failure:
                 pause = attempts.pause_seconds(failure)
             await asyncio.sleep(pause)
 
-    async def _exchange(self, call: Call[T], budget: Budget, attempt: int) -> T:
+    async def _exchange(self, call: Call[T], budget: Budget) -> T:
         transport = self._transport
         if transport is None:
             raise StoreError(_NOT_OPEN)
@@ -1134,7 +1129,7 @@ class AsyncStore(_Operations[httpx2.AsyncBaseTransport]):
         with translated():
             response = await transport.handle_async_request(request)
             try:
-                reader = budget.reader(call, response, attempt)
+                reader = budget.reader(call, response)
                 async for chunk in response.stream:  # type: ignore[union-attr]
                     budget.spend(len(chunk))
                     reader.feed(chunk)

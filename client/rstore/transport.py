@@ -144,14 +144,14 @@ class Budget:
     def seconds_left(self) -> float:
         return max(self._end - time.monotonic(), 0)
 
-    def reader(self, call: Call[T], response: httpx2.Response, attempt: int) -> Reader[T]:
+    def reader(self, call: Call[T], response: httpx2.Response) -> Reader[T]:
         """What reads this answer to the call."""
         headers = response.headers
         # A server that answers a paged listing with empty pages for ever runs out of budget as well.
         self.spend(_ANSWER_OVERHEAD_BYTES)
         if headers.get("content-encoding", "identity") != "identity":
             raise StoreProtocolError("the answer is compressed, which was not asked for", status=response.status_code)
-        return call.reader(Head(response.status_code, headers, attempt))
+        return call.reader(Head(response.status_code, headers))
 
 
 def blocking_transport(service: Service, seconds_max: float) -> httpx2.HTTPTransport:

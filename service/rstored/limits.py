@@ -43,7 +43,9 @@ class Limits(BaseModel):
     failed_authentications_per_minute_max: int = Field(
         default=60, ge=1, description="unknown tokens from one client address in a minute"
     )
-    apply_id_retention_seconds: int = Field(default=86_400, ge=1, description="how long a repeat is known")
+    write_id_retention_seconds: int = Field(
+        default=1_200, ge=1, le=10**9, description="how long a repeated write is known"
+    )
     header_bytes_max: int = Field(default=32 * 2**10, ge=1024, description="a request's head, or its trailers")
     headers_max: int = Field(default=100, ge=10, description="header fields in one request")
     pipelined_requests_max: int = Field(

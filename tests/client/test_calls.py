@@ -31,10 +31,10 @@ from rstore.points import Points, encode
 ETAG = '"abc"'
 
 
-def answered(call, status=200, body=b"", *, attempt=1, **headers):
+def answered(call, status=200, body=b"", **headers):
     """What a call makes of an answer, whose body comes byte by byte."""
     fields = httpx2.Headers({name.replace("_", "-"): value for name, value in headers.items()})
-    reader = call.reader(Head(status, fields, attempt))
+    reader = call.reader(Head(status, fields))
     for index in range(0, len(body), 7):
         reader.feed(body[index : index + 7])
     return reader.finish()
@@ -107,13 +107,12 @@ def test_json_values_are_sent_as_their_own_text():
     assert call.body == b'{"set":[{"key":"a","value":{"x": 1.0}},{"key":"b","value":"/w==","encoding":"sealed"}]}'
 
 
-def test_an_apply_carries_its_id_and_no_more_than_asked():
+def test_an_apply_carries_no_more_than_asked():
     changes = [("a", "setitem", Value(Encoding.JSON, b"1")), ("b", "neg", None)]
-    assert json.loads(calls.es_apply("n", "k", changes, apply_id="x").body) == {
-        "events": [{"item": "a", "op": "setitem", "value": 1}, {"item": "b", "op": "neg"}],
-        "id": "x",
+    assert json.loads(calls.es_apply("n", "k", changes).body) == {
+        "events": [{"item": "a", "op": "setitem", "value": 1}, {"item": "b", "op": "neg"}]
     }
-    body = json.loads(calls.es_apply("n", "k", changes, apply_id="x", timestamp=0, revision=0).body)
+    body = json.loads(calls.es_apply("n", "k", changes, timestamp=0, revision=0).body)
     assert (body["timestamp"], body["revision"]) == (0, 0)
 
 
@@ -121,15 +120,6 @@ def test_an_apply_carries_its_id_and_no_more_than_asked():
 def test_an_etag_that_is_none_never_becomes_a_header(etag):
     with pytest.raises(StoreRequestError):
         calls.kv_put("n", "k", Value(Encoding.JSON, b"1"), if_match=etag)
-
-
-def test_only_a_conditional_put_carries_an_id():
-    def names(**conditions):
-        return [name for name, _ in calls.kv_put("n", "k", Value(Encoding.JSON, b"1"), **conditions).headers]
-
-    assert names() == [b"content-type"]
-    assert names(if_match="abc") == [b"content-type", b"if-match", b"idempotency-key"]
-    assert names(if_absent=True) == [b"content-type", b"if-none-match", b"idempotency-key"]
 
 
 # --- problems ----------------------------------------------------------------------------------------------
@@ -240,11 +230,10 @@ def test_a_missing_route_is_not_a_missing_key():
         problem(calls.kv_get("n", "k"), 404, "route-not-found")
 
 
-def test_gone_at_a_second_attempt_may_be_our_own_doing():
+def test_a_deletion_says_whether_the_key_was_there():
     call = calls.kv_delete_present("n", "k")
     assert answered(call, 204) is True
     assert answered(call, 412) is False
-    assert answered(call, 412, attempt=2) is True
 
 
 RANGE = {"start": 0, "end": 100, "n": 3, "freq": 10, "bytes_max": 10_000}
@@ -342,14 +331,12 @@ def test_a_state():
             "state": {"b": [1]},
             "events": [{**SET, "value": "/w==", "encoding": "sealed"}],
         },
-        rstore_replayed="true",
     )
     assert state == (
         5,
         2,
         {"b": Value(Encoding.JSON, b"[1]")},
         [(5, "a", "setitem", Value(Encoding.SEALED, b"\xff"))],
-        True,
     )
 
 
@@ -471,9 +458,18 @@ EVERY_CALL: list[Call[object]] = [
     calls.es_current("n", "k"),
     calls.es_past("n", "k", 5),
     calls.es_events("n", "k"),
-    calls.es_apply("n", "k", [], apply_id="x"),
+    calls.es_apply("n", "k", []),
     calls.es_prune("n", "k", remove=True),
 ]
+
+
+def test_every_write_carries_an_id_of_its_own():
+    ids = []
+    for call in [*EVERY_CALL, calls.kv_batch("n", sets=[("a", Value(Encoding.JSON, b"1"))])]:
+        reads = call.method in ("GET", "HEAD") or call.body == b'{"get":["a"]}'
+        ids += [value for name, value in call.headers if name == b"idempotency-key"]
+        assert reads == (b"idempotency-key" not in dict(call.headers)), call
+    assert len(set(ids)) == len(ids) == 11
 
 
 def test_every_call_is_tried_above():

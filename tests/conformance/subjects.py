@@ -290,9 +290,7 @@ class EngineSubject(Conveniences):
             unary = op in (operator.delitem, operator.neg, operator.not_)
             value = None if unary else dump(*rest)
             events.append(Change(check_key(item, "item"), op.__name__, value))
-        state = await self.engine.es.apply(
-            self.namespace, check_key(key), changes=events, timestamp=int64(t), revision=None, event_id=None
-        )
+        state = await self.engine.es.apply(self.namespace, check_key(key), changes=events, timestamp=int64(t))
         return self._state(state)[1]
 
     @staticmethod

@@ -112,9 +112,9 @@ def possible_steps(
             op = "setitem" if item not in state else chance.choice(["add", "add", "setitem", "delitem"])
             events.append((serial, item, op, None if op == "delitem" else serial))
         told = [{"item": item, "op": op} | ({} if op == "delitem" else {"value": serial}) for _, item, op, _ in events]
-        body = {"events": told, "timestamp": serial, "id": f"{writer}-{serial}"}
+        body = {"events": told, "timestamp": serial}
         after = have._replace(events=have.events + events, revision=have.revision + 1)
-        return Step("apply", "POST", f"{shared}/es/{writer}/events", after, body)
+        return Step("apply", "POST", f"{shared}/es/{writer}/events", after, body, {"Idempotency-Key": str(serial)})
 
     def prune() -> Step:
         after = have._replace(events=relevant(have.events))
@@ -281,7 +281,8 @@ class Crash:
             sending = _send(client, "PUT", f"{path}/kv/counter", json=value, headers=headers)
         elif name == "total":
             events = [{"item": "total", "op": "add", "value": 1}]
-            sending = _send(client, "POST", f"{path}/es/total/events", json={"events": events, "id": str(serial)})
+            headers = {"Idempotency-Key": str(serial)}
+            sending = _send(client, "POST", f"{path}/es/total/events", json={"events": events}, headers=headers)
         else:
             sending = _send(client, "POST", f"{path}/ts/points/range", json={"points": [[serial, serial]]})
         self._unknown[name].add(serial)

@@ -125,11 +125,9 @@ class Load:
 
     async def _apply(self, number: int, n: int) -> None:
         """Record an event; every other client sends it again until it is told that it is there."""
-        body = {
-            "id": f"id-{n}",
-            "events": [{"item": f"n{n}", "value": n}, {"item": "total", "op": "add", "value": 1}],
-        }
-        while not await self._write(("es", n), "POST", f"/es/s{n % 2}/events", (200,), json=body):
+        body = {"events": [{"item": f"n{n}", "value": n}, {"item": "total", "op": "add", "value": 1}]}
+        headers = {"Idempotency-Key": f"apply-{n}"}
+        while not await self._write(("es", n), "POST", f"/es/s{n % 2}/events", (200,), json=body, headers=headers):
             if number % 2 or self._stopping.is_set():
                 return
 

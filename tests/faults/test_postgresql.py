@@ -108,11 +108,11 @@ async def test_a_connection_is_cut_at_every_stage_of_a_batch(
     async def apply(n: int | None = None) -> int:
         """One event whose id is sent again until it is acknowledged; returns the status of the first answer."""
         n = n or next(numbers)
-        body = {"id": f"id-{n}", "events": [{"item": f"n{n}", "value": n}]}
+        body, headers = {"events": [{"item": f"n{n}", "value": n}]}, {"Idempotency-Key": f"id-{n}"}
         statuses = []
         async with asyncio.timeout(RECOVERY_SECONDS):
             while 200 not in statuses:
-                response = await client.post(f"{url}/es/events/events", json=body)
+                response = await client.post(f"{url}/es/events/events", json=body, headers=headers)
                 statuses.append(response.status_code)
                 if response.status_code != 200:
                     check_unavailable(response)

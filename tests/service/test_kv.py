@@ -79,7 +79,7 @@ def limits() -> Limits:
 async def engine(tmp_path: Path, limits: Limits) -> AsyncIterator[Engine]:
     backend = await SQLiteBackend.open(f"sqlite:///{tmp_path}/store.db")
     storage, clock = Storage(backend), Clock()
-    yield Engine(storage, clock, KeyValues(storage, limits, clock), Namespaces(storage, clock))
+    yield Engine(storage, clock, KeyValues(storage, limits, clock), Namespaces(storage, limits, clock))
     await backend.close()
 
 
@@ -189,11 +189,12 @@ async def test_conditions(engine: Engine) -> None:
 
 async def test_a_conditional_put_can_be_sent_again(engine: Engine) -> None:
     first = await engine.put("k", ONE, condition=ABSENT, ttl_seconds=10, write_id="w1")
-    again = await engine.put("k", ONE, condition=ABSENT, ttl_seconds=20, write_id="w1")
-    assert again == PutResult(first.etag, created=False)
+    engine.clock.now += 1
+    again = await engine.put("k", ONE, condition=ABSENT, ttl_seconds=10, write_id="w1")
+    assert again == first
     entry = await engine.kv.get("ns", "k")
     assert entry is not None
-    assert entry.expires_ms == engine.clock.now + 10_000
+    assert entry.expires_ms == engine.clock.now + 9_999
     match = Condition(match=(first.etag,))
     second = await engine.put("k", TWO, condition=match, write_id="w2")
     assert await engine.put("k", TWO, condition=match, write_id="w2") == second
@@ -203,8 +204,8 @@ async def test_equal_content_of_another_writer_does_not_satisfy_a_condition(engi
     first = await engine.put("k", ONE, condition=ABSENT, write_id="w1")
     match = Condition(match=(first.etag,))
     await engine.put("k", TWO, condition=match, write_id="w2")
-    for condition in (ABSENT, match):
-        for write_id in ("w3", None, None):
+    for number, condition in enumerate((ABSENT, match), 3):
+        for write_id in (f"w{number}", None, None):
             with pytest.raises(Problem) as caught:
                 await engine.put("k", TWO, condition=condition, write_id=write_id)
             assert caught.value.code == "precondition-failed"
@@ -358,13 +359,16 @@ async def test_one_failing_part_fails_the_whole_batch(
 
 
 async def test_a_conditional_batch_can_be_sent_again(engine: Engine) -> None:
-    sets = [BatchSet("a", ONE, "x/y", 5, ABSENT, "w"), BatchSet("b", TWO, "x/y", KEEP, ABSENT, "w")]
-    first = await engine.kv.batch("ns", gets=[], sets=sets, deletes=[])
-    second = await engine.kv.batch("ns", gets=[], sets=sets, deletes=[])
-    assert [put.etag for _, put in first.puts] == [put.etag for _, put in second.puts]
-    assert [put.created for _, put in second.puts] == [False, False]
+    await engine.put("c")
+    parts = {
+        "gets": [BatchGet("c")],
+        "sets": [BatchSet("a", ONE, "x/y", 5, ABSENT), BatchSet("b", TWO, "x/y", KEEP, ABSENT)],
+        "deletes": [BatchDelete("c")],
+    }
+    first = await engine.kv.batch("ns", **parts, write_id="w")
+    assert await engine.kv.batch("ns", **parts, write_id="w") == first
     with pytest.raises(Problem):
-        await engine.kv.batch("ns", gets=[], sets=[part._replace(write_id="other") for part in sets], deletes=[])
+        await engine.kv.batch("ns", **parts, write_id="other")
 
 
 async def test_batches_are_bounded(engine: Engine) -> None:

@@ -28,7 +28,7 @@ class Store:
         self.backend = backend
         self.storage = Storage(backend)
         self.kv = KeyValues(self.storage, Limits(), lambda: self.now)
-        self.namespaces = Namespaces(self.storage, lambda: self.now)
+        self.namespaces = Namespaces(self.storage, Limits(), lambda: self.now)
         self.maintenance = Maintenance(self.storage, lambda: self.now, sweep_seconds=0.01)
 
     async def put(self, key: str, ttl_seconds: float) -> None:

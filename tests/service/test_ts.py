@@ -18,6 +18,7 @@ from rstored.backends.abc import Commit, Kind, Place, PutRow, Row, RowScan, Slic
 from rstored.backends.sqlite import SQLiteBackend
 from rstored.engine.batching import Storage
 from rstored.engine.blocks import BLOCK_POINTS_MAX
+from rstored.engine.engine import unix_ms
 from rstored.engine.model import NamespacePolicy, SeriesInfo, Stretch
 from rstored.engine.namespaces import Namespaces
 from rstored.engine.timestamps import from_sort_key, sort_key
@@ -74,7 +75,7 @@ async def storage(tmp_path: Path) -> AsyncIterator[WatchedStorage]:
 
 @pytest.fixture
 def ts(storage: WatchedStorage) -> TimeSeries:
-    return TimeSeries(storage, Limits())
+    return TimeSeries(storage, Limits(), unix_ms)
 
 
 def numbers(timestamps) -> Points:
@@ -374,7 +375,7 @@ async def test_parameters_that_make_no_sense_are_refused_at_once(ts):
 
 
 async def test_grids_and_answers_are_bounded(storage):
-    ts = TimeSeries(storage, Limits(grid_steps_max=1_000, answer_points_max=100))
+    ts = TimeSeries(storage, Limits(grid_steps_max=1_000, answer_points_max=100), unix_ms)
     assert len(await ts.missing(NS, "s", start=1, end=100, freq=1)) == 100
     await refused("answer-too-large", ts.missing(NS, "s", start=0, end=100, freq=1))
     await ts.extend(NS, "s", numbers(range(1, 2_000, 2)))
@@ -386,7 +387,7 @@ async def test_grids_and_answers_are_bounded(storage):
 
 
 async def test_what_is_stored_is_checked_and_bounded(storage):
-    ts = TimeSeries(storage, Limits(points_per_call_max=10_000, value_bytes_max=100, nesting_max=3))
+    ts = TimeSeries(storage, Limits(points_per_call_max=10_000, value_bytes_max=100, nesting_max=3), unix_ms)
     good = [(t, Value(Encoding.JSON, b"null")) for t in range(5_000)]
     for bad, code in [(b"nul", "invalid-value"), (b"[[[[]]]]", "nesting-too-deep"), (b"1" * 101, "value-too-large")]:
         problem = await refused(code, ts.extend(NS, "s", Points.from_values([*good, (9, Value(Encoding.JSON, bad))])))
@@ -398,7 +399,7 @@ async def test_what_is_stored_is_checked_and_bounded(storage):
 
 
 async def test_a_sealed_only_namespace_takes_nothing_else(ts, storage):
-    namespaces = Namespaces(storage, lambda: 0)
+    namespaces = Namespaces(storage, Limits(), unix_ms)
     await namespaces.create(NS, NamespacePolicy(sealed_only=True))
     sealed = Value(Encoding.SEALED, b"s")
     await refused("sealed-only", ts.extend(NS, "s", numbers([1])))
@@ -409,7 +410,7 @@ async def test_a_sealed_only_namespace_takes_nothing_else(ts, storage):
 
 
 async def test_nothing_creates_nothing(ts, storage):
-    namespaces = Namespaces(storage, lambda: 0)
+    namespaces = Namespaces(storage, Limits(), unix_ms)
     assert await ts.extend(NS, "s", Points.empty()) == 0
     assert await ts.remove(NS, "s") == 0
     assert await ts.remove(NS, "s", start=1, end=0) == 0
@@ -456,9 +457,9 @@ def test_sort_keys_order_as_timestamps_do():
 
 @pytest.mark.parametrize("bound", [{"points_per_call_max": 1_000}, {"body_bytes_max": 8_000}])
 async def test_a_stretch_to_compare_is_bounded(storage, bound):
-    await TimeSeries(storage, Limits()).extend(NS, "s", numbers(range(5_000)))
+    await TimeSeries(storage, Limits(), unix_ms).extend(NS, "s", numbers(range(5_000)))
     storage.rows_read = 0
-    ts = TimeSeries(storage, Limits(**bound))
+    ts = TimeSeries(storage, Limits(**bound), unix_ms)
     point, found = numbers([5]), numbers(range(1_000))
     assert await ts.extend(NS, "s", point, unchanged=Stretch(0, 999, (digest(found),))) == 1
     with pytest.raises(Problem) as caught:
@@ -488,4 +489,4 @@ async def test_a_refused_write_makes_no_namespace(storage, ts):
         await ts.extend("new", "s", numbers([1]), unchanged=Stretch(1, 1, ("x",)))
     assert caught.value.code == "precondition-failed"
     assert await ts.extend("new", "s", numbers([]), unchanged=Stretch(None, None, (digest(Points.empty()),))) == 0
-    assert (await Namespaces(storage, lambda: 0).list()).items == []
+    assert (await Namespaces(storage, Limits(), unix_ms).list()).items == []

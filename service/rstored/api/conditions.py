@@ -16,7 +16,6 @@ __all__ = [
     "IDEMPOTENCY_HEADER",
     "IF_HEADERS",
     "IF_UNCHANGED_HEADER",
-    "WRITE_ID_PATTERN",
     "bare_condition",
     "condition_of",
     "digests_of",
@@ -25,7 +24,6 @@ __all__ = [
     "write_id_of",
 ]
 
-WRITE_ID_PATTERN: Final = "^[!-~]{1,128}$"
 BARE_TAG_PATTERN: Final = "^[!#-~]{1,255}$"
 _TAGS: Final = r'((W/)?"[!#-~]*", ?)*((W/)?"[!#-~]*")?'
 _TAGS_PATTERN: Final = rf"^(\*|{_TAGS})$"
@@ -46,8 +44,8 @@ IF_UNCHANGED_HEADER: Final = {
 }
 IDEMPOTENCY_HEADER: Final = {
     "Idempotency-Key": RequestHeader(
-        "1 to 128 visible ASCII characters, by which a repeated conditional write knows itself again",
-        WRITE_ID_PATTERN,
+        "an id of 1 to 128 visible ASCII characters: what comes under it again changes nothing and is answered alike",
+        "^[!-~]{1,128}$",
         "3f6a0c1e",
     ),
 }

@@ -23,6 +23,7 @@ from rstored.api.bodies import (
     read_value,
     wire_value,
 )
+from rstored.api.conditions import IDEMPOTENCY_HEADER, write_id_of
 from rstored.api.media_types import NDJSON_MEDIA_TYPE
 from rstored.api.operations import Answer, Content, Operations, json_content
 from rstored.api.parameters import (
@@ -40,7 +41,7 @@ from rstored.api.parameters import (
     read_cursor,
     write_cursor,
 )
-from rstored.api.replies import Header, Reply, content_type
+from rstored.api.replies import Reply, content_type
 from rstored.api.requests import Request
 from rstored.api.streams import closed
 from rstored.engine.model import Change, Reseal, State, StoredEvent
@@ -76,14 +77,12 @@ class EventPart(Struct, forbid_unknown_fields=True):
 class Apply(Struct, forbid_unknown_fields=True):
     """Events to apply at one timestamp, by default `max(now, last + 1)`.
 
-    `revision`: apply only if the sequence is at this one; 0 means that it must not exist. `id`: a repeat with the
-    same id does nothing and gets the state.
+    `revision`: apply only if the sequence is at this one; 0 means that it must not exist.
     """
 
     events: list[EventPart]
     timestamp: Timestamp | None = None
     revision: Revision | None = None
-    id: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
 
 
 class EventBody(Struct):
@@ -199,7 +198,6 @@ class PastQuery(Query):
 
 _EVENT: Final[dict[str, Any]] = {"timestamp": 1700000000000, "item": "apples", "op": "add", "value": 3}
 _STATE: Final[dict[str, Any]] = {"timestamp": 1700000000000, "revision": 2, "state": {"apples": 8}, "events": []}
-_REPLAYED: Final[Header] = (b"rstore-replayed", b"true")
 # To render an item or an event costs what so many bytes of its value cost.
 _EVENT_COST_BYTES: Final = 64
 
@@ -286,7 +284,6 @@ async def _whole(parts: AsyncIterator[list[StoredEvent]], limits: Limits) -> byt
         200: Answer(
             "The new state",
             json_content(StateBody, _STATE),
-            {"Rstore-Replayed": "`true` if the id was known, so that nothing was done"},
         )
     },
     problems=(
@@ -301,9 +298,8 @@ async def _whole(parts: AsyncIterator[list[StoredEvent]], limits: Limits) -> byt
         "backend-unavailable",
         "storage-full",
     ),
-    body=json_content(
-        Apply, {"events": [{"item": "apples", "op": "add", "value": 3}], "id": "0190b2c8-5d6b-7c3e-9a55-0f1e2d3c4b5a"}
-    ),
+    body=json_content(Apply, {"events": [{"item": "apples", "op": "add", "value": 3}]}),
+    headers=IDEMPOTENCY_HEADER,
 )
 async def apply(request: Request) -> Reply:
     """All events at one timestamp, atomically; what cannot be folded is refused and nothing is stored."""
@@ -320,7 +316,7 @@ async def apply(request: Request) -> Reply:
         await run_sized(sum(memoryview(event.value).nbytes for event in body.events), changes),
         timestamp=body.timestamp,
         revision=body.revision,
-        event_id=body.id,
+        write_id=write_id_of(request),
     )
     return await _state_reply(request, state)
 
@@ -339,10 +335,12 @@ def _change(event: EventPart, form: str, limits: Limits, pointer: str) -> Change
     summary="Delete a sequence",
     answers={200: Answer("It is gone, or was not there", json_content(RemovedEvents, {"removed": 12}))},
     problems=("backend-unavailable",),
+    headers=IDEMPOTENCY_HEADER,
 )
 async def delete(request: Request) -> Reply:
     """Every event of it."""
-    return answer(request, RemovedEvents(await request.engine.es.delete(request.namespace, request.key)))
+    removed = await request.engine.es.delete(request.namespace, request.key, write_id=write_id_of(request))
+    return answer(request, RemovedEvents(removed))
 
 
 # --- states ------------------------------------------------------------------------------------------------
@@ -377,8 +375,7 @@ async def _state_reply(request: Request, state: State | None) -> Reply:
         raise _not_found()
     size = sum(_EVENT_COST_BYTES + len(value.data) for value in state.items.values())
     size += sum(_EVENT_COST_BYTES + len(event.value.data) for event in state.events if event.value is not None)
-    headers = (_REPLAYED,) if state.replayed else ()
-    return await answer_sized(request, size, lambda form: _state_body(state, form), 200, *headers)
+    return await answer_sized(request, size, lambda form: _state_body(state, form))
 
 
 def _not_found() -> Problem:
@@ -406,11 +403,13 @@ def _event_body(event: StoredEvent, form: str) -> EventBody:
     problems=("backend-unavailable",),
     body=json_content(Prune, {"remove": True}),
     body_required=False,
+    headers=IDEMPOTENCY_HEADER,
 )
 async def prune(request: Request) -> Reply:
     """Those that a later setitem or delitem of their item made irrelevant to the current state; sealed ones too."""
     body = await read_optional_body(request, Prune)
-    result = await request.engine.es.prune(request.namespace, request.key, remove=True if body is None else body.remove)
+    remove = True if body is None else body.remove
+    result = await request.engine.es.prune(request.namespace, request.key, remove=remove, write_id=write_id_of(request))
     return answer(request, Pruned(result.pruned, result.removed))
 
 
@@ -442,6 +441,7 @@ async def prune(request: Request) -> Reply:
             ]
         },
     ),
+    headers=IDEMPOTENCY_HEADER,
 )
 async def reseal(request: Request) -> Reply:
     """For the change of a key: nothing but the values' bytes changes, and the revision stays.
@@ -456,7 +456,9 @@ async def reseal(request: Request) -> Reply:
         return [_reseal(part, form, limits, f"/events/{i}") for i, part in enumerate(body.events)]
 
     size = sum(memoryview(part.value).nbytes for part in body.events)
-    await request.engine.es.reseal(request.namespace, request.key, await run_sized(size, reseals))
+    await request.engine.es.reseal(
+        request.namespace, request.key, await run_sized(size, reseals), write_id=write_id_of(request)
+    )
     return answer(request, Resealed(len(body.events)))
 
 

@@ -24,7 +24,6 @@ from rstored.api.conditions import (
     BARE_TAG_PATTERN,
     IDEMPOTENCY_HEADER,
     IF_HEADERS,
-    WRITE_ID_PATTERN,
     bare_condition,
     condition_of,
     etag_header,
@@ -54,7 +53,6 @@ _KEPT_APART: Final[tuple[Header, ...]] = ((b"content-security-policy", b"sandbox
 
 ETag = Annotated[str, Meta(description="bare, without quotes")]
 ExpiresMs = Annotated[int, Meta(description="POSIX milliseconds")]
-WriteId = Annotated[str, Meta(pattern=WRITE_ID_PATTERN)]
 BareTag = Annotated[str, Meta(extra_json_schema={"pattern": BARE_TAG_PATTERN})]
 TtlSeconds = Annotated[float, Meta(gt=0, le=TTL_SECONDS_MAX)]
 
@@ -99,7 +97,6 @@ class DeletePart(Struct, forbid_unknown_fields=True):
 class KeyBatch(Struct, forbid_unknown_fields=True):
     """Reads and writes that happen together or not at all; the reads see the state before the writes."""
 
-    id: Annotated[WriteId, Meta(description="by which a batch that is sent again knows its own writes")] | None = None
     get: list[KeyName] = []
     set: list[SetPart] = []
     delete: list[KeyName | DeletePart] = []
@@ -232,8 +229,7 @@ async def put(request: Request, query: PutQuery) -> Reply:
     """The body is the value; Content-Type says what it is, `application/octet-stream` if absent. No body is
     an empty value.
 
-    JSON is checked to parse. A conditional write that is sent again with the same Idempotency-Key after a lost
-    answer succeeds if it is the one that is stored.
+    JSON is checked to parse.
     """
     sent = request.content_type
     media_type = OCTET_STREAM if sent is None else _stored_media_type(sent.essence, sent.text)
@@ -257,11 +253,13 @@ async def put(request: Request, query: PutQuery) -> Reply:
     summary="Delete a key",
     answers={204: Answer("It is gone, or was not there")},
     problems=("precondition-failed", "invalid-parameter", "backend-unavailable"),
-    headers=IF_HEADERS,
+    headers=IF_HEADERS | IDEMPOTENCY_HEADER,
 )
 async def delete(request: Request) -> Reply:
     """Succeeds also if the key is absent; `If-Match: *` refuses that."""
-    await request.engine.kv.delete(request.namespace, request.key, condition=condition_of(request))
+    await request.engine.kv.delete(
+        request.namespace, request.key, condition=condition_of(request), write_id=write_id_of(request)
+    )
     return NO_CONTENT
 
 
@@ -352,6 +350,7 @@ def _item(key: str, entry: Entry, form: str, *, values: bool) -> KeyItem:
             "delete": ["user:3", {"key": "user:4", "if_match": "6f1ed002ab559585"}],
         },
     ),
+    headers=IDEMPOTENCY_HEADER,
     rule=Rule(Access.READ),
 )
 async def batch(request: Request) -> Reply:
@@ -367,13 +366,14 @@ async def batch(request: Request) -> Reply:
     sets_form = body_form(request)
 
     def sets() -> list[BatchSet]:
-        return [_set_part(part, sets_form, body.id, limits, f"/set/{i}") for i, part in enumerate(body.set)]
+        return [_set_part(part, sets_form, limits, f"/set/{i}") for i, part in enumerate(body.set)]
 
     result = await request.engine.kv.batch(
         request.namespace,
         gets=[BatchGet(checked_key(key, limits, pointer=f"/get/{i}")) for i, key in enumerate(body.get)],
         sets=await run_sized(sum(memoryview(part.value).nbytes for part in body.set), sets),
         deletes=[_delete_part(part, limits, f"/delete/{i}") for i, part in enumerate(body.delete)],
+        write_id=write_id_of(request),
     )
 
     def answered(form: str) -> KeyBatchResult:
@@ -386,7 +386,7 @@ async def batch(request: Request) -> Reply:
     return await answer_sized(request, _size(result.entries), answered)
 
 
-def _set_part(part: SetPart, form: str, write_id: str | None, limits: Limits, pointer: str) -> BatchSet:
+def _set_part(part: SetPart, form: str, limits: Limits, pointer: str) -> BatchSet:
     value = read_value(part.value, part.encoding, form, f"{pointer}/value")
     media_type = media_type_of(value.encoding)
     if part.media_type is not UNSET:
@@ -404,7 +404,6 @@ def _set_part(part: SetPart, form: str, write_id: str | None, limits: Limits, po
         media_type,
         _expiry(part.ttl),
         bare_condition(part.if_match, part.if_none_match, pointer),
-        write_id,
     )
 
 

@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 
 from rstored.api.access import ANY_TOKEN, Rule
 from rstored.api.bodies import answer, read_optional_body
+from rstored.api.conditions import IDEMPOTENCY_HEADER, write_id_of
 from rstored.api.operations import Answer, Operations, json_content
 from rstored.api.parameters import ListQuery, page_size, read_cursor, write_cursor
 from rstored.api.replies import NO_CONTENT, Reply
@@ -95,6 +96,7 @@ async def list_namespaces(request: Request, query: ListQuery) -> Reply:
     problems=("backend-unavailable", "storage-full"),
     body=json_content(Policy, {"sealed_only": True}),
     body_required=False,
+    headers=IDEMPOTENCY_HEADER,
     both_forms=False,
 )
 async def create(request: Request) -> Reply:
@@ -105,7 +107,10 @@ async def create(request: Request) -> Reply:
     body = await read_optional_body(request, Policy)
     policy = None if body is None else NamespacePolicy(body.sealed_only)
     created = await request.engine.namespaces.create(
-        request.namespace, policy, may_change=request.grant.allows(request.namespace, Access.ADMIN)
+        request.namespace,
+        policy,
+        may_change=request.grant.allows(request.namespace, Access.ADMIN),
+        write_id=write_id_of(request),
     )
     return answer(request, await _body(request), 201 if created else 200)
 
@@ -129,12 +134,13 @@ async def describe(request: Request) -> Reply:
     summary="Delete a namespace and everything in it",
     answers={204: Answer("It is gone, or was not there")},
     problems=("backend-unavailable",),
+    headers=IDEMPOTENCY_HEADER,
     both_forms=False,
     rule=Rule(Access.ADMIN),
 )
 async def discard(request: Request) -> Reply:
     """Keys, series, sequences and the policy: all of it, at once."""
-    await request.engine.namespaces.discard(request.namespace)
+    await request.engine.namespaces.discard(request.namespace, write_id=write_id_of(request))
     return NO_CONTENT
 
 

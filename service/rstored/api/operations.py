@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias, get_type_hints
 
 import fastapi
@@ -191,7 +191,7 @@ class Operations:
                     body=body or {},
                     rule=rule,
                 )
-                codes = _codes(problems, operation, names, body)
+                codes = _codes(problems, operation, names, body, headers or {})
                 extra: dict[str, Any] = {"security": [{BEARER: []}]} if rule.needs_token else {}
                 if body is not None:
                     extra["requestBody"] = {"required": body_required, "content": _content(body)}
@@ -221,12 +221,18 @@ def _declaration(route: str, operation: Operation, **arguments: Any) -> Callable
 
 
 def _codes(
-    problems: Sequence[str], operation: Operation, names: Sequence[str], body: Mapping[str, Content] | None
+    problems: Sequence[str],
+    operation: Operation,
+    names: Sequence[str],
+    body: Mapping[str, Content] | None,
+    headers: Collection[str],
 ) -> set[str]:
     """The problem codes of an operation: its own, and those that what it takes and gives brings with it."""
     codes = {*problems, *_ANYWHERE}
-    if operation.takes_query:
+    if operation.takes_query or headers:
         codes.add("invalid-parameter")
+    if "Idempotency-Key" in headers:
+        codes.add("idempotency-conflict")
     if operation.rule.needs_token:
         codes |= {"unauthenticated", "rate-limited", "backend-unavailable"}
     if operation.rule.access is not None:

@@ -12,7 +12,7 @@ from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, POINTS_MEDIA_T
 from rstore.point_rows import Form, msgpack_rows, render_points
 from rstore.points import InvalidPoints, Points
 from rstored.api.bodies import MsgpackArray, answer, body_form
-from rstored.api.conditions import IF_UNCHANGED_HEADER, digests_of
+from rstored.api.conditions import IDEMPOTENCY_HEADER, IF_UNCHANGED_HEADER, digests_of, write_id_of
 from rstored.api.media_types import CSV_MEDIA_TYPE, NDJSON_MEDIA_TYPE, POINTS_FORMS
 from rstored.api.operations import Answer, Content, Operations, json_content
 from rstored.api.parameters import (
@@ -216,7 +216,7 @@ async def _whole(parts: AsyncIterator[Points], limits: Limits, *, descending: bo
         "storage-full",
     ),
     body=_FORMS,
-    headers=IF_UNCHANGED_HEADER,
+    headers=IF_UNCHANGED_HEADER | IDEMPOTENCY_HEADER,
 )
 async def extend(request: Request, query: SpanQuery) -> Reply:
     """All of them or none, in any order; the last of two points with one timestamp wins, and replaces a stored one.
@@ -236,7 +236,9 @@ async def extend(request: Request, query: SpanQuery) -> Reply:
         points = await run_sized(len(body), read_points, body, form, **bounds)
     except InvalidPoints as error:
         raise points_problem(error) from None
-    count = await request.engine.ts.extend(request.namespace, request.key, points, unchanged=unchanged)
+    count = await request.engine.ts.extend(
+        request.namespace, request.key, points, unchanged=unchanged, write_id=write_id_of(request)
+    )
     return answer(request, PointCount(count))
 
 
@@ -256,10 +258,13 @@ def _unchanged(request: Request, query: SpanQuery) -> Stretch | None:
     summary="Remove points",
     answers={200: Answer("They are gone", json_content(RemovedPoints, {"removed": 24}))},
     problems=("backend-unavailable",),
+    headers=IDEMPOTENCY_HEADER,
 )
 async def remove(request: Request, query: SpanQuery) -> Reply:
     """From `start` to `end`, both inclusive; without them, the series. A series without points is gone."""
-    removed = await request.engine.ts.remove(request.namespace, request.key, start=query.start, end=query.end)
+    removed = await request.engine.ts.remove(
+        request.namespace, request.key, start=query.start, end=query.end, write_id=write_id_of(request)
+    )
     return answer(request, RemovedPoints(removed))
 
 

@@ -25,11 +25,12 @@ import abc
 import enum
 import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from rstored.problems import Problem
 
 __all__ = [
+    "COUNTED",
     "Backend",
     "Capabilities",
     "Commit",
@@ -66,10 +67,18 @@ class Kind(enum.IntEnum):
     KV = 1
     TS = 2
     ES = 3
+    WRITE = 4
+
+
+COUNTED: Final = (Kind.KV, Kind.TS, Kind.ES)
+"""The kinds that are counted. Those of kind WRITE come and go with every write, which would all meet at a counter."""
 
 
 class Place(NamedTuple):
-    """Where a record is. ``key`` obeys ``rstore.names``; keys are ordered by their UTF-8 bytes."""
+    """Where a record is. ``key`` obeys ``rstore.names``; keys are ordered by their UTF-8 bytes.
+
+    A key of kind WRITE is an id, a space and another key; it can be changed in one step with a record at that key.
+    """
 
     namespace: str
     kind: Kind
@@ -167,7 +176,7 @@ class Listing(NamedTuple):
 class CountRead(NamedTuple):
     """→ ``dict[Kind, int]``: how many records of each kind are in a namespace, but for those expired at ``now_ms``.
 
-    Every kind but NAMESPACE is present, 0 included. The cost does not grow with the number of records.
+    Every kind in :data:`COUNTED` is present, 0 included. The cost does not grow with the number of records.
     """
 
     namespace: str

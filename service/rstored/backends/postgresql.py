@@ -26,6 +26,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRe
 from sqlalchemy.dialects.postgresql import psycopg as psycopg_dialect
 
 from rstored.backends.abc import (
+    COUNTED,
     Backend,
     Capabilities,
     Commit,
@@ -495,9 +496,10 @@ def _listed(columns: tuple[Any, ...]) -> tuple[str, Head]:
 
 
 def _counts(rows: Rows) -> dict[Kind, int]:
-    counts: dict[Kind, int] = {kind: 0 for kind in Kind if kind is not Kind.NAMESPACE}
+    counts = dict.fromkeys(COUNTED, 0)
     for kind, n in rows:
-        counts[Kind(kind)] += n
+        if kind in counts:
+            counts[Kind(kind)] += n
     return counts
 
 
@@ -764,8 +766,9 @@ class _Changes:
         self._deleted_ranges.append((record_id, gone))
 
     def _count(self, parent_id: int, place: Place, n: int) -> None:
-        at = parent_id, int(place.kind)
-        self.counts[at] = self.counts.get(at, 0) + n
+        if place.kind in COUNTED:
+            at = parent_id, int(place.kind)
+            self.counts[at] = self.counts.get(at, 0) + n
 
     async def send(self, connection: Connection) -> None:
         """Send the statements into the open pipeline, in an order in which none undoes another."""

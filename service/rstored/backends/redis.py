@@ -47,7 +47,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from rstored.backends.abc import Backend, Capabilities, Query, SchemaVersions, Update
+from rstored.backends.abc import Backend, Capabilities, Kind, Query, SchemaVersions, Update
 from rstored.backends.redis_servers import FAILURES, Call, Script, Servers, open_servers, translated
 from rstored.backends.redis_store import Bucket, Store, due_member, packed_update
 from rstored.backends.redis_updates import Attempt
@@ -224,7 +224,7 @@ def _purge_keys(store: Store, bucket: Bucket) -> list[bytes]:
     """The keys of a bucket that tell whether there is still something in it (cluster)."""
     if not store.servers.cluster:
         return []
-    return [bucket.ns_key, *(b"%b:%b:%d" % (bucket.tag, part, kind) for part in (b"i", b"x") for kind in (1, 2, 3))]
+    return [bucket.ns_key, *(b"%b:%b:%d" % (bucket.tag, part, kind) for part in (b"i", b"x") for kind in Kind if kind)]
 
 
 def _tag(prefix: bytes) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from redis.exceptions import ResponseError
 
 from rstored.backends.abc import (
+    COUNTED,
     CountRead,
     ExpiredRead,
     Head,
@@ -95,13 +96,14 @@ class Owner:
         self.id = owner_id
         self.buckets = buckets
 
-    def bucket(self, key: bytes) -> Bucket:
+    def bucket(self, place: Place) -> Bucket:
         buckets = self.buckets
-        return buckets[0] if len(buckets) == 1 else buckets[_hash(key) & (len(buckets) - 1)]
+        return buckets[0] if len(buckets) == 1 else buckets[_hash(place) & (len(buckets) - 1)]
 
 
-def _hash(key: bytes) -> int:
+def _hash(place: Place) -> int:
     """The CRC16 of the key, or of the first ``{part}`` in braces that is not empty."""
+    key = (place.key.partition(" ")[2] if place.kind is Kind.WRITE else place.key).encode()
     start = key.find(b"{")
     if start >= 0:
         end = key.find(b"}", start + 1)
@@ -134,8 +136,8 @@ class Store:
             buckets.append(Bucket(tag, self.servers.slot(tag), tag + b":ns"))
         return Owner(name, owner_id, buckets)
 
-    def bucket_number(self, key: str) -> int:
-        return 0 if self._buckets == 1 else _hash(key.encode()) & (self._buckets - 1)
+    def bucket_number(self, place: Place) -> int:
+        return 0 if self._buckets == 1 else _hash(place) & (self._buckets - 1)
 
     def reading(self, *, check: bool = False) -> Reading:
         """Reads to be put together. With ``check`` each bucket that is read is asked whether its namespace lives."""
@@ -385,15 +387,14 @@ class Store:
             if owner is None:
                 return Part((), lambda _: None)
             key = read.place.key.encode()
-            bucket = owner.bucket(key)
+            bucket = owner.bucket(read.place)
             reading.check(owner, bucket)
             ref = reading.ask(bucket, "v" if read.values else "h", bucket.record_key(read.place.kind, key))
             return Part((ref,), _head_and_value if read.values else _head_alone)
         if isinstance(read, RowScan):
             if owner is None:
                 return Part((), lambda _: Slice([], False))
-            key = read.place.key.encode()
-            bucket = owner.bucket(key)
+            bucket = owner.bucket(read.place)
             reading.check(owner, bucket)
             return Part((reading.ask(bucket, "s", bucket.tag, *_scan_arguments(read)),), _rows)
         if isinstance(read, CountRead):
@@ -652,7 +653,7 @@ def _listed(replies: list[Any], values: bool) -> Slice[tuple[str, Head]]:
 
 
 def _counts(replies: list[Any]) -> dict[Kind, int]:
-    counts = {Kind.KV: 0, Kind.TS: 0, Kind.ES: 0}
+    counts = dict.fromkeys(COUNTED, 0)
     for found in replies:
         for kind in counts:
             counts[kind] += found[2 * kind - 2] - found[2 * kind - 1]
@@ -706,7 +707,7 @@ def _index_key(arguments: Sequence[Any]) -> list[bytes]:
 
 
 def _kind_keys(arguments: Sequence[Any]) -> list[bytes]:
-    return [b"%b:%b:%d" % (arguments[0], part, kind) for kind in range(4) for part in (b"i", b"x")]
+    return [b"%b:%b:%d" % (arguments[0], part, kind) for kind in Kind for part in (b"i", b"x")]
 
 
 # By the letter of a read or write: how many arguments it has, and which keys they mean.

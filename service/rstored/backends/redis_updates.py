@@ -161,8 +161,9 @@ class Attempt:
                 if place.kind is Kind.NAMESPACE:
                     refs[place] = reading.ask(registry, "i", registry.record_key(0, key))
                 elif isinstance(owner := self._owners[place.namespace], Owner):
-                    bucket = owner.bucket(key)
-                    copies.setdefault(place.namespace, {})[bucket.tag] = reading.namespace(bucket)
+                    bucket = owner.bucket(place)
+                    if bucket.ns_key:
+                        copies.setdefault(place.namespace, {})[bucket.tag] = reading.namespace(bucket)
                     refs[place] = reading.ask(bucket, "p", bucket.record_key(place.kind, key))
         replies = await store.servers.exchange(reading.calls()) if reading else []
         failed = self._take(refs, copies, replies)
@@ -203,7 +204,7 @@ class Attempt:
         if not self._store.servers.cluster or len(places) == 1:
             return None
         number = self._store.bucket_number
-        if len({(place.namespace, number(place.key) if place.namespace else 0) for place in places}) == 1:
+        if len({(place.namespace, number(place) if place.namespace else 0) for place in places}) == 1:
             return None
         return _not_atomic()
 
@@ -303,7 +304,7 @@ class Attempt:
                 named = namespace_place(place.namespace)
                 if named not in heads:
                     owner = self._owners[place.namespace]
-                    copy = self._copies.get(owner.bucket(place.key.encode()).tag) if owner is not None else None
+                    copy = self._copies.get(owner.bucket(place).tag) if owner is not None else None
                     heads[named] = copy and copy[1]
             elif place in self._versions:
                 heads[place] = self._heads[place]
@@ -366,12 +367,12 @@ class Attempt:
         places = self._places(position)
         for place in places:
             key = place.key.encode()
-            if place.kind is Kind.NAMESPACE:
-                changes.checks[self._registry.record_key(0, key)] = self._versions[place]
+            if not place.namespace:
+                changes.checks[self._registry.record_key(place.kind, key)] = self._versions[place]
             elif (owner := self._owners[place.namespace]) is None:
                 changes.checks[self._registry.record_key(0, place.namespace.encode())] = ABSENT
             else:
-                home = owner.bucket(key)
+                home = owner.bucket(place)
                 checks[home.ns_key] = self._copies[home.tag][0]
                 checks[home.record_key(place.kind, key)] = self._versions.get(place, ABSENT)
         writing = _Writing(self._store.new_version())
@@ -382,10 +383,14 @@ class Attempt:
                 home = self._write(write, writing) or home
         for place in writing.touched:
             if (head := self._heads.get(place)) is not None and self._versions[place] != writing.version:
-                bucket = self._owners[place.namespace].bucket(place.key.encode())
+                bucket = self._owners[place.namespace].bucket(place)
                 packed = writing.version + packed_expiry(head.expires_ms) + head.meta
                 writing.arguments += ("t", bucket.record_key(place.kind, place.key.encode()), packed)
                 self._versions[place] = writing.version
+        if home is self._registry:
+            # What lies outside of every namespace is written with what becomes of them.
+            changes.registry += writing.arguments
+            writing.arguments = []
         if self._store.servers.cluster:
             if not changes.registry and changes.checks and not checks:
                 # Nothing is written; that there is no such namespace is checked where it would be.
@@ -393,7 +398,7 @@ class Attempt:
             if writing.arguments and not checks:
                 # The namespace is made right before; then others may see it.
                 for place in places:
-                    home = self._owners[place.namespace].bucket(place.key.encode())
+                    home = self._owners[place.namespace].bucket(place)
                     checks[home.ns_key] = self._copies[home.tag][0]
                     checks[home.record_key(place.kind, place.key.encode())] = ABSENT
             arguments = (
@@ -416,7 +421,7 @@ class Attempt:
         if isinstance(write, PutHead):
             if owner is None:
                 raise AssertionError("a record was put into a namespace that does not exist")
-            bucket: Bucket = owner.bucket(key)
+            bucket: Bucket = owner.bucket(place)
             meta, value, expires_ms = write.head
             packed = writing.version + packed_expiry(expires_ms) + meta
             expiring = expires_ms is not None or _expires(self._heads.get(place))
@@ -431,7 +436,7 @@ class Attempt:
             if isinstance(write, PutRow):
                 raise AssertionError("a row was put into a record that does not exist")
             return None
-        bucket = owner.bucket(key)
+        bucket = owner.bucket(place)
         self._written.add(place)
         if isinstance(write, DeleteRecord):
             for lane in self._lanes.pop(place, ()):

@@ -74,7 +74,7 @@ sa.Index(
 # Deleted records whose rows or children are still to be erased.
 trash: Final = sa.Table("trash", metadata, sa.Column("record_id", _ID, primary_key=True, autoincrement=False))
 
-# How many records of each kind a parent has, expired ones included.
+# How many records of each counted kind a namespace has, expired ones included.
 record_count: Final = sa.Table(
     "record_count",
     metadata,

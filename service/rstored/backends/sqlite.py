@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 
 from rstored.backends.abc import (
+    COUNTED,
     Backend,
     Capabilities,
     Commit,
@@ -343,11 +344,13 @@ class _Reader:
         return _slice(rows, listing.limit, listing.bytes_max, lambda item: len(item[1].value))
 
     def _counts(self, read: CountRead) -> dict[Kind, int]:
-        counts: dict[Kind, int] = {kind: 0 for kind in Kind if kind is not Kind.NAMESPACE}
+        counts = dict.fromkeys(COUNTED, 0)
         for kind, n in self._execute(_SQL.counts, (read.namespace,)):
             counts[Kind(kind)] += n
         for kind, n in self._execute(_SQL.expired_counts, (read.now_ms, read.namespace)):
-            counts[Kind(kind)] -= n
+            # What is not counted expires too.
+            if kind in counts:
+                counts[Kind(kind)] -= n
         return counts
 
     def _expired(self, read: ExpiredRead) -> list[Place]:
@@ -472,11 +475,12 @@ class _Writer:
 
     def _add_counts(self) -> None:
         for (parent_id, kind), n in self._counted.items():
-            self._execute(_SQL.add_count, (parent_id, kind, n))
+            self._execute(_SQL.add_count, (parent_id, int(kind), n))
         self._counted.clear()
 
-    def _count(self, parent_id: int, kind: int, n: int) -> None:
-        self._counted[parent_id, kind] = self._counted.get((parent_id, kind), 0) + n
+    def _count(self, parent_id: int, kind: Kind, n: int) -> None:
+        if kind in COUNTED:
+            self._counted[parent_id, kind] = self._counted.get((parent_id, kind), 0) + n
 
     def _write(self, write: Write, ids: dict[Place, int | None]) -> None:
         place = write.place
@@ -491,7 +495,7 @@ class _Writer:
                 parent_id = _parent_id(place, ids)
                 row = (parent_id, int(place.kind), place.key, expires, meta, value)
                 ids[place] = self.connection.execute(_SQL.insert_record, row).lastrowid
-                self._count(parent_id, int(place.kind), 1)
+                self._count(parent_id, place.kind, 1)
         elif isinstance(write, PutRow):
             if record_id is None:
                 raise AssertionError("a row was put into a record that does not exist")
@@ -506,7 +510,7 @@ class _Writer:
             bounds = [bound for bound in (write.low, write.high) if bound is not None]
             self._execute(sql, (record_id, write.lane, *bounds))
         elif isinstance(write, DeleteRecord):
-            self._count(_parent_id(place, ids), int(place.kind), -1)
+            self._count(_parent_id(place, ids), place.kind, -1)
             self._execute(_SQL.delete_record, (record_id,))
             self._execute(_SQL.trash_record, (record_id, record_id, record_id))
             if place.kind is Kind.NAMESPACE:

@@ -39,9 +39,9 @@ class Engine:
         self.storage = Storage(backend, observe)
         self._maintenance = Maintenance(self.storage, clock)
         self.kv = KeyValues(self.storage, limits, clock)
-        self.ts = TimeSeries(self.storage, limits)
+        self.ts = TimeSeries(self.storage, limits, clock)
         self.es = EventSequences(self.storage, limits, clock)
-        self.namespaces = Namespaces(self.storage, clock)
+        self.namespaces = Namespaces(self.storage, limits, clock)
         self.tokens = Tokens(self.storage, clock)
 
     async def start(self) -> None:

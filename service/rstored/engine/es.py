@@ -4,7 +4,7 @@ A sequence is a record. Its head counts; lane 0 holds its events, in order of ti
 holds one row for each item that is present, with what its current chain of events (see :mod:`rstore.folding`) comes
 to. So the current state, and an apply that follows the last one, cost what the state costs, however long the history. A
 chain whose events are all JSON is *plain* and is folded here, event by event as they come; any other is *sealed* to
-the service, which follows its operators' names and hands its events out. Lane 2 remembers the ids of applies.
+the service, which follows its operators' names and hands its events out.
 
 History is only ever appended to, except by an apply in the past and by prune. Both change ``Meta.rewrites``, so that
 a reader that needs more than one query knows whether what it read belongs together. Resealing an event changes the
@@ -47,6 +47,7 @@ from rstored.engine.batching import Storage
 from rstored.engine.globs import list_page
 from rstored.engine.model import Change, Page, PruneResult, Reseal, SequenceInfo, State, StoredEvent
 from rstored.engine.namespaces import admit
+from rstored.engine.once import Answers, Once, answers_of
 from rstored.engine.timestamps import TIMESTAMP_MAX, TIMESTAMP_MIN, from_sort_key, sort_key
 from rstored.engine.values import check_value
 from rstored.limits import Limits
@@ -56,13 +57,11 @@ __all__ = ["EventSequences"]
 
 _EVENTS: Final = 0
 _ITEMS: Final = 1
-_APPLIES: Final = 2
 
 _PAGE_EVENTS_MAX: Final = 1_000
 _PAGE_BYTES_MAX: Final = 2**20
 _LONG_BYTES: Final = 4_096
 _TURN_SECONDS: Final = 0.01
-_FORGOTTEN_AT_ONCE: Final = 4
 _TRIES_MAX: Final = 10
 _EVENT_OVERHEAD_BYTES: Final = 32
 
@@ -106,15 +105,8 @@ class _ItemRow(msgspec.Struct, array_like=True, frozen=True):
         return not self.plain and self.length > 1
 
 
-class _ApplyRow(msgspec.Struct, array_like=True, frozen=True):
-    """What an apply with an id answered."""
-
-    timestamp: int
-    revision: int
-
-
-class _Replay(NamedTuple):
-    """The answer of an apply whose id is known."""
+class _Applied(NamedTuple):
+    """What is remembered of an apply's answer: its state is that of then, and can be read again."""
 
     timestamp: int
     revision: int
@@ -123,8 +115,14 @@ class _Replay(NamedTuple):
 _decode_meta: Final = msgspec.msgpack.Decoder(_Meta).decode
 _decode_event: Final = msgspec.msgpack.Decoder(_EventRow).decode
 _decode_item: Final = msgspec.msgpack.Decoder(_ItemRow).decode
-_decode_apply: Final = msgspec.msgpack.Decoder(_ApplyRow).decode
+_decode_applied: Final = msgspec.msgpack.Decoder(_Applied).decode
 _pack: Final = msgspec.msgpack.Encoder().encode
+
+_APPLIED: Final[Answers[State | _Applied]] = Answers(
+    lambda answer: _pack(_Applied(answer.timestamp, answer.revision)), _decode_applied
+)
+_COUNT: Final = answers_of(int)
+_NOTHING: Final = answers_of(type(None))
 
 
 class _Chain(NamedTuple):
@@ -199,6 +197,7 @@ class EventSequences:
         self._storage = storage
         self._limits = limits
         self._clock = clock
+        self._once = Once(storage, limits, clock)
 
     # --- writing -------------------------------------------------------------------------------------------
 
@@ -210,14 +209,15 @@ class EventSequences:
         *,
         timestamp: int | None = None,
         revision: int | None = None,
-        event_id: str | None = None,
+        write_id: str | None = None,
     ) -> State:
         """Record one event per change, all at one timestamp, or none; returns the whole new state.
 
         ``timestamp`` None is ``max(now, last + 1)``; one in the past is taken if it has no events yet and all that
         follows can still be folded. ``revision`` is the one that the sequence must be at, 0 meaning that it must not
-        exist. A known ``event_id`` does nothing and answers as it did first, with ``replayed``. No changes at all
-        record nothing and answer the current state (revision and timestamp 0 if the key is unknown).
+        exist. An apply with a ``write_id`` happens once: a repeat answers timestamp and revision of then, and the state
+        as of that timestamp. No changes at all record nothing and answer the current state (revision and timestamp 0 if
+        the key is unknown).
 
         An event that would continue a chain that only a client can fold, and has no value or a JSON one, needs a
         ``revision``: it says that a client has checked what the service cannot.
@@ -226,20 +226,21 @@ class EventSequences:
         ``nesting-too-deep``, ``sealed-only``, ``revision-conflict`` (with ``revision`` and ``timestamp``),
         ``timestamp-taken`` or ``unfoldable-event`` (with ``item``); those about one change have a ``pointer`` to it.
         """
-        self._check(changes, timestamp, event_id)
+        self._check(changes, timestamp)
         place = Place(namespace, Kind.ES, key)
         now = self._clock()
 
-        def plan(heads: _Places) -> Generator[Query, list[Any], Commit[State | _Replay]]:
-            return (yield from self._apply(heads, place, changes, timestamp, revision, event_id, now))
+        def plan(heads: _Places) -> Generator[Query, list[Any], Commit[State | _Applied]]:
+            return (yield from self._apply(heads, place, changes, timestamp, revision, now))
 
-        answer = await self._storage.update((place,), plan)
+        request = "apply", changes, timestamp, revision
+        answer = await self._once.update((place,), plan, write_id, request, _APPLIED)
         if isinstance(answer, State):
             return answer
         state = await self.past(namespace, key, answer.timestamp) or State(0, 0, {}, [])
-        return state._replace(timestamp=answer.timestamp, revision=answer.revision, replayed=True)
+        return state._replace(timestamp=answer.timestamp, revision=answer.revision)
 
-    def _check(self, changes: Sequence[Change], timestamp: int | None, event_id: str | None) -> None:
+    def _check(self, changes: Sequence[Change], timestamp: int | None) -> None:
         limit = self._limits.events_per_call_max
         if len(changes) > limit:
             raise Problem(
@@ -247,8 +248,6 @@ class EventSequences:
             )
         if timestamp is not None and not TIMESTAMP_MIN <= timestamp <= TIMESTAMP_MAX:
             raise Problem("invalid-body", "the timestamp is no 64-bit integer", pointer="/timestamp")
-        if event_id is not None:
-            _check_name(event_id, "id", "/id")
         items: set[str] = set()
         for index, (item, op, value) in enumerate(changes):
             pointer = f"/events/{index}"
@@ -278,30 +277,15 @@ class EventSequences:
         changes: Sequence[Change],
         timestamp: int | None,
         revision: int | None,
-        event_id: str | None,
         now: int,
-    ) -> Generator[Query, list[Any], Commit[State | _Replay]]:
+    ) -> Generator[Query, list[Any], Commit[State | _Applied]]:
         """The plan of :meth:`apply`."""
         head = heads[place]
         meta = _Meta(0, 0, 0, 0, 0, now) if head is None else _decode_meta(head.meta)
         rows: dict[str, _ItemRow] = {}
-        forgotten: list[Row] = []
         if head is not None:
-            reads = [RowScan(place, _ITEMS)]
-            if event_id is not None:
-                name = event_id.encode()
-                before = max(now - self._limits.apply_id_retention_seconds * 1000, TIMESTAMP_MIN)
-                reads.append(RowScan(place, _APPLIES, low=name, high=name))
-                reads.append(
-                    RowScan(place, _APPLIES, high=sort_key(before), along=RowOrder.BY, limit=_FORGOTTEN_AT_ONCE)
-                )
-            results: list[Slice[Row]] = yield tuple(reads)
-            rows = {row.sort.decode(): _decode_item(row.value) for row in results[0].items}
-            if event_id is not None:
-                if results[1].items:
-                    known = _decode_apply(results[1].items[0].value)
-                    return Commit((), _Replay(known.timestamp, known.revision))
-                forgotten = results[2].items
+            found: list[Slice[Row]] = yield (RowScan(place, _ITEMS),)
+            rows = {row.sort.decode(): _decode_item(row.value) for row in found[0].items}
         if revision is not None and revision != meta.revision:
             raise Problem(
                 "revision-conflict",
@@ -367,11 +351,6 @@ class EventSequences:
             elif new != old:
                 rows[item] = new
                 writes.append(PutRow(place, _ITEMS, Row(item.encode(), _pack(new))))
-        if event_id is not None:
-            name = event_id.encode()
-            answered = _ApplyRow(meta.last, meta.revision)
-            writes += (DeleteRow(place, _APPLIES, row.sort) for row in forgotten)
-            writes.append(PutRow(place, _APPLIES, Row(name, _pack(answered), sort_key(now) + name)))
         return Commit(writes, (yield from _state(place, meta, rows, events)))
 
     def _timestamp(
@@ -442,7 +421,7 @@ class EventSequences:
 
     # --- resealing -----------------------------------------------------------------------------------------
 
-    async def reseal(self, namespace: str, key: str, reseals: Sequence[Reseal]) -> None:
+    async def reseal(self, namespace: str, key: str, reseals: Sequence[Reseal], *, write_id: str | None = None) -> None:
         """Put sealed values in the place of sealed values, all or none; nothing else of the events changes.
 
         An event that has its new value already is left as it is, so this may be repeated. The sequence's revision
@@ -456,7 +435,7 @@ class EventSequences:
         def plan(heads: _Places) -> Generator[Query, list[Any], Commit[None]]:
             return (yield from _resealed(heads, place, reseals, self._limits.sequence_bytes_max))
 
-        await self._storage.update((place,), plan)
+        await self._once.update((place,), plan, write_id, ("reseal", reseals), _NOTHING)
 
     def _check_reseals(self, reseals: Sequence[Reseal]) -> None:
         limit = self._limits.events_per_call_max
@@ -606,28 +585,25 @@ class EventSequences:
 
     # --- deleting ------------------------------------------------------------------------------------------
 
-    async def prune(self, namespace: str, key: str, *, remove: bool = True) -> PruneResult:
+    async def prune(self, namespace: str, key: str, *, remove: bool = True, write_id: str | None = None) -> PruneResult:
         """Delete every event that the current state does not need; with ``remove`` a sequence of no items altogether.
 
         Works in steps, each of which leaves the current state as it is; a state in the past may be gone. Without
         ``remove`` a sequence of no items stays, without events. One that does not exist has nothing to prune.
         """
         place = Place(namespace, Kind.ES, key)
-        pruned = 0
-        low: bytes | None = None
+        step = _Pruned(0, False, None)
         while True:
-            after = low
+            before = step
 
             def plan(heads: _Places) -> Generator[Query, list[Any], Commit[_Pruned]]:
-                return (yield from _prune(heads, place, after, remove))  # noqa: B023 - run before the next turn
+                return (yield from _prune(heads, place, before, remove))  # noqa: B023 - run before the next turn
 
-            step = await self._storage.update((place,), plan)
-            pruned += step.pruned
+            step = await self._once.update((place,), plan, write_id, ("prune", remove), _PRUNED)
             if step.low is None:
-                return PruneResult(pruned, step.removed)
-            low = step.low
+                return PruneResult(step.pruned, step.removed)
 
-    async def delete(self, namespace: str, key: str) -> int:
+    async def delete(self, namespace: str, key: str, *, write_id: str | None = None) -> int:
         """Delete the sequence; returns how many events it had, 0 if there is none."""
         place = Place(namespace, Kind.ES, key)
 
@@ -638,7 +614,7 @@ class EventSequences:
             return Commit((DeleteRecord(place),), _decode_meta(head.meta).events)
             yield
 
-        return await self._storage.update((place,), plan)
+        return await self._once.update((place,), plan, write_id, ("delete",), _COUNT)
 
     # --- listing -------------------------------------------------------------------------------------------
 
@@ -664,24 +640,27 @@ class EventSequences:
 
 
 class _Pruned(NamedTuple):
-    """A step of a prune; ``low`` is where the next one begins, or None at the end."""
+    """A prune up to a step; ``low`` is where the next one begins, or None at the end."""
 
     pruned: int
     removed: bool
     low: bytes | None
 
 
-def _prune(
-    heads: _Places, place: Place, low: bytes | None, remove: bool
-) -> Generator[Query, list[Any], Commit[_Pruned]]:
+_PRUNED: Final[Answers[_Pruned]] = Answers(
+    lambda step: _pack(step) if step.low is None else None, msgspec.msgpack.Decoder(_Pruned).decode
+)
+
+
+def _prune(heads: _Places, place: Place, before: _Pruned, remove: bool) -> Generator[Query, list[Any], Commit[_Pruned]]:
     head = heads[place]
     if head is None:
-        return Commit((), _Pruned(0, False, None))
+        return Commit((), before._replace(low=None))
     meta = _decode_meta(head.meta)
     if remove and meta.present == 0:
-        return Commit((DeleteRecord(place),), _Pruned(meta.events, True, None))
+        return Commit((DeleteRecord(place),), _Pruned(before.pruned + meta.events, True, None))
     found: Slice[Row]
-    (found,) = yield (RowScan(place, _EVENTS, low, limit=_PAGE_EVENTS_MAX, bytes_max=_PAGE_BYTES_MAX),)
+    (found,) = yield (RowScan(place, _EVENTS, before.low, limit=_PAGE_EVENTS_MAX, bytes_max=_PAGE_BYTES_MAX),)
     items = {row.sort[8:] for row in found.items}
     results: list[Slice[Row]] = yield tuple(RowScan(place, _ITEMS, item, item) for item in items)
     starts = {row.sort: _decode_item(row.value).start for result in results for row in result.items}
@@ -694,7 +673,8 @@ def _prune(
     if pruned:
         left = msgspec.structs.replace(meta, events=meta.events - pruned, rewrites=meta.rewrites + 1)
         writes.append(PutHead(place, Head(_pack(left))))
-    return Commit(writes, _Pruned(pruned, False, found.items[-1].sort + b"\0" if found.more else None))
+    low = found.items[-1].sort + b"\0" if found.more else None
+    return Commit(writes, _Pruned(before.pruned + pruned, False, low))
 
 
 def _resealed(

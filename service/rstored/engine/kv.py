@@ -44,6 +44,7 @@ from rstored.engine.model import (
     PutResult,
 )
 from rstored.engine.namespaces import admit
+from rstored.engine.once import Once, answers_of
 from rstored.engine.values import check_value
 from rstored.limits import Limits
 from rstored.problems import Problem
@@ -54,6 +55,10 @@ __all__ = ["TTL_SECONDS_MAX", "KeyValues"]
 # More than three centuries; in milliseconds it is far from the end of int64.
 TTL_SECONDS_MAX: Final = 1e10
 
+_PUT: Final = answers_of(PutResult)
+_WHETHER: Final = answers_of(bool)
+_BATCH: Final = answers_of(BatchResult)
+
 
 class KeyValues:
     """The key/value operations. Namespaces and keys are already checked by ``rstore.names``; all raise Problem."""
@@ -63,6 +68,7 @@ class KeyValues:
         self._storage = storage
         self._limits = limits
         self._clock = clock
+        self._once = Once(storage, limits, clock)
 
     async def get(self, namespace: str, key: str) -> Entry | None:
         """The entry, or None if there is none or it has expired."""
@@ -86,15 +92,14 @@ class KeyValues:
         """Store the value if the condition holds; the namespace is created if need be.
 
         ``ttl_seconds`` is how long from now the entry lives, ``NEVER``, or ``KEEP``: as long as it would have lived
-        without this write. A conditional put with a ``write_id`` that finds itself stored succeeds and changes
-        nothing, so it can be sent again; another client's write of the same content never passes for it. Raises
+        without this write. A put with a ``write_id`` happens once (see :mod:`rstored.engine.once`). Raises
         ``precondition-failed``, ``value-too-large``, ``invalid-value``, ``nesting-too-deep``, ``invalid-parameter``
         (the ttl), ``sealed-only``.
         """
-        part = BatchSet(key, value, media_type, ttl_seconds, condition, write_id)
+        part = BatchSet(key, value, media_type, ttl_seconds, condition)
         place = Place(namespace, Kind.KV, key)
         now = self._clock()
-        head = await run_sized(len(value.data), self._new_head, part, now)
+        head = await run_sized(len(value.data), self._new_head, part, now, write_id)
 
         def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[PutResult]]:
             creation = admit(heads, namespace, (value.encoding,))
@@ -102,9 +107,12 @@ class KeyValues:
             return Commit([*creation, *writes], result)
             yield
 
-        return await self._storage.update((place,), plan)
+        request = "put", head.meta, ttl_seconds, condition
+        return await self._once.update((place,), plan, write_id, request, _PUT)
 
-    async def delete(self, namespace: str, key: str, *, condition: Condition = ANY) -> bool:
+    async def delete(
+        self, namespace: str, key: str, *, condition: Condition = ANY, write_id: str | None = None
+    ) -> bool:
         """Delete the entry if the condition holds; True if it was there. Raises ``precondition-failed``."""
         place = Place(namespace, Kind.KV, key)
         now = self._clock()
@@ -114,7 +122,7 @@ class KeyValues:
             return Commit(writes, found)
             yield
 
-        return await self._storage.update((place,), plan)
+        return await self._once.update((place,), plan, write_id, ("delete", condition), _WHETHER)
 
     async def list(
         self,
@@ -152,7 +160,13 @@ class KeyValues:
         return found
 
     async def batch(
-        self, namespace: str, *, gets: Sequence[BatchGet], sets: Sequence[BatchSet], deletes: Sequence[BatchDelete]
+        self,
+        namespace: str,
+        *,
+        gets: Sequence[BatchGet],
+        sets: Sequence[BatchSet],
+        deletes: Sequence[BatchDelete],
+        write_id: str | None = None,
     ) -> BatchResult:
         """Carry out all parts or none, in one step; the gets see the state before it.
 
@@ -168,7 +182,8 @@ class KeyValues:
         if not sets and not deletes:
             return await self._read_together(get_places, now)
 
-        new_heads = await run_sized(sum(len(part.value.data) for part in sets), self._new_heads, sets, deletes, now)
+        size = sum(len(part.value.data) for part in sets)
+        new_heads = await run_sized(size, self._new_heads, sets, deletes, now, write_id)
         places = tuple({*get_places, *(Place(namespace, Kind.KV, key) for key in new_heads)})
 
         def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[BatchResult]]:
@@ -196,7 +211,11 @@ class KeyValues:
                     raise Problem(problem.code, problem.detail, pointer=pointer, **problem.members) from None
             return Commit([*creation, *writes], result)
 
-        return await self._storage.update(places, plan)
+        request: tuple[Any, ...] = ()
+        if write_id is not None:
+            written = {key: head and head.meta for key, head in new_heads.items()}
+            request = "batch", gets, written, [(part.ttl_seconds, part.condition) for part in sets], deletes
+        return await self._once.update(places, plan, write_id, request, _BATCH)
 
     async def _read_together(self, places: Sequence[Place], now: int) -> BatchResult:
         """A batch of gets alone, all of one moment."""
@@ -211,16 +230,20 @@ class KeyValues:
         if size > limit:
             raise Problem("answer-too-large", f"the values have {size} bytes; get at most {limit} at once", limit=limit)
 
-    def _new_heads(self, sets: Sequence[BatchSet], deletes: Sequence[BatchDelete], now: int) -> dict[str, Head | None]:
+    def _new_heads(
+        self, sets: Sequence[BatchSet], deletes: Sequence[BatchDelete], now: int, write_id: str | None
+    ) -> dict[str, Head | None]:
         """What a batch stores under each key that it writes; None for one that it deletes."""
         heads: dict[str, Head | None] = {}
         for pointer, part in _pointed(sets, deletes):
             if part.key in heads:
                 raise Problem("invalid-body", "a key is written twice in one batch", pointer=pointer)
-            heads[part.key] = self._new_head(part, now, pointer=pointer) if isinstance(part, BatchSet) else None
+            heads[part.key] = (
+                self._new_head(part, now, write_id, pointer=pointer) if isinstance(part, BatchSet) else None
+            )
         return heads
 
-    def _new_head(self, part: BatchSet, now: int, **members: Any) -> Head:
+    def _new_head(self, part: BatchSet, now: int, write_id: str | None, **members: Any) -> Head:
         """The head that a write stores, unless it keeps the expiry that the entry has."""
         check_value(part.value, self._limits, **members)
         expires_ms = None
@@ -230,7 +253,7 @@ class KeyValues:
                 raise Problem("invalid-parameter", detail, parameter="ttl", **members)
             expires_ms = now + math.ceil(part.ttl_seconds * 1000)
         # A conditional write has an ETag of its own: equal content must not let two writers believe that they both won.
-        salt = "" if part.condition == ANY else part.write_id or secrets.token_hex(16)
+        salt = "" if part.condition == ANY else write_id or secrets.token_hex(16)
         return Head(_meta(part.value, part.media_type, salt), part.value.data, expires_ms)
 
 
@@ -242,15 +265,11 @@ def _put(
 ) -> tuple[list[Write], PutResult]:
     """What a put writes, and its result."""
     current = _unexpired(heads[place], now)
-    etag = _etag(new)
     if not _holds(part.condition, current):
-        if current is None or _etag(current) != etag:
-            raise _precondition_failed(current)
-        # This very put came before, and its answer was lost.
-        return [], PutResult(etag, created=False)
+        raise _precondition_failed(current)
     if part.ttl_seconds is KEEP and current is not None:
         new = new._replace(expires_ms=current.expires_ms)
-    return [PutHead(place, new)], PutResult(etag, created=current is None)
+    return [PutHead(place, new)], PutResult(_etag(new), created=current is None)
 
 
 def _delete(

@@ -114,14 +114,13 @@ class BatchGet(NamedTuple):
 
 
 class BatchSet(NamedTuple):
-    """A key that a batch writes. ``ttl_seconds`` and ``write_id`` as in ``put``."""
+    """A key that a batch writes. ``ttl_seconds`` as in ``put``."""
 
     key: str
     value: Value
     media_type: str
     ttl_seconds: float | Expiry = KEEP
     condition: Condition = ANY
-    write_id: str | None = None
 
 
 class BatchDelete(NamedTuple):
@@ -197,14 +196,13 @@ class State(NamedTuple):
 
     ``timestamp`` of the last event included; ``revision`` counts the applies; ``items`` what the service
     folded, by item; ``events`` those, in time order, of the items that only a client can fold (each item is in one
-    of the two, never in both). ``replayed``: the apply id was known, so nothing was done.
+    of the two, never in both).
     """
 
     timestamp: int
     revision: int
     items: dict[str, Value]
     events: list[StoredEvent]
-    replayed: bool = False
 
 
 class PruneResult(NamedTuple):

@@ -24,6 +24,8 @@ from rstored.backends.abc import (
 from rstored.engine.batching import Storage
 from rstored.engine.globs import list_page
 from rstored.engine.model import NamespaceInfo, NamespacePolicy, Page
+from rstored.engine.once import Once, answers_of
+from rstored.limits import Limits
 from rstored.problems import Problem
 
 __all__ = ["RESERVED", "Namespaces", "admit"]
@@ -52,12 +54,20 @@ def admit(heads: Mapping[Place, Head | None], namespace: str, encodings: Iterabl
 class Namespaces:
     """Creates, describes, discards and lists namespaces. Names are already checked by ``rstore.names``."""
 
-    def __init__(self, storage: Storage, clock: Callable[[], int]) -> None:
+    def __init__(self, storage: Storage, limits: Limits, clock: Callable[[], int]) -> None:
         """``clock`` gives POSIX milliseconds."""
         self._storage = storage
         self._clock = clock
+        self._once = Once(storage, limits, clock)
 
-    async def create(self, namespace: str, policy: NamespacePolicy | None = None, *, may_change: bool = True) -> bool:
+    async def create(
+        self,
+        namespace: str,
+        policy: NamespacePolicy | None = None,
+        *,
+        may_change: bool = True,
+        write_id: str | None = None,
+    ) -> bool:
         """Create the namespace, or give it ``policy`` if it is there (None: leave it). True if it is new.
 
         Unless it ``may_change`` another policy, it raises :class:`Problem` ``access-denied`` where there is one.
@@ -73,7 +83,7 @@ class Namespaces:
             return Commit((PutHead(place, Head(_meta(policy or NamespacePolicy()))),), answer=head is None)
             yield
 
-        return await self._storage.update((place,), plan)
+        return await self._once.update((place,), plan, write_id, ("create", policy), _WHETHER)
 
     async def describe(self, namespace: str) -> NamespaceInfo:
         """Policy and counts. Raises :class:`Problem` ``namespace-not-found``."""
@@ -84,7 +94,7 @@ class Namespaces:
             raise Problem("namespace-not-found", "there is no such namespace; writing to it creates it")
         return NamespaceInfo(namespace, _policy(head), counts[Kind.KV], counts[Kind.TS], counts[Kind.ES])
 
-    async def discard(self, namespace: str) -> bool:
+    async def discard(self, namespace: str, *, write_id: str | None = None) -> bool:
         """Delete the namespace and everything in it; True if it was there."""
         place = namespace_place(namespace)
 
@@ -94,7 +104,7 @@ class Namespaces:
             return Commit((DeleteRecord(place),), answer=True)
             yield
 
-        return await self._storage.update((place,), plan)
+        return await self._once.update((place,), plan, write_id, ("discard",), _WHETHER)
 
     async def list(
         self,
@@ -138,3 +148,4 @@ def _policy(head: Head) -> NamespacePolicy:
 
 
 _DEFAULT_META: Final = _meta(NamespacePolicy())
+_WHETHER: Final = answers_of(bool)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
@@ -40,6 +40,7 @@ from rstored.engine.blocks import absent, between, into_blocks, joined, packed, 
 from rstored.engine.globs import list_page
 from rstored.engine.model import Page, SeriesInfo, Stretch
 from rstored.engine.namespaces import admit
+from rstored.engine.once import Once, answers_of
 from rstored.engine.timestamps import TIMESTAMP_MAX, TIMESTAMP_MIN, from_sort_key, sort_key
 from rstored.engine.values import points_problem
 from rstored.limits import Limits
@@ -57,6 +58,7 @@ _PAGE_BLOCKS_MAX: Final = 64
 _LOOKUPS_MAX: Final = 256
 # To look at a value costs what to parse so many more bytes would.
 _CELL_COST_BYTES: Final = 64
+_COUNT: Final = answers_of(int)
 
 
 class _Meta(msgspec.Struct, array_like=True):
@@ -96,13 +98,23 @@ class _Gap(NamedTuple):
 class TimeSeries:
     """The operations on time series. Namespaces and keys are already checked; timestamps are int64."""
 
-    def __init__(self, storage: Storage, limits: Limits) -> None:
+    def __init__(self, storage: Storage, limits: Limits, clock: Callable[[], int]) -> None:
+        """``clock`` gives POSIX milliseconds."""
         self._storage = storage
         self._limits = limits
+        self._once = Once(storage, limits, clock)
 
     # --- writing -------------------------------------------------------------------------------------------
 
-    async def extend(self, namespace: str, key: str, points: Points, *, unchanged: Stretch | None = None) -> int:
+    async def extend(
+        self,
+        namespace: str,
+        key: str,
+        points: Points,
+        *,
+        unchanged: Stretch | None = None,
+        write_id: str | None = None,
+    ) -> int:
         """Add or replace points, all or none; returns how many were given. None at all change nothing.
 
         With ``unchanged`` only if that stretch, in which all the points lie, is as it says; else Problem
@@ -149,9 +161,12 @@ class TimeSeries:
                 changes.append(_put_head(place, _Meta(meta.count + added, first, last)))
             return Commit([*writes, *changes], len(points))
 
-        return await self._storage.update((place,), plan)
+        request = "extend", len(points), points.size, *points.timestamps[:1], *points.timestamps[-1:], unchanged
+        return await self._once.update((place,), plan, write_id, request, _COUNT)
 
-    async def remove(self, namespace: str, key: str, *, start: int | None = None, end: int | None = None) -> int:
+    async def remove(
+        self, namespace: str, key: str, *, start: int | None = None, end: int | None = None, write_id: str | None = None
+    ) -> int:
         """Delete the points from ``start`` to ``end``, both inclusive, None meaning open; returns how many.
 
         A series that has no points left is gone.
@@ -171,7 +186,7 @@ class TimeSeries:
                 return Commit((DeleteRecord(place),), meta.count)
             return (yield from _removal(place, meta, low, high))
 
-        return await self._storage.update((place,), plan)
+        return await self._once.update((place,), plan, write_id, ("remove", start, end), _COUNT)
 
     def _check(self, points: Points) -> None:
         limits = self._limits

@@ -4,7 +4,7 @@
 local call = redis.call
 local tag, left = ARGV[1], tonumber(ARGV[2])
 local erased = call('UNLINK', tag .. ':ns')
-for kind = 1, 3 do
+for kind = 1, 4 do
   local index = tag .. ':i:' .. kind
   local keys = call('ZRANGE', index, 0, left - 1)
   for _, key in ipairs(keys) do

@@ -118,11 +118,11 @@ function reads.c(i, out)
   return i + 2
 end
 
--- expired records: tag, bound, limit → {the namespace's name, then for kinds 0 to 3: {the next to expire, expired …}}
+-- expired records: tag, bound, limit → {the namespace's name, then for kinds 0 to 4: {the next to expire, expired …}}
 function reads.x(i, out)
   local tag = ARGV[i]
   local found = {call('HGET', tag .. ':ns', 'n')}
-  for kind = 0, 3 do
+  for kind = 0, 4 do
     local expiring = tag .. ':x:' .. kind
     local members = call('ZRANGEBYLEX', expiring, '-', ARGV[i + 1], 'LIMIT', 0, ARGV[i + 2])
     table.insert(members, 1, call('ZRANGE', expiring, 0, 0)[1] or false)
