@@ -220,8 +220,9 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=512
     )
-    # KiB, negated. Each of the two connections may come to hold as much.
-    connection.execute("PRAGMA cache_size = -65536")
+    # KiB, negated. Each of the two connections may come to hold as much; more gains nothing that the system's own
+    # cache does not give, and a long series going through would fill it.
+    connection.execute("PRAGMA cache_size = -32768")
     return connection
 
 
