@@ -16,6 +16,7 @@ FAIR = {
     "access-denied",
     "answer-too-large",
     "batch-not-atomic",
+    "idempotency-conflict",
     "key-not-found",
     "nesting-too-deep",
     "precondition-failed",
