@@ -18,26 +18,29 @@ from rstored.settings import Settings, load_settings
 __all__ = ["create_app", "running_app"]
 
 
-def create_app(settings: Settings | None = None) -> FrontDoor:
+def create_app(settings: Settings | None = None, worker: int | None = None) -> FrontDoor:
     """The ASGI app, by default with the settings of the environment.
 
     Nothing is opened yet: the server's lifespan does that, or ``async with app.running()``.
     """
     settings = settings or load_settings()
-    return FrontDoor(declare_routes(docs=settings.docs), functools.partial(_open_state, settings))
+    return FrontDoor(declare_routes(docs=settings.docs), functools.partial(_open_state, settings, worker))
 
 
 @contextlib.asynccontextmanager
-async def running_app(settings: Settings) -> AsyncIterator[FrontDoor]:
-    """The app, opened; for tests, and for whoever runs their own server. Raises :class:`~rstored.problems.Problem`."""
-    app = create_app(settings)
+async def running_app(settings: Settings, worker: int | None = None) -> AsyncIterator[FrontDoor]:
+    """The app, opened; for tests, and for whoever runs their own server. Raises :class:`~rstored.problems.Problem`.
+
+    ``worker`` is this process's number where several serve together; its metrics are told apart by it.
+    """
+    app = create_app(settings, worker)
     async with app.running():
         yield app
 
 
 @contextlib.asynccontextmanager
-async def _open_state(settings: Settings) -> AsyncIterator[State]:
-    metrics = Metrics()
+async def _open_state(settings: Settings, worker: int | None) -> AsyncIterator[State]:
+    metrics = Metrics(worker)
     backend = await backend_class(settings.dsn).open(settings.dsn)
     try:
         engine = Engine(backend, settings.limits, observe=metrics.observe_backend)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import json
 import logging
+import os
 import re
+import signal
+import socket
 import ssl
 import sys
 from collections.abc import Awaitable, Callable
@@ -28,6 +32,7 @@ from rstored.problems import Problem
 from rstored.server import Server, bind, within_open_files
 from rstored.settings import InvalidSettings, Settings, load_settings
 from rstored.tls import tls_context
+from rstored.workers import Worker, run_workers
 
 __all__ = ["cli", "main"]
 
@@ -52,9 +57,13 @@ T = TypeVar("T")
 _DSN_OPTION = typer.Option(help="Where the data is, for instance sqlite:///rstore.db. [env: RSTORED_DSN]")
 
 
+def _complain(reason: str) -> None:
+    print(f"rstored: {reason}", file=sys.stderr)  # noqa: T201
+
+
 def _fail(reason: str) -> NoReturn:
     """End with one line that says why."""
-    print(f"rstored: {reason}", file=sys.stderr)  # noqa: T201
+    _complain(reason)
     raise typer.Exit(1)
 
 
@@ -137,6 +146,9 @@ def serve(
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Listen beyond this machine, open to everybody who reaches it.")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that serve; a core each is of use. [env: RSTORED_WORKERS]")
+    ] = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C."""
     try:
@@ -150,6 +162,7 @@ def serve(
             log_level=log_level,
             access_log=access_log,
             insecure=insecure,
+            workers=workers,
         )
         tls = tls_context(settings)
     except InvalidSettings as error:
@@ -157,11 +170,31 @@ def serve(
     configure_logging(settings.log_level)
     settings = settings.model_copy(update={"limits": within_open_files(settings.limits)})
     try:
-        uvloop.run(_serve(settings, tls))
-    except (Problem, _OpenToAll) as error:
-        _fail(str(error))
+        # The port comes first: a second start must not touch the data of the first.
+        listener = bind(settings.host, settings.port, shared=settings.workers > 1)
     except OSError as error:
         _fail(f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}")
+    with listener:
+        if settings.workers == 1:
+            raise typer.Exit(_run(settings, tls, listener))
+        # This socket only keeps the port: each worker listens on one of its own.
+        settings = settings.model_copy(update={"port": listener.getsockname()[1]})
+        raise typer.Exit(run_workers(settings.workers, functools.partial(_work, settings, tls)))
+
+
+def _work(settings: Settings, tls: ssl.SSLContext | None, worker: Worker) -> int:
+    with bind(settings.host, settings.port, shared=True) as listener:
+        return _run(settings, tls, listener, worker)
+
+
+def _run(settings: Settings, tls: ssl.SSLContext | None, listener: socket.socket, worker: Worker | None = None) -> int:
+    """Serve in this process until it is told to stop; the exit code."""
+    try:
+        uvloop.run(_serve(settings, tls, listener, worker))
+    except (Problem, _OpenToAll) as error:
+        _complain(str(error))
+        return 1
+    return 0
 
 
 class _OpenToAll(Exception):
@@ -175,34 +208,43 @@ class _OpenToAll(Exception):
         )
 
 
-async def _serve(settings: Settings, tls: ssl.SSLContext | None) -> None:
-    # The port comes first: a second start must not touch the data of the first.
-    listener = bind(settings.host, settings.port)
-    try:
-        async with running_app(settings) as app:
-            is_closed = await app.state.authentication.is_closed()
-            reachable = not _is_loopback(settings.host)
-            if reachable and not is_closed and not settings.insecure:
-                raise _OpenToAll(settings.host)
-            host, port = listener.getsockname()[:2]
-            scheme = "http" if tls is None else "https"
-            address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-            backend = app.state.backend.describe()
+async def _serve(
+    settings: Settings, tls: ssl.SSLContext | None, listener: socket.socket, worker: Worker | None
+) -> None:
+    async with running_app(settings, worker=None if worker is None else worker.number) as app:
+        is_closed = await app.state.authentication.is_closed()
+        reachable = not _is_loopback(settings.host)
+        if reachable and not is_closed and not settings.insecure:
+            raise _OpenToAll(settings.host)
+        host, port = listener.getsockname()[:2]
+        scheme = "http" if tls is None else "https"
+        address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        backend = app.state.backend.describe()
 
-            def started() -> None:
-                line = f"rstored {__version__} listens on {address}, data in {_without_password(settings.dsn)}"
-                print(line, flush=True)  # noqa: T201
-                logger.info("listening", extra={"address": address, "backend": backend["name"]})
-                if "warning" in backend:
-                    logger.warning(backend["warning"], extra={"backend": backend["name"]})
-                if reachable and is_closed and tls is None:
-                    logger.warning("tokens and data go over the network in clear, unless a proxy adds TLS")
+        def started() -> None:
+            if worker is not None:
+                if worker.serves is None:
+                    return
+                os.write(worker.serves, b"!")
+            line = f"rstored {__version__} listens on {address}, data in {_without_password(settings.dsn)}"
+            print(line, flush=True)  # noqa: T201
+            logger.info("listening", extra={"address": address, "backend": backend["name"]})
+            if "warning" in backend:
+                logger.warning(backend["warning"], extra={"backend": backend["name"]})
+            if reachable and is_closed and tls is None:
+                logger.warning("tokens and data go over the network in clear, unless a proxy adds TLS")
 
-            server = Server(app, settings, tls, started)
-            await server.serve(sockets=[listener])
-            logger.info("stopped")
-    finally:
-        listener.close()
+        server = Server(app, settings, tls, started)
+        if worker is not None:
+            asyncio.get_running_loop().add_reader(worker.parent, _stop_without, worker.parent)
+        await server.serve(sockets=[listener])
+        logger.info("stopped")
+
+
+def _stop_without(parent: int) -> None:
+    """Stop, as nobody else would tell a worker to whose parent is gone."""
+    asyncio.get_running_loop().remove_reader(parent)
+    signal.raise_signal(signal.SIGTERM)
 
 
 # --- tokens ------------------------------------------------------------------------------------------------

@@ -34,12 +34,17 @@ _OTHER_FILES: Final = 100
 _HANDSHAKE_SECONDS: Final = 10
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A bound socket; ``OSError`` if the address is taken or is not one of this machine."""
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A bound socket; ``OSError`` if the address is taken or is not one of this machine.
+
+    Sockets that are all ``shared`` may have one address, and the system spreads new connections over those that listen.
+    """
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
     except OSError:
         listener.close()

@@ -31,6 +31,7 @@ class Settings(BaseSettings):
     dsn: str = Field(default="sqlite:///rstore.db", description="where the data is: `sqlite:///path/to/file.db`")
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    workers: int = Field(default=1, ge=1, le=256, description="processes that serve")
     admin_token: SecretStr | None = Field(
         default=None, description="a token that may do everything; 32 characters or more of printable ASCII"
     )

@@ -58,10 +58,27 @@ class _Histogram(Collector):
         yield family
 
 
-class Metrics(Collector):
-    """The service's histograms; the count of each is the number of requests, batches or backend calls."""
+class _Labelled(Collector):
+    """What a registry collects, with further labels."""
 
-    def __init__(self) -> None:
+    def __init__(self, registry: CollectorRegistry, **labels: str) -> None:
+        self._registry = registry
+        self._labels = labels
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._registry.collect():
+            family.samples = [sample._replace(labels={**sample.labels, **self._labels}) for sample in family.samples]
+            yield family
+
+
+class Metrics(Collector):
+    """The service's histograms; the count of each is the number of requests, batches or backend calls.
+
+    With ``worker`` every series carries that label, since each scrape reaches one of several processes.
+    """
+
+    def __init__(self, worker: int | None = None) -> None:
+        self._worker = worker
         self._requests = _Histogram(
             "rstored_request_seconds",
             "Time from the request's head to the end of the answer",
@@ -117,4 +134,8 @@ class Metrics(Collector):
 
     def render(self) -> bytes:
         """Everything in Prometheus text form."""
-        return generate_latest(self._registry)
+        if self._worker is None:
+            return generate_latest(self._registry)
+        labelled = CollectorRegistry()
+        labelled.register(_Labelled(self._registry, worker=str(self._worker)))
+        return generate_latest(labelled)
