@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import base64
 import contextlib
+import functools
 import inspect
 import io
 import json
 import operator
 import pickle
 import re
+import secrets
 import sys
 import textwrap
 import traceback
@@ -419,10 +421,17 @@ EXPORTED = {
 
 
 @pytest.fixture
-def sdk_examples(server, tmp_path, monkeypatch) -> str:
-    for name in ("RSTORE_TOKEN", "RSTORE_KEY", "RSTORE_NAMESPACE"):
+def sdk_examples(serve, tmp_path, monkeypatch) -> str:
+    for name in ("RSTORE_KEY", "RSTORE_NAMESPACE"):
         monkeypatch.delenv(name, raising=False)
+    token = secrets.token_hex(16)
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}", env={"RSTORED_ADMIN_TOKEN": token}).url
     monkeypatch.setenv("RSTORE_URL", server)
+    monkeypatch.setenv("RSTORE_TOKEN", token)
+    # A plain request of the page is one to an open store; this one is closed for the examples of tokens.
+    for method in ("get", "put"):
+        with_token = functools.partial(getattr(httpx2, method), headers={"Authorization": f"Bearer {token}"})
+        monkeypatch.setattr(httpx2, method, with_token)
     monkeypatch.chdir(tmp_path)
     Path("exported.pickle").write_bytes(pickle.dumps(EXPORTED))
     return "\n".join(blocks("sdk.md", "python")).replace(ADDRESS, server)
@@ -456,7 +465,15 @@ def signature(name: str, function: Any) -> str:
 def test_every_method_of_the_sdk_is_told_with_its_signature_and_shown(sdk_examples):
     told = {
         code
-        for title in ("Opening a store", "Key/value", "Time series", "Event sequences", "Sealing", "Namespaces")
+        for title in (
+            "Opening a store",
+            "Key/value",
+            "Time series",
+            "Event sequences",
+            "Sealing",
+            "Namespaces",
+            "Tokens",
+        )
         for row in rows("sdk.md", title)
         for code in codes(row[0])
     }

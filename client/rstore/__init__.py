@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from rstore.calls import NewToken, Token
 from rstore.errors import (
     FrozenStoreError,
     StoreAccessError,
@@ -30,6 +31,7 @@ __all__ = [
     "AsyncStore",
     "Entry",
     "FrozenStoreError",
+    "NewToken",
     "Rotation",
     "Store",
     "StoreAccessError",
@@ -44,6 +46,7 @@ __all__ = [
     "StoreNotFoundError",
     "StoreProtocolError",
     "StoreRequestError",
+    "Token",
     "Unrotated",
     "__version__",
     "generate_key",

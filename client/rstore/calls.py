@@ -49,12 +49,14 @@ __all__ = [
     "Event",
     "Head",
     "NamespaceInfo",
+    "NewToken",
     "Page",
     "Reader",
     "Removed",
     "State",
     "Steps",
     "StoredEntry",
+    "Token",
     "TryAgain",
     "es_apply",
     "es_current",
@@ -77,6 +79,10 @@ __all__ = [
     "ns_info",
     "ns_list",
     "service_info",
+    "token_create",
+    "token_list",
+    "token_revoke",
+    "token_rotate",
     "ts_complete",
     "ts_end",
     "ts_extend",
@@ -135,7 +141,7 @@ class Call(Generic[T]):
 
     An operation of one or several steps is a generator of calls: ``found = yield from call`` yields the call and is
     sent what its reader made of the answer. ``own_budget``: what the answers of an operation may have in bytes is not
-    shared with this one, as the operation keeps nothing of it.
+    shared with this one, as the operation keeps nothing of it. One that is not ``repeatable`` is sent once only.
     """
 
     method: str
@@ -144,6 +150,7 @@ class Call(Generic[T]):
     headers: tuple[tuple[bytes, bytes], ...] = ()
     body: bytes = b""
     own_budget: bool = False
+    repeatable: bool = True
 
     def __iter__(self) -> Steps[T]:
         answer: T = yield self
@@ -458,6 +465,69 @@ def ns_info(namespace: str) -> Call[NamespaceInfo | None]:
 def ns_discard(namespace: str) -> Call[None]:
     """Delete the namespace and everything in it."""
     return Call("DELETE", f"/ns/{_segment(namespace)}", _whole(_nothing(204)), _once())
+
+
+# --- tokens ------------------------------------------------------------------------------------------------
+
+
+class Token(msgspec.Struct, frozen=True):
+    """An access token, without its text: the globs of namespaces that it reaches, ``read``, ``write`` or ``admin``."""
+
+    id: str
+    label: str
+    namespaces: list[str]
+    access: str
+    created_ms: _Int64 = msgspec.field(name="created")
+    expires_ms: _Int64 | None = msgspec.field(name="expires")
+
+
+class NewToken(Token, frozen=True):
+    """A token with its ``text``, which is known now and never again, and which no ``repr`` shows."""
+
+    text: str = msgspec.field(name="token")
+
+    def __repr__(self) -> str:
+        return f"<NewToken {self.id}>"
+
+
+_TOKEN_PAGE: Final = msgspec.json.Decoder(_Page[Token])
+_NEW_TOKEN: Final = msgspec.json.Decoder(NewToken)
+
+
+def token_list(cursor: str | None = None) -> Call[Page[Token]]:
+    """One page of tokens."""
+
+    def decode(answer: Answer) -> Page[Token]:
+        page = _json(answer, _TOKEN_PAGE, 200)
+        return Page(page.items, page.cursor)
+
+    return Call("GET", "/tokens" + _query(cursor=cursor), _whole(decode), _ACCEPT_JSON)
+
+
+def token_create(
+    namespaces: Sequence[str], access: str, *, label: str, lifetime_seconds: float | None
+) -> Call[NewToken]:
+    """Make a token. Sent twice, it would make two."""
+    body = msgspec.json.encode(
+        {"namespaces": namespaces, "access": access, "label": label, "lifetime_seconds": lifetime_seconds}
+    )
+    return Call("POST", "/tokens", _whole(_new_token), _JSON_BODY, body, repeatable=False)
+
+
+def token_revoke(token_id: str) -> Call[None]:
+    """End the token, if it is there."""
+    return Call("DELETE", f"/tokens/{_segment(token_id)}", _whole(_nothing(204)))
+
+
+def token_rotate(token_id: str, *, grace_seconds: float) -> Call[NewToken]:
+    """Give the token another text. Sent twice, the one that was used until then would be none."""
+    body = msgspec.json.encode({"grace_seconds": grace_seconds})
+    target = f"/tokens/{_segment(token_id)}/rotate"
+    return Call("POST", target, _whole(_new_token), _JSON_BODY, body, repeatable=False)
+
+
+def _new_token(answer: Answer) -> NewToken:
+    return _json(answer, _NEW_TOKEN, 200, 201)
 
 
 # --- key/value ---------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Annotated, Any, Final, NoReturn
+from typing import IO, Annotated, Any, Final, Literal, NoReturn
 
 try:
     import rich.console
@@ -24,8 +24,11 @@ try:
 except ModuleNotFoundError:
     raise SystemExit("rstore: the command line needs two more packages: pip install 'rstore[cli]'") from None
 
+import msgspec
+
 import rstore
 from rstore import calls
+from rstore.durations import InvalidDuration, parse_duration
 from rstore.operators import OPERATORS, UNARY
 from rstore.point_rows import CSV_HEADER, Form, parse_points
 from rstore.points import Cells, InvalidPoints
@@ -51,6 +54,8 @@ ns = typer.Typer(help="Namespaces.", **_OPTIONS)
 cli.add_typer(ts, name="ts")
 cli.add_typer(es, name="es")
 cli.add_typer(ns, name="ns")
+token = typer.Typer(help="Access tokens, for those who may administer everything.", **_OPTIONS)
+cli.add_typer(token, name="token")
 
 
 def main() -> None:
@@ -104,9 +109,9 @@ def _store(context: typer.Context, *, write: bool = False, **changed: Any) -> rs
 
 
 @contextlib.contextmanager
-def _connected(context: typer.Context) -> Iterator[rstore.Store]:
-    """A store whose namespace need not exist."""
-    with contextlib.closing(_store(context)) as store:
+def _connected(context: typer.Context, *, write: bool = False) -> Iterator[rstore.Store]:
+    """A store whose namespace need not exist, and is not created."""
+    with contextlib.closing(_store(context, write=write)) as store:
         store._connect()  # noqa: SLF001
         yield store
 
@@ -575,6 +580,66 @@ def ns_discard(
         typer.confirm(f"Delete everything in namespace {namespace}?", abort=True, err=True)
     with _store(context, write=True, namespace=namespace) as store:
         store.discard()
+
+
+# --- tokens ------------------------------------------------------------------------------------------------
+
+TokenArgument = Annotated[str, typer.Argument(metavar="ID", help="The token's id, as `list` tells it.")]
+
+
+@token.command("list")
+def token_list(context: typer.Context) -> None:
+    """Print every token, without its text, one per line."""
+    with _connected(context) as store:
+        _print(*map(msgspec.to_builtins, store.tokens()))
+
+
+@token.command("create")
+def token_create(
+    context: typer.Context,
+    namespace: Annotated[
+        list[str], typer.Option(help="A namespace that it reaches, or a glob; may be given again. '*' is all.")
+    ],
+    access: Annotated[Literal["read", "write", "admin"], typer.Option(help="What it allows.")],
+    expires: Annotated[str | None, typer.Option(help="How long it lasts, like 90d; by default until revoked.")] = None,
+    label: Annotated[str, typer.Option(help="What it is for.")] = "",
+) -> None:
+    """Make a token and print it, this once."""
+    lifetime = None if expires is None else _seconds(expires)
+    with _connected(context, write=True) as store:
+        _print_token(store.create_token(namespace, access, label=label, lifetime=lifetime))
+
+
+@token.command("rotate")
+def token_rotate(
+    context: typer.Context,
+    token_id: TokenArgument,
+    grace: Annotated[str, typer.Option(help="How much longer the old text counts, like 1h.")] = "0",
+) -> None:
+    """Give a token another text and print it, this once."""
+    seconds = _seconds(grace)
+    with _connected(context, write=True) as store:
+        _print_token(store.rotate_token(token_id, grace=seconds))
+
+
+@token.command("revoke")
+def token_revoke(context: typer.Context, token_id: TokenArgument) -> None:
+    """End a token; one that is not there does no harm."""
+    with _connected(context, write=True) as store:
+        store.revoke_token(token_id)
+
+
+def _seconds(text: str) -> int:
+    try:
+        return parse_duration(text)
+    except InvalidDuration as error:
+        _fail(str(error))
+
+
+def _print_token(made: rstore.NewToken) -> None:
+    """The text alone on standard output, so that it can be piped to where it is kept."""
+    typer.echo(made.text)
+    typer.echo(f"rstore: this is token {made.id}; it is not shown again", err=True)
 
 
 if __name__ == "__main__":

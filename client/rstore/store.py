@@ -23,7 +23,7 @@ from typing import Any, Concatenate, Final, Generic, Literal, NamedTuple, ParamS
 import httpx2
 
 from rstore import calls
-from rstore.calls import INT64_MAX, INT64_MIN, Call, Event, Page, State, Steps, TryAgain
+from rstore.calls import INT64_MAX, INT64_MIN, Call, Event, NewToken, Page, State, Steps, Token, TryAgain
 from rstore.encodings import Encoding, InvalidJSON, Value, parse_json
 from rstore.errors import (
     FrozenStoreError,
@@ -881,6 +881,46 @@ class _Operations(Generic[TransportT]):
         self._check_writable()
         yield from calls.ns_discard(self.namespace)
 
+    # Tokens.
+
+    @operation
+    def tokens(self) -> Steps[list[Token]]:
+        """Every access token, without its text. This and the next three take a token that may administer everything."""
+        return (yield from self._listed(calls.token_list, _id_of))
+
+    @operation
+    def create_token(
+        self,
+        namespaces: str | Sequence[str],
+        access: Literal["read", "write", "admin"],
+        *,
+        label: str = "",
+        lifetime: float | None = None,
+    ) -> Steps[NewToken]:
+        """Make an access token for namespaces (names or globs), to last ``lifetime`` seconds or until it is revoked.
+
+        Its ``text`` is what to keep. This is sent once and never again: after a lost answer look at ``tokens()``.
+        """
+        self._check_writable()
+        globs = [namespaces] if isinstance(namespaces, str) else list(namespaces)
+        return (yield from calls.token_create(globs, access, label=label, lifetime_seconds=lifetime))
+
+    @operation
+    def rotate_token(self, token_id: str, *, grace: float = 0) -> Steps[NewToken]:
+        """Give a token another text; the one that it has counts for ``grace`` more seconds. It is sent once."""
+        self._check_writable()
+        return (yield from calls.token_rotate(_checked_name(token_id, "token id"), grace_seconds=grace))
+
+    @operation
+    def revoke_token(self, token_id: str) -> Steps[None]:
+        """End a token; silent if it is not there. Services forget it within seconds."""
+        self._check_writable()
+        yield from calls.token_revoke(_checked_name(token_id, "token id"))
+
+
+def _id_of(token: Token) -> str:
+    return token.id
+
 
 def _key_of(pair: tuple[str, Any]) -> str:
     return pair[0]
@@ -992,7 +1032,7 @@ class Store(_Operations[httpx2.BaseTransport]):
     def _send(self, call: Call[T], budget: Budget) -> T:
         if call.own_budget:
             budget = Budget(self._answer_bytes_max, self._operation_seconds_max)
-        attempts = Attempts(self._retries, self._timeout)
+        attempts = Attempts(self._retries if call.repeatable else 0, self._timeout)
         while True:
             try:
                 return self._exchange(call, budget)
@@ -1110,7 +1150,7 @@ class AsyncStore(_Operations[httpx2.AsyncBaseTransport]):
     async def _send(self, call: Call[T], budget: Budget) -> T:
         if call.own_budget:
             budget = Budget(self._answer_bytes_max, self._operation_seconds_max)
-        attempts = Attempts(self._retries, self._timeout)
+        attempts = Attempts(self._retries if call.repeatable else 0, self._timeout)
         while True:
             try:
                 async with asyncio.timeout(budget.seconds_left()):

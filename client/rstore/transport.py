@@ -30,6 +30,15 @@ _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,4096}\Z")
 _jitter: Final = random.Random()  # noqa: S311
 
 
+class _Secret(bytes):
+    """A header's value that stands in no ``repr``: a traceback may show every variable."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
+
 class Service:
     """A service's address, and what every request to it carries. Knows no socket."""
 
@@ -38,7 +47,7 @@ class Service:
     ) -> None:
         self._headers: list[tuple[bytes, bytes]] = []
         if token and _TOKEN.match(token):
-            self._headers.append((b"authorization", b"Bearer " + token.encode("ascii")))
+            self._headers.append((b"authorization", _Secret(b"Bearer " + token.encode("ascii"))))
         wrong = bool(token) and not self._headers
         # No traceback shows it among the variables.
         del token

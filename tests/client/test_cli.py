@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import secrets
 import shlex
 import subprocess
 import sys
@@ -196,7 +197,10 @@ def sessions() -> Iterator[tuple[str, str]]:
 
 
 def test_the_sessions_of_the_page_show_what_they_say(serve, tmp_path, run, monkeypatch):
-    monkeypatch.setenv("RSTORE_URL", serve(f"sqlite:///{tmp_path / 'store.db'}").url)
+    token = secrets.token_hex(16)
+    service = serve(f"sqlite:///{tmp_path / 'store.db'}", env={"RSTORED_ADMIN_TOKEN": token})
+    monkeypatch.setenv("RSTORE_URL", service.url)
+    monkeypatch.setenv("RSTORE_TOKEN", token)
     monkeypatch.delenv("RSTORE_NAMESPACE")
     for command, shown in sessions():
         feeding, pipe, line = command.rpartition(" | ")

@@ -1,0 +1,173 @@
+"""Tokens through the SDK and the command line, and that neither ever shows one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+
+import pytest
+from tests.client.conftest import ScriptedServer
+
+import rstore
+from rstore import AsyncStore, Store
+from rstore.durations import InvalidDuration, parse_duration
+
+ADMIN = secrets.token_hex(16)
+
+
+@pytest.fixture(scope="module")
+def url(serve_module, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A closed service."""
+    folder = tmp_path_factory.mktemp("closed")
+    return str(serve_module(f"sqlite:///{folder / 'store.db'}", env={"RSTORED_ADMIN_TOKEN": ADMIN}).url)
+
+
+def test_blocking(url, namespace):
+    with Store(url, namespace, frozen=False, token=ADMIN) as store:
+        made = store.create_token(namespace, "read", label="x", lifetime=3600)
+        assert (made.namespaces, made.access, made.label) == ([namespace], "read", "x")
+        assert made.expires_ms == made.created_ms + 3_600_000
+        assert made.id in [token.id for token in store.tokens()]
+        store["k"] = 1
+        with Store(url, namespace, token=made.text) as reader:
+            assert reader["k"] == 1
+        with pytest.raises(rstore.StoreAccessError), Store(url, namespace, token=made.text, frozen=False):
+            pass
+        renewed = store.rotate_token(made.id)
+        assert renewed.id == made.id
+        with pytest.raises(rstore.StoreAuthenticationError), Store(url, namespace, token=renewed.text + "x"):
+            pass
+        store.revoke_token(made.id)
+        store.revoke_token(made.id)
+        with pytest.raises(rstore.StoreNotFoundError) as caught:
+            store.rotate_token(made.id)
+        assert caught.value.code == "token-not-found"
+        for wrong in ([], ["a/b"], "~"):
+            with pytest.raises(rstore.StoreRequestError):
+                store.create_token(wrong, "read")
+    with Store(url, namespace, token=ADMIN) as frozen:
+        assert isinstance(frozen.tokens(), list)
+        for use in (
+            lambda: frozen.create_token("x", "read"),
+            lambda: frozen.rotate_token(made.id),
+            lambda: frozen.revoke_token(made.id),
+        ):
+            with pytest.raises(rstore.FrozenStoreError):
+                use()
+
+
+def test_awaited(url, namespace):
+    async def use() -> None:
+        async with AsyncStore(url, namespace, frozen=False, token=ADMIN) as store:
+            made = await store.create_token([namespace, "b*"], "admin")
+            assert made.id in [token.id for token in await store.tokens()]
+            assert (await store.rotate_token(made.id, grace=60)).text != made.text
+            await store.revoke_token(made.id)
+            assert made.id not in [token.id for token in await store.tokens()]
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize("make", [lambda s: s.create_token("x", "read"), lambda s: s.rotate_token("0" * 16)])
+def test_what_makes_a_text_is_sent_once(scripted, make):
+    """A lost answer is not asked for again: there would be two tokens, or the text in use would be none."""
+    server: ScriptedServer = scripted(lambda request: None)
+    store = Store(server.url, frozen=False, retries=4, timeout=5)
+    store._connect()
+    with pytest.raises(rstore.StoreNotAvailableError):
+        make(store)
+    assert len(server.received) == 1
+    with pytest.raises(rstore.StoreNotAvailableError):
+        store.revoke_token("0" * 16)
+    assert len(server.received) > 2
+    store.close()
+
+
+# --- never shown ---------------------------------------------------------------------------------------------
+
+
+def everything_told(use: Callable[[], object]) -> str:
+    """What an error that ``use`` ends in tells, its causes and the local variables of all their frames too.
+
+    But for the frames of this file, which hold the token as a caller's may.
+    """
+    with pytest.raises(rstore.StoreError) as caught:
+        use()
+    told: list[str] = []
+    errors: list[BaseException | None] = [caught.value]
+    while errors:
+        error = errors.pop()
+        if error is None:
+            continue
+        told += [repr(error), str(error), repr(vars(error))]
+        errors += [error.__cause__, error.__context__]
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if frame.f_code.co_filename != __file__:
+                told += map(shown, frame.f_locals.values())
+    assert len(told) > 10
+    return "\n".join(told)
+
+
+def shown(value: object) -> str:
+    with contextlib.suppress(AttributeError):  # An object of which not all is made yet.
+        return repr(value)
+    return ""
+
+
+def test_no_error_tells_the_token(url, closed_port, scripted):
+    token = secrets.token_hex(16)
+    cut: ScriptedServer = scripted(lambda request: None)
+    wrong: ScriptedServer = scripted(lambda request: b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nxxx")
+
+    def opened(address: str) -> None:
+        with Store(address, "n", token=token, retries=1, timeout=2) as store:
+            store.get("k")
+
+    async def awaited(address: str) -> None:
+        async with AsyncStore(address, "n", token=token, retries=1, timeout=2) as store:
+            await store.get("k")
+
+    addresses = (url, f"http://127.0.0.1:{closed_port}", cut.url, wrong.url, "sqlite:///x", "http://user@x")
+    for address in addresses:
+        assert token not in everything_told(lambda: opened(address)), address  # noqa: B023
+        assert token not in everything_told(lambda: asyncio.run(awaited(address)))  # noqa: B023
+    for options in ({"namespace": "a b"}, {"key": "short"}, {"timeout": -1}, {"sealed_only": 5}):
+        assert token not in everything_told(lambda: Store(url, token=token, **options))  # noqa: B023
+    assert token not in repr(Store(url, token=token))
+    malformed = token + " \u20ac"
+    assert token not in everything_told(lambda: Store(url, token=malformed))
+
+
+def test_a_new_token_shows_no_text(url, namespace):
+    with Store(url, namespace, frozen=False, token=ADMIN) as store:
+        made = store.create_token(namespace, "read")
+        told = everything_told(lambda: store.create_token(namespace, made.text))
+    secret = made.text.split("_", 2)[2]
+    assert secret not in f"{made!r} {made}"
+    assert ADMIN not in told
+
+
+# --- the command line ----------------------------------------------------------------------------------------
+
+
+def rstored(*arguments: str, dsn: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rstored.main", "token", *arguments, "--dsn", dsn]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("45", 45), ("45s", 45), ("30m", 1800), ("12h", 43_200), ("90d", 7_776_000), ("0", 0)]
+)
+def test_spans_of_time(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "d", "-1d", "1.5h", "1 d", "1y", "1d\n", "٣d", "1d1h"])
+def test_what_is_no_span_of_time(text):
+    with pytest.raises(InvalidDuration):
+        parse_duration(text)
