@@ -152,7 +152,7 @@ async def fill(engine: Engine, namespace: str) -> None:
         await engine.kv.put(namespace, key, value=value, media_type="application/json")
         await engine.ts.extend(namespace, key, points=Points.from_pairs([(1, f"{SECRET}-{namespace}")], dump))
         changes = [Change("item", "setitem", value)]
-        await engine.es.apply(namespace, key, changes=changes, timestamp=1, revision=None, event_id=None)
+        await engine.es.apply(namespace, key, changes=changes, timestamp=1, revision=None)
 
 
 async def content(engine: Engine, namespace: str) -> Any:
