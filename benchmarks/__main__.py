@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+import traceback
 
 from benchmarks import report
 from benchmarks.figures import FULL, QUICK
@@ -26,13 +27,22 @@ def main() -> None:
     if options.write and options.quick:
         parser.error("quick figures mean nothing and are not written")
     size = QUICK if options.quick else FULL
+    failed: list[str] = []
     print(report.machine())
     for part in options.parts or PARTS:
         started = time.monotonic()
-        rows = PARTS[part](size)
+        try:
+            rows = PARTS[part](size)
+        except Exception:
+            # The others are worth their time all the same.
+            print(f"\n## {part} failed\n\n{traceback.format_exc()}", flush=True)
+            failed.append(part)
+            continue
         print(f"\n## {part}\n\n{report.table(rows)}\n\n{time.monotonic() - started:.0f} s", flush=True)
         if options.write:
             report.write(part, size, rows)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

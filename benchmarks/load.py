@@ -66,7 +66,16 @@ def load(target: Target, requests: Sequence[Request], seconds: float, connection
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(_script(requests, target.headers))
         script.flush()
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{max(round(seconds), 1)}s", "-s", script.name]
+        command = [
+            "wrk",
+            "-t1",
+            f"-c{connections}",
+            f"-d{max(round(seconds), 1)}s",
+            "--timeout",
+            "30s",
+            "-s",
+            script.name,
+        ]
         output = subprocess.check_output([*command, f"http://127.0.0.1:{target.port}"], text=True)
     result = json.loads(output.rpartition("RESULT ")[2])
     answered = result["requests"] - result["refused"]
