@@ -163,7 +163,7 @@ def test_shutting_down(serve, tmp_path):
         time.sleep(0.3)
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
-        begun.sendall(b"st: x\r\n\r\n")
+        begun.sendall(b"st: localhost\r\n\r\n")
         answer = whole_answer(begun)
         in_flight.sendall(b"lf")
         assert in_flight.recv(65536).startswith(b"HTTP/1.1 201")
@@ -332,7 +332,14 @@ def test_deadline_exceeded(serve, tmp_path):
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "deadline-exceeded"
 
 
+def test_pages_in_a_browser(server):
+    check(httpx2.get(f"{server.url}/kv/k", headers={"Host": "attacker.example"}), "misdirected-request")
+    check(httpx2.put(f"{server.url}/kv/k", headers={"Origin": "https://attacker.example"}), "cross-origin-request")
+
+
 SITUATIONS = {
+    "misdirected-request": test_pages_in_a_browser,
+    "cross-origin-request": test_pages_in_a_browser,
     "headers-too-large": test_headers_too_large,
     "overloaded": test_overloaded,
     "deadline-exceeded": test_deadline_exceeded,

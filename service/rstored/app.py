@@ -10,6 +10,7 @@ from rstored.api.access import Authentication
 from rstored.api.front_door import FrontDoor
 from rstored.api.metrics import Metrics
 from rstored.api.openapi import declare_routes
+from rstored.api.origins import Origins
 from rstored.api.state import State
 from rstored.backends import backend_class
 from rstored.engine.engine import Engine, unix_ms
@@ -24,7 +25,10 @@ def create_app(settings: Settings | None = None, worker: int | None = None) -> F
     Nothing is opened yet: the server's lifespan does that, or ``async with app.running()``.
     """
     settings = settings or load_settings()
-    return FrontDoor(declare_routes(docs=settings.docs), functools.partial(_open_state, settings, worker))
+    return FrontDoor(
+        declare_routes(docs=settings.docs, root_path=settings.root_path),
+        functools.partial(_open_state, settings, worker),
+    )
 
 
 @contextlib.asynccontextmanager
@@ -58,6 +62,8 @@ async def _open_state(settings: Settings, worker: int | None) -> AsyncIterator[S
                     admin_token=settings.admin_token,
                     cache_seconds=settings.token_cache_seconds,
                 ),
+                Origins(settings),
+                root_path=settings.root_path,
                 access_log=settings.access_log,
                 docs=settings.docs,
             )

@@ -17,7 +17,7 @@ import math
 import secrets
 import types
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, MutableMapping
+from collections.abc import Awaitable, Callable, Container, Coroutine, Generator, MutableMapping
 from typing import Any, Final, TypeAlias, cast
 from urllib.parse import unquote
 
@@ -29,7 +29,7 @@ from rstored.api.problems import problem_reply
 from rstored.limits import Limits
 from rstored.problems import Problem
 
-__all__ = ["Connection", "Connections"]
+__all__ = ["App", "Connection", "Connections"]
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -61,12 +61,12 @@ class Connections(ServerState):
     is held to the time that an idle connection has, and makes room for others as one.
     """
 
-    def __init__(self, limits: Limits, metrics: Metrics, trusted: Collection[str]) -> None:
+    def __init__(self, limits: Limits, metrics: Metrics, trusted: Container[str]) -> None:
         super().__init__()
         self.limits = limits
         self.idle: dict[Connection, float] = {}
         self._metrics = metrics
-        self._trusted = trusted
+        self.trusted = trusted
         self._of_client: Counter[str] = Counter()
         self._closed: Counter[str] = Counter()
 
@@ -74,7 +74,7 @@ class Connections(ServerState):
         """Whether a new connection may stay. If there are too many, the longest idle one is closed for it."""
         client = connection.address
         self._of_client[client] += 1
-        if self._of_client[client] > self.limits.connections_per_client_max and client not in self._trusted:
+        if self._of_client[client] > self.limits.connections_per_client_max and client not in self.trusted:
             self.count_closed("client-connections")
             return False
         if len(self.connections) > self.limits.connections_max:

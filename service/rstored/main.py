@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import ipaddress
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ import uvloop
 from rstore.durations import InvalidDuration, parse_duration
 from rstored import __version__
 from rstored.api.openapi import declare_routes, document
+from rstored.api.origins import is_loopback
 from rstored.app import running_app
 from rstored.backends import backend_class
 from rstored.engine.engine import Engine
@@ -137,6 +137,9 @@ def serve(
         str | None,
         typer.Option(help="Take only clients with a certificate that this signed. [env: RSTORED_TLS_CLIENT_CA]"),
     ] = None,
+    root_path: Annotated[
+        str | None, typer.Option(help="Prefix of every path behind a proxy, like /store. [env: RSTORED_ROOT_PATH]")
+    ] = None,
     log_level: Annotated[
         str | None, typer.Option(help="debug, info, warning or error. [env: RSTORED_LOG_LEVEL]")
     ] = None,
@@ -159,6 +162,7 @@ def serve(
             tls_cert=tls_cert,
             tls_key=tls_key,
             tls_client_ca=tls_client_ca,
+            root_path=root_path,
             log_level=log_level,
             access_log=access_log,
             insecure=insecure,
@@ -213,7 +217,7 @@ async def _serve(
 ) -> None:
     async with running_app(settings, worker=None if worker is None else worker.number) as app:
         is_closed = await app.state.authentication.is_closed()
-        reachable = not _is_loopback(settings.host)
+        reachable = not is_loopback(settings.host)
         if reachable and not is_closed and not settings.insecure:
             raise _OpenToAll(settings.host)
         host, port = listener.getsockname()[:2]
@@ -340,15 +344,6 @@ def _print_token(made: NewToken) -> None:
 
 
 # --- addresses ---------------------------------------------------------------------------------------------
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _without_password(dsn: str) -> str:

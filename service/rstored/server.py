@@ -17,9 +17,10 @@ from types import FrameType
 from typing import Final
 
 import uvicorn
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from rstored.api.front_door import FrontDoor
-from rstored.connection import Connection, Connections
+from rstored.connection import App, Connection, Connections
 from rstored.limits import Limits
 from rstored.settings import Settings
 
@@ -96,6 +97,11 @@ class Server(uvicorn.Server):
             )
         )
         self._connections = self.server_state = Connections(settings.limits, app.state.metrics, ())
+        self._entrance: App = app
+        if settings.trusted_proxies:
+            entrance = ProxyHeadersMiddleware(app, settings.trusted_proxy_list)  # type: ignore[arg-type]
+            self._entrance = entrance  # type: ignore[assignment]
+            self._connections.trusted = entrance.trusted_hosts  # type: ignore[assignment]
         self._tls = tls
         self._app = app
         self._drain_seconds = settings.drain_seconds
@@ -105,7 +111,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen: as uvicorn's, but nobody may take long over a TLS handshake or its end."""
         loop = asyncio.get_running_loop()
-        protocol = functools.partial(Connection, self._app, server_state=self._connections)
+        protocol = functools.partial(Connection, self._entrance, server_state=self._connections)
         listen = functools.partial(loop.create_server, protocol, backlog=self.config.backlog)
         if self._tls is not None:
             listen = functools.partial(

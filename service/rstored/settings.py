@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from typing import Any, Final, Literal
@@ -15,6 +16,9 @@ __all__ = ["InvalidSettings", "Settings", "load_settings"]
 
 PREFIX: Final = "RSTORED_"
 _ADMIN_TOKEN: Final = re.compile(r"[!-~]{32,4096}\Z")
+
+
+_ORIGIN: Final = re.compile(r"https?://[a-z0-9.\[\]:-]+\Z")
 
 
 class InvalidSettings(ValueError):
@@ -49,6 +53,17 @@ class Settings(BaseSettings):
     tls_client_ca: str | None = Field(
         default=None, description="take only clients with a certificate that one of this PEM file signed"
     )
+    root_path: str = Field(
+        default="",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        description="prefix of every path that a proxy passes on or strips, like `/store`",
+    )
+    trusted_proxies: str = Field(
+        default="", description="addresses and networks, with commas, whose `X-Forwarded-For` and `-Proto` are believed"
+    )
+    cors_origins: str = Field(
+        default="", description="origins, with commas, whose pages may read answers, like `https://app.example`"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level to log")
     access_log: bool = Field(default=False, description="log every request, not only those that fail")
     docs: bool = Field(default=True, description="serve `/docs` and `/openapi.json`")
@@ -61,12 +76,40 @@ class Settings(BaseSettings):
     backlog: int = Field(default=2048, ge=1, description="connections that may wait to be accepted")
     limits: Limits = Field(default_factory=Limits, description="bounds on requests, each by its own name")
 
+    @property
+    def trusted_proxy_list(self) -> list[str]:
+        """The addresses and networks of the proxies that are believed."""
+        return _listed(self.trusted_proxies)
+
+    @property
+    def cors_origin_list(self) -> list[str]:
+        """The origins whose pages may read answers."""
+        return _listed(self.cors_origins)
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _addresses(cls, text: str) -> str:
+        for address in _listed(text):
+            ipaddress.ip_network(address)
+        return text
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, text: str) -> str:
+        if not all(_ORIGIN.match(origin) for origin in _listed(text)):
+            raise ValueError("origins are wanted, like https://app.example or http://localhost:3000")
+        return text
+
     @field_validator("admin_token")
     @classmethod
     def _strong(cls, token: SecretStr | None) -> SecretStr | None:
         if token is not None and _ADMIN_TOKEN.match(token.get_secret_value()) is None:
             raise ValueError("32 to 4096 characters of printable ASCII without spaces are wanted")
         return token
+
+
+def _listed(text: str) -> list[str]:
+    return [part for part in map(str.strip, text.split(",")) if part]
 
 
 def load_settings(**given: Any) -> Settings:

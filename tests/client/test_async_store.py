@@ -46,7 +46,7 @@ async def store(request, tmp_path: Path, namespace):
     async with running_app(load_settings(dsn=f"sqlite:///{tmp_path / 'store.db'}")) as app:
         key = rstore.generate_key() if request.param == "sealed" else None
         transport = httpx2.ASGITransport(app)
-        async with AsyncStore("http://asgi", namespace, key, frozen=False, transport=transport) as store:
+        async with AsyncStore("http://localhost", namespace, key, frozen=False, transport=transport) as store:
             yield store
 
 

@@ -465,13 +465,13 @@ class AsyncStoreDriver(Driver):
         await self.stack.enter_async_context(lifespan(app))
         self.transport = httpx2.ASGITransport(app)
         self.http = await self.stack.enter_async_context(
-            httpx2.AsyncClient(transport=self.transport, base_url="http://asgi", verify=False)
+            httpx2.AsyncClient(transport=self.transport, base_url="http://localhost", verify=False)
         )
 
     async def open(self, namespace: str | None, **options: Any) -> AsyncStoreSubject:
         arguments, attributes = self.options(options)
         kind = type("FixedStore", (AsyncStore,), attributes) if attributes else AsyncStore
-        store = kind("http://asgi", namespace, transport=self.transport, **arguments)
+        store = kind("http://localhost", namespace, transport=self.transport, **arguments)
         await self.stack.enter_async_context(store)
         return AsyncStoreSubject(store, namespace or "default", arguments.get("key"))
 

@@ -17,7 +17,7 @@ async def test_it_opens_and_closes_what_it_owns(tmp_path):
     async with running_app(settings) as app:
         state = app.state
         await state.backend.ping()
-        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://test") as http:
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost") as http:
             assert (await http.put("/kv/k", json=1)).status_code == 201
     with pytest.raises(RuntimeError, match="not running"):
         _ = app.state
@@ -30,7 +30,7 @@ async def test_it_opens_and_closes_what_it_owns(tmp_path):
 
 async def test_what_was_written_is_there_at_the_next_start(tmp_path):
     app = create_app(Settings(dsn=f"sqlite:///{tmp_path / 'store.db'}"))
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://test") as http:
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost") as http:
         async with app.running():
             assert (await http.put("/kv/k", json=1)).status_code == 201
         async with app.running():

@@ -11,7 +11,8 @@ import pytest
 
 from rstored import __version__
 from rstored.api.openapi import declare_routes, document
-from rstored.main import _is_loopback, _without_password
+from rstored.api.origins import is_loopback
+from rstored.main import _without_password
 
 
 def run(*arguments: str, cwd=None) -> subprocess.CompletedProcess[str]:
@@ -99,7 +100,7 @@ def test_an_unknown_option_is_refused():
     ],
 )
 def test_which_hosts_are_this_machine_alone(host, loopback):
-    assert _is_loopback(host) is loopback
+    assert is_loopback(host) is loopback
 
 
 def test_a_dsn_is_shown_without_its_password():

@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import fastapi
 from starlette.routing import Route as StarletteRoute
 
+from rstored.api.access import OPEN
 from rstored.api.media_types import negotiate
 from rstored.api.operations import Operation
 from rstored.api.parameters import Query, checked_key, checked_namespace, decode_text, parse_query
@@ -128,6 +129,7 @@ class FrontDoor:
         self._unmatched: dict[str, _Endpoint] = {}
         self._state: State | None = None
         self._ids = _request_ids()
+        self._root_path = b""
         self._under_way: dict[Request, Scope] = {}
         self._shares: dict[str, int] = {}
         for route in declared.routes:
@@ -168,6 +170,7 @@ class FrontDoor:
         """Open the backend and start the engine; stop and close them at the end."""
         async with self._open_state() as state:
             self._state = state
+            self._root_path = (state.root_path + "/").encode() if state.root_path else b""
             sweeper = asyncio.create_task(self._sweep())
             try:
                 yield state
@@ -203,7 +206,9 @@ class FrontDoor:
         method: str = scope["method"]
         fields = header_fields(scope["headers"])
         request = Request(state, fields, receive, self._request_id(fields), started)
-        request.on_all = _ON_ALL_OVER_TLS if scope["scheme"] == "https" else _ON_ALL
+        request.on_all = _ON_ALL_OVER_TLS if scope.get("scheme") == "https" else _ON_ALL
+        if b"origin" in fields:
+            request.on_all += state.origins.headers(fields)
         endpoint: _Endpoint | None = None
         try:
             try:
@@ -221,6 +226,8 @@ class FrontDoor:
                     if grant.rate is not None:
                         grant.rate.take(started)
                     request.grant = grant
+                    if grant is OPEN and state.origins.guards:
+                        state.origins.check_open(method, fields)
                 for name, segment in names:
                     attribute, check = _NAMES[name]
                     setattr(request, attribute, check(_decoded(segment, attribute), state.limits))
@@ -306,6 +313,8 @@ class FrontDoor:
     def _find(self, scope: Scope, uri_bytes_max: int) -> tuple[_Node, list[tuple[str, bytes]]]:
         """The node of the path, and the segments that stand for names. Raises :class:`Problem`."""
         raw_path: bytes = scope["raw_path"]
+        if self._root_path and (raw_path + b"/").startswith(self._root_path):
+            raw_path = raw_path[len(self._root_path) - 1 :] or b"/"
         if len(raw_path) + len(scope["query_string"]) >= uri_bytes_max:
             raise Problem(
                 "uri-too-long", f"the request target is longer than {uri_bytes_max} bytes", limit=uri_bytes_max
@@ -422,6 +431,7 @@ class FrontDoor:
                 message["headers"] = [*message["headers"], (b"x-request-id", request.id)]
             await send(message)
 
+        scope = {**scope, "root_path": request.state.root_path}
         await self._declared(scope, receive, send_with_id)
         return status
 
@@ -466,7 +476,7 @@ def _decoded(segment: bytes, what: str) -> str:
 def _without_endpoint(node: _Node, method: str, request: Request) -> Reply:
     """The reply where the path is right and the method is not: what is allowed, as asked for or as a problem."""
     if method == "OPTIONS":
-        return Reply(204, (node.allow,))
+        return Reply(204, (node.allow, *request.state.origins.preflight(request.fields, node.allow[1])))
     problem = Problem("method-not-allowed", f"this route takes {node.allow[1].decode()}")
     return problem_reply(problem, request.id.decode("ascii"), node.allow)
 

@@ -37,15 +37,15 @@ _PAGE_HEADERS: Final = {
 }
 
 
-def declare_routes(*, docs: bool = True) -> fastapi.FastAPI:
+def declare_routes(*, docs: bool = True, root_path: str = "") -> fastapi.FastAPI:
     """An app with every route declared; with ``docs`` it also answers ``/openapi.json`` and ``/docs``."""
     app = fastapi.FastAPI(title="rstored", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
     for feature in FEATURES:
         feature.operations.declare_on(app)
     if docs:
         # Made when first asked for: most processes are never asked, and a start should not wait for it.
-        text = functools.cache(lambda: msgspec.json.encode(document(app)))
-        page = functools.cache(lambda: reference_page(document(app)))
+        text = functools.cache(lambda: msgspec.json.encode(document(app, root_path)))
+        page = functools.cache(lambda: reference_page(document(app, root_path)))
 
         async def openapi_json(_: HTTPRequest) -> Response:
             return Response(text(), media_type="application/json")
@@ -58,7 +58,7 @@ def declare_routes(*, docs: bool = True) -> fastapi.FastAPI:
     return app
 
 
-def document(app: fastapi.FastAPI) -> dict[str, Any]:
+def document(app: fastapi.FastAPI, root_path: str = "") -> dict[str, Any]:
     """The OpenAPI 3.1 document of the routes, with the schemas of every body; the same for the same routes."""
     described = get_openapi(
         title="rstored",
@@ -68,6 +68,7 @@ def document(app: fastapi.FastAPI) -> dict[str, Any]:
         license_info={"name": "MIT", "identifier": "MIT"},
         tags=[feature.operations.tag for feature in FEATURES],
         routes=app.routes,
+        servers=[{"url": root_path}] if root_path else None,
     )
     shapes: dict[str, type] = {}
     for route in app.routes:

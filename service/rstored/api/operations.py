@@ -30,6 +30,8 @@ _ANYWHERE: Final = (
     "internal-error",
     "overloaded",
     "deadline-exceeded",
+    "cross-origin-request",
+    "misdirected-request",
 )
 NAMESPACED: Final = "/ns/{namespace}"
 BEARER: Final = "bearer"

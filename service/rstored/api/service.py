@@ -80,7 +80,9 @@ async def index(request: Request) -> Reply:
     """Name and version, the backend and what its acknowledgements mean, every limit, and where the routes are."""
     state = request.state
     backend = state.backend.describe()
-    links = {name: path for name, path in _LINKS.items() if state.docs or name not in ("openapi", "docs")}
+    links = {
+        name: state.root_path + path for name, path in _LINKS.items() if state.docs or name not in ("openapi", "docs")
+    }
     info = ServiceInfo(
         "rstored",
         __version__,

@@ -6,6 +6,7 @@ import dataclasses
 
 from rstored.api.access import Authentication
 from rstored.api.metrics import Metrics
+from rstored.api.origins import Origins
 from rstored.backends.abc import Backend
 from rstored.engine.engine import Engine
 from rstored.limits import Limits
@@ -26,6 +27,8 @@ class State:
     limits: Limits
     metrics: Metrics
     authentication: Authentication
+    origins: Origins
+    root_path: str = ""
     access_log: bool = False
     docs: bool = True
     stopping: bool = False

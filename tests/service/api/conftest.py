@@ -30,5 +30,5 @@ async def app(tmp_path: Path, limits: Limits, anyio_backend: str) -> AsyncIterat
 @pytest.fixture
 async def http(app: FrontDoor) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of the app."""
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://test") as http:
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost") as http:
         yield http

@@ -47,7 +47,7 @@ async def closed(settings: dict[str, Any], anyio_backend: str) -> AsyncIterator[
 
 def client(app: FrontDoor, token: str | None = None, address: str = "192.0.2.1") -> httpx2.AsyncClient:
     transport = httpx2.ASGITransport(app, client=(address, 1234))
-    return httpx2.AsyncClient(transport=transport, base_url="http://test", headers=bearer(token) if token else {})
+    return httpx2.AsyncClient(transport=transport, base_url="http://localhost", headers=bearer(token) if token else {})
 
 
 @pytest.fixture

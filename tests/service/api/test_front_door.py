@@ -261,7 +261,7 @@ async def broken_http(app: FrontDoor):
     closed.clear()
     async with (
         front_door.running(),
-        httpx2.AsyncClient(transport=httpx2.ASGITransport(front_door), base_url="http://test") as http,
+        httpx2.AsyncClient(transport=httpx2.ASGITransport(front_door), base_url="http://localhost") as http,
     ):
         yield http
 

@@ -28,7 +28,7 @@ async def test_without_docs(tmp_path):
 
     async with running_app(Settings(dsn=f"sqlite:///{tmp_path / 'store.db'}", docs=False)) as app:
         transport = httpx2.ASGITransport(app)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://test") as http:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
             assert (await http.get("/docs")).status_code == 404
             assert (await http.get("/openapi.json")).status_code == 404
             assert "docs" not in (await http.get("/")).json()["links"]

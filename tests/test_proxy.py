@@ -1,0 +1,142 @@
+"""Behind a real nginx: prefixes, forwarded addresses, and who may forward."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from rstore import Store
+
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+
+CONFIGURATION = """
+daemon off;
+master_process off;
+pid {folder}/nginx.pid;
+error_log stderr warn;
+events {{ worker_connections 64; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    {servers}
+}}
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def nginx(tmp_path):
+    processes = []
+
+    def start(servers: str, port: int) -> str:
+        folder = tmp_path / "nginx"
+        folder.mkdir()
+        (folder / "nginx.conf").write_text(CONFIGURATION.format(folder=folder, servers=servers))
+        command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
+        processes.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+        for _ in range(200):
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                return f"http://127.0.0.1:{port}"
+            except OSError:
+                time.sleep(0.05)
+        raise RuntimeError("nginx does not listen")
+
+    yield start
+    for process in processes:
+        process.terminate()
+        process.wait(10)
+
+
+def site(port: int, location: str, target: str, more: str = "") -> str:
+    return (
+        f"server {{ listen 127.0.0.1:{port}; location {location} {{ proxy_pass {target}; proxy_http_version 1.1; "
+        f'proxy_set_header Connection ""; proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; '
+        f"proxy_set_header X-Forwarded-Proto https; {more} }} }}"
+    )
+
+
+@pytest.mark.parametrize("stripped", [False, True])
+def test_a_prefix(serve, nginx, tmp_path, stripped):
+    env = {"RSTORED_ROOT_PATH": "/a/store", "RSTORED_TRUSTED_PROXIES": "127.0.0.1"}
+    service = serve(f"sqlite:///{tmp_path / 'store.db'}", env=env)
+    port = free_port()
+    # With a path in proxy_pass nginx would decode the key, so it is the rewrite that strips.
+    target = f"http://127.0.0.1:{service.port}"
+    more = "rewrite ^ $request_uri; rewrite ^/a/store(/.*)$ $1 break; return 400;" if stripped else ""
+    if stripped:
+        target += "$uri"
+    url = nginx(site(port, "/a/store/", target, more), port) + "/a/store"
+    with httpx2.Client() as http:
+        info = http.get(f"{url}/").json()
+        for name in ("openapi", "docs", "health", "readiness", "metrics", "namespaces"):
+            link = info["links"][name]
+            assert link.startswith("/a/store/")
+            assert http.get(f"http://127.0.0.1:{port}{link}").status_code == 200
+        assert http.get(f"{url}/openapi.json").json()["servers"] == [{"url": "/a/store"}]
+        # The proxy said that its client came by https.
+        assert "strict-transport-security" in http.get(f"{url}/healthz").headers
+        assert "strict-transport-security" not in http.get(f"{service.url}/healthz").headers
+    with Store(url, "behind", frozen=False) as store:
+        for key in ("a/b", "..", "%2F", "é?#"):
+            store[key] = key
+        assert dict(store.find()) == {key: key for key in ("a/b", "..", "%2F", "é?#")}
+        store.extend("s", *((t, "x" * 100) for t in range(5000)))
+        assert len(store.range("s")) == 5000
+    with Store(f"{service.url}/a/store", "behind") as store:
+        assert store["a/b"] == "a/b"
+    with Store(service.url, "behind") as store:
+        assert store["a/b"] == "a/b"
+
+
+def half_a_put(url: str, path: str, forwarded: str) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=10)
+    head = f"PUT {path} HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: {forwarded}\r\nContent-Length: 4\r\n\r\nha"
+    connection.sendall(head.encode())
+    return connection
+
+
+@pytest.mark.parametrize("trusted", ["127.0.0.0/8", "192.0.2.7", ""])
+def test_forwarded_addresses_are_believed_of_trusted_proxies_alone(serve, tmp_path, trusted):
+    """Whom the service takes for the client shows in whose requests it counts together."""
+    service = serve(
+        f"sqlite:///{tmp_path / 'store.db'}",
+        limits={"REQUESTS_IN_FLIGHT_PER_CLIENT_MAX": 1},
+        env={"RSTORED_TRUSTED_PROXIES": trusted},
+    )
+    believed = trusted == "127.0.0.0/8"
+    with half_a_put(service.url, "/kv/k", "198.51.100.1"), httpx2.Client(base_url=service.url) as http:
+        time.sleep(0.3)
+
+        def status(forwarded: str) -> int:
+            return http.get("/ns", headers={"X-Forwarded-For": forwarded}).status_code
+
+        assert status("198.51.100.1") == 503
+        assert status("198.51.100.2") == (200 if believed else 503)
+        # What the client itself claims stands before what the proxy saw.
+        assert status("198.51.100.2, 198.51.100.1") == 503
+
+
+def test_what_is_no_proxy(serve, tmp_path):
+    for setting, value in (("TRUSTED_PROXIES", "proxy.example"), ("ROOT_PATH", "store"), ("ROOT_PATH", "/store/")):
+        service = serve(f"sqlite:///{tmp_path / 'store.db'}", wait=False, env={f"RSTORED_{setting}": value})
+        assert service.process.wait(30) == 1
+        assert f"RSTORED_{setting}" in service.log
+        assert service.log.count("\n") == 1
