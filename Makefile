@@ -9,7 +9,7 @@ COMPILE := .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.
 	--no-annotate --custom-compile-command 'make lock'
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve servers test crash-test fuzz check openapi bench bench-peers lock check-deps clean
+.PHONY: help install serve servers test crash-test fault-test fuzz check openapi bench bench-peers lock check-deps clean
 # A recipe that fails half-way must not leave its target behind, or the next run would take it for done.
 .DELETE_ON_ERROR:
 
@@ -36,6 +36,9 @@ check: $(INSTALLED)  ## the fast gate: style, types, layers, OpenAPI and docs dr
 	$(BIN)/lint-imports --no-cache >.venv/layers.txt || { cat .venv/layers.txt; exit 1; }
 	$(BIN)/rstored openapi | diff -u openapi/openapi.json - || { echo 'openapi/openapi.json is stale: make openapi'; exit 1; }
 	$(BIN)/pytest -q tests/test_docs.py
+
+fault-test: servers $(INSTALLED)  ## a bad network between clients and services, a minute on each backend (RSTORE_FAULT_SECONDS, RSTORE_FAULT_SEED)
+	RSTORE_FAULT_SECONDS=$${RSTORE_FAULT_SECONDS:-60} $(BIN)/pytest -q -s tests/faults/test_once.py
 
 fuzz: $(INSTALLED)  ## the fuzz tests at length: RSTORE_FUZZ_EXAMPLES for each operation (50), from RSTORE_FUZZ_SEED on
 	RSTORE_FUZZ_EXAMPLES=$${RSTORE_FUZZ_EXAMPLES:-50} $(BIN)/pytest -q tests/fuzz tests/client/test_hostile_server.py

@@ -50,6 +50,7 @@ def test_help_is_the_default_and_lists_every_command():
         "servers",
         "test",
         "crash-test",
+        "fault-test",
         "fuzz",
         "check",
         "bench",
@@ -62,7 +63,9 @@ def test_help_is_the_default_and_lists_every_command():
         assert re.search(rf"^make {command} +\S", shown.stdout, re.MULTILINE), command
 
 
-@pytest.mark.parametrize("command", ["serve", "test", "crash-test", "fuzz", "check", "bench", "openapi", "install"])
+@pytest.mark.parametrize(
+    "command", ["serve", "test", "crash-test", "fault-test", "fuzz", "check", "bench", "openapi", "install"]
+)
 def test_every_command_installs_first_on_a_fresh_machine(clone, command):
     plan = make("--dry-run", command, cwd=clone).stdout
     assert "-m venv .venv" in plan

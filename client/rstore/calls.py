@@ -141,7 +141,8 @@ class Call(Generic[T]):
 
     An operation of one or several steps is a generator of calls: ``found = yield from call`` yields the call and is
     sent what its reader made of the answer. ``own_budget``: what the answers of an operation may have in bytes is not
-    shared with this one, as the operation keeps nothing of it. One that is not ``repeatable`` is sent once only.
+    shared with this one, as the operation keeps nothing of it. What is not ``repeatable`` must not be carried out twice
+    and has no id by which the service would see to that.
     """
 
     method: str
@@ -163,13 +164,15 @@ Steps: TypeAlias = Generator[Call[Any], Any, T]
 class TryAgain(Exception):
     """The attempt failed in a way that the next one may not.
 
-    ``error`` is what to raise if there is no next one; ``after_seconds`` what the service asked to wait, or None.
+    ``error`` is what to raise if there is no next one; ``after_seconds`` what the service asked to wait, or None;
+    ``unsent``: there was no connection, so nothing was sent.
     """
 
-    def __init__(self, error: StoreError, after_seconds: float | None = None) -> None:
+    def __init__(self, error: StoreError, after_seconds: float | None = None, *, unsent: bool = False) -> None:
         super().__init__(str(error))
         self.error = error
         self.after_seconds = after_seconds
+        self.unsent = unsent
 
 
 class _Whole(Generic[T]):

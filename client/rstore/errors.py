@@ -47,7 +47,10 @@ class StoreError(Exception):
 
     ``code`` is the problem's stable code, or None where the service did not speak; ``status`` the HTTP
     status or None; ``request_id`` finds the request in the service's log; ``problem`` is the whole document.
+    ``outcome_unknown``: it was a write, and it may have happened, or may yet; False: it surely did not.
     """
+
+    outcome_unknown: bool = False
 
     def __init__(
         self,

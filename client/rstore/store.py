@@ -202,6 +202,7 @@ class _Operations(Generic[TransportT]):
         trust_pickle: bool = False,
         timeout: float = 30.0,
         retries: int = 4,
+        deadline: float = 60.0,
         verify: Any = True,
         cert: Certificate | None = None,
         transport: TransportT | None = None,
@@ -236,8 +237,8 @@ class _Operations(Generic[TransportT]):
         # An empty key or list is a mistake to be refused, not a wish to write in the open.
         self._sealer = Sealer(next(secrets), accept_fernet=accept_fernet) if sealed else None
         self._trust_pickle = trust_pickle
-        self._timeout = timeout
         self._retries = retries
+        self._deadline = deadline
         self._given_transport = transport
         self._transport: TransportT | None = None
         cls = type(self)
@@ -967,10 +968,11 @@ class Store(_Operations[httpx2.BaseTransport]):
 
     ``accept_fernet`` opens tokens of rlib-store too. ``trust_pickle`` loads any unsealed pickle, which runs whatever
     code the server's side put there. ``timeout`` is how many seconds the service may be silent, ``retries`` how
-    often a call is sent again when the service is away for a moment; no attempt begins later than ``timeout`` after the
-    first. ``verify`` is a CA file (``RSTORE_CA``), an ``ssl.SSLContext``, or False; ``cert`` (``RSTORE_CERT``) a PEM
-    file of a client certificate and its key, or a pair of two. Proxies of the environment are not used, pass a
-    ``transport`` (``httpx2.HTTPTransport(proxy=…)``) for that.
+    often a call is sent again when the service is away for a moment; no attempt begins later than ``deadline`` seconds
+    after the first. Where that was in vain, ``outcome_unknown`` of the error says whether a write may have happened.
+    ``verify`` is a CA file (``RSTORE_CA``), an ``ssl.SSLContext``, or False; ``cert`` (``RSTORE_CERT``) a PEM file of
+    a client certificate and its key, or a pair of two. Proxies of the environment are not used, pass a ``transport``
+    (``httpx2.HTTPTransport(proxy=…)``) for that.
 
     Everything that goes wrong is a :class:`~rstore.errors.StoreError`. A store may be shared between threads.
 
@@ -1032,12 +1034,14 @@ class Store(_Operations[httpx2.BaseTransport]):
     def _send(self, call: Call[T], budget: Budget) -> T:
         if call.own_budget:
             budget = Budget(self._answer_bytes_max, self._operation_seconds_max)
-        attempts = Attempts(self._retries if call.repeatable else 0, self._timeout)
+        attempts = Attempts(call, self._retries, self._deadline)
         while True:
             try:
                 return self._exchange(call, budget)
             except TryAgain as failure:
                 pause = attempts.pause_seconds(failure)
+            except StoreError as error:
+                raise attempts.conclude(error) from error.__cause__
             time.sleep(pause)
 
     def _exchange(self, call: Call[T], budget: Budget) -> T:
@@ -1150,15 +1154,17 @@ class AsyncStore(_Operations[httpx2.AsyncBaseTransport]):
     async def _send(self, call: Call[T], budget: Budget) -> T:
         if call.own_budget:
             budget = Budget(self._answer_bytes_max, self._operation_seconds_max)
-        attempts = Attempts(self._retries if call.repeatable else 0, self._timeout)
+        attempts = Attempts(call, self._retries, self._deadline)
         while True:
             try:
                 async with asyncio.timeout(budget.seconds_left()):
                     return await self._exchange(call, budget)
             except TimeoutError:
-                raise StoreNotAvailableError(TOO_SLOW) from None
+                raise attempts.conclude(StoreNotAvailableError(TOO_SLOW)) from None
             except TryAgain as failure:
                 pause = attempts.pause_seconds(failure)
+            except StoreError as error:
+                raise attempts.conclude(error) from error.__cause__
             await asyncio.sleep(pause)
 
     async def _exchange(self, call: Call[T], budget: Budget) -> T:

@@ -6,14 +6,25 @@ import http.client
 import inspect
 import operator
 import socket
+import threading
 import time
 
+import anyio
 import pytest
 
 import rstore
-from rstore import AsyncStore, Store, StoreConflictError, StoreLimitError, StoreNotAvailableError, StoreRequestError
+from rstore import (
+    AsyncStore,
+    Store,
+    StoreConflictError,
+    StoreLimitError,
+    StoreNotAvailableError,
+    StoreRequestError,
+    calls,
+)
 from rstore.calls import TryAgain
-from rstore.errors import StoreError
+from rstore.encodings import Encoding, Value
+from rstore.errors import PROBLEMS, StoreError
 from rstore.transport import Attempts
 
 pytestmark = pytest.mark.anyio
@@ -79,11 +90,11 @@ async def test_what_will_not_pass_is_not_tried_again(kind, scripted, reply, json
     await settled(store.close())
 
 
-async def test_nobody_waits_longer_than_the_timeout_for_another_attempt(kind, scripted, reply, json_reply):
+async def test_nobody_waits_longer_than_the_deadline_for_another_attempt(kind, scripted, reply, json_reply):
     server = scripted(
         lambda request: json_reply(INFO, 201) if request.method == "PUT" else reply(503, retry_after="3600")
     )
-    store = await opened(kind, server.url, timeout=5)
+    store = await opened(kind, server.url, deadline=5)
     start = time.monotonic()
     with pytest.raises(StoreNotAvailableError):
         await settled(store.get("k"))
@@ -105,20 +116,104 @@ async def test_no_service_at_all(kind, closed_port):
     store = kind(f"http://127.0.0.1:{closed_port}")
     with pytest.raises(StoreNotAvailableError) as caught:
         await settled(store.open())
+    assert caught.value.outcome_unknown is False
     # The HTTP library's own error is there for whoever wants to see more.
     assert caught.value.__cause__ is not None
     with pytest.raises(StoreError, match="not open"):
         await settled(store.get("k"))
 
 
+def test_what_must_not_be_done_twice_is_sent_again_only_if_it_did_not_arrive():
+    call = calls.kv_put("n", "k", Value(Encoding.JSON, b"1"))
+    call.repeatable = False
+    attempts = Attempts(call, 4, 60)
+    attempts.pause_seconds(TryAgain(StoreNotAvailableError("no connection"), unsent=True))
+    attempts.pause_seconds(TryAgain(StoreNotAvailableError("busy", code="shutting-down", status=503)))
+    with pytest.raises(StoreNotAvailableError) as caught:
+        attempts.pause_seconds(TryAgain(StoreNotAvailableError("cut")))
+    assert caught.value.outcome_unknown
+
+
+async def test_a_connection_that_the_server_closed_meanwhile_is_not_used(kind, json_reply):
+    """No answer says that it will, and no attempt is lost to it: a call that must not be sent twice goes through."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            for number in range(4):
+                connection, _ = listener.accept()
+                connection.recv(65536)
+                connection.sendall(json_reply(INFO, 200 if number else 201))
+                connection.close()
+
+        server = threading.Thread(target=serve)
+        server.start()
+        store = await opened(kind, f"http://127.0.0.1:{listener.getsockname()[1]}", retries=0)
+        for _ in range(3):
+            await anyio.sleep(0.05)
+            assert await settled(store.count()) == 0
+        server.join(10)
+        await settled(store.close())
+
+
 def test_pauses_double_and_end():
-    attempts = Attempts(3, 60)
+    attempts = Attempts(calls.kv_get("n", "k"), 3, 60)
     failure = TryAgain(StoreNotAvailableError("away"))
     pauses = [attempts.pause_seconds(failure) for _ in range(3)]
     assert all(low <= pause <= 2 * low for pause, low in zip(pauses, (0.025, 0.05, 0.1), strict=True))
     with pytest.raises(StoreNotAvailableError):
         attempts.pause_seconds(failure)
-    assert Attempts(1, 60).pause_seconds(TryAgain(StoreNotAvailableError("away"), 3)) == 3
+    assert Attempts(calls.kv_get("n", "k"), 1, 60).pause_seconds(TryAgain(StoreNotAvailableError("away"), 3)) == 3
+
+
+# --- what is known of a write that failed ------------------------------------------------------------------
+
+
+def problem(reply, code):
+    status = PROBLEMS[code].status
+    return reply(status, b'{"code": "%b"}' % code.encode(), content_type="application/problem+json", retry_after="0")
+
+
+@pytest.mark.parametrize(
+    ("answers", "unknown"),
+    [
+        (["drop"], True),
+        (["drop", "overloaded"], True),
+        (["drop", "unauthenticated"], True),
+        (["drop", "precondition-failed"], False),
+        (["overloaded"], False),
+        (["overloaded", "shutting-down"], False),
+        (["backend-unavailable"], True),
+        (["internal-error"], True),
+        (["storage-full"], False),
+        (["precondition-failed"], False),
+        ([502], True),
+        ([429], False),
+        (["nonsense"], True),
+    ],
+)
+async def test_an_error_says_whether_a_write_may_have_happened(kind, scripted, reply, json_reply, answers, unknown):
+    left = []
+
+    def script(request):
+        if request.target == "/ns/n":
+            return json_reply(INFO, 201)
+        answer = left.pop(0) if len(left) > 1 else left[0]
+        if answer == "drop":
+            return None
+        if answer == "nonsense":
+            return reply(200, b"what?")
+        return reply(answer) if isinstance(answer, int) else problem(reply, answer)
+
+    store = await opened(kind, scripted(script).url, retries=len(answers) - 1)
+    left[:] = answers
+    with pytest.raises(StoreError) as caught:
+        await settled(store.set("k", 1))
+    assert caught.value.outcome_unknown is unknown
+    left[:] = answers
+    with pytest.raises(StoreError) as caught:
+        await settled(store.get("k"))
+    assert caught.value.outcome_unknown is False
+    await settled(store.close())
 
 
 # --- an answer that is lost --------------------------------------------------------------------------------
