@@ -56,7 +56,9 @@ __all__ = ["SQLiteBackend", "database_path"]
 _APPLICATION_ID: Final = int.from_bytes(b"rsto")
 _MAGIC: Final = b"SQLite format 3\0"
 _BUSY_SECONDS: Final = 10.0
+_BUSY_PAUSE_SECONDS: Final = 0.0002
 _SWITCH_SECONDS: Final = 5e-6
+_BEGIN: Final = "BEGIN IMMEDIATE"
 _PURGE_ROWS_MAX: Final = 1_000
 _PURGE_BYTES_MAX: Final = 16 * 2**20
 
@@ -244,7 +246,7 @@ def _connect_for_writing(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA synchronous = FULL")
         # The lock keeps other processes that start now waiting, and shows that the file can be written.
-        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(_BEGIN)
         _migrate(connection)
         connection.execute("COMMIT")
         _use_wal(connection)
@@ -253,6 +255,8 @@ def _connect_for_writing(path: Path) -> sqlite3.Connection:
         connection.execute(f"PRAGMA journal_size_limit = {64 * 2**20}")
         # What is deleted is overwritten where that costs no further write.
         connection.execute("PRAGMA secure_delete = FAST")
+        # From here on it waits for one lock only, at the beginning of each transaction, in a way of our own.
+        connection.execute("PRAGMA busy_timeout = 0")
     except BaseException:
         connection.close()
         raise
@@ -283,18 +287,26 @@ def _version(connection: sqlite3.Connection) -> int:
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
-    """Turn on WAL mode, which is kept in the file. SQLite does not wait for others here, so this does."""
+    """Turn on WAL mode, which is kept in the file."""
+    (mode,) = _when_free(connection, "PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise Problem("backend-unavailable", "the file system cannot hold a SQLite WAL database: use a local disk")
+
+
+def _when_free(connection: sqlite3.Connection, statement: str) -> sqlite3.Cursor:
+    """Execute a statement as soon as no other process holds the lock that it needs.
+
+    SQLite does not wait for some locks at all, and for the others ever longer, up to a tenth of a second at a time:
+    so it would seldom come upon the moment that a busy process leaves between two of its batches.
+    """
     deadline = time.monotonic() + _BUSY_SECONDS
     while True:
         try:
-            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-            break
+            return connection.execute(statement)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
-            time.sleep(0.02)
-    if mode != "wal":
-        raise Problem("backend-unavailable", "the file system cannot hold a SQLite WAL database: use a local disk")
+        time.sleep(_BUSY_PAUSE_SECONDS)
 
 
 # --- reading -----------------------------------------------------------------------------------------------
@@ -395,7 +407,7 @@ class _Writer:
     def update(self, updates: Sequence[Update[Any]]) -> list[Any | Problem]:
         """Carry out the updates in one transaction, or, if a statement fails in it, each in one of its own."""
         try:
-            self._execute("BEGIN IMMEDIATE")
+            _when_free(self.connection, _BEGIN)
         except sqlite3.Error as error:
             return [_translated(error) for _ in updates]
         self._namespaces.clear()
@@ -413,7 +425,7 @@ class _Writer:
         """Erase a bounded part of what is in the trash; True if there may be more."""
         if self._execute(_SQL.some_trash).fetchone() is None:
             return False
-        self._execute("BEGIN IMMEDIATE")
+        _when_free(self.connection, _BEGIN)
         try:
             rows_left = _PURGE_ROWS_MAX
             while rows_left > 0 and (found := self._execute(_SQL.some_trash).fetchone()) is not None:

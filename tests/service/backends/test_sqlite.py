@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from rstored.backends import backend_class
+from rstored.backends import sqlite as sqlite_module
 from rstored.backends.abc import (
     Commit,
     CountRead,
@@ -210,8 +211,10 @@ async def test_a_full_disk_fails_the_write_that_does_not_fit_and_no_other(backen
     assert await backend.read([(HeadRead(kv("s")), HeadRead(kv("l")))]) == [[Head(b"", b"x" * 10), None]]
 
 
-async def test_a_lock_that_another_process_keeps(path: Path, backend: SQLiteBackend) -> None:
-    backend._writer.connection.execute("PRAGMA busy_timeout = 50")
+async def test_a_lock_that_another_process_keeps(
+    path: Path, backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_module, "_BUSY_SECONDS", 0.05)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     results = await backend.update([writing(PutHead(NS, Head(b"")))] * 3)
@@ -220,6 +223,25 @@ async def test_a_lock_that_another_process_keeps(path: Path, backend: SQLiteBack
     other.execute("ROLLBACK")
     other.close()
     assert await backend.update([writing(PutHead(NS, Head(b"")))]) == [None]
+
+
+async def test_a_busy_process_is_waited_for_in_short_steps(
+    path: Path, backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 20:
+            other.execute("ROLLBACK")
+
+    monkeypatch.setattr(sqlite_module.time, "sleep", pause)
+    assert await backend.update([writing(PutHead(NS, Head(b"")))]) == [None]
+    assert len(pauses) == 20
+    assert max(pauses) < 0.001
+    other.close()
 
 
 async def test_ping_notices_that_the_file_is_gone(path: Path, backend: SQLiteBackend) -> None:
@@ -261,8 +283,8 @@ async def test_purge_leaves_nothing_behind(path: Path, backend: SQLiteBackend) -
     assert await backend.update([writing(DeleteRecord(series[0])), writing(DeleteRecord(NS))]) == [None, None]
     while await backend.purge():
         pass
-    # The root record and the count of its children, which is 0 now, stay.
-    assert left() == {"record": 1, "record_row": 0, "trash": 0, "record_count": 1, "schema_version": 1} | {
+    # The root record stays.
+    assert left() == {"record": 1, "record_row": 0, "trash": 0, "record_count": 0, "schema_version": 1} | {
         name: n for name, n in left().items() if name.startswith("sqlite_")
     }
 
