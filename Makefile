@@ -9,7 +9,7 @@ COMPILE := .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.
 	--no-annotate --custom-compile-command 'make lock'
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve servers test crash-test fault-test fuzz check openapi bench bench-peers lock check-deps clean
+.PHONY: help install serve servers test crash-test fault-test stress-test fuzz check openapi bench bench-peers lock check-deps clean
 # A recipe that fails half-way must not leave its target behind, or the next run would take it for done.
 .DELETE_ON_ERROR:
 
@@ -22,6 +22,9 @@ serve: $(INSTALLED)  ## run the service on 127.0.0.1:8000, data in ./rstore.db
 
 test: servers check  ## everything that must pass: check, then all tests
 	$(BIN)/pytest -q -n 2 --dist worksteal
+
+stress-test: $(INSTALLED)  ## the attacks on the service's limits, five times as large
+	RSTORE_STRESS=1 $(BIN)/pytest -q tests/service/test_attacks.py
 
 crash-test: servers $(INSTALLED)  ## kill the service and its servers under load, 100 times on each backend (half an hour)
 	RSTORE_CRASH_KILLS=100 $(BIN)/pytest -q -s tests/crash

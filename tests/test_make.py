@@ -50,6 +50,7 @@ def test_help_is_the_default_and_lists_every_command():
         "servers",
         "test",
         "crash-test",
+        "stress-test",
         "fault-test",
         "fuzz",
         "check",

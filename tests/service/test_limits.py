@@ -1,13 +1,9 @@
-"""The limits on connections, on requests under way and on time: each kept and passed, on a real service.
-
-The attacks are those of somebody who can open sockets. RSTORE_STRESS=1 makes them larger (`make stress-test`).
-"""
+"""The limits on connections, on requests under way and on time: each kept and passed, on a real service."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import resource
 import socket
 import time
@@ -17,10 +13,6 @@ import httpx2
 import pytest
 
 from rstored.limits import Limits
-
-STRESS = os.environ.get("RSTORE_STRESS") == "1"
-BASE_BYTES = 160 * 2**20
-CONNECTION_BYTES = 16 * 2**10
 
 GET = b"GET /kv/k HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HALF_A_PUT = b"PUT /kv/half HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhalf"

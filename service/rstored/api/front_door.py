@@ -47,6 +47,8 @@ _CLIENT_GONE: Final = 499
 # These are answered when the service has too much to do for anything else: they tell an operator so.
 _PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _SWEEP_SECONDS: Final = 1.0
+# What a streamed answer counts as: the page of it that is in memory while its reader takes the one before.
+_STREAM_BYTES: Final = 4 * 2**20
 # No answer is to be guessed at, kept by whatever stands between, or told of to the next site.
 _ON_ALL: Final[tuple[Header, ...]] = (
     (b"x-content-type-options", b"nosniff"),
@@ -395,6 +397,8 @@ class FrontDoor:
             try:
                 first = await anext(body, b"")
                 second = await anext(body, None)
+                if second is not None:
+                    request.hold(min(_STREAM_BYTES, request.state.limits.in_flight_bytes_max))
             except (Exception, asyncio.CancelledError) as error:
                 reply = self._failed(error, endpoint, request)
                 second, first = None, reply.body  # type: ignore[assignment]

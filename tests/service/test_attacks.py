@@ -1,0 +1,198 @@
+"""What somebody can do who opens sockets: the others are answered all the while, and memory stays under its bound.
+
+The bound is that of docs/operating.md. RSTORE_STRESS=1 makes the attacks larger (`make stress-test`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import re
+import resource
+import selectors
+import socket
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+
+STRESS = os.environ.get("RSTORE_STRESS") == "1"
+SCALE = 5 if STRESS else 1
+BASE_BYTES = 160 * 2**20
+CONNECTION_BYTES = 16 * 2**10
+GET = b"GET /kv/k HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.fixture(autouse=True)
+def many_files():
+    """Both ends of each connection are on this machine; this is ours."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture
+def server(serve, tmp_path):
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}")
+    assert httpx2.put(f"{server.url}/kv/k", json="v").is_success
+    return server
+
+
+def peak_bytes(server) -> int:
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+
+
+def connection(server, client: str = "127.0.0.1", receive_bytes: int | None = None) -> socket.socket:
+    connected = socket.socket()
+    connected.settimeout(30)
+    if receive_bytes is not None:
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    connected.bind((client, 0))
+    connected.connect(("127.0.0.1", server.port))
+    return connected
+
+
+def assert_others_are_answered(server) -> None:
+    for _ in range(3):
+        with httpx2.Client(base_url=server.url, timeout=20) as http:
+            assert http.put("/kv/other", json=1).is_success
+            assert http.get("/kv/k").json() == "v"
+            assert http.get("/readyz").status_code == 200
+
+
+def test_a_bomb_is_not_unpacked(server):
+    bomb = gzip.compress(bytes(16 * 2**20))
+    for encoding in ("gzip", "deflate", "br", "zstd", "gzip, gzip"):
+        answer = httpx2.put(f"{server.url}/kv/bomb", content=bomb, headers={"Content-Encoding": encoding})
+        assert (answer.status_code, answer.json()["code"]) == (415, "unsupported-media-type")
+    assert httpx2.get(f"{server.url}/kv/bomb").status_code == 404
+    assert peak_bytes(server) < BASE_BYTES
+
+
+def test_a_chunked_body_without_end(server):
+    with connection(server) as connected:
+        connected.sendall(b"POST /kv HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        chunk = b"100000\r\n" + bytes(2**20) + b"\r\n"
+        with contextlib.suppress(ConnectionError):
+            for _ in range(200):
+                connected.sendall(chunk)
+        with contextlib.suppress(ConnectionError):
+            assert connected.recv(100).startswith(b"HTTP/1.1 413")
+    assert_others_are_answered(server)
+    assert peak_bytes(server) < BASE_BYTES + 4 * 32 * 2**20
+
+
+def test_ten_thousand_idle_connections(server, many_files):
+    """As many as the hard limit of open files allows this process, if that is fewer."""
+    count = min(10_000, many_files - 200)
+    with contextlib.ExitStack() as stack:
+        for number in range(count):
+            connected = stack.enter_context(connection(server, f"127.0.0.{2 + number % 4}"))
+            # Some send nothing, others a part of a head.
+            if number % 2:
+                connected.sendall(b"GET /kv/k HTTP/1.1\r\nHost: lo")
+        assert_others_are_answered(server)
+        # They are counted once a second.
+        time.sleep(1.5)
+        metrics = httpx2.get(f"{server.url}/metrics").text
+        assert int(float(re.search(r"^rstored_connections (\S+)", metrics, re.MULTILINE)[1])) > count * 0.9
+        assert peak_bytes(server) < BASE_BYTES + count * CONNECTION_BYTES
+        # Beyond the limit the longest idle ones make room.
+        for number in range(500):
+            stack.enter_context(connection(server, f"127.0.0.{2 + number % 4}"))
+        assert_others_are_answered(server)
+
+
+def test_readers_that_do_not_read(serve, tmp_path):
+    bytes_max = 64 * 2**20
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}", limits={"IN_FLIGHT_BYTES_MAX": bytes_max})
+    with httpx2.Client(base_url=server.url, timeout=30) as http:
+        for part in range(20):
+            points = [[part * 1000 + t, "x" * 1000] for t in range(1000)]
+            assert http.post("/ts/s/range", json={"points": points}).is_success
+        assert http.put("/kv/large", content=bytes(4 * 2**20)).is_success
+        assert http.put("/kv/k", json="v").is_success
+    count = 50 * SCALE
+    with contextlib.ExitStack() as stack:
+        for path in (b"/ts/s/range", b"/kv/large") * (count // 2):
+            connected = stack.enter_context(connection(server, receive_bytes=4096))
+            connected.sendall(b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % path)
+        time.sleep(1)
+        assert_others_are_answered(server)
+        assert peak_bytes(server) < BASE_BYTES + 4 * bytes_max
+        refused = httpx2.get(f"{server.url}/kv/large")
+        assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
+
+
+def test_floods_of_pipelined_requests(server):
+    flood = GET * (5000 * SCALE)
+    with contextlib.ExitStack() as stack:
+        flooding = [stack.enter_context(connection(server)) for _ in range(20)]
+        for connected in flooding:
+            connected.setblocking(False)
+            with contextlib.suppress(BlockingIOError, ConnectionError):
+                connected.send(flood)
+        assert_others_are_answered(server)
+    assert peak_bytes(server) < BASE_BYTES + 20 * 2**20
+
+
+def test_overload_sheds_and_goes_on(serve, tmp_path):
+    """Of what comes at once some is done and all else refused: nothing waits long, and nothing is lost."""
+    most = 20
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}", limits={"REQUESTS_IN_FLIGHT_MAX": most})
+    rounds = 10 * SCALE
+    clients = 200
+    answers: dict[str, tuple[int, bytes]] = {}
+    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+        sockets = [stack.enter_context(connection(server)) for _ in range(clients)]
+        for number in range(rounds):
+            for client, connected in enumerate(sockets):
+                key = f"{number}-{client}"
+                head = f"PUT /kv/{key} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nvalue"
+                connected.sendall(head.encode())
+                selector.register(connected, selectors.EVENT_READ, key)
+            while selector.get_map():
+                ready = selector.select(30)
+                assert ready, "a request was not answered"
+                for entry, _ in ready:
+                    answer = whole_answer(entry.fileobj)
+                    answers[entry.data] = int(answer.split()[1]), answer
+                    selector.unregister(entry.fileobj)
+            assert httpx2.get(f"{server.url}/healthz").status_code == 200
+    stored = {key for key, (status, _) in answers.items() if status == 201}
+    shed = [answer for status, answer in answers.values() if status == 503]
+    assert len(stored) + len(shed) == len(answers) == rounds * clients
+    # Each round does at least what may be under way, so the work goes on however much is refused.
+    assert len(stored) >= rounds * most
+    assert shed
+    assert all(
+        b"\r\nretry-after: 1\r\n" in answer and json.loads(body(answer))["code"] == "overloaded" for answer in shed
+    )
+    found: set[str] = set()
+    cursor = {}
+    while cursor is not None:
+        page = httpx2.get(f"{server.url}/kv", params=cursor).json()
+        found |= {item["key"] for item in page["items"]}
+        cursor = {"cursor": page["cursor"]} if page["cursor"] else None
+    assert found == stored
+
+
+def body(answer: bytes) -> bytes:
+    return answer.partition(b"\r\n\r\n")[2]
+
+
+def whole_answer(connected: socket.socket) -> bytes:
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        chunk = connected.recv(65536)
+        assert chunk, "the connection was closed"
+        answer += chunk
+    size = re.search(rb"content-length: (\d+)", answer)
+    while size is not None and len(body(answer)) < int(size[1]):
+        answer += connected.recv(65536)
+    return answer
