@@ -1,6 +1,6 @@
 # The service alone. Build:  docker build -t rstore .
 # Run:    docker run --read-only --tmpfs /tmp -v rstore:/data -p 127.0.0.1:8000:8000 rstore serve --host 0.0.0.0 --insecure
-# Without --insecure (or a token) the service refuses to listen beyond loopback and says why.
+# Without --insecure the service listens beyond loopback only if the store has a token (docs/operating.md), and says so.
 
 FROM python:3.11-slim AS build
 WORKDIR /src

@@ -11,6 +11,8 @@ import secrets
 import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -181,8 +183,8 @@ def test_a_client_survives_a_restart(serve, dsn):
 # --- starting ----------------------------------------------------------------------------------------------
 
 
-def refused(serve, dsn: str, *words: str, **options) -> None:
-    """The service does not start, and says so in one clear line that has these words."""
+def refused(serve, dsn: str, *words: str, **options) -> str:
+    """The service does not start, and says so in one clear line that has these words; returns the line."""
     server = serve(dsn, wait=False, **options)
     assert server.process.wait(20) not in (0, None)
     lines = [line for line in server.log.splitlines() if line.strip()]
@@ -190,6 +192,7 @@ def refused(serve, dsn: str, *words: str, **options) -> None:
     assert "Traceback" not in lines[0]
     for word in words:
         assert word.lower() in lines[0].lower(), lines[0]
+    return lines[0]
 
 
 def test_a_missing_folder(serve, tmp_path):
@@ -271,7 +274,26 @@ def test_a_wrong_setting(serve, dsn):
 
 
 def test_a_public_address_without_tokens_is_refused(serve, dsn):
+    refused(serve, dsn, "rstored token create", host="0.0.0.0")
     refused(serve, dsn, "--insecure", host="0.0.0.0")
+
+
+def test_a_public_address_with_tokens_is_served_with_a_warning(serve, dsn):
+    command = [sys.executable, "-m", "rstored.main", "token", "create", "--namespace", "*", "--access", "read"]
+    made = subprocess.run([*command, "--dsn", dsn], capture_output=True, text=True, check=True)
+    for options in ({}, {"env": {"RSTORED_ADMIN_TOKEN": "x" * 32}}):
+        server = serve(dsn, host="0.0.0.0", **options)
+        url = f"http://127.0.0.1:{server.port}"
+        assert httpx2.get(f"{url}/kv").status_code == 401
+        token = {"Authorization": f"Bearer {made.stdout.strip()}"}
+        assert httpx2.get(f"{url}/kv", headers=token).status_code == 200
+        assert "in clear" in server.log
+        server.stop()
+
+
+def test_an_admin_token_that_is_weak_is_refused_and_not_shown(serve, dsn):
+    for weak in ("short-secret", "x" * 31, "x" * 40 + " ", "\u00e9" * 40):
+        assert weak not in refused(serve, dsn, "RSTORED_ADMIN_TOKEN", env={"RSTORED_ADMIN_TOKEN": weak})
 
 
 def test_two_processes_that_start_at_once_share_one_new_file(serve, dsn):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import subprocess
 import sys
@@ -120,3 +121,38 @@ def test_ipv6(serve, tmp_path):
     server = serve(f"sqlite:///{tmp_path / 'store.db'}", host="::1")
     assert server.url.startswith("http://[::1]:")
     assert httpx2.get(f"{server.url}/healthz").status_code == 200
+
+
+def test_tokens(tmp_path):
+    def token(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return run("token", *arguments, "--dsn", "sqlite:///store.db", cwd=tmp_path)
+
+    made = token("create", "--namespace", "team-*", "--namespace", "x", "--access", "write", "--expires", "90d")
+    assert made.returncode == 0
+    text = made.stdout.strip()
+    found = re.fullmatch(r"rst_([0-9a-f]{16})_[\w-]{43}", text)
+    assert made.stderr == f"rstored: this is token {found[1]}; it is not shown again\n"
+    (line,) = token("list").stdout.splitlines()
+    listed = json.loads(line)
+    assert text.split("_", 2)[2] not in line
+    assert (listed["id"], listed["namespaces"], listed["access"]) == (found[1], ["team-*", "x"], "write")
+    assert listed["expires_ms"] - listed["created_ms"] == 90 * 86_400_000
+    rotated = token("rotate", found[1], "--grace", "1h")
+    assert rotated.stdout.startswith(f"rst_{found[1]}_")
+    assert rotated.stdout.strip() != text
+    assert token("revoke", found[1]).returncode == 0
+    assert token("list").stdout == ""
+    for wrong, said in (
+        (("revoke", found[1]), "there is no token"),
+        (("rotate", found[1]), "there is no token"),
+        (("rotate", found[1], "--grace", "soon"), "span of time"),
+        (("create", "--namespace", "a/b", "--access", "read"), "a glob of namespaces"),
+        (("create", "--namespace", "a", "--access", "read", "--expires", "0"), "a lifetime"),
+    ):
+        failed = token(*wrong)
+        assert (failed.returncode, failed.stdout) == (1, ""), wrong
+        assert failed.stderr.startswith("rstored: ")
+        assert said in failed.stderr
+        assert failed.stderr.count("\n") == 1
+    assert token("create", "--namespace", "a", "--access", "all").returncode == 2
+    assert token("create", "--access", "read").returncode == 2

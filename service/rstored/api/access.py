@@ -71,7 +71,12 @@ class Grant:
 
     def reaches(self, namespace: str) -> bool:
         """Whether the holder may know that there is, or is not, such a namespace."""
-        return self.everywhere or any(_matches(glob, namespace) for glob in self._globs)
+        if self.everywhere:
+            return True
+        for glob in self._globs:  # noqa: SIM110 (half the time of any(), and every request asks)
+            if _matches(glob, namespace):
+                return True
+        return False
 
     def allows(self, namespace: str | None, access: Access) -> bool:
         """Whether the holder may do what takes this access to a namespace, or to the whole service (None)."""
