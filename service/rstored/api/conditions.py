@@ -119,11 +119,13 @@ def not_modified(condition: Condition, etag: str) -> bool:
     return condition.none_match is not None and (etag in condition.none_match or "*" in condition.none_match)
 
 
-def bare_condition(if_match: str | None, if_none_match: str | None, pointer: str) -> Condition:
-    """The condition in the members of a body, each a bare ETag or ``*``. Raises Problem ``invalid-body``."""
+def bare_condition(if_match: str | None, if_none_match: str | None) -> Condition:
+    """The condition in the members of an object, each a bare ETag or ``*``. Raises Problem ``invalid-body``."""
+    if if_match is None and if_none_match is None:
+        return ANY
     for name, tag in (("if_match", if_match), ("if_none_match", if_none_match)):
         if tag is not None and _BARE.match(tag) is None:
-            raise Problem("invalid-body", f"{name} is an ETag without quotes, or *", pointer=f"{pointer}/{name}")
+            raise Problem("invalid-body", f"{name} is an ETag without quotes, or *", pointer=f"/{name}")
     return Condition(
         None if if_match is None else (if_match,),
         None if if_none_match is None else (if_none_match,),

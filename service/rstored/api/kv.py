@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from pydantic import BeforeValidator, Field
@@ -44,6 +44,9 @@ from rstored.threads import run_sized
 __all__ = ["operations"]
 
 operations: Final = Operations("kv", "Key/value pairs with ETags, conditional writes and expiry.")
+
+T = TypeVar("T")
+PartT = TypeVar("PartT")
 
 _SECONDS: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?\Z", re.ASCII)
 # A value is whatever its writer says, a web page too: a browser may not guess at it, nor let it act as the service.
@@ -366,13 +369,13 @@ async def batch(request: Request) -> Reply:
     sets_form = body_form(request)
 
     def sets() -> list[BatchSet]:
-        return [_set_part(part, sets_form, limits, f"/set/{i}") for i, part in enumerate(body.set)]
+        return _parts(body.set, "/set", lambda part: _set_part(part, sets_form, limits))
 
     result = await request.engine.kv.batch(
         request.namespace,
-        gets=[BatchGet(checked_key(key, limits, pointer=f"/get/{i}")) for i, key in enumerate(body.get)],
+        gets=_parts(body.get, "/get", lambda key: BatchGet(checked_key(key, limits, pointer=""))),
         sets=await run_sized(sum(memoryview(part.value).nbytes for part in body.set), sets),
-        deletes=[_delete_part(part, limits, f"/delete/{i}") for i, part in enumerate(body.delete)],
+        deletes=_parts(body.delete, "/delete", lambda part: _delete_part(part, limits)),
         write_id=write_id_of(request),
     )
 
@@ -386,30 +389,42 @@ async def batch(request: Request) -> Reply:
     return await answer_sized(request, _size(result.entries), answered)
 
 
-def _set_part(part: SetPart, form: str, limits: Limits, pointer: str) -> BatchSet:
-    value = read_value(part.value, part.encoding, form, f"{pointer}/value")
+def _parts(bodies: Sequence[T], pointer: str, part_of: Callable[[T], PartT]) -> list[PartT]:
+    """What each of the parts asks for; the ``pointer`` of a problem with one becomes that from the whole body."""
+    parts: list[PartT] = []
+    try:
+        for body in bodies:
+            parts.append(part_of(body))  # noqa: PERF401 (how many there are says which one fails)
+    except Problem as problem:
+        within = problem.members.pop("pointer", "")
+        raise Problem(
+            problem.code, problem.detail, pointer=f"{pointer}/{len(parts)}{within}", **problem.members
+        ) from None
+    return parts
+
+
+def _set_part(part: SetPart, form: str, limits: Limits) -> BatchSet:
+    value = read_value(part.value, part.encoding, form, "/value")
     media_type = media_type_of(value.encoding)
     if part.media_type is not UNSET:
         try:
             sent = parse_content_type(part.media_type)
         except Problem as problem:
-            raise Problem("invalid-body", problem.detail, pointer=f"{pointer}/media_type") from None
+            raise Problem("invalid-body", problem.detail, pointer="/media_type") from None
         media_type = _stored_media_type(sent.essence, sent.text)
         if encoding_of(media_type) is not value.encoding:
             detail = f"the media type is not one of the encoding {part.encoding}"
-            raise Problem("invalid-body", detail, pointer=f"{pointer}/media_type")
+            raise Problem("invalid-body", detail, pointer="/media_type")
     return BatchSet(
-        checked_key(part.key, limits, pointer=f"{pointer}/key"),
+        checked_key(part.key, limits, pointer="/key"),
         value,
         media_type,
         _expiry(part.ttl),
-        bare_condition(part.if_match, part.if_none_match, pointer),
+        bare_condition(part.if_match, part.if_none_match),
     )
 
 
-def _delete_part(part: str | DeletePart, limits: Limits, pointer: str) -> BatchDelete:
+def _delete_part(part: str | DeletePart, limits: Limits) -> BatchDelete:
     if isinstance(part, str):
-        return BatchDelete(checked_key(part, limits, pointer=pointer))
-    return BatchDelete(
-        checked_key(part.key, limits, pointer=f"{pointer}/key"), bare_condition(part.if_match, None, pointer)
-    )
+        return BatchDelete(checked_key(part, limits, pointer=""))
+    return BatchDelete(checked_key(part.key, limits, pointer="/key"), bare_condition(part.if_match, None))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import sqlite3
 import sys
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import msgspec
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 
 from rstored.backends.abc import (
@@ -64,6 +66,19 @@ _PURGE_BYTES_MAX: Final = 16 * 2**20
 
 _DIALECT: Final = sqlite_dialect.dialect(paramstyle="qmark")
 _SQL: Final = Statements(_DIALECT)
+
+# Many records of one kind in one namespace are found by one statement, from as many on as make up for its cost.
+_TOGETHER_MIN: Final = 4
+_CHILDREN: Final = """
+    SELECT key, id, meta, expires_ms FROM record
+    WHERE parent_id = ? AND kind = ? AND key IN (SELECT value FROM json_each(?))
+"""
+_HEADS: Final = """
+    SELECT key, meta, value, expires_ms FROM record
+    WHERE parent_id = (SELECT id FROM record WHERE parent_id = ? AND kind = ? AND key = ?)
+    AND kind = ? AND key IN (SELECT value FROM json_each(?))
+"""
+_HEADS_WITHOUT_VALUES: Final = _HEADS.replace("value", "x''", 1)
 
 T = TypeVar("T")
 
@@ -329,17 +344,33 @@ class _Reader:
     def snapshot(self, query: Query) -> list[Any]:
         """The results of the reads, all of one state of the database."""
         if len(query) == 1:
-            return [self.answer(query[0])]
+            return self.answer(query)
         self._execute("BEGIN")
         try:
-            return [self.answer(read) for read in query]
+            return self.answer(query)
         finally:
             # SQLite itself ends the transaction after some failures.
             if self.connection.in_transaction:
                 self._execute("COMMIT")
 
-    def answer(self, read: Read) -> Any:
-        return self._answers[type(read)](read)
+    def answer(self, query: Query) -> list[Any]:
+        if len(query) < _TOGETHER_MIN:
+            return [self._answers[type(read)](read) for read in query]
+        answers: list[Any] = []
+        for alike, reads in itertools.groupby(query, _heads_alike):
+            if alike is None:
+                answers += [self._answers[type(read)](read) for read in reads]
+            else:
+                answers += self._heads(alike, [read.place.key for read in reads])  # type: ignore[union-attr]
+        return answers
+
+    def _heads(self, alike: tuple[str, Kind, bool], keys: list[str]) -> list[Head | None]:
+        """The heads of records of one kind in one namespace."""
+        namespace, kind, values = alike
+        sql = _HEADS if values else _HEADS_WITHOUT_VALUES
+        rows = self._execute(sql, (ROOT_ID, int(_NAMESPACE), namespace, int(kind), _json(keys)))
+        found = {key: Head(meta, value, expires_ms) for key, meta, value, expires_ms in rows}
+        return list(map(found.get, keys))
 
     def _head(self, read: HeadRead) -> Head | None:
         namespace, kind, key = read.place
@@ -369,6 +400,15 @@ class _Reader:
     def _expired(self, read: ExpiredRead) -> list[Place]:
         rows = self._execute(_SQL.expired, (read.now_ms, read.limit))
         return [Place(namespace, Kind(kind), key) for namespace, kind, key in rows]
+
+
+def _heads_alike(read: Read) -> tuple[str, Kind, bool] | None:
+    """What reads of heads have in common if one statement can answer them; None for any other read."""
+    return (read.place.namespace, read.place.kind, read.values) if type(read) is HeadRead else None
+
+
+def _json(keys: Sequence[str]) -> str:
+    return msgspec.json.encode(keys).decode()
 
 
 def _slice(rows: Iterable[T], limit: int | None, bytes_max: int | None, size_of: Callable[[T], int]) -> Slice[T]:
@@ -450,8 +490,11 @@ class _Writer:
         """Run one plan and what it wants written; returns its answer, or the exception that it raised."""
         ids: dict[Place, int | None] = {}
         heads: dict[Place, Head | None] = {}
-        for place in update.places:
-            self._find(place, ids, heads)
+        if len(update.places) < _TOGETHER_MIN:
+            for place in update.places:
+                self._find(place, ids, heads)
+        else:
+            self._find_together(update.places, ids, heads)
         try:
             generator = update.plan(heads)
             query = next(generator)
@@ -469,13 +512,35 @@ class _Writer:
 
     def _find(self, place: Place, ids: dict[Place, int | None], heads: dict[Place, Head | None]) -> None:
         namespace, kind, key = place
+        parent_id = self._find_parent(namespace, kind, ids, heads)
+        ids[place], heads[place] = _NOTHING if parent_id is None else self._child(parent_id, kind, key)
+
+    def _find_together(
+        self, places: Sequence[Place], ids: dict[Place, int | None], heads: dict[Place, Head | None]
+    ) -> None:
+        groups: dict[tuple[str, Kind], list[Place]] = {}
+        for place in places:
+            groups.setdefault(place[:2], []).append(place)
+        for (namespace, kind), wanted in groups.items():
+            parent_id = self._find_parent(namespace, kind, ids, heads)
+            found: dict[str, tuple[int | None, Head | None]] = {}
+            if parent_id is not None:
+                rows = self._execute(_CHILDREN, (parent_id, int(kind), _json([place.key for place in wanted])))
+                found = {key: (record_id, Head(meta, b"", expires)) for key, record_id, meta, expires in rows}
+            for place in wanted:
+                ids[place], heads[place] = found.get(place.key, _NOTHING)
+
+    def _find_parent(
+        self, namespace: str, kind: Kind, ids: dict[Place, int | None], heads: dict[Place, Head | None]
+    ) -> int | None:
+        """The id of the namespace that a record is in, which is found with it unless the record is one itself."""
         parent = namespace_place(namespace)
         found = self._namespaces.get(parent)
         if found is None:
             found = self._namespaces[parent] = self._child(ROOT_ID, _NAMESPACE, namespace)
         if kind is not _NAMESPACE:
             ids[parent], heads[parent] = found
-        ids[place], heads[place] = _NOTHING if found[0] is None else self._child(found[0], kind, key)
+        return found[0]
 
     def _child(self, parent_id: int, kind: Kind, key: str) -> tuple[int | None, Head | None]:
         row = self._execute(_SQL.child, (parent_id, int(kind), key)).fetchone()
@@ -484,7 +549,7 @@ class _Writer:
     def _answer(self, query: Query) -> list[Any]:
         if self._counted and any(isinstance(read, CountRead) for read in query):
             self._add_counts()
-        return [self._reader.answer(read) for read in query]
+        return self._reader.answer(query)
 
     def _add_counts(self) -> None:
         for (parent_id, kind), n in self._counted.items():

@@ -7,12 +7,12 @@ whether or not it has been erased yet.
 
 from __future__ import annotations
 
-import base64
+import binascii
 import hashlib
 import math
 import secrets
 import struct
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from rstore.encodings import Encoding, Value
@@ -174,17 +174,18 @@ class KeyValues:
         for a key that is written twice; ``batch-too-large``; ``answer-too-large`` if the values to get are more
         than ``body_bytes_max`` bytes.
         """
-        parts, limit = len(gets) + len(sets) + len(deletes), self._limits.batch_parts_max
-        if parts > limit:
-            raise Problem("batch-too-large", f"the batch has {parts} parts; at most {limit} are taken", limit=limit)
+        count, limit = len(gets) + len(sets) + len(deletes), self._limits.batch_parts_max
+        if count > limit:
+            raise Problem("batch-too-large", f"the batch has {count} parts; at most {limit} are taken", limit=limit)
         get_places = [Place(namespace, Kind.KV, part.key) for part in gets]
         now = self._clock()
         if not sets and not deletes:
             return await self._read_together(get_places, now)
 
+        parts: tuple[BatchSet | BatchDelete, ...] = (*sets, *deletes)
         size = sum(len(part.value.data) for part in sets)
-        new_heads = await run_sized(size, self._new_heads, sets, deletes, now, write_id)
-        places = tuple({*get_places, *(Place(namespace, Kind.KV, key) for key in new_heads)})
+        written = await run_sized(size, self._written, namespace, parts, len(sets), now, write_id)
+        places = tuple({*get_places, *written})
 
         def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[BatchResult]]:
             self._check_answer_size(heads[place] for place in get_places)
@@ -194,27 +195,31 @@ class KeyValues:
                 entries = _present(get_places, found, now)
             result = BatchResult(entries, [], [])
             creation: list[Write] = []
+            admitted: set[Encoding] = set()
             writes: list[Write] = []
-            for pointer, part in _pointed(sets, deletes):
-                place = Place(namespace, Kind.KV, part.key)
-                new = new_heads[part.key]
-                try:
+            done = 0
+            try:
+                for part, (place, new) in zip(parts, written.items(), strict=True):
                     if isinstance(part, BatchSet) and new is not None:
-                        creation = admit(heads, namespace, (part.value.encoding,))
+                        encoding = part.value.encoding
+                        if encoding not in admitted:
+                            creation = admit(heads, namespace, (encoding,))
+                            admitted.add(encoding)
                         changes, put = _put(heads, place, part, new, now)
                         result.puts.append((part.key, put))
                     else:
                         changes, deleted = _delete(heads, place, part.condition, now)
                         result.deleted.extend([part.key] if deleted else [])
                     writes += changes
-                except Problem as problem:
-                    raise Problem(problem.code, problem.detail, pointer=pointer, **problem.members) from None
+                    done += 1
+            except Problem as problem:
+                raise _in_part(problem, done, len(sets)) from None
             return Commit([*creation, *writes], result)
 
         request: tuple[Any, ...] = ()
         if write_id is not None:
-            written = {key: head and head.meta for key, head in new_heads.items()}
-            request = "batch", gets, written, [(part.ttl_seconds, part.condition) for part in sets], deletes
+            metas = {place.key: head and head.meta for place, head in written.items()}
+            request = "batch", gets, metas, [(part.ttl_seconds, part.condition) for part in sets], deletes
         return await self._once.update(places, plan, write_id, request, _BATCH)
 
     async def _read_together(self, places: Sequence[Place], now: int) -> BatchResult:
@@ -230,27 +235,34 @@ class KeyValues:
         if size > limit:
             raise Problem("answer-too-large", f"the values have {size} bytes; get at most {limit} at once", limit=limit)
 
-    def _new_heads(
-        self, sets: Sequence[BatchSet], deletes: Sequence[BatchDelete], now: int, write_id: str | None
-    ) -> dict[str, Head | None]:
-        """What a batch stores under each key that it writes; None for one that it deletes."""
-        heads: dict[str, Head | None] = {}
-        for pointer, part in _pointed(sets, deletes):
-            if part.key in heads:
-                raise Problem("invalid-body", "a key is written twice in one batch", pointer=pointer)
-            heads[part.key] = (
-                self._new_head(part, now, write_id, pointer=pointer) if isinstance(part, BatchSet) else None
-            )
+    def _written(
+        self,
+        namespace: str,
+        parts: Sequence[BatchSet | BatchDelete],
+        set_count: int,
+        now: int,
+        write_id: str | None,
+    ) -> dict[Place, Head | None]:
+        """What a batch stores at each place that it writes, in the order of its parts; None where it deletes."""
+        heads: dict[Place, Head | None] = {}
+        try:
+            for part in parts:
+                place = Place(namespace, Kind.KV, part.key)
+                if place in heads:
+                    raise Problem("invalid-body", "a key is written twice in one batch")
+                heads[place] = self._new_head(part, now, write_id) if isinstance(part, BatchSet) else None
+        except Problem as problem:
+            raise _in_part(problem, len(heads), set_count) from None
         return heads
 
-    def _new_head(self, part: BatchSet, now: int, write_id: str | None, **members: Any) -> Head:
+    def _new_head(self, part: BatchSet, now: int, write_id: str | None) -> Head:
         """The head that a write stores, unless it keeps the expiry that the entry has."""
-        check_value(part.value, self._limits, **members)
+        check_value(part.value, self._limits)
         expires_ms = None
         if not isinstance(part.ttl_seconds, Expiry):
             if not 0 < part.ttl_seconds <= TTL_SECONDS_MAX:
                 detail = f"the ttl is a number of seconds greater than 0 and at most {TTL_SECONDS_MAX:.0f}"
-                raise Problem("invalid-parameter", detail, parameter="ttl", **members)
+                raise Problem("invalid-parameter", detail, parameter="ttl")
             expires_ms = now + math.ceil(part.ttl_seconds * 1000)
         # A conditional write has an ETag of its own: equal content must not let two writers believe that they both won.
         salt = "" if part.condition == ANY else write_id or secrets.token_hex(16)
@@ -267,7 +279,7 @@ def _put(
     current = _unexpired(heads[place], now)
     if not _holds(part.condition, current):
         raise _precondition_failed(current)
-    if part.ttl_seconds is KEEP and current is not None:
+    if part.ttl_seconds is KEEP and current is not None and current.expires_ms is not None:
         new = new._replace(expires_ms=current.expires_ms)
     return [PutHead(place, new)], PutResult(_etag(new), created=current is None)
 
@@ -304,22 +316,24 @@ def _precondition_failed(current: Head | None) -> Problem:
     return Problem("precondition-failed", f"{state}: read it again and decide anew")
 
 
-def _pointed(sets: Sequence[BatchSet], deletes: Sequence[BatchDelete]) -> Iterator[tuple[str, BatchSet | BatchDelete]]:
-    """The parts of a batch that write, sets first, each with the JSON pointer to it."""
-    for i, part in enumerate(sets):
-        yield f"/set/{i}", part
-    for i, removal in enumerate(deletes):
-        yield f"/delete/{i}", removal
+def _in_part(problem: Problem, position: int, set_count: int) -> Problem:
+    """The problem with the JSON pointer to the part of a batch that it is in; the sets come first."""
+    pointer = f"/set/{position}" if position < set_count else f"/delete/{position - set_count}"
+    return Problem(problem.code, problem.detail, pointer=pointer, **problem.members)
 
 
 def _present(places: Sequence[Place], heads: Sequence[Head | None], now: int) -> list[tuple[str, Entry]]:
-    found = zip(places, (_unexpired(head, now) for head in heads), strict=True)
-    return [(place.key, _entry(head)) for place, head in found if head is not None]
+    return [
+        (place.key, _entry(head))
+        for place, head in zip(places, heads, strict=True)
+        if head is not None and (head.expires_ms is None or head.expires_ms > now)
+    ]
 
 
 # --- meta --------------------------------------------------------------------------------------------------
 
 _ETAG_LENGTH: Final = 22
+_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 _SIZE: Final = struct.Struct(">I")
 _SIZE_AT: Final = _ETAG_LENGTH + 1
 _MEDIA_TYPE_AT: Final = _SIZE_AT + 4
@@ -331,7 +345,7 @@ def _meta(value: Value, media_type: str, salt: str) -> bytes:
     name = media_type.encode()
     digest = hashlib.blake2b(b"%b\0%b\0" % (name, salt.encode()), digest_size=16)
     digest.update(value.data)
-    etag = base64.urlsafe_b64encode(digest.digest())[:_ETAG_LENGTH]
+    etag = binascii.b2a_base64(digest.digest(), newline=False)[:_ETAG_LENGTH].translate(_URL_SAFE)
     return b"%b%c%b%b" % (etag, value.encoding, _SIZE.pack(len(value.data)), name)
 
 
