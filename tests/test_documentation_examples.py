@@ -27,8 +27,10 @@ from tests.service.test_limits import SITUATIONS
 
 import rstore.errors
 from rstore import AsyncStore, Store, StoreEncodingError, generate_key
+from rstore.encodings import Encoding, Value
 from rstore.errors import PROBLEMS
 from rstore.pickles import _GLOBALS, dumps, loads
+from rstore.points import Points, encode
 from rstored.limits import Limits
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -206,6 +208,7 @@ SMALL = {
     "uri_bytes_max": 1024,
     "value_bytes_max": 2000,
     "body_bytes_max": 3000,
+    "frames_bytes_max": 4000,
     "nesting_max": 4,
     "batch_parts_max": 3,
     "points_per_call_max": 3,
@@ -263,7 +266,15 @@ def an_apply_before(http: httpx2.Client, key: str, later: int) -> httpx2.Respons
     return http.post(f"/es/{key}/events", json={"events": [{"item": "a", "op": "neg"}], "timestamp": 2})
 
 
+def frame(size: int) -> bytes:
+    """Three points that do not compress, as a frame of so many bytes."""
+    empty = len(encode(Points.from_values([(t, Value(Encoding.SEALED, b"")) for t in range(3)])))
+    sizes = [1000, 1000, size - empty - 2000]
+    return encode(Points.from_values([(t, Value(Encoding.SEALED, bytes(length))) for t, length in enumerate(sizes)]))
+
+
 MSGPACK = {"Accept": "application/msgpack"}
+FRAMES = {"Content-Type": "application/vnd.rstore.points"}
 Ask = Callable[[httpx2.Client], httpx2.Response]
 
 # For each limit what just keeps it, and what passes it, one for each answer of the table.
@@ -290,6 +301,10 @@ BOTH_SIDES: dict[str, tuple[Ask, list[Ask]]] = {
             lambda http: http.post("/kv", content=b"{}".ljust(3001)),
             lambda http: http.post("/kv", json={"get": ["a", "b", "a"]}),
         ],
+    ),
+    "frames_bytes_max": (
+        lambda http: http.post("/ts/f/range", content=frame(4000), headers=FRAMES),
+        [lambda http: http.post("/ts/f/range", content=frame(4001), headers=FRAMES)],
     ),
     "nesting_max": (
         lambda http: http.put("/kv/n", content=b"[[[[]]]]", headers={"Content-Type": "application/json"}),

@@ -534,19 +534,27 @@ class FrameReader:
 
     def feed(self, chunk: bytes) -> list[Points]:
         """The points of each frame that this chunk completes."""
-        self._buffer += chunk
+        # A chunk of whole frames, as a short body is one, is not copied first.
+        buffer: bytes | bytearray = chunk
+        if self._buffer:
+            self._buffer += chunk
+            buffer = self._buffer
         found: list[Points] = []
         position = 0
-        while len(self._buffer) - position >= _SIZE.size:
-            (length,) = _SIZE.unpack_from(self._buffer, position)
-            end = position + _SIZE.size + length
-            if end - position > self._frame_bytes_max:
-                raise _too_large(f"a frame of more than {self._frame_bytes_max} bytes")
-            if len(self._buffer) < end:
-                break
-            found.append(self._decode(bytes(self._buffer[position:end])))
-            position = end
-        del self._buffer[:position]
+        with memoryview(buffer) as view:
+            while len(view) - position >= _SIZE.size:
+                (length,) = _SIZE.unpack_from(view, position)
+                end = position + _SIZE.size + length
+                if end - position > self._frame_bytes_max:
+                    raise _too_large(f"a frame of more than {self._frame_bytes_max} bytes")
+                if len(view) < end:
+                    break
+                found.append(self._decode(bytes(view[position:end])))
+                position = end
+        if buffer is chunk:
+            self._buffer += buffer[position:]
+        else:
+            del self._buffer[:position]
         return found
 
     def finish(self) -> None:

@@ -22,6 +22,7 @@ class Limits(BaseModel):
     uri_bytes_max: int = Field(default=8192, ge=1024, description="request target, query included")
     value_bytes_max: int = Field(default=8 * 2**20, ge=1, description="one value")
     body_bytes_max: int = Field(default=32 * 2**20, ge=1, description="one request body")
+    frames_bytes_max: int = Field(default=128 * 2**20, ge=1, description="one request body of points frames")
     nesting_max: int = Field(default=128, ge=1, le=256, description="arrays and objects within each other")
     batch_parts_max: int = Field(default=10_000, ge=1, description="gets, sets and deletes in one batch")
     points_per_call_max: int = Field(default=4_000_000, ge=1, description="points in one extend")
@@ -74,6 +75,7 @@ class Limits(BaseModel):
 
     @model_validator(mode="after")
     def _one_body_fits(self) -> Limits:
-        if self.in_flight_bytes_max < self.body_bytes_max:
-            raise ValueError("in_flight_bytes_max is less than body_bytes_max, so no body of that size would ever pass")
+        for name in ("body_bytes_max", "frames_bytes_max"):
+            if self.in_flight_bytes_max < getattr(self, name):
+                raise ValueError(f"in_flight_bytes_max is less than {name}, so no body of that size would ever pass")
         return self

@@ -14,10 +14,14 @@ import resource
 import selectors
 import socket
 import time
+from array import array
 from pathlib import Path
 
 import httpx2
 import pytest
+
+from rstore.encodings import POINTS_MEDIA_TYPE
+from rstore.points import Cells, Points, encode_stream
 
 STRESS = os.environ.get("RSTORE_STRESS") == "1"
 SCALE = 5 if STRESS else 1
@@ -87,6 +91,25 @@ def test_a_chunked_body_without_end(server):
     assert peak_bytes(server) < BASE_BYTES + 4 * 32 * 2**20
 
 
+def test_a_million_sealed_points_in_one_frame_after_the_other(server):
+    """As long as a body may be that the service takes at once, and none of it compresses."""
+    points = Points(array("q", range(10**6)), Cells(b"\x03" * 10**6, array("I", [100]) * 10**6, os.urandom(10**8)))
+    body = b"".join(encode_stream(points))
+    with httpx2.Client(base_url=server.url, timeout=60, headers={"Content-Type": POINTS_MEDIA_TYPE}) as http:
+        for key in "abc":
+            assert http.post(f"/ts/{key}/range", content=body).json() == {"points": 10**6}
+    assert_others_are_answered(server)
+    assert peak_bytes(server) < BASE_BYTES + 6 * len(body)
+
+
+def test_a_batch_of_nothing_but_short_keys(server):
+    body = b'{"get":["a"%b]}' % (b',"a"' * (2**23 - 10))
+    found = httpx2.post(f"{server.url}/kv", content=body, timeout=60)
+    assert (found.status_code, found.json()["code"]) == (413, "batch-too-large")
+    assert_others_are_answered(server)
+    assert peak_bytes(server) < BASE_BYTES + 20 * len(body)
+
+
 def test_ten_thousand_idle_connections(server, many_files):
     """As many as the hard limit of open files allows this process, if that is fewer."""
     count = min(10_000, many_files - 200)
@@ -110,7 +133,9 @@ def test_ten_thousand_idle_connections(server, many_files):
 
 def test_readers_that_do_not_read(serve, tmp_path):
     bytes_max = 64 * 2**20
-    server = serve(f"sqlite:///{tmp_path / 'store.db'}", limits={"IN_FLIGHT_BYTES_MAX": bytes_max})
+    server = serve(
+        f"sqlite:///{tmp_path / 'store.db'}", limits={"IN_FLIGHT_BYTES_MAX": bytes_max, "FRAMES_BYTES_MAX": bytes_max}
+    )
     with httpx2.Client(base_url=server.url, timeout=30) as http:
         for part in range(20):
             points = [[part * 1000 + t, "x" * 1000] for t in range(1000)]

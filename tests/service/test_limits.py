@@ -231,7 +231,10 @@ def test_requests_in_flight_per_client_max(started):
 
 
 def test_in_flight_bytes_max(started):
-    server = started(in_flight_bytes_max=2_000_000, body_bytes_max=2_000_000, value_bytes_max=2_000_000)
+    server = started(
+        in_flight_bytes_max=2_000_000,
+        **dict.fromkeys(("body_bytes_max", "frames_bytes_max", "value_bytes_max"), 2_000_000),
+    )
     head = b"PUT /kv/big HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1500000\r\n\r\n"
     with connection(server) as first, connection(server) as second:
         first.sendall(head + bytes(1_000_000))

@@ -363,6 +363,7 @@ async def batch(request: Request) -> Reply:
     alone takes read access, any other write access.
     """
     body = await read_body(request, KeyBatch)
+    request.engine.kv.check_count(len(body.get) + len(body.set) + len(body.delete))
     if body.set or body.delete:
         request.require(Access.WRITE)
     limits = request.state.limits

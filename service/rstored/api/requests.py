@@ -153,15 +153,17 @@ class Request:
         value = self.fields.get(b"content-type")
         return parse_content_type(value.decode("latin-1")) if value is not None else None
 
-    async def body(self, size_max: int | None = None, code: str = "body-too-large") -> bytes:
+    async def body(self, size_max: int | None = None, code: str = "body-too-large", *, frames: bool = False) -> bytes:
         """The whole body. Raises Problem ``code`` as soon as it is known to exceed ``size_max`` bytes.
 
-        The limit on bodies holds in any case. Raises Problem ``overloaded`` if all bodies together are too large, and
-        :class:`ClientGone` if the client goes away before it has arrived. The front door ends what takes too long.
+        The limit on bodies, or on those of points ``frames``, holds in any case. Raises Problem ``overloaded`` if all
+        bodies together are too large, and :class:`ClientGone` if the client goes away before it has arrived. The front
+        door ends what takes too long.
         """
         if self.fields.get(b"content-encoding", b"identity").lower() != b"identity":
             raise Problem("unsupported-media-type", "Content-Encoding: only identity is taken; send the body as it is")
-        body_max = self.state.limits.body_bytes_max
+        limits = self.state.limits
+        body_max = limits.frames_bytes_max if frames else limits.body_bytes_max
         if size_max is None or size_max > body_max:
             size_max, code = body_max, "body-too-large"
         if not self.body_unread:
@@ -183,7 +185,10 @@ class Request:
             if not message.get("more_body"):
                 self.body_unread = False
                 self._body_since = None
-                return bytes(received + chunk) if received else chunk
+                if not received:
+                    return chunk
+                received += chunk
+                return bytes(received)
             received += chunk
 
     @property

@@ -230,12 +230,15 @@ async def extend(request: Request, query: SpanQuery) -> Reply:
     except ValueError:
         raise Problem("unsupported-media-type", f"send points as {', '.join(POINTS_FORMS)}") from None
     limits = request.state.limits
-    body = await request.body()
-    bounds = {"points_max": limits.points_per_call_max, "bytes_max": limits.body_bytes_max}
+    body = await request.body(frames=form is Form.FRAMES)
+    # What was compressed becomes no more than another body could be.
+    bounds = {"points_max": limits.points_per_call_max, "bytes_max": max(limits.body_bytes_max, len(body))}
     try:
         points = await run_sized(len(body), read_points, body, form, **bounds)
     except InvalidPoints as error:
         raise points_problem(error) from None
+    # Not kept while the points are written.
+    del body
     count = await request.engine.ts.extend(
         request.namespace, request.key, points, unchanged=unchanged, write_id=write_id_of(request)
     )

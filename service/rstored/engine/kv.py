@@ -159,6 +159,12 @@ class KeyValues:
         found: int = counts[Kind.KV]
         return found
 
+    def check_count(self, parts: int) -> None:
+        """Raise ``batch-too-large`` if a batch may not have so many parts; to be asked before they are looked at."""
+        limit = self._limits.batch_parts_max
+        if parts > limit:
+            raise Problem("batch-too-large", f"the batch has {parts} parts; at most {limit} are taken", limit=limit)
+
     async def batch(
         self,
         namespace: str,
@@ -174,9 +180,7 @@ class KeyValues:
         for a key that is written twice; ``batch-too-large``; ``answer-too-large`` if the values to get are more
         than ``body_bytes_max`` bytes.
         """
-        count, limit = len(gets) + len(sets) + len(deletes), self._limits.batch_parts_max
-        if count > limit:
-            raise Problem("batch-too-large", f"the batch has {count} parts; at most {limit} are taken", limit=limit)
+        self.check_count(len(gets) + len(sets) + len(deletes))
         get_places = [Place(namespace, Kind.KV, part.key) for part in gets]
         now = self._clock()
         if not sets and not deletes:
