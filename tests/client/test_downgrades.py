@@ -199,6 +199,7 @@ VALUELESS = {
         "__repr__",
         "__setitem__",
     ),
+    *("create_token", "revoke_token", "rotate_token", "tokens"),
     *("close", "count", "delete", "discard", "eventsequences", "eventsources", "extend", "has", "iscomplete", "keys"),
     *("missing", "namespaces", "open", "prune", "remove", "rotate", "set", "set_many", "timeseries"),
 }

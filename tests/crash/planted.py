@@ -24,14 +24,11 @@ class AcknowledgingEarly(sqlite._Writer):
     def __init__(self, connection: sqlite3.Connection) -> None:
         super().__init__(connection)
         execute, commits = self._execute, itertools.count(1)
+        self._execute = lambda sql, *rest: None if sql == "COMMIT" and next(commits) % 32 else execute(sql, *rest)
 
-        def execute_some(sql: str, *parameters: Any) -> Any:
-            skipped = (sql == "BEGIN IMMEDIATE" and connection.in_transaction) or (
-                sql == "COMMIT" and next(commits) % 32
-            )
-            return None if skipped else execute(sql, *parameters)
-
-        self._execute = execute_some
+    def _begin(self) -> None:
+        if not self.connection.in_transaction:
+            super()._begin()
 
 
 class CommittingHalves(sqlite._Writer):

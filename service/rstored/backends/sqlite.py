@@ -447,7 +447,7 @@ class _Writer:
     def update(self, updates: Sequence[Update[Any]]) -> list[Any | Problem]:
         """Carry out the updates in one transaction, or, if a statement fails in it, each in one of its own."""
         try:
-            _when_free(self.connection, _BEGIN)
+            self._begin()
         except sqlite3.Error as error:
             return [_translated(error) for _ in updates]
         self._namespaces.clear()
@@ -465,7 +465,7 @@ class _Writer:
         """Erase a bounded part of what is in the trash; True if there may be more."""
         if self._execute(_SQL.some_trash).fetchone() is None:
             return False
-        _when_free(self.connection, _BEGIN)
+        self._begin()
         try:
             rows_left = _PURGE_ROWS_MAX
             while rows_left > 0 and (found := self._execute(_SQL.some_trash).fetchone()) is not None:
@@ -475,6 +475,9 @@ class _Writer:
             self._roll_back()
             raise
         return True
+
+    def _begin(self) -> None:
+        _when_free(self.connection, _BEGIN)
 
     def _commit(self) -> None:
         self._add_counts()
