@@ -1,4 +1,4 @@
-"""Every limit of the service with its default. ``/`` publishes them; ``docs/rest.md`` explains them."""
+"""Every limit of the service with its default. ``/`` publishes them; ``docs/operating.md`` explains them."""
 
 from __future__ import annotations
 

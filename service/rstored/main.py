@@ -291,7 +291,14 @@ def token_list(dsn: Annotated[str | None, _DSN_OPTION] = None) -> None:
         return found
 
     for info in _in_storage(dsn, tokens):
-        line = {**info._asdict(), "access": info.access.name.lower()}
+        line = {
+            "id": info.id,
+            "label": info.label,
+            "namespaces": info.namespaces,
+            "access": info.access.name.lower(),
+            "created": info.created_ms,
+            "expires": info.expires_ms,
+        }
         print(json.dumps(line, ensure_ascii=False))  # noqa: T201
 
 

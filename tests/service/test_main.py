@@ -136,7 +136,7 @@ def test_tokens(tmp_path):
     listed = json.loads(line)
     assert text.split("_", 2)[2] not in line
     assert (listed["id"], listed["namespaces"], listed["access"]) == (found[1], ["team-*", "x"], "write")
-    assert listed["expires_ms"] - listed["created_ms"] == 90 * 86_400_000
+    assert listed["expires"] - listed["created"] == 90 * 86_400_000
     rotated = token("rotate", found[1], "--grace", "1h")
     assert rotated.stdout.startswith(f"rst_{found[1]}_")
     assert rotated.stdout.strip() != text
