@@ -137,6 +137,8 @@ class Connection(asyncio.Protocol):
         self._asks_for_upgrade = False
         self._silent_bytes = 0
         self._pipelines_too_much = False
+        # What arrived and is no request, to be told once the requests before it are answered.
+        self._refusal: Problem | None = None
         self._stopping = False
         self._reading = True
         self._lingers_until = math.inf
@@ -182,7 +184,7 @@ class Connection(asyncio.Protocol):
         self.resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        if self._pipelines_too_much:
+        if self._pipelines_too_much or self._refusal is not None:
             return
         # Heads and trailers are kept until the message ends, so there is a bound on what brings no body. A packet
         # may bring much more than a head, so only what came in earlier ones is held against it.
@@ -236,7 +238,9 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         parser, fields = self._parser, self._fields
         method = parser.get_method()
-        self._asks_for_upgrade = parser.should_upgrade() and method != b"CONNECT"
+        if method == b"CONNECT":
+            raise Problem("malformed-request", "The service is no proxy: it opens no tunnel.")
+        self._asks_for_upgrade = parser.should_upgrade()
         if self._asks_for_upgrade:
             return
         self._in_head = False
@@ -264,7 +268,9 @@ class Connection(asyncio.Protocol):
         scope["query_string"] = query
         scope["headers"] = fields
         exchange = self._arriving = Exchange(self, scope, keep_alive=parser.should_keep_alive())
-        if parser.get_http_version() == "1.0":
+        version = parser.get_http_version()
+        if version != "1.1":
+            # An older client may not know chunks.
             scope["http_version"] = "1.0"
             exchange.keep_alive = False
         exchange.expects_continue = (b"expect", b"100-continue") in fields
@@ -311,6 +317,9 @@ class Connection(asyncio.Protocol):
             self._answer(waiting.popleft())
         if waiting:
             self._pause_reading()
+        elif self._refusal is not None:
+            if self._current is None:
+                self._send_refusal(self._refusal)
         elif not self._reading and (self._arriving is None or self._arriving.unread_bytes <= _UNREAD_BYTES_MAX):
             self.resume_reading()
 
@@ -340,7 +349,7 @@ class Connection(asyncio.Protocol):
 
     def _returned(self, exchange: Exchange) -> None:
         self._current = None
-        if not exchange.answered:
+        if not exchange.answered and (exchange.started or self._refusal is None):
             # Without a proper end nobody takes a part of an answer for the whole.
             self.transport.abort()
 
@@ -367,7 +376,21 @@ class Connection(asyncio.Protocol):
         return (self._stopping and not more) or (self._pipelines_too_much and not self._waiting)
 
     def _refuse(self, problem: Problem) -> None:
-        """Answer what no app can answer with a problem, and end the connection."""
+        """Answer what no app can answer with a problem, after the requests before it, and end the connection."""
+        self._refusal = problem
+        exchange, self._arriving = self._arriving, None
+        if exchange is not None:
+            # The rest of its body cannot be read.
+            if exchange.answered:
+                self.transport.close()
+            elif exchange in self._waiting:
+                self._waiting.remove(exchange)
+            else:
+                exchange.lose()
+        self.server.idle.pop(self, None)
+        self._answer_waiting()
+
+    def _send_refusal(self, problem: Problem) -> None:
         if self.transport.is_closing():
             return
         request_id = secrets.token_hex(8)
@@ -385,9 +408,16 @@ class Connection(asyncio.Protocol):
         Some clients ask for HTTP/2 with every request. The parser stops at the end of such a head, and what follows,
         the body, would be lost: an empty value would be stored.
         """
-        lines = [b"%b %b HTTP/1.1\r\n" % (self._parser.get_method(), self._url)]
-        lines += (b"%b: %b\r\n" % field for field in self._fields if field[0] not in (b"upgrade", b"connection"))
+        parser = self._parser
+        lines = [b"%b %b HTTP/%b\r\n" % (parser.get_method(), self._url, parser.get_http_version().encode())]
+        for name, value in self._fields:
+            if name == b"connection":
+                # It may ask for other things as well, as for the end of the connection.
+                value = b", ".join(part for part in value.split(b",") if part.strip().lower() != b"upgrade")
+            if name != b"upgrade":
+                lines.append(b"%b: %b\r\n" % (name, value))
         self._parser = self._new_parser()
+        self._silent_bytes = 0
         self.data_received(b"".join(lines) + b"\r\n" + rest)
 
     # --- bounds --------------------------------------------------------------------------------------------

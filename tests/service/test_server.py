@@ -126,6 +126,33 @@ def test_a_refused_body_is_not_taken_for_the_next_request(server):
     assert httpx2.get(f"{server.url}/kv/p").status_code == 200
 
 
+def statuses(answer: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+)", answer)]
+
+
+def test_what_is_no_request_is_refused_after_those_before_it_are_answered(server):
+    put = b"PUT /kv/turn HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n1"
+    get = b"GET /kv/turn HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    answer = talk(server, put + get + put + b"non\0sense\r\n\r\n" + get)
+    assert statuses(answer) in ([201, 200, 204, 400], [204, 200, 204, 400])
+
+
+def test_a_broken_body_has_one_answer(server):
+    head = b" HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
+    assert statuses(talk(server, b"PUT /kv/broken" + head, b"zz\r\n")) == [400]
+    assert statuses(talk(server, b"POST /healthz" + head, b"zz\r\n")) == [405]
+    assert httpx2.get(f"{server.url}/kv/broken").status_code == 404
+
+
+def test_a_request_for_another_protocol_may_be_large_and_keeps_its_other_wishes(server):
+    asks = b"Host: localhost\r\nUpgrade: h2c\r\nConnection: Upgrade"
+    put = b"PUT /kv/up HTTP/1.1\r\n" + asks + b"\r\nContent-Length: 60000\r\n\r\n" + b"x" * 60_000
+    assert statuses(talk(server, put + b"GET /kv/up HTTP/1.1\r\n" + CLOSE + b"\r\n"))[-1] == 200
+    # The connection ends, or these would wait for the idle one to be closed.
+    assert b"connection: close" in talk(server, b"GET /healthz HTTP/1.1\r\n" + asks + b", close\r\n\r\n")
+    assert b"connection: close" in talk(server, b"GET /healthz HTTP/1.0\r\n" + asks + b"\r\n\r\n")
+
+
 @pytest.mark.parametrize(
     "sent",
     [
@@ -133,6 +160,7 @@ def test_a_refused_body_is_not_taken_for_the_next_request(server):
         b"GET /kv/\xc3\xa9 HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"BREW /kv/k HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n",
+        b"CONNECT /kv/k HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET /kv HTTP/1.1\r\nHost x\r\n\r\n",
         b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n11",
