@@ -429,7 +429,7 @@ class Attempt:
             writing.size += len(value)
             if expires_ms is not None:
                 self._note_due(bucket, expires_ms)
-            self._heads[place], self._versions[place] = write.head._replace(value=b""), writing.version
+            self._heads[place], self._versions[place] = Head(meta, b"", expires_ms), writing.version
             self._written.add(place)
             return bucket
         if owner is None or self._heads.get(place) is None:

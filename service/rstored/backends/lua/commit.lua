@@ -9,7 +9,7 @@
 local call = redis.call
 local NEVER = string.rep('\0', 8)
 
--- The heads of the update under way, by key; false for a record that does not exist.
+-- The heads by key, as they are now and as far as they were looked at; false for a record that does not exist.
 local heads = {}
 
 local function add_expiry(tag, kind, key, head)
@@ -60,6 +60,7 @@ end
 -- give a record another version: its key, head
 function writes.t(i)
   call('HSET', ARGV[i], 'h', ARGV[i + 1])
+  heads[ARGV[i]] = ARGV[i + 1]
   return i + 2
 end
 
@@ -113,6 +114,7 @@ end
 -- set a field: key, field, value
 function writes.f(i)
   call('HSET', ARGV[i], ARGV[i + 1], ARGV[i + 2])
+  if ARGV[i + 1] == 'h' then heads[ARGV[i]] = ARGV[i + 2] end
   return i + 3
 end
 
@@ -121,6 +123,7 @@ function writes.g(i)
   local old = call('HGET', ARGV[i], 'h')
   if old and struct.unpack('>I8', old) < struct.unpack('>I8', ARGV[i + 1]) then
     call('HSET', ARGV[i], 'h', ARGV[i + 1])
+    heads[ARGV[i]] = nil
   end
   return i + 2
 end
@@ -128,6 +131,7 @@ end
 -- delete a key: key
 function writes.u(i)
   call('UNLINK', ARGV[i])
+  heads[ARGV[i]] = nil
   return i + 1
 end
 
@@ -158,8 +162,11 @@ local function carry_out(i, stop)
   local checks = tonumber(ARGV[i])
   i = i + 1
   for _ = 1, checks do
-    local head = call('HGET', ARGV[i], 'h')
-    heads[ARGV[i]] = head
+    local head = heads[ARGV[i]]
+    if head == nil then
+      head = call('HGET', ARGV[i], 'h')
+      heads[ARGV[i]] = head
+    end
     ok = ok and string.sub(head or '', 1, 8) == ARGV[i + 1]
     i = i + 2
   end
@@ -180,9 +187,11 @@ end
 local out, i = {}, 1
 while i <= #ARGV do
   local stop = i + tonumber(ARGV[i])
-  heads = {}
   local done, status = pcall(carry_out, i + 1, stop)
-  if not done then status = type(status) == 'table' and status.err or tostring(status) end
+  if not done then
+    status = type(status) == 'table' and status.err or tostring(status)
+    heads = {}
+  end
   out[#out + 1] = status
   i = stop + 1
 end
