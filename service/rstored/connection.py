@@ -83,7 +83,9 @@ class Connections(ServerState):
                 self.count_closed("connections")
                 return False
             self.count_closed("evicted")
-            longest_idle.close_idle()
+            # With TLS a proper close would wait for the client, and the connection would be there as long.
+            self.idle.pop(longest_idle, None)
+            longest_idle.transport.abort()
         return True
 
     def forget(self, connection: Connection) -> None:
@@ -170,6 +172,7 @@ class Connection(asyncio.Protocol):
             "server": _address(transport.get_extra_info("sockname")),
             "client": client,
             "root_path": "",
+            "task": None,
         }
         self.server.idle[self] = self.loop.time()
 

@@ -281,7 +281,8 @@ class FrontDoor:
                 raise Problem("overloaded", "this client has as many requests under way as one may have; try again")
         self._shares[request.client] = share + 1
         # A server that begins without a task, as the service's own does, puts it there later.
-        scope["task"] = asyncio.current_task()
+        if "task" not in scope:
+            scope["task"] = asyncio.current_task()
         self._under_way[request] = scope
 
     def _dismiss(self, request: Request) -> None:
@@ -425,14 +426,14 @@ class FrontDoor:
             await body.aclose()
 
     async def _delegate(self, scope: Scope, receive: Receive, send: Send, request: Request) -> int:
-        """Let FastAPI answer (the document and its page), and add the request id."""
+        """Let FastAPI answer (the document and its page), and add the headers that every answer has."""
         status = 500
 
         async def send_with_id(message: MutableMapping[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request.id)]
+                message["headers"] = [*message["headers"], *request.on_all, (b"x-request-id", request.id)]
             await send(message)
 
         scope = {**scope, "root_path": request.state.root_path}

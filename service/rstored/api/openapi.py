@@ -33,7 +33,6 @@ JSON routes also speak `application/msgpack`. A store in which a token was ever 
 # The page is text and styles of our own: it may load nothing, run nothing, and be framed by nobody.
 _PAGE_HEADERS: Final = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
 }
 
 

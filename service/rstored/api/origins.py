@@ -80,5 +80,8 @@ class Origins:
                 raise Problem("cross-origin-request", "an open store changes nothing for a page of another origin")
 
     def _is_ours(self, host: str) -> bool:
+        if "," in host:
+            # It was given twice, and whoever stands between may have believed the other one.
+            return False
         name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
         return name in ("localhost", self._host) or name.endswith(".localhost") or is_loopback(name)

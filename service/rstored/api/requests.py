@@ -162,6 +162,8 @@ class Request:
         """
         if self.fields.get(b"content-encoding", b"identity").lower() != b"identity":
             raise Problem("unsupported-media-type", "Content-Encoding: only identity is taken; send the body as it is")
+        if self.fields.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+            raise Problem("unsupported-media-type", "Transfer-Encoding: only chunked is taken; send the body as it is")
         limits = self.state.limits
         body_max = limits.frames_bytes_max if frames else limits.body_bytes_max
         if size_max is None or size_max > body_max:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rstored.api.conditions import bare_condition
-from rstored.engine.model import Condition
+from rstored.engine.model import ANY, Condition
 from rstored.problems import Problem
 
 pytestmark = pytest.mark.anyio
@@ -84,9 +84,10 @@ async def test_what_is_no_list_of_tags(http, etag, condition):
 
 
 def test_conditions_in_a_body_are_bare():
-    assert bare_condition("abc", None, "/set/0") == Condition(("abc",), None)
-    assert bare_condition(None, "*", "/set/0") == Condition(None, ("*",))
+    assert bare_condition("abc", None) == Condition(("abc",), None)
+    assert bare_condition(None, "*") == Condition(None, ("*",))
+    assert bare_condition(None, None) is ANY
     for tag in ('"abc"', "", "a b", "é"):
         with pytest.raises(Problem) as caught:
-            bare_condition(tag, None, "/set/0")
-        assert caught.value.members == {"pointer": "/set/0/if_match"}
+            bare_condition(tag, None)
+        assert caught.value.members == {"pointer": "/if_match"}

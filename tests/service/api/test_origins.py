@@ -26,6 +26,7 @@ THEIRS = [
     "localhost.attacker.example",
     "192.0.2.1",
     "127.0.0.1.nip.io",
+    "127.0.0.1:8000, attacker.example",
     "x",
 ]
 
@@ -136,7 +137,8 @@ def test_what_is_no_origin(origins):
 
 async def test_headers_on_every_answer(http):
     await http.put("/kv/k", content=b"<script>")
-    for method, path in (("GET", "/"), ("GET", "/kv/k"), ("HEAD", "/kv/k"), ("GET", "/nowhere"), ("OPTIONS", "/kv/k")):
+    routes = [("GET", path) for path in ("/", "/kv/k", "/nowhere", "/docs", "/openapi.json")]
+    for method, path in (*routes, ("HEAD", "/kv/k"), ("OPTIONS", "/kv/k")):
         headers = (await http.request(method, path)).headers
         assert headers.get_list("x-content-type-options") == ["nosniff"]
         assert headers.get_list("cache-control") == ["no-store"]
