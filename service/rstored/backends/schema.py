@@ -268,6 +268,7 @@ class Statements:
         self.some_children = self._sql(
             sa.select(record.c.id, sa.func.length(record.c.value))
             .where(record.c.parent_id == _bind("parent"))
+            .order_by(record.c.kind, record.c.key)
             .limit(_bind("n"))
             .offset(_ZERO),
             "parent",
