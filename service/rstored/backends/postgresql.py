@@ -537,8 +537,8 @@ _UPDATE_HEADS: Final = """
     WHERE record.id = head.id
 """
 _DELETE_RECORDS: Final = "DELETE FROM record WHERE id = ANY(%b::bigint[])"
-# In order, here and in what purges, so that the planner has no choice but an index: where it has learnt that most records
-# have one parent, it expects to find a record's first child, which is not there, after a few steps through the table.
+# In order, here and in what purges, so that the planner has no choice but an index: where it has learnt that most
+# records have one parent, it expects to find a first child, which is not there, after a few steps through the table.
 _TRASH_RECORDS: Final = """
     INSERT INTO trash
     SELECT id FROM unnest(%b::bigint[]) AS gone (id)
