@@ -36,6 +36,23 @@ def environment(server: str) -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "RSTORE_URL": server, "LANG": "C.UTF-8"}
 
 
+def run(command: list[str], server: str, folder: Path, pasted: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command in an empty folder, with a session on its standard input if one is pasted; it must end well."""
+    done = subprocess.run(
+        command,
+        input=pasted,
+        cwd=folder,
+        env=environment(server),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Error" not in done.stderr, done.stderr
+    return done
+
+
 def test_the_readme_begins_with_the_two_commands():
     first = blocks("README.md", "sh")[0]
     assert [line.split("#")[0].strip() for line in first.splitlines()] == ["make serve", "make test"]
@@ -51,16 +68,7 @@ def test_the_sessions_are_about_ten_lines():
 def test_the_curl_session_answers_what_it_shows(server, tmp_path):
     session = the(blocks("README.md", "sh"))
     assert ADDRESS in session
-    done = subprocess.run(
-        ["bash", "-eu", "-c", session.replace(ADDRESS, server)],
-        cwd=tmp_path,
-        env=environment(server),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run(["bash", "-eu", "-c", session.replace(ADDRESS, server)], server, tmp_path)
     shown = re.findall(r"^# (.*)$", session, flags=re.MULTILINE)
     assert len(shown) == session.count("curl ") - 1  # the PUT has nothing to show
     assert done.stdout == "".join(shown)
@@ -77,17 +85,7 @@ def test_the_python_session_answers_what_it_shows(server, tmp_path):
         if isinstance(node, ast.Expr) and "  # " in lines[node.end_lineno - 1]
     ]
     assert len(expected) >= 5
-    done = subprocess.run(
-        [sys.executable, "-i", "-q"],
-        input=session,
-        cwd=tmp_path,
-        env=environment(server),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert "Error" not in done.stderr, done.stderr
+    done = run([sys.executable, "-i", "-q"], server, tmp_path, session)
     assert done.stdout.splitlines() == expected
     assert not list(tmp_path.iterdir())
 
@@ -97,16 +95,7 @@ def test_the_scripts_of_start_print_what_they_show(server, tmp_path, number):
     scripts = blocks("docs/start.md", "python")
     assert len(scripts) == 3
     script = scripts[number]
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        env=environment(server),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run([sys.executable, "-c", script], server, tmp_path)
     shown = re.findall(r"print\(.*\)  # (.*)$", script, flags=re.MULTILINE)
     assert done.stdout.splitlines() == shown
     assert shown

@@ -4,68 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import operator
-import socket
-import threading
 from collections.abc import Iterator
 
 import pytest
+from tests.relay import Relay
 
 import rstore
 from rstore import AsyncStore, Store, StoreConflictError, StoreIntegrityError, StoreNotAvailableError
 
 
-class LosingProxy:
-    """A TCP proxy that breaks off instead of passing on ``losses`` answers, after ``skips`` that come through."""
+class LosingProxy(Relay):
+    """Breaks off instead of passing on ``losses`` answers, after ``skips`` that come through."""
 
-    def __init__(self, url: str) -> None:
-        host, port = url.removeprefix("http://").split(":")
-        self.target = host, int(port)
-        self.losses = self.skips = 0
-        self.lost = 0
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.sockets: list[socket.socket] = []
-        self.threads = [threading.Thread(target=self.accept)]
-        self.threads[0].start()
+    losses = skips = lost = 0
 
-    def accept(self) -> None:
-        while True:
-            try:
-                client, _ = self.listener.accept()
-            except OSError:
-                return
-            server = socket.create_connection(self.target)
-            self.sockets += [client, server]
-            for source, target in ((client, server), (server, client)):
-                thread = threading.Thread(target=self.pump, args=(source, target, source is server))
-                thread.start()
-                self.threads.append(thread)
-
-    def pump(self, source: socket.socket, target: socket.socket, answers: bool) -> None:
-        with contextlib.suppress(OSError):
-            while chunk := source.recv(65536):
-                if answers and self.losses and self.skips:
-                    self.skips -= 1
-                elif answers and self.losses:
-                    self.losses -= 1
-                    self.lost += 1
-                    break
-                target.sendall(chunk)
-        for end in (source, target):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        for end in self.sockets:
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        for thread in self.threads:
-            thread.join(10)
-            assert not thread.is_alive()
-        for end in self.sockets:
-            end.close()
+    def passes(self, chunk: bytes, *, answer: bool) -> bool:
+        if not (answer and self.losses):
+            return True
+        if self.skips:
+            self.skips -= 1
+            return True
+        self.losses -= 1
+        self.lost += 1
+        return False
 
 
 @pytest.fixture(scope="module")

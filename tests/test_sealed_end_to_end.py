@@ -13,8 +13,6 @@ import json
 import operator
 import pickle
 import secrets
-import socket
-import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +21,7 @@ from urllib.parse import quote
 import httpx2
 import pytest
 from cryptography.fernet import Fernet
+from tests.relay import Relay
 
 import rstore
 from rstore import AsyncStore, Store, StoreDecryptionError, StoreError
@@ -35,57 +34,18 @@ SEALED = "application/vnd.rstore.sealed"
 # --- what the server and the disk see ----------------------------------------------------------------------
 
 
-class RecordingProxy:
-    """A TCP proxy that keeps every byte that a client sends to the server, and every byte of the answers."""
+class RecordingProxy(Relay):
+    """Keeps every byte that a client sends to the server, and every byte of the answers."""
 
     def __init__(self, url: str) -> None:
-        host, port = url.removeprefix("http://").split(":")
-        self.target = host, int(port)
         self.sent = bytearray()
         self.answered = bytearray()
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.sockets: list[socket.socket] = []
-        self.threads = [threading.Thread(target=self.accept)]
-        self.threads[0].start()
+        super().__init__(url)
 
-    def accept(self) -> None:
-        while True:
-            try:
-                client, _ = self.listener.accept()
-            except OSError:
-                return
-            server = socket.create_connection(self.target)
-            self.sockets += [client, server]
-            for source, target, record in ((client, server, self.sent), (server, client, self.answered)):
-                thread = threading.Thread(target=self.pump, args=(source, target, record))
-                thread.start()
-                self.threads.append(thread)
-
-    @staticmethod
-    def pump(source: socket.socket, target: socket.socket, record: bytearray) -> None:
-        try:
-            while chunk := source.recv(65536):
-                record += chunk
-                target.sendall(chunk)
-        except OSError:
-            pass
-        finally:
-            for end in (source, target):
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        for end in self.sockets:
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        for thread in self.threads:
-            thread.join(10)
-            assert not thread.is_alive()
-        for end in self.sockets:
-            end.close()
+    def passes(self, chunk: bytes, *, answer: bool) -> bool:
+        record = self.answered if answer else self.sent
+        record += chunk
+        return True
 
 
 @pytest.fixture

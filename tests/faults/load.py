@@ -14,7 +14,7 @@ import httpx2
 
 from rstored.engine.batching import WAIT_SECONDS
 
-__all__ = ["BOUND_SECONDS", "RECOVERY_SECONDS", "Load", "check_unavailable", "recovered"]
+__all__ = ["BOUND_SECONDS", "RECOVERY_SECONDS", "Applies", "Load", "check_unavailable", "recovered"]
 
 BOUND_SECONDS = WAIT_SECONDS + 5
 """Within this the service answers, whatever its backend does; the rest is for a busy machine."""
@@ -224,3 +224,32 @@ async def _json(client: httpx2.AsyncClient, path: str) -> Any:
     response = await client.get(path)
     assert response.status_code == 200, response.text
     return response.json()
+
+
+class Applies:
+    """Events of one sequence, each sent again under its id until it is acknowledged."""
+
+    def __init__(self, client: httpx2.AsyncClient, url: str) -> None:
+        self._client = client
+        self._url = f"{url}/es/events/events"
+        self._acknowledged: set[int] = set()
+        self.next = 1
+
+    async def apply(self) -> int:
+        """Apply the event with the number ``next``; returns the status of the first answer."""
+        n, self.next = self.next, self.next + 1
+        body, headers = {"events": [{"item": f"n{n}", "value": n}]}, {"Idempotency-Key": f"id-{n}"}
+        statuses: list[int] = []
+        async with asyncio.timeout(RECOVERY_SECONDS):
+            while 200 not in statuses:
+                response = await self._client.post(self._url, json=body, headers=headers)
+                statuses.append(response.status_code)
+                if response.status_code != 200:
+                    check_unavailable(response)
+        self._acknowledged.add(n)
+        return statuses[0]
+
+    async def verify(self) -> None:
+        """Each of them happened once, and nothing else did."""
+        events = (await self._client.get(self._url)).json()["events"]
+        assert sorted(event["value"] for event in events) == sorted(self._acknowledged)

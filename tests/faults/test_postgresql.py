@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import httpx2
 import psycopg
 import pytest
-from tests.faults.load import BOUND_SECONDS, RECOVERY_SECONDS, Load, check_unavailable, recovered
+from tests.faults.load import BOUND_SECONDS, RECOVERY_SECONDS, Applies, Load, check_unavailable, recovered
 from tests.servers import PostgreSQLServer, missing_postgresql
 
 _MISSING = missing_postgresql()
@@ -102,47 +102,30 @@ async def test_a_connection_is_cut_at_every_stage_of_a_batch(
     proxy = await through(server.port)
     dsn = f"postgresql://test@127.0.0.1:{proxy.port}/test?schema={schema}"
     url = (await asyncio.to_thread(serve, dsn)).url
-    acknowledged: set[int] = set()
-    numbers = iter(range(1, 1000))
-
-    async def apply(n: int | None = None) -> int:
-        """One event whose id is sent again until it is acknowledged; returns the status of the first answer."""
-        n = n or next(numbers)
-        body, headers = {"events": [{"item": f"n{n}", "value": n}]}, {"Idempotency-Key": f"id-{n}"}
-        statuses = []
-        async with asyncio.timeout(RECOVERY_SECONDS):
-            while 200 not in statuses:
-                response = await client.post(f"{url}/es/events/events", json=body, headers=headers)
-                statuses.append(response.status_code)
-                if response.status_code != 200:
-                    check_unavailable(response)
-        acknowledged.add(n)
-        return statuses[0]
-
-    await apply()
+    applies = Applies(client, url)
+    await applies.apply()
     # Over a connection as new as it is after each cut: how much a batch sends and is sent.
     proxy.cut_all()
-    await apply()
+    await applies.apply()
     before = dict(proxy.bytes)
-    await apply()
+    await applies.apply()
     sizes = {way: proxy.bytes[way] - before[way] for way in proxy.bytes}
     assert min(sizes.values()) > 100
     cuts = proxy.cuts
     for way, size in sizes.items():
         for n in range(0, size, max(1, size // 16)):
             proxy.cut_after(way, n + 1)
-            await apply()
+            await applies.apply()
     # The batch's last words: cut before them it is done again, cut behind them nobody can tell.
     for pass_on in (False, True):
         proxy.cut_all()
-        n, before_this = next(numbers), proxy.cuts
-        proxy.cut_at(b"COMMIT", b"id-%d" % n, pass_on=pass_on)
-        assert await apply(n) == 503
+        before_this = proxy.cuts
+        proxy.cut_at(b"COMMIT", b"id-%d" % applies.next, pass_on=pass_on)
+        assert await applies.apply() == 503
         assert proxy.cuts == before_this + 1
     assert proxy.cuts >= cuts + 32
     proxy.heal()
-    events = (await client.get(f"{url}/es/events/events")).json()["events"]
-    assert sorted(event["value"] for event in events) == sorted(acknowledged)
+    await applies.verify()
 
 
 async def test_the_network_falls_silent(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import httpx2
 import pytest
-from tests.faults.load import BOUND_SECONDS, RECOVERY_SECONDS, Load, check_unavailable, recovered
+from tests.faults.load import BOUND_SECONDS, Applies, Load, check_unavailable, recovered
 from tests.servers import RedisServer, missing_redis
 
 _MISSING = missing_redis()
@@ -52,42 +52,25 @@ async def test_a_connection_is_cut_at_every_stage_of_a_batch(
 ) -> None:
     proxy = await through(server.port)
     url = (await asyncio.to_thread(serve, f"redis://127.0.0.1:{proxy.port}?prefix={prefix}")).url
-    acknowledged: set[int] = set()
-    numbers = iter(range(1, 1000))
-
-    async def apply() -> int:
-        """One event whose id is sent again until it is acknowledged; returns the status of the first answer."""
-        n = next(numbers)
-        body, headers = {"events": [{"item": f"n{n}", "value": n}]}, {"Idempotency-Key": f"id-{n}"}
-        statuses = []
-        async with asyncio.timeout(RECOVERY_SECONDS):
-            while 200 not in statuses:
-                response = await client.post(f"{url}/es/events/events", json=body, headers=headers)
-                statuses.append(response.status_code)
-                if response.status_code != 200:
-                    check_unavailable(response)
-        acknowledged.add(n)
-        return statuses[0]
-
-    await apply()
+    applies = Applies(client, url)
+    await applies.apply()
     # Over a connection as new as it is after each cut: how much a batch sends and is sent.
     proxy.cut_all()
-    await apply()
+    await applies.apply()
     before = dict(proxy.bytes)
-    await apply()
+    await applies.apply()
     sizes = {way: proxy.bytes[way] - before[way] for way in proxy.bytes}
     assert min(sizes.values()) > 20
     cuts, refused = proxy.cuts, 0
     for way, size in sizes.items():
         for n in range(0, size, max(1, size // 24)):
             proxy.cut_after(way, n + 1)
-            refused += await apply() == 503
+            refused += await applies.apply() == 503
     # Some of them hit the commit: cut before the answer to it, nobody can tell what became of it.
     assert refused > 0
     assert proxy.cuts >= cuts + 32
     proxy.heal()
-    events = (await client.get(f"{url}/es/events/events")).json()["events"]
-    assert sorted(event["value"] for event in events) == sorted(acknowledged)
+    await applies.verify()
 
 
 async def test_the_network_falls_silent(
