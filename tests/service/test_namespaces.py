@@ -8,6 +8,7 @@ import pytest
 from rstore.encodings import Encoding, Value
 from rstored.backends.sqlite import SQLiteBackend
 from rstored.engine.engine import Engine
+from rstored.engine.globs import compile_glob
 from rstored.engine.model import NamespaceInfo, NamespacePolicy
 from rstored.problems import Problem
 
@@ -73,7 +74,7 @@ async def test_list(engine: Engine) -> None:
     assert await engine.namespaces.list(after="team-a", limit=2) == ([("team-b", OPEN), ("x", SEALED)], None)
     assert [name for name, _ in (await engine.namespaces.list(match="*-?")).items] == ["team-a", "team-b"]
     assert [name for name, _ in (await engine.namespaces.list(prefix="team-")).items] == ["team-a", "team-b"]
-    only = await engine.namespaces.list(accept=lambda name: name == "x")
+    only = await engine.namespaces.list(within=[compile_glob("x")])
     assert [name for name, _ in only.items] == ["x"]
 
 

@@ -11,7 +11,6 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
-import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,7 +18,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import SecretStr
 
-from rstored.engine.globs import Glob, compile_glob
+from rstored.engine.globs import compile_glob
 from rstored.engine.model import Access
 from rstored.engine.tokens import Tokens
 from rstored.limits import Limits
@@ -57,24 +56,23 @@ class Rate:
 
 
 class Grant:
-    """What the holder of a token may do. ``prefix`` is what every namespace begins with that it reaches."""
+    """What the holder of a token may do, in the namespaces that match one of the ``globs``."""
 
-    __slots__ = ("_access", "_globs", "everywhere", "prefix", "rate", "token_id")
+    __slots__ = ("_access", "everywhere", "globs", "rate", "token_id")
 
     def __init__(self, token_id: str, namespaces: Sequence[str], access: Access, rate: Rate | None = None) -> None:
         self.token_id = token_id
         self.rate = rate
         self.everywhere = "*" in namespaces
         self._access = access
-        self._globs = [compile_glob(glob) for glob in namespaces]
-        self.prefix = os.path.commonprefix([glob.prefix for glob in self._globs])  # noqa: RUF071 (of characters)
+        self.globs = [compile_glob(glob) for glob in namespaces]
 
     def reaches(self, namespace: str) -> bool:
         """Whether the holder may know that there is, or is not, such a namespace."""
         if self.everywhere:
             return True
-        for glob in self._globs:  # noqa: SIM110 (half the time of any(), and every request asks)
-            if _matches(glob, namespace):
+        for glob in self.globs:  # noqa: SIM110 (half the time of any(), and every request asks)
+            if glob.admits(namespace):
                 return True
         return False
 
@@ -83,12 +81,6 @@ class Grant:
         if access > self._access:
             return False
         return self.everywhere if namespace is None else self.reaches(namespace)
-
-
-def _matches(glob: Glob, name: str) -> bool:
-    if glob.exact:
-        return name == glob.prefix
-    return name.startswith(glob.prefix) and (glob.matches is None or glob.matches(name))
 
 
 OPEN: Final = Grant("", ("*",), Access.ADMIN)
@@ -253,18 +245,23 @@ class _Failures:
         if now >= self._end:
             self._counts.clear()
             self._end = now + _MINUTE
-        if self._counts and self._counts.get(_network(client), 0) >= self._per_minute_max:
+        if self._counts and self._counts.get(self._name(client), 0) >= self._per_minute_max:
             detail = f"{self._per_minute_max} tokens of this minute were not known; send one that is"
             wait = int(self._end - now) + 1
             raise Problem("rate-limited", detail, limit=self._per_minute_max, retry_after_seconds=wait)
 
     def add(self, client: str, now: float) -> None:
         """Count one."""
+        name = self._name(client)
+        self._counts[name] = self._counts.get(name, 0) + 1
+
+    def _name(self, client: str) -> str:
+        """What the client is counted under."""
         network = _network(client)
         if network not in self._counts and len(self._counts) >= _CACHED_MAX:
             # So many addresses are one attack; the count that it shares bounds it as a whole.
-            network = ""
-        self._counts[network] = self._counts.get(network, 0) + 1
+            return ""
+        return network
 
 
 def _network(client: str) -> str:

@@ -71,13 +71,10 @@ _EXAMPLE: Final[dict[str, Any]] = {"namespace": "team", "sealed_only": False, "k
 )
 async def list_namespaces(request: Request, query: ListQuery) -> Reply:
     """Those that the token reaches, in order of name. `cursor` asks for the next page; it is null on the last."""
-    prefix, reached = query.prefix, request.grant.prefix
-    if reached.startswith(prefix):
-        prefix = reached
     page = await request.engine.namespaces.list(
         match=query.match,
-        prefix=prefix,
-        accept=request.grant.reaches,
+        prefix=query.prefix,
+        within=request.grant.globs,
         after=read_cursor(query.cursor),
         limit=page_size(query, request.state.limits),
     )

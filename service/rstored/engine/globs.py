@@ -28,6 +28,12 @@ class Glob(NamedTuple):
     exact: bool
     matches: Callable[[str], bool] | None
 
+    def admits(self, key: str) -> bool:
+        """Whether the whole key matches."""
+        if self.exact:
+            return key == self.prefix
+        return key.startswith(self.prefix) and (self.matches is None or self.matches(key))
+
 
 def compile_glob(pattern: str) -> Glob:
     """Compile a glob: ``*`` is any run of characters, ``?`` is one, all else is literal; the whole key must match.

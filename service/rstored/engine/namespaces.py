@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -22,7 +22,7 @@ from rstored.backends.abc import (
     namespace_place,
 )
 from rstored.engine.batching import Storage
-from rstored.engine.globs import list_page
+from rstored.engine.globs import Glob, compile_glob, list_page
 from rstored.engine.model import NamespaceInfo, NamespacePolicy, Page
 from rstored.engine.once import Once, answers_of
 from rstored.limits import Limits
@@ -113,30 +113,52 @@ class Namespaces:
         prefix: str = "",
         after: str | None = None,
         limit: int = 1000,
-        accept: Callable[[str], bool] | None = None,
+        within: Sequence[Glob] = (compile_glob("*"),),
     ) -> Page[tuple[str, NamespacePolicy]]:
-        """A page of namespaces in order of name; ``accept`` hides those that it returns False for."""
+        """A page of namespaces in order of name, out of those that match one of the globs ``within``.
+
+        No others are looked at but those that begin as one of the globs does: how long it takes would tell of them.
+        """
+        asked = compile_glob("*" if match is None else match)
 
         def shown(name: str) -> bool:
-            return name != RESERVED and (accept is None or accept(name))
+            return name != RESERVED and asked.admits(name) and any(glob.admits(name) for glob in within)
 
-        items: list[tuple[str, Head]] = []
-        while True:
-            page = await list_page(
-                self._storage,
-                "",
-                Kind.NAMESPACE,
-                match=match,
-                prefix=prefix,
-                after=after,
-                limit=limit - len(items),
-                accept=lambda name, _: shown(name),
-            )
-            items += page.items
-            # A cursor is a name, so it is one that may be shown, though the search goes on for longer.
-            if page.cursor is None or shown(page.cursor):
-                return Page([(name, _policy(head)) for name, head in items], page.cursor)
-            after = page.cursor
+        items: list[tuple[str, NamespacePolicy]] = []
+        for reached in _apart(within):
+            if not (reached.prefix.startswith(prefix) or prefix.startswith(reached.prefix)):
+                continue
+            if len(items) == limit:
+                return Page(items, items[-1][0])
+            while True:
+                page = await list_page(
+                    self._storage,
+                    "",
+                    Kind.NAMESPACE,
+                    match=reached.prefix if reached.exact else match,
+                    prefix=max(prefix, reached.prefix, key=len),
+                    after=after,
+                    limit=limit - len(items),
+                    accept=lambda name, _: shown(name),
+                )
+                items += [(name, _policy(head)) for name, head in page.items]
+                if page.cursor is None:
+                    break
+                # A cursor is a name, so it is one that may be shown, though the search goes on for longer.
+                if shown(page.cursor):
+                    return Page(items, page.cursor)
+                after = page.cursor
+        return Page(items, None)
+
+
+def _apart(globs: Sequence[Glob]) -> list[Glob]:
+    """Those of the globs, in order of name, whose prefixes are all that the names begin with that match any."""
+    found: list[Glob] = []
+    for glob in sorted(globs, key=lambda glob: (glob.prefix, glob.exact)):
+        covered = found and (glob == found[-1] if found[-1].exact else glob.prefix.startswith(found[-1].prefix))
+        if not covered:
+            found.append(glob)
+    return found
 
 
 def _meta(policy: NamespacePolicy) -> bytes:

@@ -19,6 +19,7 @@ from rstored.api.access import OPEN, Grant, Rate
 from rstored.api.front_door import FrontDoor
 from rstored.app import running_app
 from rstored.backends import backend_class
+from rstored.backends.abc import Slice
 from rstored.engine.engine import Engine
 from rstored.engine.model import Access
 from rstored.limits import Limits
@@ -88,7 +89,6 @@ def test_what_a_grant_reaches(globs, reached, beyond):
         assert grant.allows(name, Access.READ)
         assert grant.allows(name, Access.WRITE)
         assert not grant.allows(name, Access.ADMIN)
-        assert name.startswith(grant.prefix)
     for name in beyond:
         assert not grant.reaches(name)
         assert not grant.allows(name, Access.READ)
@@ -242,7 +242,7 @@ async def test_a_listing_of_namespaces_shows_no_other(closed, admin, monkeypatch
     names = [f"{team}{n:02}{end}" for team in "abc" for n in range(4) for end in ("", "-x")]
     for name in names:
         await admin.put(f"/ns/{name}")
-    for globs in (["b*"], ["*-x"], ["b0?", "c*"], ["zz*"], ["*"]):
+    for globs in (["b*"], ["*-x"], ["b0?", "c*"], ["zz*"], ["*"], ["c00", "a01", "a01-x", "b0*", "b00", "b00-*"]):
         grant = Grant("", globs, Access.READ)
         async with client(closed, (await make(admin, *globs))["token"]) as http:
             for query, asked in (
@@ -261,6 +261,36 @@ async def test_a_listing_of_namespaces_shows_no_other(closed, admin, monkeypatch
                         if cursor is not None:
                             assert grant.reaches(base64.urlsafe_b64decode(cursor + "==").decode())
                     assert found == sorted(name for name in asked if grant.reaches(name)), (globs, query, limit)
+
+
+@pytest.mark.parametrize(
+    ("globs", "told"),
+    [
+        (["mine-*"], {"mine-a"}),
+        (["mine-*", "z", "mine-*-x"], {"mine-a", "z"}),
+        (["mine-a"], {"mine-a"}),
+        (["mine?a", "z"], {"mine", "mine-a", "z"}),
+    ],
+)
+async def test_how_long_a_listing_takes_tells_nothing_of_others(closed, admin, globs, told):
+    for name in ("mine", "mine-a", "other-1", "other-2", "z", "z-secret"):
+        await admin.put(f"/ns/{name}")
+    looked_at: list[str] = []
+    read = closed.state.backend.read
+
+    async def watched(queries: Any) -> Any:
+        found = await read(queries)
+        parts = [part for parts in found for part in parts if isinstance(part, Slice)]
+        looked_at.extend(name for part in parts for name, _ in part.items)
+        return found
+
+    async with client(closed, (await make(admin, *globs))["token"]) as http:
+        await http.get("/ns")
+        closed.state.backend.read = watched
+        for query in ("", "?prefix=other", "?prefix=o", "?match=other*", "?prefix=mine&match=*-1", "?cursor=b3RoZXI"):
+            assert (await http.get(f"/ns{query}")).status_code == 200
+    assert looked_at
+    assert set(looked_at) == told
 
 
 # --- what is known of tokens, and for how long ---------------------------------------------------------------
@@ -380,6 +410,19 @@ async def test_guessing_is_slowed_and_the_others_go_on(settings):
             assert code(await http.get("/")) == (401, "unauthenticated")
         async with client(app, fresh["token"], "192.0.2.2") as http:
             assert (await http.get("/")).status_code == 200
+
+
+async def test_guessing_from_more_addresses_than_are_kept_is_slowed_too(settings, monkeypatch):
+    monkeypatch.setattr("rstored.api.access._CACHED_MAX", 5)
+    async with running_app(Settings(**settings, limits=Limits(failed_authentications_per_minute_max=3))) as app:
+        statuses = []
+        for number in range(20):
+            async with client(app, f"guess-{number}", f"192.0.2.{number}") as http:
+                statuses.append((await http.get("/")).status_code)
+        assert statuses == [401] * 8 + [429] * 12
+        # The first addresses have a count of their own.
+        async with client(app, "guess", "192.0.2.0") as http:
+            assert (await http.get("/")).status_code == 401
 
 
 async def test_an_ipv6_network_is_one_client(settings):
