@@ -165,7 +165,7 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
     "unauthenticated": ProblemType(401, "A valid token is needed", StoreAuthenticationError),
     "access-denied": ProblemType(403, "The token does not reach this", StoreAccessError),
     "rate-limited": ProblemType(429, "Too many requests", StoreLimitError),
-    "cross-origin-request": ProblemType(403, "An open store takes no changes from another origin", StoreAccessError),
+    "cross-origin-request": ProblemType(403, "An open store is not for pages of another origin", StoreAccessError),
     "misdirected-request": ProblemType(421, "An open store does not answer to this name", StoreAccessError),
     # The service cannot serve now.
     "internal-error": ProblemType(500, "The service failed", StoreNotAvailableError),

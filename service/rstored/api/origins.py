@@ -7,6 +7,7 @@ only to names that nobody else can point to it, and does nothing for a page of a
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -17,6 +18,9 @@ from rstored.settings import Settings
 __all__ = ["Origins", "is_loopback"]
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+# Where a browser puts an answer: into a tab of its own, or where a script sees of it what CORS lets it.
+_SHOWN: Final = frozenset({b"document", b"empty"})
+_HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]*)?\Z")
 _PREFLIGHT: Final[tuple[Header, ...]] = (
     (
         b"access-control-allow-headers",
@@ -70,18 +74,21 @@ class Origins:
                 "misdirected-request",
                 "an open store answers only to localhost, an address of loopback, or the address it listens on",
             )
-        if method not in _SAFE:
-            origin = fields.get(b"origin")
-            if origin is None:
-                foreign = fields.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin")
-            else:
-                foreign = origin.partition(b"://")[2] != host and origin not in self._cors
-            if foreign:
-                raise Problem("cross-origin-request", "an open store changes nothing for a page of another origin")
+        origin, site = fields.get(b"origin"), fields.get(b"sec-fetch-site", b"none")
+        if method in _SAFE:
+            # What is embedded in a page, a picture or a script, tells it whether it is there.
+            foreign = site == b"cross-site" and fields.get(b"sec-fetch-dest", b"empty") not in _SHOWN
+        elif origin is None:
+            foreign = site not in (b"none", b"same-origin")
+        else:
+            foreign = origin not in (b"http://" + host, b"https://" + host) and origin not in self._cors
+        if foreign:
+            raise Problem("cross-origin-request", "an open store does nothing for a page of another origin")
 
     def _is_ours(self, host: str) -> bool:
-        if "," in host:
-            # It was given twice, and whoever stands between may have believed the other one.
+        # One that was given twice does not match: whoever stands between may have believed the other one.
+        match = _HOST.match(host)
+        if match is None:
             return False
-        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        name = match[1] or match[2]
         return name in ("localhost", self._host) or name.endswith(".localhost") or is_loopback(name)

@@ -27,6 +27,10 @@ THEIRS = [
     "192.0.2.1",
     "127.0.0.1.nip.io",
     "127.0.0.1:8000, attacker.example",
+    "localhost:80@attacker.example",
+    "[::1].attacker.example",
+    "[localhost",
+    "",
     "x",
 ]
 
@@ -54,6 +58,7 @@ async def test_an_open_store_answers_to_no_name_that_is_pointed_to_it(http, host
         ({"Origin": "http://localhost:3000"}, False),
         ({"Origin": "https://attacker.example"}, False),
         ({"Origin": "null"}, False),
+        ({"Origin": "extension://localhost:8000"}, False),
         ({"Sec-Fetch-Site": "cross-site"}, False),
         ({"Sec-Fetch-Site": "same-site"}, False),
     ],
@@ -65,6 +70,28 @@ async def test_an_open_store_changes_nothing_for_another_origin(app, headers, al
             answer = await http.request(method, path, content=content, headers=headers)
             assert (outcome(answer) == (403, "cross-origin-request")) is not allowed
         assert (await http.get("/kv/k", headers=headers)).status_code == (200 if allowed else 404)
+
+
+@pytest.mark.parametrize(
+    ("site", "dest", "allowed"),
+    [
+        ("none", "document", True),
+        ("cross-site", "document", True),
+        ("cross-site", "empty", True),
+        ("same-site", "image", True),
+        ("same-origin", "script", True),
+        ("cross-site", "script", False),
+        ("cross-site", "image", False),
+        ("cross-site", "iframe", False),
+    ],
+)
+async def test_a_strangers_page_embeds_nothing_of_an_open_store(app, site, dest, allowed):
+    """By a script or a picture that loads or does not, it would learn which keys there are."""
+    async with client(app) as http:
+        await http.put("/kv/k", content=b"1")
+        for method, path in (("GET", "/kv/k"), ("HEAD", "/kv/k"), ("GET", "/kv/absent")):
+            answer = await http.request(method, path, headers={"Sec-Fetch-Site": site, "Sec-Fetch-Dest": dest})
+            assert (answer.status_code == 403) is not allowed, (method, path)
 
 
 async def test_who_is_told_that_others_reach_it_does_not_look(tmp_path):
