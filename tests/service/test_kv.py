@@ -380,7 +380,10 @@ async def test_batches_are_bounded(engine: Engine) -> None:
     for n in range(4):
         await engine.put(str(n), Value(Encoding.BYTES, b"x" * 1000))
     three = await engine.kv.batch("ns", gets=gets[:3], sets=[], deletes=[])
-    assert len(three.entries) == 3
+    assert [entry.value.data for _, entry in three.entries] == [b"x" * 1000] * 3
+    # Much more than its share of what all may have.
+    one = await engine.kv.batch("ns", gets=[gets[3], *gets[4:]], sets=[], deletes=[])
+    assert [entry.value.data for _, entry in one.entries] == [b"x" * 1000]
     for sets in ([], [BatchSet("x", ONE, "x/y")]):
         with pytest.raises(Problem) as caught:
             await engine.kv.batch("ns", gets=gets[:4], sets=sets, deletes=[])

@@ -130,11 +130,11 @@ class Slice(NamedTuple, Generic[T]):
 class HeadRead(NamedTuple):
     """→ ``Head | None``: None if the record (or its namespace) does not exist. Expired heads are returned.
 
-    Without ``values`` the head comes with an empty value, and the value is not read.
+    A value of more than ``bytes_max`` bytes is left out: it is not read, and the head comes with an empty one.
     """
 
     place: Place
-    values: bool = True
+    bytes_max: int | None = None
 
 
 class RowScan(NamedTuple):

@@ -371,34 +371,28 @@ Question: TypeAlias = tuple[str, Sequence[Any], Callable[[Rows], Any]]
 _COUNTS: Final = f"{_SQL.counts} UNION ALL SELECT kind, -n FROM ({_SQL.expired_counts}) AS expired (kind, n)"  # noqa: S608
 
 
-def _heads_sql(value: str) -> str:
-    return f"""
-        SELECT place.position, found.meta, {value}, found.expires_ms
-        FROM unnest(%b::text[], %b::smallint[], %b::text[]) WITH ORDINALITY AS place (namespace, kind, key, position)
-        JOIN record AS owner ON owner.parent_id = {ROOT_ID} AND owner.kind = {int(Kind.NAMESPACE)}
-            AND owner.key = place.namespace
-        JOIN record AS found ON found.parent_id = owner.id AND found.kind = place.kind AND found.key = place.key
-    """  # noqa: S608 - made of constants
-
-
-_HEADS: Final = {True: _heads_sql("found.value"), False: _heads_sql("''::bytea")}
+_HEADS: Final = f"""
+    SELECT place.position, found.meta, found.value, found.expires_ms
+    FROM unnest(%b::text[], %b::smallint[], %b::text[]) WITH ORDINALITY AS place (namespace, kind, key, position)
+    JOIN record AS owner ON owner.parent_id = {ROOT_ID} AND owner.kind = {int(Kind.NAMESPACE)}
+        AND owner.key = place.namespace
+    JOIN record AS found ON found.parent_id = owner.id AND found.kind = place.kind AND found.key = place.key
+"""  # noqa: S608 - made of constants
 
 
 async def _answers(connection: Connection, queries: Sequence[Query]) -> list[list[Any] | Problem]:
     """Answer the queries: reads of one head share one statement, all else is one snapshot in one round trip."""
     answers: list[list[Any] | Problem] = [[None] for _ in queries]
-    lone: dict[bool, list[tuple[int, Place]]] = {True: [], False: []}
+    lone: list[tuple[int, Place]] = []
     others: list[tuple[int, Query]] = []
     for position, query in enumerate(queries):
-        if len(query) == 1 and isinstance(query[0], HeadRead):
-            lone[query[0].values].append((position, query[0].place))
+        if len(query) == 1 and isinstance(query[0], HeadRead) and query[0].bytes_max is None:
+            lone.append((position, query[0].place))
         else:
             others.append((position, query))
-    for values, positioned in lone.items():
-        if positioned:
-            columns = _columns([place for _, place in positioned])
-            for ordinal, *head in await _fetch(connection, _HEADS[values], columns):
-                answers[positioned[ordinal - 1][0]] = [Head._make(head)]
+    if lone:
+        for ordinal, *head in await _fetch(connection, _HEADS, _columns([place for _, place in lone])):
+            answers[lone[ordinal - 1][0]] = [Head._make(head)]
     if len(others) == 1 and len(others[0][1]) == 1:
         text, parameters, decode = _question(others[0][1][0])
         answers[others[0][0]] = [decode(await _fetch(connection, text, parameters))]
@@ -439,8 +433,8 @@ def _question(read: Read) -> Question:
     if isinstance(read, RowScan):
         return _scan_question(read)
     if isinstance(read, HeadRead):
-        text = _SQL.head if read.values else _SQL.head_without_value
-        return text, _at(read.place), lambda rows: Head._make(rows[0]) if rows else None
+        text, bound = (_SQL.head, ()) if read.bytes_max is None else (_SQL.bounded_head, (read.bytes_max,))
+        return text, (*bound, *_at(read.place)), lambda rows: Head._make(rows[0]) if rows else None
     if isinstance(read, Listing):
         return _listing_question(read)
     if isinstance(read, CountRead):

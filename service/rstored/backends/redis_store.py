@@ -389,8 +389,12 @@ class Store:
             key = read.place.key.encode()
             bucket = owner.bucket(read.place)
             reading.check(owner, bucket)
-            ref = reading.ask(bucket, "v" if read.values else "h", bucket.record_key(read.place.kind, key))
-            return Part((ref,), _head_and_value if read.values else _head_alone)
+            record_key = bucket.record_key(read.place.kind, key)
+            if read.bytes_max is None:
+                ref = reading.ask(bucket, "v", record_key)
+            else:
+                ref = reading.ask(bucket, "b", record_key, read.bytes_max)
+            return Part((ref,), _head_and_value)
         if isinstance(read, RowScan):
             if owner is None:
                 return Part((), lambda _: Slice([], False))
@@ -630,11 +634,6 @@ def due_member(bucket: Bucket) -> bytes:
     return bucket.tag[bucket.tag.index(b"/") + 1 : -1] if bucket.ns_key else b""
 
 
-def _head_alone(replies: list[Any]) -> Head | None:
-    (packed,) = replies
-    return None if packed is None else unpacked(packed, b"")
-
-
 def _head_and_value(replies: list[Any]) -> Head | None:
     packed, value = replies[0]
     return None if packed is None else unpacked(packed, value or b"")
@@ -713,6 +712,7 @@ def _kind_keys(arguments: Sequence[Any]) -> list[bytes]:
 # By the letter of a read or write: how many arguments it has, and which keys they mean.
 _READS: Final[dict[Any, _Keys]] = {
     **dict.fromkeys("hvip", (1, _first)),
+    "b": (2, _first),
     "s": (9, _lane_keys),
     "l": (7, _index_key),
     "c": (2, _kind_keys),

@@ -276,11 +276,12 @@ class Statements:
         )
         """parent_id, limit → id, size"""
 
-        self.head = self._head(with_value=True)
+        self.head = self._head(record.c.value)
         """namespace, kind, key → meta, value, expires_ms"""
 
-        self.head_without_value = self._head(with_value=False)
-        """namespace, kind, key → meta, empty, expires_ms"""
+        too_long = sa.func.length(record.c.value) > _bind("n")
+        self.bounded_head = self._head(sa.case((too_long, _value(False)), else_=record.c.value), "n")
+        """the most bytes of a value that is read, namespace, kind, key → meta, value or empty, expires_ms"""
 
     @functools.cache  # noqa: B019 - there is one object for each backend, and it lives as long as the process
     def listing(self, *, values: bool, exclusive: bool, bounded: bool) -> str:
@@ -379,13 +380,13 @@ class Statements:
         parameters.append(self._no_limit if scan.limit is None else scan.limit + 1)
         return text, parameters
 
-    def _head(self, *, with_value: bool) -> str:
-        statement = sa.select(record.c.meta, _value(with_value), record.c.expires_ms).where(
+    def _head(self, value: Any, *names: str) -> str:
+        statement = sa.select(record.c.meta, value, record.c.expires_ms).where(
             record.c.parent_id == _namespace_id(_bind("namespace")),
             record.c.kind == _bind("kind"),
             record.c.key == _bind("key"),
         )
-        return self._sql(statement, *_AT_PLACE)
+        return self._sql(statement, *names, *_AT_PLACE)
 
     def _sql(self, statement: Any, *names: str) -> str:
         """The SQL text, having made sure that its parameters stand in the order of ``names``."""

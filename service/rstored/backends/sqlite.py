@@ -78,7 +78,7 @@ _HEADS: Final = """
     WHERE parent_id = (SELECT id FROM record WHERE parent_id = ? AND kind = ? AND key = ?)
     AND kind = ? AND key IN (SELECT value FROM json_each(?))
 """
-_HEADS_WITHOUT_VALUES: Final = _HEADS.replace("value", "x''", 1)
+_BOUNDED_HEADS: Final = _HEADS.replace("value", "CASE WHEN length(value) > ? THEN x'' ELSE value END", 1)
 
 T = TypeVar("T")
 
@@ -361,22 +361,21 @@ class _Reader:
             if alike is None:
                 answers += [self._answers[type(read)](read) for read in reads]
             else:
-                answers += self._heads(alike, [read.place.key for read in reads])  # type: ignore[union-attr]
+                answers += self._heads(*alike, [read.place.key for read in reads])  # type: ignore[union-attr]
         return answers
 
-    def _heads(self, alike: tuple[str, Kind, bool], keys: list[str]) -> list[Head | None]:
+    def _heads(self, namespace: str, kind: Kind, bytes_max: int | None, keys: list[str]) -> list[Head | None]:
         """The heads of records of one kind in one namespace."""
-        namespace, kind, values = alike
-        sql = _HEADS if values else _HEADS_WITHOUT_VALUES
-        rows = self._execute(sql, (ROOT_ID, int(_NAMESPACE), namespace, int(kind), _json(keys)))
+        sql, bound = (_HEADS, ()) if bytes_max is None else (_BOUNDED_HEADS, (bytes_max,))
+        rows = self._execute(sql, (*bound, ROOT_ID, int(_NAMESPACE), namespace, int(kind), _json(keys)))
         found = {key: Head(meta, value, expires_ms) for key, meta, value, expires_ms in rows}
         return list(map(found.get, keys))
 
     def _head(self, read: HeadRead) -> Head | None:
-        namespace, kind, key = read.place
-        sql = _SQL.head if read.values else _SQL.head_without_value
+        (namespace, kind, key), bytes_max = read
+        sql, bound = (_SQL.head, ()) if bytes_max is None else (_SQL.bounded_head, (bytes_max,))
         # An int of a subclass takes sqlite3 a slower way, so kinds are bound as plain ones.
-        row = self._execute(sql, (namespace, int(kind), key)).fetchone()
+        row = self._execute(sql, (*bound, namespace, int(kind), key)).fetchone()
         return None if row is None else Head._make(row)
 
     def _rows(self, scan: RowScan) -> Slice[Row]:
@@ -402,9 +401,9 @@ class _Reader:
         return [Place(namespace, Kind(kind), key) for namespace, kind, key in rows]
 
 
-def _heads_alike(read: Read) -> tuple[str, Kind, bool] | None:
+def _heads_alike(read: Read) -> tuple[str, Kind, int | None] | None:
     """What reads of heads have in common if one statement can answer them; None for any other read."""
-    return (read.place.namespace, read.place.kind, read.values) if type(read) is HeadRead else None
+    return (read.place.namespace, read.place.kind, read.bytes_max) if type(read) is HeadRead else None
 
 
 def _json(keys: Sequence[str]) -> str:

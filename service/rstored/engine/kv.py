@@ -227,15 +227,22 @@ class KeyValues:
         return await self._once.update(places, plan, write_id, request, _BATCH)
 
     async def _read_together(self, places: Sequence[Place], now: int) -> BatchResult:
-        """A batch of gets alone, all of one moment."""
-        if len(places) * self._limits.value_bytes_max > self._limits.body_bytes_max:
-            self._check_answer_size(await self._storage.read(*(HeadRead(place, values=False) for place in places)))
-        return BatchResult(_present(places, await self._storage.read(*map(HeadRead, places)), now), [], [])
+        """A batch of gets alone, all of one moment.
+
+        No more than fits an answer is read at once, so a value that has more than its share of that is left for the
+        second time, when it is known that all fit.
+        """
+        share = self._limits.body_bytes_max // max(1, len(places))
+        heads: list[Head | None] = await self._storage.read(*[HeadRead(place, share) for place in places])
+        if any(head is not None and not head.value and _size(head) for head in heads):
+            self._check_answer_size(heads)
+            heads = await self._storage.read(*map(HeadRead, places))
+        return BatchResult(_present(places, heads, now), [], [])
 
     def _check_answer_size(self, heads: Iterable[Head | None]) -> None:
         """Raise ``answer-too-large`` if the values of these heads are too much for one answer."""
         limit = self._limits.body_bytes_max
-        size = sum(_SIZE.unpack_from(head.meta, _SIZE_AT)[0] for head in heads if head is not None)
+        size = sum(_size(head) for head in heads if head is not None)
         if size > limit:
             raise Problem("answer-too-large", f"the values have {size} bytes; get at most {limit} at once", limit=limit)
 
@@ -355,6 +362,12 @@ def _meta(value: Value, media_type: str, salt: str) -> bytes:
 
 def _etag(head: Head) -> str:
     return head.meta[:_ETAG_LENGTH].decode()
+
+
+def _size(head: Head) -> int:
+    """How many bytes the value has, also where it was not read."""
+    size: int = _SIZE.unpack_from(head.meta, _SIZE_AT)[0]
+    return size
 
 
 def _entry(head: Head) -> Entry:

@@ -84,12 +84,20 @@ async def test_a_head_is_what_was_put_last(backend: Backend) -> None:
     assert await read(backend, HeadRead(place)) == [None]
     await commit(backend, PutHead(NS, Head(b"policy")), PutHead(place, Head(b"m", b"v", 7)))
     assert await read(backend, HeadRead(place), HeadRead(NS)) == [Head(b"m", b"v", 7), Head(b"policy", b"", None)]
-    assert await read(backend, HeadRead(place, values=False)) == [Head(b"m", b"", 7)]
     await commit(backend, PutHead(place, Head(b"\x00\xff", b"")))
     assert await read(backend, HeadRead(place)) == [Head(b"\x00\xff", b"", None)]
     await commit(backend, DeleteRecord(place))
     await commit(backend, DeleteRecord(place))
     assert await read(backend, HeadRead(place)) == [None]
+
+
+@pytest.mark.parametrize("count", [1, 3, 10])
+async def test_a_value_that_is_too_long_is_left_out(backend: Backend, count: int) -> None:
+    places = [kv(f"{{k}}{number}") for number in range(count)]
+    await commit(backend, PutHead(NS, Head(b"")), *(PutHead(place, Head(b"m", b"four", 7)) for place in places))
+    for bytes_max, value in ((0, b""), (3, b""), (4, b"four"), (None, b"four")):
+        heads = await read(backend, *(HeadRead(place, bytes_max) for place in (*places, kv("none"))))
+        assert heads == [*[Head(b"m", value, 7)] * count, None]
 
 
 async def test_the_same_key_is_another_record_in_another_kind_or_namespace(backend: Backend) -> None:

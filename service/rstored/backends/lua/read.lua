@@ -43,6 +43,14 @@ function reads.v(i, out)
   return i + 1
 end
 
+-- head and value, unless that has more bytes: key, bytes_max
+function reads.b(i, out)
+  local found = call('HMGET', ARGV[i], 'h', 'v')
+  if found[2] and #found[2] > tonumber(ARGV[i + 1]) then found[2] = false end
+  out[#out + 1] = found
+  return i + 2
+end
+
 -- head and lanes: key
 function reads.p(i, out)
   out[#out + 1] = call('HMGET', ARGV[i], 'h', 'l')
