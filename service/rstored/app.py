@@ -50,6 +50,9 @@ async def _open_state(settings: Settings, worker: int | None) -> AsyncIterator[S
         engine = Engine(backend, settings.limits, observe=metrics.observe_backend)
         await engine.start()
         try:
+            if settings.admin_token is not None:
+                # Or it would be open to a process that is not told of the token, beside this one or after it.
+                await engine.tokens.close_store()
             yield State(
                 backend,
                 engine,

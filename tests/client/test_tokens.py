@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import subprocess
 import sys
@@ -155,9 +156,24 @@ def test_a_new_token_shows_no_text(url, namespace):
 # --- the command line ----------------------------------------------------------------------------------------
 
 
-def rstored(*arguments: str, dsn: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rstored.main", "token", *arguments, "--dsn", dsn]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+def test_revoking_what_is_no_token_fails(url, namespace):
+    """Who mistypes the id of a token that leaked, or takes the text for it, must not believe that it is gone."""
+
+    def revoke(token_id: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "rstore", "--url", url, "token", "revoke", token_id]
+        env = {**os.environ, "RSTORE_TOKEN": ADMIN}
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+    with Store(url, namespace, frozen=False, token=ADMIN) as store:
+        made = store.create_token(namespace, "read")
+        for wrong in (made.text, "0" * 16, made.id.upper() + "x"):
+            refused = revoke(wrong)
+            assert (refused.returncode, refused.stdout) == (1, "")
+            assert refused.stderr == "rstore: there is no token with this id; `rstore token list` shows them\n"
+        assert made.id in [token.id for token in store.tokens()]
+        assert revoke(made.id).returncode == 0
+        assert made.id not in [token.id for token in store.tokens()]
+    assert revoke(made.id).returncode == 1
 
 
 @pytest.mark.parametrize(

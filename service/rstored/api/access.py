@@ -1,8 +1,8 @@
 """Who may do what: bearer tokens into grants, and what each operation needs.
 
-A store is closed when the service has an admin token or a token was ever made in the store; else it is open, and every
-request is allowed. What the backend said of a token counts for a bounded time, so a revoked one ends within it, and a
-busy one costs a hash and a look into a dict.
+A store is closed when a service with an admin token ever ran on it or a token was ever made in it; else it is open, and
+every request is allowed. What the backend said of a token counts for a bounded time, so a revoked one ends within it,
+and a busy one costs a hash and a look into a dict.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ A token is ``rst_<id>_<secret>``. Its record is a key/value record under its id,
 write, so it needs nothing of a backend that other records do not, and expires as they do. Of the secret only the
 SHA-256 is kept: it is 32 random bytes, which no dictionary holds, so a slow hash would add nothing.
 
-Once a token was made in a store, the store is closed, and it stays so when its last token is gone: revoking a token
-never lets anybody in.
+Once a token was made in a store, or a service with a token of its own ran on it, the store is closed, and it stays so
+when its last token is gone: revoking a token never lets anybody in.
 """
 
 from __future__ import annotations
@@ -74,9 +74,19 @@ class Tokens:
         self._clock = clock
 
     async def exist(self) -> bool:
-        """Whether a token was ever made in this store; True for ever after."""
+        """Whether a token was ever made in this store, or it was told that there is one; True for ever after."""
         (head,) = await self._storage.read(HeadRead(namespace_place(RESERVED)))
         return head is not None
+
+    async def close_store(self) -> None:
+        """Close the store, as its first token does."""
+
+        def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[None]]:
+            return Commit(admit(heads, RESERVED, ()), None)
+            yield
+
+        if not await self.exist():
+            await self._storage.update((namespace_place(RESERVED),), plan)
 
     async def create(
         self, namespaces: Sequence[str], access: Access, *, label: str = "", lifetime_seconds: float | None = None

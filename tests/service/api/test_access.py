@@ -139,6 +139,19 @@ async def test_the_first_token_closes_a_running_open_store(app, settings, tmp_pa
         assert code(await http.get("/kv/k")) == (401, "unauthenticated")
 
 
+async def test_an_admin_token_of_the_environment_closes_the_store_for_good(settings):
+    without = Settings(**{**settings, "admin_token": None})
+    async with running_app(without) as before, client(before) as http:
+        assert (await http.put("/kv/k", json=1)).status_code == 201
+        async with running_app(Settings(**settings)):
+            # A process that was not told of it, beside one that was.
+            await asyncio.sleep(0.25)
+            assert code(await http.get("/kv/k")) == (401, "unauthenticated")
+    async with running_app(without) as after, client(after) as http:
+        for headers in ({}, bearer(ADMIN)):
+            assert code(await http.get("/kv/k", headers=headers)) == (401, "unauthenticated")
+
+
 async def test_what_is_public_and_what_any_token_may(closed, admin):
     made = await make(admin, "mine")
     async with client(closed) as http, client(closed, made["token"]) as holder:
