@@ -802,6 +802,10 @@ class _Operations(Generic[TransportT]):
                     for part in parts:
                         apply_event(folded, part.item, part.op, self._operand(part))
             except UnfoldableEvent as error:
+                past = state is not None and t <= state.timestamp
+                # As the service does, this tells of the timestamp first.
+                if past and (yield from calls.es_events(namespace, key, start=t, end=t)):
+                    raise StoreIntegrityError("the timestamp already has events", code="timestamp-taken") from None
                 raise _unfoldable(error) from None
             sealed = (
                 parts
@@ -837,8 +841,6 @@ class _Operations(Generic[TransportT]):
     ) -> list[tuple[int, str, str, Any]]:
         """An item's history with a change at ``t``."""
         times = [event[0] for event in history]
-        if t in times:
-            raise StoreIntegrityError(f"the timestamp {t} already has events", code="timestamp-taken")
         at = bisect.bisect(times, t)
         return [*history[:at], (t, part.item, part.op, self._operand(part)), *history[at:]]
 

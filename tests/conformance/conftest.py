@@ -12,8 +12,9 @@ from tests.conformance.backends import BACKENDS
 from tests.conformance.subjects import Case, Deployment, Driver, cases
 
 from rstore import Store
-from rstored.app import create_app
-from rstored.settings import load_settings
+
+# On these the store is closed, and every request carries a token: nothing else may be different.
+_CLOSED = {"postgresql", "redis"}
 
 _AVAILABLE = {name: backend.missing() for name, backend in BACKENDS.items()}
 
@@ -45,7 +46,8 @@ def deployments(serve_session, tmp_path_factory: pytest.TempPathFactory) -> Call
     def deployment(backend: str) -> Deployment:
         if backend not in made:
             dsn = BACKENDS[backend].fresh(tmp_path_factory.mktemp(backend))
-            made[backend] = Deployment(dsn, serve_session, lambda: create_app(load_settings(dsn=dsn)))
+            token = secrets.token_urlsafe(32) if backend in _CLOSED else None
+            made[backend] = Deployment(dsn, token, serve_session)
         return made[backend]
 
     return deployment
@@ -58,9 +60,12 @@ def backend(case: Case) -> str:
 
 
 @pytest.fixture
-def deployment(deployments: Callable[[str], Deployment], backend: str) -> Deployment:
-    """A store of the backend, and the service processes on it."""
-    return deployments(backend)
+def deployment(deployments: Callable[[str], Deployment], backend: str, monkeypatch: pytest.MonkeyPatch) -> Deployment:
+    """A store of the backend, and the service processes on it. The SDK finds its token, if it has one, by itself."""
+    deployment = deployments(backend)
+    if deployment.token:
+        monkeypatch.setenv("RSTORE_TOKEN", deployment.token)
+    return deployment
 
 
 _numbers = itertools.count(1)

@@ -29,12 +29,14 @@ from rstore.errors import PROBLEMS
 from rstore.names import check_key, check_namespace
 from rstore.points import Points
 from rstore.values import dump, load
+from rstored.app import create_app
 from rstored.backends import backend_class
 from rstored.engine.engine import Engine
 from rstored.engine.model import KEEP as ENGINE_KEEP
 from rstored.engine.model import BatchDelete, BatchGet, BatchSet, Change, Condition, Entry, Expiry
 from rstored.limits import Limits
 from rstored.problems import Problem
+from rstored.settings import load_settings
 
 __all__ = ["Case", "Deployment", "Driver", "cases"]
 
@@ -44,25 +46,35 @@ KEY = "sLxn7jJIZn1fQWxTTLpXZCNBFpYQmU1KZBLHsRT7Bb0="
 class Deployment:
     """A store of one backend, and the service processes on it, each started when it is first asked for."""
 
-    def __init__(self, dsn: str, serve: Callable[[str], Any], create_app: Callable[[], Any]) -> None:
+    def __init__(self, dsn: str, token: str | None, serve: Callable[..., Any]) -> None:
         self.dsn = dsn
+        # With it the store is closed to all who do not send it; without one it is open.
+        self.token = token
         self._serve = serve
-        self._create_app = create_app
 
     @functools.cached_property
     def app(self) -> Any:
         """The ASGI application on it, to be started and stopped for each test: it has an event loop of its own."""
-        return self._create_app()
+        return create_app(load_settings(dsn=self.dsn, admin_token=self.token))
 
     @functools.cached_property
     def url(self) -> str:
         """Where a service process answers."""
-        return self._serve(self.dsn).url
+        return self._serve(self.dsn, env=self._environment).url
 
     @functools.cached_property
     def second_url(self) -> str:
         """Where another process on the same store answers."""
-        return self._serve(self.dsn).url
+        return self._serve(self.dsn, env=self._environment).url
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a request carries that is sent beside the SDK."""
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {"RSTORED_ADMIN_TOKEN": self.token} if self.token else {}
 
 
 class Driver(abc.ABC):
@@ -426,7 +438,9 @@ class StoreDriver(Driver):
     features = frozenset({"client", "wire", "sealing", "mapping"})
 
     async def start(self) -> None:
-        self.http = await self.stack.enter_async_context(httpx2.AsyncClient(base_url=self.deployment.url, verify=False))
+        self.http = await self.stack.enter_async_context(
+            httpx2.AsyncClient(base_url=self.deployment.url, headers=self.deployment.headers, verify=False)
+        )
 
     async def open(self, namespace: str | None, **options: Any) -> StoreSubject:
         arguments, attributes = self.options(options)
@@ -465,7 +479,9 @@ class AsyncStoreDriver(Driver):
         await self.stack.enter_async_context(lifespan(app))
         self.transport = httpx2.ASGITransport(app)
         self.http = await self.stack.enter_async_context(
-            httpx2.AsyncClient(transport=self.transport, base_url="http://localhost", verify=False)
+            httpx2.AsyncClient(
+                transport=self.transport, base_url="http://localhost", headers=self.deployment.headers, verify=False
+            )
         )
 
     async def open(self, namespace: str | None, **options: Any) -> AsyncStoreSubject:

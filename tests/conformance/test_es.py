@@ -298,7 +298,9 @@ async def test_a_timestamp_that_has_events_is_taken(store):
     await store.apply("e", {"a": 1}, t=5)
     await store.apply("e", {"a": 2}, t=9)
     for t in (5, 9):
-        await refused(store.apply("e", {"b": 1}, t=t), "timestamp-taken")
+        # Whether it could be applied there or not.
+        for changes in ({"b": 1}, {"b": (operator.add, 1)}, {"a": (operator.sub, "x")}):
+            await refused(store.apply("e", changes, t=t), "timestamp-taken")
     assert await store.current("e") == {"a": 2}
     assert len(await store.events("e")) == 2
     await store.apply("other", {"a": 1}, t=5)

@@ -148,7 +148,7 @@ async def test_a_late_duplicate_changes_nothing(deployment, namespace, name, key
     before, write, after = WRITES[name]
     async with (
         recorded(deployment, namespace, key) as (store, transport),
-        httpx2.AsyncClient(base_url=deployment.second_url) as elsewhere,
+        httpx2.AsyncClient(base_url=deployment.second_url, headers=deployment.headers) as elsewhere,
     ):
         for step in before(store):
             await step
@@ -179,7 +179,7 @@ async def test_a_namespace_is_created_and_discarded_once(deployment, namespace):
         await store.set("k", 1)
         await store.discard()
         created, *_, discarded = transport.writes
-        async with httpx2.AsyncClient(base_url=deployment.second_url) as elsewhere:
+        async with httpx2.AsyncClient(base_url=deployment.second_url, headers=deployment.headers) as elsewhere:
             headers = {"idempotency-key": created[0].headers["idempotency-key"]}
             await elsewhere.put(f"/ns/{namespace}", headers=headers)
             assert (await elsewhere.get(f"/ns/{namespace}")).status_code == 404
@@ -191,8 +191,8 @@ async def test_a_namespace_is_created_and_discarded_once(deployment, namespace):
 
 async def test_duplicates_under_way_at_once_take_effect_once(deployment, namespace):
     async with (
-        httpx2.AsyncClient(base_url=f"{deployment.url}/ns/{namespace}") as one,
-        httpx2.AsyncClient(base_url=f"{deployment.second_url}/ns/{namespace}") as other,
+        httpx2.AsyncClient(base_url=f"{deployment.url}/ns/{namespace}", headers=deployment.headers) as one,
+        httpx2.AsyncClient(base_url=f"{deployment.second_url}/ns/{namespace}", headers=deployment.headers) as other,
     ):
         await one.post("/es/e/events", json={"events": [{"item": "n", "value": 0}]})
         event = {"events": [{"item": "n", "op": "add", "value": 1}]}
