@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ipaddress
 import os
 import re
+import resource
 import socket
 import ssl
 import subprocess
@@ -298,3 +300,76 @@ def test_who_does_not_shake_hands_is_cut_and_keeps_nobody_out(server, authority)
         assert silent.recv(100) == b""
         assert 5 < time.monotonic() - started < 25
     assert not re.search(r"Traceback|Exception", server.log)
+
+
+# --- handshakes --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(serve, authority, tmp_path):
+    """Starts a service with TLS and some limits, in which a process may open few files."""
+
+    def start(**limits: int):
+        return serve(
+            f"sqlite:///{tmp_path / 'store.db'}",
+            env=settings(*authority.issue("small", "127.0.0.1")),
+            limits={name.upper(): n for name, n in limits.items()},
+            preexec=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (100, 160)),
+        )
+
+    return start
+
+
+def silent(server, client: str = "127.0.0.1", sent: bytes = b"") -> socket.socket:
+    connected = socket.create_connection(("127.0.0.1", server.port), timeout=10, source_address=(client, 0))
+    connected.sendall(sent)
+    return connected
+
+
+# The begin of a handshake: 300 bytes are to follow.
+PART_OF_A_HELLO = bytes([22, 3, 1, 1, 44, 1, 0, 1, 40, 3, 3])
+
+
+@pytest.mark.parametrize("sent", [b"", PART_OF_A_HELLO], ids=["silent", "begun"])
+def test_handshakes_that_never_end_make_room_as_idle_connections_do(small, authority, sent):
+    server = small()
+    context = ssl.create_default_context(cafile=authority.file)
+    files = Path(f"/proc/{server.process.pid}/fd")
+    with contextlib.ExitStack() as stack:
+        for number in range(500):
+            stack.enter_context(silent(server, f"127.0.0.{2 + number % 4}", sent))
+        started = time.monotonic()
+        with httpx2.Client(base_url=server.url, verify=context, timeout=5) as http:
+            limits = http.get("/").json()["limits"]
+            assert http.put("/kv/k", json=1).is_success
+            assert 'rstored_closed_connections_total{reason="evicted"}' in http.get("/metrics").text
+        # Well before the handshakes run out of time.
+        assert time.monotonic() - started < 5
+        assert len(list(files.iterdir())) < limits["connections_max"] + 40
+    assert not re.search(r"Traceback|Exception|no connection can be accepted", server.log)
+
+
+def test_handshakes_are_counted_per_client(small, authority):
+    server = small(connections_per_client_max=3)
+    context = ssl.create_default_context(cafile=authority.file)
+    with contextlib.ExitStack() as stack:
+        silent_ones = [stack.enter_context(silent(server)) for _ in range(3)]
+        with pytest.raises(httpx2.TransportError):
+            httpx2.get(f"{server.url}/healthz", verify=context)
+        other = stack.enter_context(silent(server, "127.0.0.2"))
+        with context.wrap_socket(other, server_hostname="127.0.0.1") as tls:
+            tls.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert tls.recv(100).startswith(b"HTTP/1.1 200")
+        # One that is given up makes room at once.
+        silent_ones[0].close()
+        time.sleep(0.3)
+        assert httpx2.get(f"{server.url}/healthz", verify=context).status_code == 200
+
+
+def test_it_stops_at_once_whoever_shakes_hands(small):
+    server = small()
+    with silent(server), silent(server, sent=PART_OF_A_HELLO):
+        time.sleep(0.3)
+        started = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - started < 3

@@ -1,6 +1,6 @@
 """HTTP/1.1 connections: parsed by httptools, answered by an ASGI app, and bounded in number, size and time.
 
-uvicorn listens, accepts and stops; this stands where its own protocol would. It is an ordinary ASGI server, but spends
+uvicorn runs and stops; this stands where its servers and its protocol would. It is an ordinary ASGI server, but spends
 less: a body that comes with its head is here before the app is asked for the answer; an app that can answer at once
 runs at once, without a task; a short answer is one write; and nothing has a timer, since one sweep looks at everything.
 
@@ -11,10 +11,14 @@ An app begins outside a task, so what it does before it first waits may not ask 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import http
 import logging
 import math
 import secrets
+import socket
+import ssl
 import types
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Container, Coroutine, Generator, MutableMapping
@@ -29,7 +33,7 @@ from rstored.api.problems import problem_reply
 from rstored.limits import Limits
 from rstored.problems import Problem
 
-__all__ = ["App", "Connection", "Connections"]
+__all__ = ["App", "Connection", "Connections", "Entrance"]
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -46,6 +50,12 @@ _JOINED_BYTES_MAX: Final = 64 * 1024
 # once would reset the connection, and the answer could be lost on its way.
 _LINGER_SECONDS: Final = 2.0
 _LINGER_BYTES: Final = 64 * 2**20
+# How many connections are accepted before the others have a turn.
+_ACCEPTED_AT_ONCE: Final = 16
+# How long none is accepted when one could not be, with a connection closed for it and without.
+_EVICTION_SECONDS: Final = 0.1
+_ACCEPT_PAUSE_SECONDS: Final = 1.0
+_HANDSHAKE_SECONDS: Final = 10
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS_LINES: Final = {
@@ -57,8 +67,8 @@ _WITHOUT_BODY: Final = frozenset({204, 304})
 class Connections(ServerState):
     """Every open connection: which are idle, the longest idle first, and how many each client has.
 
-    A connection is idle while no request is under way, also while a head arrives: so whoever sends one byte by byte
-    is held to the time that an idle connection has, and makes room for others as one.
+    A connection is idle while no request is under way, also while a handshake of TLS or a head arrives: so whoever
+    sends one byte by byte is held to the time that an idle connection has, and makes room for others as one.
     """
 
     def __init__(self, limits: Limits, metrics: Metrics, trusted: Container[str]) -> None:
@@ -70,31 +80,43 @@ class Connections(ServerState):
         self._of_client: Counter[str] = Counter()
         self._closed: Counter[str] = Counter()
 
-    def admits(self, connection: Connection) -> bool:
-        """Whether a new connection may stay. If there are too many, the longest idle one is closed for it."""
+    def admit(self, connection: Connection, now: float) -> bool:
+        """Whether a new connection may stay, which then is one of these. If there are too many, the longest idle one
+        is closed for it."""
         client = connection.address
-        self._of_client[client] += 1
-        if self._of_client[client] > self.limits.connections_per_client_max and client not in self.trusted:
+        if self._of_client[client] >= self.limits.connections_per_client_max and client not in self.trusted:
             self.count_closed("client-connections")
             return False
-        if len(self.connections) > self.limits.connections_max:
-            longest_idle = next(iter(self.idle), None)
-            if longest_idle is None:
-                self.count_closed("connections")
-                return False
-            self.count_closed("evicted")
-            # With TLS a proper close would wait for the client, and the connection would be there as long.
-            self.idle.pop(longest_idle, None)
-            longest_idle.transport.abort()
+        if len(self.connections) >= self.limits.connections_max and not self.evict("evicted"):
+            self.count_closed("connections")
+            return False
+        self._of_client[client] += 1
+        connections: set[Any] = self.connections
+        connections.add(connection)
+        self.idle[connection] = now
+        return True
+
+    def evict(self, reason: str) -> bool:
+        """Close the longest idle connection at once, if any is idle."""
+        longest_idle = next(iter(self.idle), None)
+        if longest_idle is None:
+            return False
+        self.count_closed(reason)
+        del self.idle[longest_idle]
+        # With TLS a proper close would wait for the client, and the connection would be there as long.
+        longest_idle.abort()
         return True
 
     def forget(self, connection: Connection) -> None:
-        """The connection is closed."""
-        self.idle.pop(connection, None)
-        client = connection.address
-        self._of_client[client] -= 1
-        if not self._of_client[client]:
-            del self._of_client[client]
+        """The connection is closed; nothing happens if it was no longer one of these."""
+        connections: set[Any] = self.connections
+        if connection in connections:
+            connections.remove(connection)
+            self.idle.pop(connection, None)
+            client = connection.address
+            self._of_client[client] -= 1
+            if not self._of_client[client]:
+                del self._of_client[client]
 
     def count_closed(self, reason: str) -> None:
         """One connection was closed by the service; the log gets one line for those of a second."""
@@ -115,18 +137,97 @@ class Connections(ServerState):
             self._closed.clear()
 
 
-class Connection(asyncio.Protocol):
-    """A connection, and the requests on it: one is answered at a time, and those that came ahead of their turn wait."""
+class Entrance:
+    """Accepts connections on a socket, over TLS or not.
 
-    def __init__(self, app: App, *, server_state: Connections, **_: Any) -> None:
+    It stands where the event loop's own server would. That one tells of a connection when the handshake is over, so
+    those who never finish one would be in no count; and it may close for good when no file can be opened.
+    """
+
+    def __init__(
+        self, listener: socket.socket, backlog: int, app: App, connections: Connections, tls: ssl.SSLContext | None
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listener = listener
+        self._app = app
+        self._connections = connections
+        self._tls: dict[str, Any] = {}
+        if tls is not None:
+            times = dict.fromkeys(("ssl_handshake_timeout", "ssl_shutdown_timeout"), _HANDSHAKE_SECONDS)
+            self._tls = {"ssl": tls, **times}
+        self._arriving: set[asyncio.Task[Any]] = set()
+        self._is_open = True
+        listener.listen(backlog)
+        self._loop.add_reader(listener, self._accept)
+
+    def _accept(self) -> None:
+        for number in range(_ACCEPTED_AT_ONCE):
+            try:
+                accepted, address = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                # Without files it fails even if nobody waits any more; that somebody does is known of the first alone.
+                if number == 0:
+                    self._pause(error)
+                return
+            connection = Connection(self._app, self._connections, accepted, address)
+            if self._connections.admit(connection, self._loop.time()):
+                self._connect(connection, accepted)
+            else:
+                accepted.close()
+
+    def _connect(self, connection: Connection, accepted: socket.socket) -> None:
+        arrival = self._loop.connect_accepted_socket(lambda: connection, accepted, **self._tls)
+        task = self._loop.create_task(arrival)
+        self._arriving.add(task)
+        task.add_done_callback(functools.partial(self._arrived, connection))
+
+    def _pause(self, error: OSError) -> None:
+        """Files lack, of this process or the system, or memory: what is idle makes room, one after the other."""
+        pause = _EVICTION_SECONDS
+        if not self._connections.evict("open-files"):
+            logger.warning("no connection can be accepted", extra={"reason": error.strerror})
+            pause = _ACCEPT_PAUSE_SECONDS
+        self._loop.remove_reader(self._listener)
+        self._loop.call_later(pause, self._go_on)
+
+    def _go_on(self) -> None:
+        if self._is_open:
+            self._loop.add_reader(self._listener, self._accept)
+
+    def _arrived(self, connection: Connection, task: asyncio.Task[Any]) -> None:
+        self._arriving.discard(task)
+        if task.cancelled() or task.exception() is not None:
+            # What a client does in a handshake is no failure of the service.
+            self._connections.forget(connection)
+
+    def close(self) -> None:
+        """Accept no more."""
+        self._is_open = False
+        self._loop.remove_reader(self._listener)
+
+    async def wait_closed(self) -> None:
+        """Return at once: nothing is left behind."""
+
+
+class Connection(asyncio.Protocol):
+    """A connection, and the requests on it: one is answered at a time, and those that came ahead of their turn wait.
+
+    It begins where the socket is accepted, and has its transport when the handshake, if any, is over.
+    """
+
+    def __init__(self, app: App, connections: Connections, accepted: socket.socket, address: Any) -> None:
         self.loop = asyncio.get_running_loop()
-        self.server = server_state
+        self.server = connections
         self.transport: asyncio.Transport = None  # type: ignore[assignment]
-        self.address = ""
+        self._client = _address(address)
+        self.address = self._client[0] if self._client else ""
+        self._accepted: socket.socket | None = accepted
         # What streams wait for while the client is slow to read; None while it is not.
         self.drained: asyncio.Future[None] | None = None
         self._app = app
-        self._limits = server_state.limits
+        self._limits = connections.limits
         self._parser = self._new_parser()
         self._base: Message = {}
         self._arriving: Exchange | None = None
@@ -157,29 +258,20 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's does not derive from it
-        client = _address(transport.get_extra_info("peername"))
-        self.address = client[0] if client else ""
-        connections: set[Any] = self.server.connections
-        connections.add(self)
-        if not self.server.admits(self):
-            self.transport.abort()
-            return
+        self._accepted = None
         self._base = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": "1.1",
             "scheme": "http" if transport.get_extra_info("sslcontext") is None else "https",
             "server": _address(transport.get_extra_info("sockname")),
-            "client": client,
+            "client": self._client,
             "root_path": "",
             "task": None,
         }
-        self.server.idle[self] = self.loop.time()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.server.forget(self)
-        connections: set[Any] = self.server.connections
-        connections.discard(self)
         self._waiting.clear()
         for exchange in (self._current, self._arriving):
             if exchange is not None:
@@ -427,6 +519,8 @@ class Connection(asyncio.Protocol):
 
     def check(self, now: float) -> None:
         """End what has taken too long at the time ``now`` of the event loop."""
+        if self._accepted is not None:
+            return
         if now >= self._lingers_until:
             self.transport.close()
         if self._reader_stalls(now):
@@ -458,16 +552,27 @@ class Connection(asyncio.Protocol):
     def close_idle(self) -> None:
         """Close the connection, on which nothing is under way."""
         self.server.idle.pop(self, None)
-        if self.transport.get_write_buffer_size():
+        if self._accepted is not None or self.transport.get_write_buffer_size():
             # Closing would wait for the client to read what it has not read in all this time.
-            self.transport.abort()
+            self.abort()
         else:
             self.transport.close()
+
+    def abort(self) -> None:
+        """Close the connection at once, whatever is under way."""
+        if self._accepted is None:
+            self.transport.abort()
+        else:
+            # There may be a transport that is not known here yet, and sees the end.
+            with contextlib.suppress(OSError):
+                self._accepted.shutdown(socket.SHUT_RDWR)
 
     def shutdown(self) -> None:
         """Close if idle. A request of which a part has arrived is answered first."""
         self._stopping = True
-        if self._current is None and not self._waiting and not self._in_message:
+        if self._accepted is not None:
+            self.abort()
+        elif self._current is None and not self._waiting and not self._in_message:
             self.transport.close()
 
     def _pause_reading(self) -> None:

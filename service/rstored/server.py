@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import gc
 import logging
 import resource
@@ -20,7 +19,7 @@ import uvicorn
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from rstored.api.front_door import FrontDoor
-from rstored.connection import App, Connection, Connections
+from rstored.connection import App, Connections, Entrance
 from rstored.limits import Limits
 from rstored.settings import Settings
 
@@ -33,7 +32,6 @@ _GARBAGE_OBJECTS_MAX: Final = 10_000
 _TICKS_A_SWEEP: Final = 10
 # Open beside the connections: the backend's, the log, what listens, and what is opened for a moment.
 _OTHER_FILES: Final = 100
-_HANDSHAKE_SECONDS: Final = 10
 
 
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
@@ -98,11 +96,11 @@ class Server(uvicorn.Server):
             )
         )
         self._connections = self.server_state = Connections(settings.limits, app.state.metrics, ())
-        self._entrance: App = app
+        self._served: App = app
         if settings.trusted_proxies:
-            entrance = ProxyHeadersMiddleware(app, settings.trusted_proxy_list)  # type: ignore[arg-type]
-            self._entrance = entrance  # type: ignore[assignment]
-            self._connections.trusted = entrance.trusted_hosts  # type: ignore[assignment]
+            proxied = ProxyHeadersMiddleware(app, settings.trusted_proxy_list)  # type: ignore[arg-type]
+            self._served = proxied  # type: ignore[assignment]
+            self._connections.trusted = proxied.trusted_hosts  # type: ignore[assignment]
         self._tls = tls
         self._app = app
         self._drain_seconds = settings.drain_seconds
@@ -110,15 +108,11 @@ class Server(uvicorn.Server):
         self._started = started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen: as uvicorn's, but nobody may take long over a TLS handshake or its end."""
-        loop = asyncio.get_running_loop()
-        protocol = functools.partial(Connection, self._entrance, server_state=self._connections)
-        listen = functools.partial(loop.create_server, protocol, backlog=self.config.backlog)
-        if self._tls is not None:
-            listen = functools.partial(
-                listen, ssl=self._tls, ssl_handshake_timeout=_HANDSHAKE_SECONDS, ssl_shutdown_timeout=_HANDSHAKE_SECONDS
-            )
-        self.servers = [await listen(sock=listener) for listener in sockets or ()]
+        """Listen."""
+        self.servers = [
+            Entrance(listener, self.config.backlog, self._served, self._connections, self._tls)  # type: ignore[misc]
+            for listener in sockets or ()
+        ]
         self.started = True
         # What has been imported and built by now lives as long as the process: never look at it again. And a request
         # makes hundreds of objects that leave no cycles behind, so to look after every 700 costs a tenth of all time.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
 import socket
 import time
@@ -183,6 +184,43 @@ def test_open_files_bound_the_connections(serve, tmp_path):
         for _ in range(200):
             stack.enter_context(connection(server))
         assert ask(stack.enter_context(connection(server)))[0] == 404
+
+
+def test_when_no_file_can_be_opened_it_goes_on_and_recovers(started):
+    """Not by its connections, which leave room, but by the system, or by something else in the process."""
+    server = started()
+    pid = server.process.pid
+    limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as stack:
+        # A limit is the number that no file may have, so the numbers below must be taken.
+        all_busy = [stack.enter_context(connection(server)) for _ in range(10)]
+        idle, _ = (stack.enter_context(connection(server)) for _ in range(2))
+        assert ask(idle)[0] == 200
+        for connected in all_busy:
+            connected.sendall(HALF_A_PUT)
+        time.sleep(0.3)
+        files = max(map(int, os.listdir(f"/proc/{pid}/fd"))) + 1
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (files, limit[1]))
+        # Those that are idle make room, the longest idle one first.
+        first = stack.enter_context(connection(server))
+        assert ask(first)[0] == 200
+        time.sleep(0.3)
+        assert ask(idle)[0] == 200
+        second = stack.enter_context(connection(server))
+        assert ask(second)[0] == 200
+        assert closed_within(first, 5)
+        for connected in (idle, second):
+            connected.sendall(HALF_A_PUT)
+        time.sleep(0.3)
+        waiting = stack.enter_context(connection(server))
+        waiting.sendall(GET)
+        time.sleep(1.5)
+        assert ask(all_busy[0], b" a PUT")[0] == 201
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
+        assert answer_on(waiting)[0] == 200
+        assert [ask(connected, b" a PUT")[0] for connected in (idle, second)] == [204, 204]
+    assert 0 < server.log.count("no connection can be accepted") < 5
+    assert "Traceback" not in server.log
 
 
 # --- requests under way ------------------------------------------------------------------------------------
