@@ -61,6 +61,9 @@ class Limits(BaseModel):
     in_flight_bytes_max: int = Field(
         default=256 * 2**20, ge=1, description="bodies and unsent answers of all requests under way, those over 64 KiB"
     )
+    in_flight_bytes_per_client_max: int = Field(
+        default=192 * 2**20, ge=1, description="bodies and unsent answers of one client, those over 64 KiB"
+    )
     idle_seconds_max: int = Field(
         default=75, ge=1, description="from a connection's start or last answer to the end of the next head"
     )
@@ -75,7 +78,8 @@ class Limits(BaseModel):
 
     @model_validator(mode="after")
     def _one_body_fits(self) -> Limits:
-        for name in ("body_bytes_max", "frames_bytes_max"):
-            if self.in_flight_bytes_max < getattr(self, name):
-                raise ValueError(f"in_flight_bytes_max is less than {name}, so no body of that size would ever pass")
+        for bound in ("in_flight_bytes_max", "in_flight_bytes_per_client_max"):
+            for name in ("body_bytes_max", "frames_bytes_max"):
+                if getattr(self, bound) < getattr(self, name):
+                    raise ValueError(f"{bound} is less than {name}, so no body of that size would ever pass")
         return self

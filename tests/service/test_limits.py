@@ -289,6 +289,30 @@ def test_in_flight_bytes_max(started):
         assert len(httpx2.get(f"{server.url}/kv/big").content) == 1_500_000
 
 
+def test_in_flight_bytes_per_client_max(started):
+    """Who holds all that one client may, in bodies that do not end, leaves room for another."""
+    server = started(
+        in_flight_bytes_max=4_000_000,
+        in_flight_bytes_per_client_max=2_000_000,
+        **dict.fromkeys(("body_bytes_max", "frames_bytes_max", "value_bytes_max"), 2_000_000),
+    )
+    head = b"PUT /kv/big HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        greedy = [stack.enter_context(connection(server)) for _ in range(4)]
+        for connected in greedy[:2]:
+            connected.sendall(head + bytes(999_999))
+        time.sleep(0.3)
+        for connected in greedy[2:]:
+            assert_shed(ask(connected, head + bytes(999_999)))
+        other = stack.enter_context(connection(server, "127.0.0.2"))
+        assert ask(other, head + bytes(1_000_000))[0] == 201
+        assert len(ask(other, GET.replace(b"/k ", b"/big "))[2]) == 1_000_000
+        again = stack.enter_context(connection(server))
+        assert_shed(ask(again, GET.replace(b"/k ", b"/big ")))
+        assert ask(greedy[0], b"x")[0] == ask(greedy[1], b"x")[0] == 204
+        assert ask(again, GET.replace(b"/k ", b"/big "))[0] == 200
+
+
 # --- time --------------------------------------------------------------------------------------------------
 
 
@@ -433,6 +457,7 @@ SITUATIONS: dict[str, Callable[..., None]] = {
     "requests_in_flight_max": test_requests_in_flight_max,
     "requests_in_flight_per_client_max": test_requests_in_flight_per_client_max,
     "in_flight_bytes_max": test_in_flight_bytes_max,
+    "in_flight_bytes_per_client_max": test_in_flight_bytes_per_client_max,
     "idle_seconds_max": test_idle_seconds_max,
     "body_seconds_max": test_body_seconds_max,
     "request_seconds_max": test_request_seconds_max,

@@ -399,7 +399,10 @@ class FrontDoor:
                 first = await anext(body, b"")
                 second = await anext(body, None)
                 if second is not None:
-                    request.hold(min(_STREAM_BYTES, request.state.limits.in_flight_bytes_max))
+                    limits = request.state.limits
+                    request.hold(
+                        min(_STREAM_BYTES, limits.in_flight_bytes_max, limits.in_flight_bytes_per_client_max)
+                    )
             except (Exception, asyncio.CancelledError) as error:
                 reply = self._failed(error, endpoint, request)
                 second, first = None, reply.body  # type: ignore[assignment]

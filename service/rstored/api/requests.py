@@ -97,19 +97,31 @@ class Request:
     def hold(self, size: int) -> None:
         """Count so many bytes of this request or its answer as held until it ends.
 
-        Few are not counted: the number of requests bounds them. Raises Problem ``overloaded`` if there is no room.
+        Few are not counted: the number of requests bounds them. Raises Problem ``overloaded`` if there is no room, at
+        all or for this client.
         """
         more = size - self._bytes_held
         if size <= UNCOUNTED_BYTES_MAX or more <= 0:
             return
-        if self.state.bytes_held + more > self.state.limits.in_flight_bytes_max:
+        state = self.state
+        of_client = state.bytes_held_of.get(self.client, 0) + more
+        if state.bytes_held + more > state.limits.in_flight_bytes_max:
             raise Problem("overloaded", "the bodies and answers under way leave no room for this one; try again")
-        self.state.bytes_held += more
+        if of_client > state.limits.in_flight_bytes_per_client_max:
+            raise Problem("overloaded", "this client's bodies and answers leave it no room for this one; try again")
+        state.bytes_held += more
+        state.bytes_held_of[self.client] = of_client
         self._bytes_held = size
 
     def release(self) -> None:
         """Give back what :meth:`hold` took."""
-        self.state.bytes_held -= self._bytes_held
+        if not self._bytes_held:
+            return
+        state = self.state
+        state.bytes_held -= self._bytes_held
+        of_client = state.bytes_held_of.pop(self.client) - self._bytes_held
+        if of_client:
+            state.bytes_held_of[self.client] = of_client
         self._bytes_held = 0
 
     def lateness(self, now: float) -> Problem | None:

@@ -19,7 +19,7 @@ class State:
     """What the service owns while it runs, and the settings that requests ask for.
 
     ``stopping`` turns true when it has been told to stop. ``bytes_held`` counts the large bodies and answers of the
-    requests under way.
+    requests under way, ``bytes_held_of`` those of each client.
     """
 
     backend: Backend
@@ -33,3 +33,4 @@ class State:
     docs: bool = True
     stopping: bool = False
     bytes_held: int = 0
+    bytes_held_of: dict[str, int] = dataclasses.field(default_factory=dict)
