@@ -400,9 +400,7 @@ class FrontDoor:
                 second = await anext(body, None)
                 if second is not None:
                     limits = request.state.limits
-                    request.hold(
-                        min(_STREAM_BYTES, limits.in_flight_bytes_max, limits.in_flight_bytes_per_client_max)
-                    )
+                    request.hold(min(_STREAM_BYTES, limits.in_flight_bytes_max, limits.in_flight_bytes_per_client_max))
             except (Exception, asyncio.CancelledError) as error:
                 reply = self._failed(error, endpoint, request)
                 second, first = None, reply.body  # type: ignore[assignment]
