@@ -246,10 +246,9 @@ def _csv(body: bytes) -> Points:
 
 def _frames(body: bytes, points_max: int | None, bytes_max: int | None) -> Points:
     reader = FrameReader(stream_bytes_max=bytes_max)
-    parts = reader.feed(body)
+    joined = concatenate(reader.feed(body))
     reader.finish()
-    _check_count(sum(map(len, parts)), points_max)
-    joined = concatenate(parts)
+    _check_count(len(joined), points_max)
     # Each frame ascends, but the next may begin anywhere.
     return ordered(joined.timestamps, joined.values)
 

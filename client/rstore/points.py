@@ -242,6 +242,8 @@ class Points:
     def __getitem__(self, part: int) -> tuple[int, Any]: ...
     def __getitem__(self, part: slice | int) -> Points | tuple[int, Any]:
         if isinstance(part, slice):
+            if part.indices(len(self)) == (0, len(self), 1):
+                return self
             return Points(self.timestamps[part], self.values[part])
         values = self.values
         value = values[part] if not isinstance(values, Cells) else next(iter(values[part : part + 1 or None]))
@@ -282,24 +284,36 @@ def ordered(timestamps: array[int], values: Column) -> Points:
     return Points(timestamps, values).take(list(map(index.__getitem__, kept)))
 
 
-def concatenate(parts: list[Points]) -> Points:
-    """One Points out of parts that follow each other in time. Different kinds of columns become cells."""
-    parts = [part for part in parts if part.timestamps]
-    if len(parts) < 2:
-        return parts[0] if parts else Points.empty()
-    timestamps = parts[0].timestamps[:]
-    for part in parts[1:]:
-        timestamps.extend(part.timestamps)
-    return Points(timestamps, _join([part.values for part in parts]))
+def concatenate(parts: Iterable[Points]) -> Points:
+    """One Points out of parts that follow each other in time. Different kinds of columns become cells.
+
+    Numbers are taken over part by part: of parts that are made one by one there is never more than one beside them.
+    """
+    parts = filter(len, parts)
+    whole = next(parts, None)
+    following = next(parts, None)
+    if whole is None or following is None:
+        return whole or Points.empty()
+    # The parts themselves stay as they are.
+    timestamps, columns = whole.timestamps[:], [whole.values[:]]
+    while following is not None:
+        timestamps.extend(following.timestamps)
+        values, last = following.values, columns[-1]
+        if isinstance(values, Cells) or _kind(values) != _kind(last):
+            columns.append(values[:])
+        else:
+            last.extend(values)  # type: ignore[union-attr, arg-type]
+        following = next(parts, None)
+    return Points(timestamps, columns[0] if len(columns) == 1 else _joined_cells(columns))
 
 
-def split(points: Points, *, points_max: int, bytes_max: int) -> Iterator[Points]:
-    """Cut points into consecutive parts of at most ``points_max`` points and ``bytes_max`` bytes of values.
+def split(points: Points, *, points_max: int, bytes_max: int, start: int = 0) -> Iterator[Points]:
+    """Cut points, from the one at index ``start`` on, into consecutive parts.
 
-    A single value larger than ``bytes_max`` is a part of its own.
+    Each is of at most ``points_max`` points and ``bytes_max`` bytes of values. A single value larger than ``bytes_max``
+    is a part of its own.
     """
     values, total = points.values, len(points)
-    start = 0
     while start < total:
         stop = start + points_max
         if isinstance(values, Cells):
@@ -408,15 +422,9 @@ def _as_cells(column: Column) -> Cells:
     return cells
 
 
-def _join(columns: list[Column]) -> Column:
-    """The columns end to end; cells unless all are of one numeric kind."""
-    first = columns[0]
-    if len(set(map(_kind, columns))) == 1 and not isinstance(first, Cells):
-        joined = first[:]
-        for column in columns[1:]:
-            joined.extend(column)  # type: ignore[arg-type]
-        return joined
-    cells = [_as_cells(column) for column in columns]
+def _joined_cells(columns: list[Column]) -> Cells:
+    """The columns end to end."""
+    cells = list(map(_as_cells, columns))
     lengths = array("I", chain.from_iterable(column.lengths for column in cells))
     return Cells(b"".join(column.encodings for column in cells), lengths, b"".join(column.data for column in cells))
 
@@ -532,14 +540,13 @@ class FrameReader:
         self._stream_bytes_left = stream_bytes_max
         self._buffer = bytearray()
 
-    def feed(self, chunk: bytes) -> list[Points]:
-        """The points of each frame that this chunk completes."""
+    def feed(self, chunk: bytes) -> Iterator[Points]:
+        """The points of each frame that this chunk completes, decoded one by one. To be gone through to its end."""
         # A chunk of whole frames, as a short body is one, is not copied first.
         buffer: bytes | bytearray = chunk
         if self._buffer:
             self._buffer += chunk
             buffer = self._buffer
-        found: list[Points] = []
         position = 0
         with memoryview(buffer) as view:
             while len(view) - position >= _SIZE.size:
@@ -549,13 +556,12 @@ class FrameReader:
                     raise _too_large(f"a frame of more than {self._frame_bytes_max} bytes")
                 if len(view) < end:
                     break
-                found.append(self._decode(bytes(view[position:end])))
+                yield self._decode(bytes(view[position:end]))
                 position = end
         if buffer is chunk:
             self._buffer += buffer[position:]
         else:
             del self._buffer[:position]
-        return found
 
     def finish(self) -> None:
         """Raise :class:`InvalidPoints` if the stream ended inside a frame."""

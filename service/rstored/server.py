@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import logging
 import resource
@@ -28,6 +29,8 @@ __all__ = ["Server", "bind", "within_open_files"]
 logger = logging.getLogger("rstored.server")
 
 _GARBAGE_OBJECTS_MAX: Final = 10_000
+_MMAP_THRESHOLD: Final = -3  # as malloc.h names it
+_LARGE_BYTES: Final = 2**20
 # uvicorn ticks ten times a second.
 _TICKS_A_SWEEP: Final = 10
 # Open beside the connections: the backend's, the log, what listens, and what is opened for a moment.
@@ -119,6 +122,7 @@ class Server(uvicorn.Server):
         gc.collect()
         gc.freeze()
         gc.set_threshold(_GARBAGE_OBJECTS_MAX)
+        _give_large_memory_back()
         self._started()
 
     @contextlib.contextmanager
@@ -146,3 +150,13 @@ class Server(uvicorn.Server):
         if counter % _TICKS_A_SWEEP == 0:
             self._connections.sweep(asyncio.get_running_loop().time())
         return await super().on_tick(counter)
+
+
+def _give_large_memory_back() -> None:
+    """Let the C library give large blocks back to the system as soon as they are free, where it is glibc.
+
+    Else the first large body teaches it to keep blocks of that size, in each thread, and to copy what grows.
+    """
+    # Neither macOS nor musl has this, nor needs it.
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)

@@ -111,7 +111,7 @@ def test_between_is_inclusive(points, low, high):
 @settings(max_examples=30, deadline=None)
 def test_blocks_keep_to_their_bounds(count, kind, fill):
     points = of(range(count), kind)
-    blocks = into_blocks(points, fill=fill)
+    blocks = list(into_blocks([points], fill=fill))
     assert concatenate(blocks) == points if blocks else count == 0
     for block in blocks:
         assert len(block) == 1 or (len(block) <= BLOCK_POINTS_MAX and block.size <= BLOCK_BYTES_MAX)
@@ -123,20 +123,28 @@ def test_blocks_keep_to_their_bounds(count, kind, fill):
             assert max(map(len, blocks)) - min(map(len, blocks)) <= len(blocks)
 
 
+@given(st.integers(0, 3_000), kinds, st.booleans(), st.lists(st.integers(0, 3_000), max_size=6).map(sorted))
+@settings(max_examples=30, deadline=None)
+def test_how_points_come_in_parts_makes_no_difference_to_their_blocks(count, kind, fill, cuts):
+    points = of(range(count), kind)
+    parts = [points[start:stop] for start, stop in pairwise([0, *cuts, count])]
+    assert list(into_blocks(parts, fill=fill)) == list(into_blocks([points], fill=fill))
+
+
 @pytest.mark.parametrize("kind", list(VALUES)[:4])
 def test_a_full_block_stays_as_it_is_when_points_are_appended(kind):
     full = of(range(BLOCK_POINTS_MAX), "floats")
-    blocks = rebuilt(full, of([BLOCK_POINTS_MAX], kind), at_end=True)
+    blocks = list(rebuilt(full, of([BLOCK_POINTS_MAX], kind), at_end=True))
     assert [len(block) for block in blocks] == [BLOCK_POINTS_MAX, 1]
     assert encode(blocks[0]) == encode(full)
 
 
 @pytest.mark.parametrize("old", [[5], [99_999], [-1]])
 def test_a_stray_number_of_another_kind_does_not_turn_many_into_text(old):
-    blocks = rebuilt(of(old, "integers"), of(range(0, 100_000, 2), "floats"), at_end=True)
+    blocks = list(rebuilt(of(old, "integers"), of(range(0, 100_000, 2), "floats"), at_end=True))
     assert sum(len(block) for block in blocks if isinstance(block.values, Cells)) <= BLOCK_POINTS_MAX
     assert sum(map(len, blocks)) == 50_001
-    assert packed(blocks) == blocks
+    assert list(packed(blocks)) == blocks
 
 
 @given(st.lists(st.integers(0, 600), max_size=8), kinds)
@@ -144,7 +152,7 @@ def test_a_stray_number_of_another_kind_does_not_turn_many_into_text(old):
 def test_packed_leaves_no_two_neighbours_that_fit_together(sizes, kind):
     ends = [sum(sizes[:index]) for index in range(len(sizes) + 1)]
     pieces = [of(range(start, stop), kind) for start, stop in pairwise(ends)]
-    found = packed(pieces)
+    found = list(packed(pieces))
     assert concatenate(found) == concatenate(pieces)
     assert all(found)
     for left, right in pairwise(found):
@@ -208,7 +216,7 @@ class Series(RuleBasedStateMachine):
         self.model |= plainly(new)
         blocks = self.blocks
         if not blocks:
-            self.frames = [encode(block) for block in into_blocks(new, fill=True)]
+            self.frames = [encode(block) for block in into_blocks([new], fill=True)]
             return
         firsts = [block.timestamps[0] for block in blocks]
         frames = []

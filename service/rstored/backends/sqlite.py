@@ -239,7 +239,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     )
     # KiB, negated. Each of the two connections may come to hold as much; more gains nothing that the system's own
     # cache does not give, and a long series going through would fill it.
-    connection.execute("PRAGMA cache_size = -32768")
+    connection.execute("PRAGMA cache_size = -8192")
     return connection
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import filterfalse, groupby, islice
 from operator import sub
 from typing import Final
@@ -44,14 +44,16 @@ def merge(old: Points, new: Points) -> Points:
     return concatenate(_merged(old, new))
 
 
-def rebuilt(old: Points, new: Points, *, at_end: bool) -> list[Points]:
-    """The blocks that take the place of the block ``old`` when new points fall into it.
+def rebuilt(old: Points, new: Points, *, at_end: bool) -> Iterator[Points]:
+    """The blocks that take the place of the block ``old`` when new points fall into it, made one by one.
 
     ``at_end``: it is the last of its series. Numbers of different kinds share a block, as JSON text, only where
     apart they would make small ones.
     """
     fill = at_end and old.timestamps[-1] < new.timestamps[0]
-    return packed(block for part in joined(_merged(old, new)) for block in into_blocks(part, fill=fill))
+    parts = filter(len, _merged(old, new))
+    alike = (list(group) for _, group in groupby(parts, _column_kind))
+    return packed(block for group in alike for block in into_blocks(group, fill=fill))
 
 
 def _merged(old: Points, new: Points) -> list[Points]:
@@ -83,28 +85,49 @@ def between(points: Points, low: int, high: int) -> Points:
     return points[bisect_left(timestamps, low) : bisect_right(timestamps, high)]
 
 
-def into_blocks(points: Points, *, fill: bool) -> list[Points]:
-    """Cut points into blocks.
+def into_blocks(parts: Sequence[Points], *, fill: bool) -> Iterator[Points]:
+    """Cut consecutive parts, which have one kind of column, into blocks, made one by one.
 
     With ``fill`` each block is filled before the next begins: right at the end of a series, where the last block
     will grow. Without it blocks are alike in size: right elsewhere, where each needs room for what may come.
     """
     points_max, bytes_max = BLOCK_POINTS_MAX, BLOCK_BYTES_MAX
     if not fill:
-        blocks = max(-(-len(points) // points_max), -(-points.size // bytes_max), 1)
-        points_max = -(-len(points) // blocks)
-    return list(split(points, points_max=points_max, bytes_max=bytes_max))
+        count, size = sum(map(len, parts)), sum(part.size for part in parts)
+        points_max = -(-count // max(-(-count // points_max), -(-size // bytes_max), 1))
+    # The last block of a part goes on with the next part. So no more of the parts is joined than a block at a time.
+    open_block = Points.empty()
+    for part in filter(len, parts):
+        start = 0
+        if open_block:
+            around = concatenate([open_block, part[:points_max]])
+            block = next(split(around, points_max=points_max, bytes_max=bytes_max))
+            start = len(block) - len(open_block)
+            if start == len(part):
+                open_block = block
+                continue
+            yield block
+        blocks = split(part, points_max=points_max, bytes_max=bytes_max, start=start)
+        open_block = next(blocks)
+        for block in blocks:
+            yield open_block
+            open_block = block
+    if open_block:
+        yield open_block
 
 
-def packed(pieces: Iterable[Points]) -> list[Points]:
+def packed(pieces: Iterable[Points]) -> Iterator[Points]:
     """Consecutive pieces, neighbours joined where they fit into one block; empty ones fall away."""
-    found: list[Points] = []
-    for piece in pieces:
-        if found and _fits(found[-1], piece):
-            found[-1] = concatenate([found[-1], piece])
-        elif piece:
-            found.append(piece)
-    return found
+    last = Points.empty()
+    for piece in filter(len, pieces):
+        if last and _fits(last, piece):
+            last = concatenate([last, piece])
+        else:
+            if last:
+                yield last
+            last = piece
+    if last:
+        yield last
 
 
 def joined(blocks: Iterable[Points]) -> list[Points]:

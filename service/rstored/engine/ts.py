@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
@@ -146,16 +146,16 @@ class TimeSeries:
             head = heads[place]
             if head is None:
                 writes.append(_put_head(place, _Meta(len(points), points.timestamps[0], points.timestamps[-1])))
-                writes += (_put_block(place, block) for block in into_blocks(points, fill=True))
+                writes += _rows_instead(place, [], _rows_of(into_blocks([points], fill=True)))
                 return Commit(writes, len(points))
             meta = _meta(head)
             changes: list[Write] = []
             added = 0
             for affected in (yield from _affected(place, points.timestamps)):
                 old, new = _decode(affected.row), points[affected.start : affected.stop]
-                blocks = rebuilt(old, new, at_end=old.timestamps[-1] == meta.last)
-                added += sum(map(len, blocks)) - len(old)
-                changes += _rows_instead(place, [affected.row], blocks)
+                rows = _rows_of(rebuilt(old, new, at_end=old.timestamps[-1] == meta.last))
+                added += sum(map(_count, rows)) - len(old)
+                changes += _rows_instead(place, [affected.row], rows)
             first, last = min(meta.first, points.timestamps[0]), max(meta.last, points.timestamps[-1])
             if changes:
                 changes.append(_put_head(place, _Meta(meta.count + added, first, last)))
@@ -507,24 +507,27 @@ def _removal(place: Place, meta: _Meta, low: int, high: int) -> Generator[Query,
     if not removed:
         return Commit((), 0)
     # Joined with its neighbours, what is left of a block does not stay behind as a tiny one.
-    blocks = packed([*earlier, *kept, *map(_decode, after.items)])
+    blocks = list(packed([*earlier, *kept, *map(_decode, after.items)]))
     meta = _Meta(
         meta.count - removed,
         blocks[0].timestamps[0] if low == meta.first else meta.first,
         blocks[-1].timestamps[-1] if high == meta.last else meta.last,
     )
     writes: list[Write] = [DeleteRows(place, _BLOCKS, sort_key(low), sort_key(high))]
-    writes += _rows_instead(place, [*before.items, *after.items], blocks)
+    writes += _rows_instead(place, [*before.items, *after.items], _rows_of(blocks))
     writes.append(_put_head(place, meta))
     return Commit(writes, removed)
 
 
-def _rows_instead(place: Place, old: list[Row], blocks: list[Points]) -> list[Write]:
-    """The writes that put blocks in the place of old rows; a row that stays as it is costs none."""
-    puts = [_put_block(place, block) for block in blocks]
-    sorts = {put.row.sort for put in puts}
+def _rows_of(blocks: Iterable[Points]) -> list[Row]:
+    return [Row(sort_key(block.timestamps[0]), encode(block)) for block in blocks]
+
+
+def _rows_instead(place: Place, old: list[Row], new: list[Row]) -> list[Write]:
+    """The writes that put new rows in the place of old ones; a row that stays as it is costs none."""
+    sorts = {row.sort for row in new}
     writes: list[Write] = [DeleteRow(place, _BLOCKS, row.sort) for row in old if row.sort not in sorts]
-    writes += (put for put in puts if put.row not in old)
+    writes += (PutRow(place, _BLOCKS, row) for row in new if row not in old)
     return writes
 
 
@@ -536,10 +539,6 @@ def _check_freq(freq: int) -> None:
 def _next_blocks(blocks: int, skipped: int, span: int) -> int:
     """How many blocks the next page reads: more and more, unless the reader skips blocks."""
     return min(4 * blocks, _PAGE_BLOCKS_MAX) if skipped <= span else _PAGE_BLOCKS_MIN
-
-
-def _put_block(place: Place, block: Points) -> PutRow:
-    return PutRow(place, _BLOCKS, Row(sort_key(block.timestamps[0]), encode(block)))
 
 
 def _put_head(place: Place, meta: _Meta) -> PutHead:

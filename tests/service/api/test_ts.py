@@ -116,7 +116,7 @@ async def test_the_parameters_of_a_range(http, query, expected):
             found = [int(line.split(",")[0]) for line in answer.text.splitlines()[1:]]
         else:
             # Within a frame the points ascend always.
-            parts = FrameReader().feed(answer.content)
+            parts = list(FrameReader().feed(answer.content))
             found = [t for points in parts for t in (points.timestamps[::-1] if "desc" in query else points.timestamps)]
         assert found == expected, form
 
