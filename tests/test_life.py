@@ -273,9 +273,13 @@ def test_a_wrong_setting(serve, dsn):
     refused(serve, dsn, "value_bytes_max", limits={"VALUE_BYTES_MAX": -5})
 
 
-def test_a_public_address_without_tokens_is_refused(serve, dsn):
+def test_a_public_address_without_tokens_is_refused_and_leaves_no_store(serve, dsn, tmp_path):
     refused(serve, dsn, "rstored token create", host="0.0.0.0")
     refused(serve, dsn, "--insecure", host="0.0.0.0")
+    assert not (tmp_path / "store.db").exists()
+    # Nor is it served from a store that is there and open.
+    serve(dsn).stop()
+    refused(serve, dsn, "rstored token create", host="0.0.0.0")
 
 
 def test_a_public_address_with_tokens_is_served_with_a_warning(serve, dsn):

@@ -119,19 +119,25 @@ def whole_answer(connection: socket.socket) -> bytes:
     return head + b"\r\n\r\n" + body
 
 
-def test_malformed_request(server):
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (b"GET /kv HTTP/1.1\r\nno colon\r\n\r\n", 400, "malformed-request"),
+        (b"GET /kv HTTP/2.0\r\nHost: localhost\r\n\r\n", 505, "unsupported-http-version"),
+    ],
+)
+def test_what_is_no_request(server, sent, status, code):
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
-        connection.sendall(b"GET /kv HTTP/1.1\r\nno colon\r\n\r\n")
+        connection.sendall(sent)
         answer = b""
         while chunk := connection.recv(4096):
             answer += chunk
     head, _, body = answer.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 400")
+    assert head.startswith(b"HTTP/1.1 %d" % status)
     assert b"application/problem+json" in head.lower()
     problem = json.loads(body)
-    assert problem["code"] == "malformed-request"
-    assert problem["status"] == 400
+    assert (problem["code"], problem["status"]) == (code, status)
 
 
 def test_request_timeout(serve, tmp_path):
@@ -344,7 +350,8 @@ SITUATIONS = {
     "overloaded": test_overloaded,
     "deadline-exceeded": test_deadline_exceeded,
     "batch-not-atomic": test_batch_not_atomic,
-    "malformed-request": test_malformed_request,
+    "malformed-request": test_what_is_no_request,
+    "unsupported-http-version": test_what_is_no_request,
     "request-timeout": test_request_timeout,
     "shutting-down": test_shutting_down,
     "unauthenticated": test_a_closed_store,

@@ -195,9 +195,17 @@ def test_the_command_line_verifies_too(server, authority, stranger):
         assert "certificate" in done.stderr
 
 
-def test_plain_http_gets_nothing(server):
-    with pytest.raises(StoreNotAvailableError):
-        use(server.url.replace("https://", "http://"))
+@pytest.mark.anyio
+async def test_a_wrong_scheme_gets_nothing_and_is_told_so(server, serve, authority, tmp_path):
+    plain = serve(f"sqlite:///{tmp_path / 'store.db'}")
+    for url, hint in (
+        (server.url.replace("https://", "http://"), "its URL begins with https://"),
+        (plain.url.replace("http://", "https://"), "plain http://"),
+    ):
+        with pytest.raises(StoreNotAvailableError, match=hint):
+            use(url, verify=authority.file)
+        with pytest.raises(StoreNotAvailableError, match=hint):
+            await use_async(url, verify=authority.file)
 
 
 def test_old_versions_of_tls_are_refused(server):

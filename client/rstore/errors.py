@@ -127,6 +127,7 @@ class ProblemType(NamedTuple):
 PROBLEMS: Final[dict[str, ProblemType]] = {
     # The request cannot be read.
     "malformed-request": ProblemType(400, "The request is not valid HTTP for this route", StoreRequestError),
+    "unsupported-http-version": ProblemType(505, "The service speaks HTTP/1.1", StoreRequestError),
     "malformed-body": ProblemType(400, "The body does not parse", StoreRequestError),
     "route-not-found": ProblemType(404, "No such route", StoreNotFoundError),
     "method-not-allowed": ProblemType(405, "The route does not take this method", StoreRequestError),

@@ -277,6 +277,10 @@ def translated() -> Iterator[None]:
         ) from error
     except httpx2.TransportError as error:
         reason = str(error) or type(error).__name__
+        if "WRONG_VERSION_NUMBER" in reason or "wrong version number" in reason:
+            reason += "; does it speak plain http://, without TLS?"
+        elif isinstance(error, httpx2.RemoteProtocolError) and "disconnected without" in reason:
+            reason += "; if it serves TLS, its URL begins with https://"
         unsent = isinstance(error, httpx2.ConnectError)
         raise TryAgain(StoreNotAvailableError(f"the service does not answer: {reason}"), unsent=unsent) from error
     except httpx2.HTTPError as error:

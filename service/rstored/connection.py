@@ -19,7 +19,6 @@ import math
 import secrets
 import socket
 import ssl
-import types
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Container, Coroutine, Generator, MutableMapping
 from typing import Any, Final, TypeAlias, cast
@@ -61,6 +60,10 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS_LINES: Final = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in http.HTTPStatus
 }
+# What the parser says of versions that it does not know, and of the preface of HTTP/2.
+_OTHER_VERSIONS: Final = frozenset(
+    {"Invalid HTTP version", "Pause on PRI/Upgrade", "Expected HTTP/2 Connection Preface"}
+)
 _WITHOUT_BODY: Final = frozenset({204, 304})
 
 
@@ -240,6 +243,8 @@ class Connection(asyncio.Protocol):
         self._asks_for_upgrade = False
         self._silent_bytes = 0
         self._pipelines_too_much = False
+        # What arrives from now on is no request any more.
+        self._deaf = False
         # What arrived and is no request, to be told once the requests before it are answered.
         self._refusal: Problem | None = None
         self._stopping = False
@@ -279,7 +284,7 @@ class Connection(asyncio.Protocol):
         self.resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        if self._pipelines_too_much or self._refusal is not None:
+        if self._deaf:
             return
         # Heads and trailers are kept until the message ends, so there is a bound on what brings no body. A packet
         # may bring much more than a head, so only what came in earlier ones is held against it.
@@ -296,12 +301,25 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserInvalidURLError) as error:
             problem = error.__context__
             if not isinstance(problem, Problem):
-                problem = Problem("malformed-request", "What arrived is not an HTTP/1.1 request.")
+                code = "unsupported-http-version" if str(error) in _OTHER_VERSIONS else "malformed-request"
+                problem = Problem(code, "What arrived is not an HTTP/1.1 request.")
             self._refuse(problem)
             return
         exchange = self._arriving
         if exchange is not None and not exchange.queued:
             self._enqueue(exchange)
+
+    def eof_received(self) -> bool:
+        """The client sends no more, but may still read: what arrived whole is answered before the connection closes."""
+        self._deaf = self._stopping = True
+        self._in_message = False
+        exchange, self._arriving = self._arriving, None
+        if exchange is not None and exchange in self._waiting:
+            self._waiting.remove(exchange)
+        elif exchange is not None:
+            exchange.lose()
+        # Over TLS nothing can be sent after the end.
+        return self._base["scheme"] == "http" and self._owes_answers()
 
     def pause_writing(self) -> None:
         if self.drained is None:
@@ -318,7 +336,9 @@ class Connection(asyncio.Protocol):
     # --- called by the parser ------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        self._in_message = True
+        # While the service stops, no request begins.
+        self._in_message = not self._stopping
+        self._deaf |= self._stopping
         self._url = b""
         self._fields = []
 
@@ -346,8 +366,8 @@ class Connection(asyncio.Protocol):
             raise _head_too_large(self._limits)
         if len(self._waiting) >= self._limits.pipelined_requests_max:
             # What waits is answered, and then the connection is closed: nobody may leave more and more to do.
-            self._pipelines_too_much = True
-        if self._pipelines_too_much or self.transport.is_closing():
+            self._pipelines_too_much = self._deaf = True
+        if self._deaf or self.transport.is_closing():
             return
         target = self._url
         if not target.startswith(b"/"):
@@ -365,6 +385,8 @@ class Connection(asyncio.Protocol):
         exchange = self._arriving = Exchange(self, scope, keep_alive=parser.should_keep_alive())
         version = parser.get_http_version()
         if version != "1.1":
+            if version != "1.0":
+                raise Problem("unsupported-http-version", "What arrived is not an HTTP/1.1 request.")
             # An older client may not know chunks.
             scope["http_version"] = "1.0"
             exchange.keep_alive = False
@@ -430,7 +452,7 @@ class Connection(asyncio.Protocol):
             logger.exception("the app failed")
             self._returned(exchange)
         else:
-            task = self.loop.create_task(_rest(running, awaited))
+            task = self.loop.create_task(_Rest(running, awaited))
             exchange.scope["task"] = task
             self.server.tasks.add(task)
             task.add_done_callback(lambda task: self._ended(exchange, task))
@@ -441,6 +463,9 @@ class Connection(asyncio.Protocol):
             logger.error("the app failed", exc_info=error)
         self._returned(exchange)
         self._answer_waiting()
+
+    def _owes_answers(self) -> bool:
+        return bool(self._waiting) or (self._current is not None and not self._current.answered)
 
     def _returned(self, exchange: Exchange) -> None:
         self._current = None
@@ -473,6 +498,7 @@ class Connection(asyncio.Protocol):
     def _refuse(self, problem: Problem) -> None:
         """Answer what no app can answer with a problem, after the requests before it, and end the connection."""
         self._refusal = problem
+        self._deaf = True
         exchange, self._arriving = self._arriving, None
         if exchange is not None:
             # The rest of its body cannot be read.
@@ -568,11 +594,11 @@ class Connection(asyncio.Protocol):
                 self._accepted.shutdown(socket.SHUT_RDWR)
 
     def shutdown(self) -> None:
-        """Close if idle. A request of which a part has arrived is answered first."""
+        """Close if idle. Requests of which at least a part has arrived are answered first, and no others."""
         self._stopping = True
         if self._accepted is not None:
             self.abort()
-        elif self._current is None and not self._waiting and not self._in_message:
+        elif not self._in_message and not self._owes_answers():
             self.transport.close()
 
     def _pause_reading(self) -> None:
@@ -753,20 +779,29 @@ def _address(name: Any) -> tuple[str, int] | None:
     return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
 
 
-async def _rest(running: Coroutine[Any, Any, None], awaited: Any) -> None:
-    """Run a coroutine on that has run until it awaited ``awaited``."""
-    await _resumed(running, awaited)
+class _Rest(Coroutine[Any, Any, None]):
+    """What is left of a coroutine that has run until it awaited ``awaited``.
 
+    A task that is cancelled before its first step tells the coroutine so, which then undoes what it has begun.
+    """
 
-@types.coroutine
-def _resumed(running: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any, Any, None]:
-    try:
-        while True:
-            try:
-                result = yield awaited
-            except BaseException as error:
-                awaited = running.throw(error)
-            else:
-                awaited = running.send(result)
-    except StopIteration:
-        return
+    def __init__(self, running: Coroutine[Any, Any, None], awaited: Any) -> None:
+        self._running = running
+        self._awaited = awaited
+        self._resumed = False
+
+    def send(self, value: Any) -> Any:
+        if self._resumed:
+            return self._running.send(value)
+        self._resumed = True
+        return self._awaited
+
+    def throw(self, *error: Any) -> Any:
+        self._resumed = True
+        return self._running.throw(*error)
+
+    def close(self) -> None:
+        self._running.close()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        raise NotImplementedError("it is for a task")

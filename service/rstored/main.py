@@ -215,9 +215,14 @@ class _OpenToAll(Exception):
 async def _serve(
     settings: Settings, tls: ssl.SSLContext | None, listener: socket.socket, worker: Worker | None
 ) -> None:
+    reachable = not is_loopback(settings.host)
+    if reachable and not settings.insecure and settings.admin_token is None:
+        versions = await backend_class(settings.dsn).schema_versions(settings.dsn)
+        if not versions.present:
+            # Without a store there is no token, and who is refused leaves none behind.
+            raise _OpenToAll(settings.host)
     async with running_app(settings, worker=None if worker is None else worker.number) as app:
         is_closed = await app.state.authentication.is_closed()
-        reachable = not is_loopback(settings.host)
         if reachable and not is_closed and not settings.insecure:
             raise _OpenToAll(settings.host)
         host, port = listener.getsockname()[:2]

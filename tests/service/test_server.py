@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -12,6 +13,10 @@ import time
 
 import httpx2
 import pytest
+
+from rstored.api.metrics import Metrics
+from rstored.connection import Connection, Connections
+from rstored.limits import Limits
 
 
 @pytest.fixture(scope="module")
@@ -313,3 +318,162 @@ def test_a_body_in_another_transfer_coding_is_not_stored_as_it_came(server, codi
     status, _, body = split(talk(server, sent))
     assert (status, json.loads(body)["code"]) == (415, "unsupported-media-type")
     assert httpx2.get(f"{server.url}/kv/coded").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "line", [b"GET /healthz", *(b"GET /healthz HTTP/" + v for v in (b"0.9", b"1.2", b"2.0", b"3.0")), b"PRI * HTTP/2.0"]
+)
+def test_other_versions_of_http_are_told_so(server, line):
+    tail = b"\r\nSM\r\n\r\n" if line.startswith(b"PRI") else b"\r\nHost: localhost\r\n\r\n"
+    status, headers, body = split(talk(server, line + (tail if b"HTTP" in line else b"\r\n\r\n")))
+    assert (status, json.loads(body)["code"], headers["connection"]) == (505, "unsupported-http-version", "close")
+
+
+# --- connections that end before the answer does --------------------------------------------------------------
+
+PUT_HALF = b"PUT /kv/half HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n%d"
+RANGE = b"GET /ts/long/range HTTP/1.1\r\nHost: localhost\r\n\r\n"
+GET_HALF = b"GET /kv/half HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.fixture
+def streaming(serve, tmp_path):
+    """Starts a service with some mebibytes of points, more than lie in the buffers of sockets."""
+
+    def start(**options):
+        server = serve(f"sqlite:///{tmp_path / 'store.db'}", **options)
+        for part in range(16):
+            points = [[part * 1000 + t, "x" * 1000] for t in range(1000)]
+            assert httpx2.post(f"{server.url}/ts/long/range", json={"points": points}).is_success
+        return server
+
+    return start
+
+
+def read_to_end(connected) -> bytes:
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while chunk := connected.recv(2**20):
+            received += chunk
+    return received
+
+
+def test_who_sends_no_more_still_gets_every_answer(streaming):
+    server = streaming()
+    for sent, expected in (
+        (GET_HALF, [404]),
+        (PUT_HALF % 1, [201]),
+        (PUT_HALF % 2 + GET_HALF + PUT_HALF % 3, [204, 200, 204]),
+        (RANGE + PUT_HALF % 4, [200, 204]),
+        # The rest of a body never comes.
+        (PUT_HALF % 5 + PUT_HALF[:-2] + b"", [204]),
+        (PUT_HALF % 6 + GET_HALF[:-2], [204]),
+    ):
+        with connection(server) as connected:
+            started = time.monotonic()
+            connected.sendall(sent)
+            connected.shutdown(socket.SHUT_WR)
+            answer = read_to_end(connected)
+            assert time.monotonic() - started < 5
+        assert statuses(answer) == expected
+        assert sent[:7] != RANGE[:7] or len(json.loads(unchunked(answer))["points"]) == 16_000
+    assert httpx2.get(f"{server.url}/kv/half").text == "6"
+    assert "Traceback" not in server.log
+
+
+def unchunked(answer: bytes) -> bytes:
+    """The body of the first answer, whose framing is checked to its end."""
+    rest, body = answer.partition(b"\r\n\r\n")[2], b""
+    while True:
+        size, _, rest = rest.partition(b"\r\n")
+        length = int(size, 16)
+        assert rest[length : length + 2] == b"\r\n"
+        if not length:
+            return body
+        body, rest = body + rest[:length], rest[length + 2 :]
+
+
+def test_who_sends_no_more_and_does_not_read_is_cut(streaming):
+    server = streaming(limits={"STALL_SECONDS_MAX": 1})
+    with connection(server) as connected:
+        connected.sendall(RANGE)
+        connected.shutdown(socket.SHUT_WR)
+        until(lambda: "slow-reader" in server.log)
+        received = read_to_end(connected)
+        assert b"\r\n0\r\n\r\n" not in received
+
+
+def until(holds):
+    deadline = time.monotonic() + 15
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\0\0nonsense\r\n\r\n", b"GET /kv/half HTTP/7.7\r\n\r\n", PUT_HALF[:-20] + b"zz\r\n\r\n"]
+)
+def test_nonsense_in_the_middle_of_a_stream_leaves_it_whole(streaming, garbage):
+    server = streaming()
+    with connection(server) as connected:
+        connected.sendall(RANGE)
+        received = connected.recv(100_000)
+        connected.sendall(garbage)
+        time.sleep(0.2)
+        received += read_to_end(connected)
+    assert len(json.loads(unchunked(received))["points"]) == 16_000
+    assert statuses(received) in ([200, 400], [200, 505])
+    assert json.loads(received.rpartition(b"\r\n\r\n")[2])["code"] in ("malformed-request", "unsupported-http-version")
+
+
+def test_at_the_end_what_has_begun_is_finished_and_nothing_else_begins(streaming):
+    """A stream, requests behind it, and a body of which a part is here; then SIGTERM."""
+    server = streaming(env={"RSTORED_SHUTDOWN_GRACE_SECONDS": "15"})
+    with connection(server) as stream, connection(server) as body, connection(server) as idle:
+        idle.sendall(GET_HALF)
+        assert statuses(idle.recv(65536)) == [404]
+        stream.sendall(RANGE + PUT_HALF % 1)
+        received = stream.recv(100_000)
+        body.sendall(PUT_HALF[:-2].replace(b"/half", b"/body"))
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert idle.recv(100) == b""
+        body.sendall(b"7" + PUT_HALF.replace(b"/half", b"/late") % 1)
+        stream.sendall(PUT_HALF.replace(b"/half", b"/late") % 1)
+        assert statuses(read_to_end(body)) == [201]
+        received += read_to_end(stream)
+    assert server.process.wait(10) == 0
+    assert statuses(received) == [200, 201]
+    assert len(json.loads(unchunked(received))["points"]) == 16_000
+    again = streaming()
+    assert [httpx2.get(f"{again.url}/kv/{key}").status_code for key in ("half", "body", "late")] == [200, 200, 404]
+
+
+@pytest.mark.anyio
+async def test_what_is_cancelled_before_its_task_has_begun_is_undone():
+    """As by the end of the grace time: the app has begun outside of the task."""
+    told = []
+
+    async def app(scope, receive, send):
+        try:
+            await receive()
+        except asyncio.CancelledError:
+            # It may take a while, as the end of a stream does.
+            await asyncio.sleep(0)
+            told.append("cancelled")
+            raise
+
+    connections = Connections(Limits(), Metrics(None), ())
+    ours, theirs = socket.socketpair()
+    with theirs:
+        made = Connection(app, connections, ours, None)
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: made, ours)
+        made.data_received(PUT_HALF[:-2])
+        (task,) = connections.tasks
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert told == ["cancelled"]
+        await asyncio.sleep(0.1)
+        assert theirs.recv(10) == b""

@@ -24,6 +24,7 @@ Endpoint: TypeAlias = Callable[..., Awaitable[Reply]]
 # What any operation may be answered with.
 _ANYWHERE: Final = (
     "malformed-request",
+    "unsupported-http-version",
     "unknown-parameter",
     "uri-too-long",
     "headers-too-large",
