@@ -154,6 +154,38 @@ def test_readers_that_do_not_read(serve, tmp_path):
         assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
 
 
+@pytest.mark.parametrize(
+    ("target", "accept"),
+    [
+        (b"/ts/s/missing?start=1000000&end=1999999&freq=1", b"*/*"),
+        (b"/ts/s/range", b"application/msgpack"),
+        (b"/es/e/events", b"application/msgpack"),
+    ],
+)
+def test_answers_that_are_gathered_count_while_they_grow(serve, tmp_path, target, accept):
+    """A request of a hundred bytes, many times at once, whose answer is whole before its first byte is sent."""
+    bytes_max = 64 * 2**20
+    server = serve(
+        f"sqlite:///{tmp_path / 'store.db'}", limits={"IN_FLIGHT_BYTES_MAX": bytes_max, "FRAMES_BYTES_MAX": bytes_max}
+    )
+    with httpx2.Client(base_url=server.url, timeout=30) as http:
+        assert http.put("/kv/k", json="v").is_success
+        for part in range(20):
+            points = [[part * 1000 + t, "x" * 1000] for t in range(1000)]
+            assert http.post("/ts/s/range", json={"points": points}).is_success
+            event = {"item": "i", "op": "setitem", "value": "x" * 10**6}
+            assert http.post("/es/e/events", json={"events": [event]}).is_success
+    head = b"GET %b HTTP/1.1\r\nHost: localhost\r\nAccept: %b\r\n\r\n" % (target, accept)
+    with contextlib.ExitStack() as stack:
+        asking = [stack.enter_context(connection(server)) for _ in range(40 * SCALE)]
+        for connected in asking:
+            connected.sendall(head)
+        statuses = {connected.recv(100).split()[1] for connected in asking}
+    assert statuses == {b"200", b"503"}
+    assert_others_are_answered(server)
+    assert peak_bytes(server) < BASE_BYTES + 4 * bytes_max
+
+
 def test_floods_of_pipelined_requests(server):
     flood = GET * (5000 * SCALE)
     with contextlib.ExitStack() as stack:

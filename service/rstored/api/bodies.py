@@ -17,7 +17,6 @@ from msgspec import UNSET, Raw, UnsetType
 from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, Encoding, Value
 from rstored.api.replies import Header, Reply, content_type
 from rstored.api.requests import Request
-from rstored.limits import Limits
 from rstored.problems import Problem
 from rstored.threads import run_sized
 
@@ -72,20 +71,21 @@ async def answer_sized(
 
 
 class MsgpackArray:
-    """A msgpack body that is a map of one array, gathered part by part and bounded while it grows.
+    """A msgpack body that is a map of one array, gathered part by part, and counted and bounded while it grows.
 
     The array begins with its length, so it cannot be streamed. What is gathered is bytes: a million rows as Python
     objects would take ten times the room.
     """
 
-    def __init__(self, name: str, limits: Limits) -> None:
+    def __init__(self, name: str, request: Request) -> None:
         self._name = name
-        self._limits = limits
+        self._request = request
+        self._limits = request.state.limits
         self._count = 0
         self._parts = bytearray()
 
     def extend(self, items: Sequence[Any]) -> None:
-        """Add items. Raises Problem ``answer-too-large``."""
+        """Add items. Raises Problem ``answer-too-large``, or ``overloaded`` if there is no room for them now."""
         self._count += len(items)
         self._parts += b"".join(map(_ENCODE[MSGPACK_MEDIA_TYPE], items))
         for found, limit, what in (
@@ -95,6 +95,7 @@ class MsgpackArray:
             if found > limit:
                 detail = f"more than {limit} {what} fit no msgpack answer: ask for fewer, or for a streamed form"
                 raise Problem("answer-too-large", detail, limit=limit)
+        self._request.hold(len(self._parts))
 
     def body(self) -> bytes:
         """The whole body."""

@@ -231,7 +231,7 @@ async def events(request: Request, query: EventsQuery) -> Reply:
     if parts is None:
         raise _not_found()
     if request.form == MSGPACK_MEDIA_TYPE:
-        return Reply(200, (content_type(request.form),), await _whole(parts, request.state.limits))
+        return Reply(200, (content_type(request.form),), await _whole(request, parts))
     headers = (content_type(request.form),)
     return Reply(200, headers, _rendered(parts, lines=request.form == NDJSON_MEDIA_TYPE))
 
@@ -267,9 +267,9 @@ def _on_one_line(body: EventBody) -> EventBody:
     return body
 
 
-async def _whole(parts: AsyncIterator[list[StoredEvent]], limits: Limits) -> bytes:
+async def _whole(request: Request, parts: AsyncIterator[list[StoredEvent]]) -> bytes:
     """The msgpack body, which cannot be streamed: it begins with the number of events."""
-    array = MsgpackArray("events", limits)
+    array = MsgpackArray("events", request)
     async with closed(parts):
         async for part in parts:
             array.extend([_event_body(event, MSGPACK_MEDIA_TYPE) for event in part])

@@ -33,7 +33,6 @@ from rstored.api.requests import Request
 from rstored.api.streams import closed
 from rstored.engine.model import Stretch
 from rstored.engine.values import points_problem
-from rstored.limits import Limits
 from rstored.problems import Problem
 from rstored.threads import run_sized
 
@@ -157,7 +156,7 @@ async def read_range(request: Request, query: RangeQuery) -> Reply:
 
     Streamed, but for msgpack, which is bounded by the limits `answer_points_max` and `body_bytes_max`.
     """
-    limits, descending = request.state.limits, query.order == "desc"
+    descending = query.order == "desc"
     parts = request.engine.ts.range(
         request.namespace,
         request.key,
@@ -168,7 +167,7 @@ async def read_range(request: Request, query: RangeQuery) -> Reply:
         descending=descending,
     )
     if request.form == MSGPACK_MEDIA_TYPE:
-        return Reply(200, (content_type(request.form),), await _whole(parts, limits, descending=descending))
+        return Reply(200, (content_type(request.form),), await _whole(request, parts, descending=descending))
     form = Form(request.form)
     media_type = f"{request.form}; charset=utf-8" if form is Form.CSV else request.form
     headers = (content_type(media_type),)
@@ -188,9 +187,9 @@ async def _rendered(parts: AsyncIterator[Points], form: Form, *, descending: boo
         yield end
 
 
-async def _whole(parts: AsyncIterator[Points], limits: Limits, *, descending: bool) -> bytes:
+async def _whole(request: Request, parts: AsyncIterator[Points], *, descending: bool) -> bytes:
     """The msgpack body, which cannot be streamed: it begins with the number of points."""
-    array = MsgpackArray("points", limits)
+    array = MsgpackArray("points", request)
     async with closed(parts):
         async for points in parts:
             rows = msgpack_rows(points)
@@ -303,6 +302,9 @@ def _one_point(request: Request, points: Points | None) -> Reply:
     return answer(request, {"point": msgpack_rows(points)[0]})
 
 
+# What a timestamp counts as while many are gathered: its text. The number takes twice as much.
+_TIMESTAMP_BYTES: Final = 20
+
 # --- the grid ----------------------------------------------------------------------------------------------
 
 
@@ -316,7 +318,12 @@ def _one_point(request: Request, points: Points | None) -> Reply:
 async def missing(request: Request, query: GridQuery) -> Reply:
     """Those of `start`, `start + freq`, … up to `end` that have no point."""
     found = await request.engine.ts.missing(
-        request.namespace, request.key, start=query.start, end=query.end, freq=query.freq
+        request.namespace,
+        request.key,
+        start=query.start,
+        end=query.end,
+        freq=query.freq,
+        counted=lambda count: request.hold(count * _TIMESTAMP_BYTES),
     )
     return answer(request, MissingTimestamps(found))
 

@@ -236,14 +236,24 @@ class TimeSeries:
         (found,) = await self._storage.read(scan)
         return _decode(found.items[0])[-1:] if found.items else None
 
-    async def missing(self, namespace: str, key: str, *, start: int, end: int | None = None, freq: int) -> list[int]:
+    async def missing(
+        self,
+        namespace: str,
+        key: str,
+        *,
+        start: int,
+        end: int | None = None,
+        freq: int,
+        counted: Callable[[int], None] = lambda count: None,
+    ) -> list[int]:
         """Those of ``start, start + freq, … ≤ end`` (None: the last point) that have no point.
 
-        An unknown series lacks the whole grid up to ``end``. Raises Problem ``invalid-parameter`` for a ``freq``
+        ``counted`` is told how many there are while they grow, and may raise what ends that. An unknown series lacks
+        the whole grid up to ``end``. Raises Problem ``invalid-parameter`` for a ``freq``
         that is not positive, ``answer-too-large`` for a grid or an answer beyond the limit.
         """
         absent_max = self._limits.answer_points_max
-        found = await self._absent(Place(namespace, Kind.TS, key), start, end, freq, absent_max)
+        found = await self._absent(Place(namespace, Kind.TS, key), start, end, freq, absent_max, counted)
         if found is None:
             raise Problem(
                 "answer-too-large",
@@ -324,7 +334,15 @@ class TimeSeries:
         last = decoded[-1].timestamps[-1]
         return _BlockPage(parts, last + 1, (last - decoded[0].timestamps[0]) // len(decoded))
 
-    async def _absent(self, place: Place, start: int, end: int | None, freq: int, absent_max: int) -> list[int] | None:
+    async def _absent(
+        self,
+        place: Place,
+        start: int,
+        end: int | None,
+        freq: int,
+        absent_max: int,
+        counted: Callable[[int], None] = lambda count: None,
+    ) -> list[int] | None:
         """The steps of the grid that have no point; None if there are more than ``absent_max``."""
         _check_freq(freq)
         if end is None:
@@ -351,6 +369,7 @@ class TimeSeries:
                 found += absent(steps, timestamps[lowest:highest])
                 if len(found) > absent_max:
                     return None
+                counted(len(found))
                 await asyncio.sleep(0)
             low = grid.start + len(grid) * freq
             if page.next_low is not None:
