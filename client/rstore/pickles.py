@@ -367,6 +367,14 @@ class _Machine:
     def take_size(self, width: int) -> int:
         return int.from_bytes(self.take(width), "little")
 
+    def begin_protocol(self) -> None:
+        if self.take_size(1) > pickle.HIGHEST_PROTOCOL:
+            raise ValueError
+
+    def begin_frame(self) -> None:
+        if self.take_size(8) > len(self.data) - self.position:
+            raise EOFError
+
     def pop_to_mark(self) -> list[Any]:
         mark = self.marks.pop()
         items = self.stack[mark:]
@@ -460,8 +468,8 @@ class _Machine:
 _INSTRUCTIONS: Final[dict[int, Callable[[_Machine], None]]] = {
     opcode[0]: instruction
     for opcode, instruction in {
-        pickle.PROTO: lambda m: m.take(1),
-        pickle.FRAME: lambda m: m.take(8),
+        pickle.PROTO: _Machine.begin_protocol,
+        pickle.FRAME: _Machine.begin_frame,
         pickle.MARK: _Machine.mark,
         pickle.POP: _Machine.pop,
         pickle.POP_MARK: _Machine.pop_to_mark,
