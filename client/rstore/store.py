@@ -43,7 +43,16 @@ from rstore.operators import OPERATOR_NAMES, OPERATORS, UNARY, UnfoldableEvent
 from rstore.points import Cells, InvalidPoints, Points, encode_stream
 from rstore.rotation import Rotation, rotate
 from rstore.sealing import EventContext, PairContext, PointContext, Sealer, pack, unpack
-from rstore.transport import TOO_SLOW, Attempts, Budget, Certificate, Service, blocking_transport, translated
+from rstore.transport import (
+    TOO_SLOW,
+    Attempts,
+    Budget,
+    Certificate,
+    Service,
+    awaited_transport,
+    blocking_transport,
+    translated,
+)
 from rstore.values import dump, dump_plaintexts, load, load_plaintexts
 
 __all__ = ["KEEP", "AsyncStore", "Entry", "Keep", "Store"]
@@ -1115,7 +1124,7 @@ class AsyncStore(_Operations[httpx2.AsyncBaseTransport]):
         if self._given_transport is not None:
             self._transport = self._given_transport
         else:
-            self._transport = httpx2.AsyncHTTPTransport(verify=self._service.tls(), trust_env=False)
+            self._transport = awaited_transport(self._service)
 
     async def close(self) -> None:
         """Close the connections. The store may be opened again; closing twice does no harm."""

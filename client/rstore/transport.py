@@ -16,7 +16,16 @@ import httpx2
 from rstore.calls import Call, Head, Reader, TryAgain
 from rstore.errors import PROBLEMS, StoreError, StoreNotAvailableError, StoreProtocolError, StoreRequestError
 
-__all__ = ["TOO_SLOW", "Attempts", "Budget", "Certificate", "Service", "blocking_transport", "translated"]
+__all__ = [
+    "TOO_SLOW",
+    "Attempts",
+    "Budget",
+    "Certificate",
+    "Service",
+    "awaited_transport",
+    "blocking_transport",
+    "translated",
+]
 
 T = TypeVar("T")
 Certificate: TypeAlias = str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLike[str]]
@@ -29,6 +38,8 @@ _UNHEARD_STATUSES: Final = frozenset({401, 403, 408, 429})
 _OPEN_CODES: Final = frozenset({"backend-unavailable", "backend-corrupt", "internal-error", "deadline-exceeded"})
 TOO_SLOW: Final = "the service took longer than an operation may take"
 _ANSWER_OVERHEAD_BYTES: Final = 1024
+# All that a burst opened are kept, and for less time than services (75 s) and what stands before them (60 s) keep them.
+_CONNECTIONS: Final = httpx2.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=50)
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,4096}\Z")
 # The jitter keeps clients apart from each other; it needs no secrecy.
 _jitter: Final = random.Random()  # noqa: S311
@@ -167,13 +178,18 @@ class Budget:
         return call.reader(Head(response.status_code, headers))
 
 
+def awaited_transport(service: Service) -> httpx2.AsyncHTTPTransport:
+    """A transport for AsyncStore. Awaiting can be given up, so it needs no bounds of its own."""
+    return httpx2.AsyncHTTPTransport(verify=service.tls(), trust_env=False, limits=_CONNECTIONS)
+
+
 def blocking_transport(service: Service, seconds_max: float) -> httpx2.HTTPTransport:
     """A transport that reads from no connection for longer than this after it last wrote to it.
 
     The HTTP library bounds how long one read takes, but not how many there are: a head that comes byte by byte, or
-    one 103 after the other, would keep it reading for ever. (Awaiting can be given up, so AsyncStore needs none.)
+    one 103 after the other, would keep it reading for ever.
     """
-    transport = httpx2.HTTPTransport(verify=service.tls(), trust_env=False)
+    transport = httpx2.HTTPTransport(verify=service.tls(), trust_env=False, limits=_CONNECTIONS)
     pool: Any = transport._pool  # noqa: SLF001
     pool._network_backend = _BoundedBackend(pool._network_backend, seconds_max)  # noqa: SLF001
     return transport

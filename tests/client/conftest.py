@@ -56,16 +56,19 @@ class ScriptedServer:
     def __init__(self, script: Script) -> None:
         self.script = script
         self.received: list[Received] = []
+        self.connections = 0
         outer = self
 
         class Handler(socketserver.StreamRequestHandler):
             def handle(self) -> None:
+                outer.connections += 1
                 with contextlib.suppress(ConnectionError):
                     while outer._serve(self.rfile, self.wfile):
                         pass
 
         class Server(socketserver.ThreadingTCPServer):
             allow_reuse_address = True
+            request_queue_size = 64
             daemon_threads = True
             block_on_close = False
 

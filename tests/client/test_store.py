@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import datetime
 import decimal
@@ -12,6 +13,7 @@ import operator
 import pickle
 import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
@@ -50,6 +52,8 @@ def plain(service_url, namespace):
         store.discard()
 
 
+# More than the HTTP library would keep by itself.
+BURST = 32
 INFO = b'{"namespace": "n", "sealed_only": false, "kv": 0, "ts": 0, "es": 0}'
 
 
@@ -338,6 +342,35 @@ def test_arguments_that_cannot_be(facing, reply):
         with pytest.raises(StoreRequestError) as caught:
             use()
         assert caught.value.status is None
+
+
+def burst_of_threads(url):
+    with Store(url, "n") as store, ThreadPoolExecutor(BURST) as threads:
+        for _ in range(2):
+            yield list(threads.map(store.get, ["k"] * BURST))
+
+
+def burst_of_tasks(url):
+    async def bursts():
+        async with AsyncStore(url, "n") as store:
+            return [await asyncio.gather(*[store.get("k") for _ in range(BURST)]) for _ in range(2)]
+
+    return asyncio.run(bursts())
+
+
+@pytest.mark.parametrize("bursts", [burst_of_threads, burst_of_tasks])
+def test_connections_are_kept_for_the_next_burst(scripted, reply, json_reply, bursts):
+    together = threading.Barrier(BURST, timeout=30)
+
+    def script(request):
+        if request.target == "/ns/n":
+            return json_reply(INFO)
+        together.wait()
+        return reply(200, b"1", content_type="application/json", etag='"x"')
+
+    server = scripted(script)
+    assert list(bursts(server.url)) == [[1] * BURST] * 2
+    assert server.connections == BURST
 
 
 # --- servers that cannot be trusted ------------------------------------------------------------------------
