@@ -319,20 +319,22 @@ def _value(raw: msgspec.Raw, label: str) -> Value:
         _malformed("a value is not what its encoding says")
 
 
-def _members(value: Value) -> dict[str, Any]:
-    """The members of a JSON object by which a value stands in a body."""
-    if value.encoding is Encoding.JSON:
-        return {"value": msgspec.Raw(value.data)}
-    return {"value": base64.b64encode(value.data).decode("ascii"), "encoding": value.encoding.label}
+def _members(value: Value) -> tuple[msgspec.Raw | str, str | msgspec.UnsetType]:
+    """The members ``value`` and ``encoding`` by which a value stands in a body."""
+    encoding, data = value
+    if encoding is Encoding.JSON:
+        return msgspec.Raw(data), msgspec.UNSET
+    return base64.b64encode(data).decode("ascii"), encoding.label
 
 
 def _etag(text: str) -> str:
     """A bare ETag from a header or a body, where it stands with or without quotes."""
+    if _BARE_ETAG.match(text):
+        return text
     match = _ETAG.match(text)
-    bare = match[1] if match else text
-    if not _BARE_ETAG.match(bare):
+    if match is None:
         _malformed("an ETag is malformed")
-    return bare
+    return match[1]
 
 
 # --- targets -----------------------------------------------------------------------------------------------
@@ -567,6 +569,14 @@ class _Put(msgspec.Struct):
     etag: str
 
 
+class _Set(msgspec.Struct):
+    key: str
+    value: msgspec.Raw | str
+    encoding: str | msgspec.UnsetType = msgspec.UNSET
+    ttl: str | float | msgspec.UnsetType = msgspec.UNSET
+    if_match: str | msgspec.UnsetType = msgspec.UNSET
+
+
 class _Batch(msgspec.Struct):
     get: list[_Entry] = []
     set: list[_Put] = []
@@ -702,11 +712,12 @@ def kv_batch(
     if_match: Mapping[str, str] | None = None,
 ) -> Call[Batch]:
     """An atomic batch of gets, sets (which share a ``ttl``) and deletes; ``if_match`` has the ETags of keys to set."""
-    expiry = {} if ttl is None else {"ttl": ttl}
-    parts = [{"key": key, **_members(value), **expiry} for key, value in sets]
+    expiry = msgspec.UNSET if ttl is None else ttl
+    parts = [_Set(key, *_members(value), ttl=expiry) for key, value in sets]
     body: dict[str, Any] = {}
     if if_match is not None:
-        parts = [part | {"if_match": if_match[part["key"]]} for part in parts]
+        for part in parts:
+            part.if_match = if_match[part.key]
     if gets:
         body["get"] = gets
     if parts:
@@ -714,7 +725,7 @@ def kv_batch(
     if deletes:
         body["delete"] = deletes
     asked = set(gets)
-    written = {part["key"] for part in parts}
+    written = {part.key for part in parts}
 
     def decode(answer: Answer) -> Batch:
         result = _json(answer, _BATCH, 200)
@@ -963,6 +974,13 @@ class _Event(msgspec.Struct):
         return Event(self.timestamp, self.item, self.op, None)
 
 
+class _Change(msgspec.Struct):
+    item: str
+    op: str
+    value: msgspec.Raw | str | msgspec.UnsetType = msgspec.UNSET
+    encoding: str | msgspec.UnsetType = msgspec.UNSET
+
+
 class _State(msgspec.Struct):
     timestamp: _Int64
     revision: _Count
@@ -1076,7 +1094,9 @@ def es_apply(
 ) -> Call[State]:
     """Apply events, each ``(item, operator name, value)``, at one timestamp; answers the new state."""
     body: dict[str, Any] = {
-        "events": [{"item": item, "op": op} | ({} if value is None else _members(value)) for item, op, value in changes]
+        "events": [
+            _Change(item, op) if value is None else _Change(item, op, *_members(value)) for item, op, value in changes
+        ]
     }
     if timestamp is not None:
         body["timestamp"] = timestamp

@@ -70,15 +70,18 @@ _SQL: Final = Statements(_DIALECT)
 # Many records of one kind in one namespace are found by one statement, from as many on as make up for its cost.
 _TOGETHER_MIN: Final = 4
 _CHILDREN: Final = """
-    SELECT key, id, meta, expires_ms FROM record
-    WHERE parent_id = ? AND kind = ? AND key IN (SELECT value FROM json_each(?))
+    SELECT wanted.key, record.id, meta, expires_ms
+    FROM json_each(?) AS wanted CROSS JOIN record ON parent_id = ? AND kind = ? AND record.key = wanted.value
 """
 _HEADS: Final = """
-    SELECT key, meta, value, expires_ms FROM record
-    WHERE parent_id = (SELECT id FROM record WHERE parent_id = ? AND kind = ? AND key = ?)
-    AND kind = ? AND key IN (SELECT value FROM json_each(?))
+    SELECT wanted.key, meta, record.value, expires_ms
+    FROM json_each(?) AS wanted CROSS JOIN record
+    ON parent_id = (SELECT id FROM record WHERE parent_id = ? AND kind = ? AND key = ?)
+    AND kind = ? AND record.key = wanted.value
 """
-_BOUNDED_HEADS: Final = _HEADS.replace("value", "CASE WHEN length(value) > ? THEN x'' ELSE value END", 1)
+_BOUNDED_HEADS: Final = _HEADS.replace(
+    "record.value", "CASE WHEN length(record.value) > ? THEN x'' ELSE record.value END", 1
+)
 
 T = TypeVar("T")
 
@@ -367,9 +370,12 @@ class _Reader:
     def _heads(self, namespace: str, kind: Kind, bytes_max: int | None, keys: list[str]) -> list[Head | None]:
         """The heads of records of one kind in one namespace."""
         sql, bound = (_HEADS, ()) if bytes_max is None else (_BOUNDED_HEADS, (bytes_max,))
-        rows = self._execute(sql, (*bound, ROOT_ID, int(_NAMESPACE), namespace, int(kind), _json(keys)))
-        found = {key: Head(meta, value, expires_ms) for key, meta, value, expires_ms in rows}
-        return list(map(found.get, keys))
+        heads: list[Head | None] = [None] * len(keys)
+        for position, *head in self._execute(
+            sql, (*bound, _json(keys), ROOT_ID, int(_NAMESPACE), namespace, int(kind))
+        ):
+            heads[position] = Head._make(head)
+        return heads
 
     def _head(self, read: HeadRead) -> Head | None:
         (namespace, kind, key), bytes_max = read
@@ -437,7 +443,8 @@ class _Writer:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
         self._reader = _Reader(connection)
-        self._execute = connection.cursor().execute
+        cursor = connection.cursor()
+        self._execute, self._execute_many = cursor.execute, cursor.executemany
         # Ids and heads of namespaces, as the transaction under way found them.
         self._namespaces: dict[Place, tuple[int | None, Head | None]] = {}
         # What it adds to record_count, by parent and kind.
@@ -508,8 +515,11 @@ class _Writer:
             raise
         except Exception as error:
             return error
+        replaced: list[tuple[int | None, bytes, bytes, int]] = []
         for write in commit.writes:
-            self._write(write, ids)
+            self._write(write, ids, replaced)
+        if replaced:
+            self._execute_many(_SQL.update_record, replaced)
         return commit.answer
 
     def _find(self, place: Place, ids: dict[Place, int | None], heads: dict[Place, Head | None]) -> None:
@@ -525,12 +535,12 @@ class _Writer:
             groups.setdefault(place[:2], []).append(place)
         for (namespace, kind), wanted in groups.items():
             parent_id = self._find_parent(namespace, kind, ids, heads)
-            found: dict[str, tuple[int | None, Head | None]] = {}
+            ids.update(dict.fromkeys(wanted))
+            heads.update(dict.fromkeys(wanted))
             if parent_id is not None:
-                rows = self._execute(_CHILDREN, (parent_id, int(kind), _json([place.key for place in wanted])))
-                found = {key: (record_id, Head(meta, b"", expires)) for key, record_id, meta, expires in rows}
-            for place in wanted:
-                ids[place], heads[place] = found.get(place.key, _NOTHING)
+                rows = self._execute(_CHILDREN, (_json([place.key for place in wanted]), parent_id, int(kind)))
+                for position, record_id, meta, expires in rows:
+                    ids[wanted[position]], heads[wanted[position]] = record_id, Head(meta, b"", expires)
 
     def _find_parent(
         self, namespace: str, kind: Kind, ids: dict[Place, int | None], heads: dict[Place, Head | None]
@@ -562,7 +572,16 @@ class _Writer:
         if kind in COUNTED:
             self._counted[parent_id, kind] = self._counted.get((parent_id, kind), 0) + n
 
-    def _write(self, write: Write, ids: dict[Place, int | None]) -> None:
+    def _write(
+        self,
+        write: Write,
+        ids: dict[Place, int | None],
+        replaced: list[tuple[int | None, bytes, bytes, int]],
+    ) -> None:
+        """Carry out a write, but for a head that replaces one: those are gathered in ``replaced``, to be one call.
+
+        That may come last, as nothing else needs a head, and ids of deleted records are not used again.
+        """
         place = write.place
         record_id = ids[place]
         if place.kind is _NAMESPACE:
@@ -570,7 +589,7 @@ class _Writer:
         if isinstance(write, PutHead):
             meta, value, expires = write.head
             if record_id is not None:
-                self._execute(_SQL.update_record, (expires, meta, value, record_id))
+                replaced.append((expires, meta, value, record_id))
             else:
                 parent_id = _parent_id(place, ids)
                 row = (parent_id, int(place.kind), place.key, expires, meta, value)

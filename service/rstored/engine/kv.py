@@ -8,6 +8,7 @@ whether or not it has been erased yet.
 from __future__ import annotations
 
 import binascii
+import functools
 import hashlib
 import math
 import secrets
@@ -288,11 +289,11 @@ def _put(
 ) -> tuple[list[Write], PutResult]:
     """What a put writes, and its result."""
     current = _unexpired(heads[place], now)
-    if not _holds(part.condition, current):
+    if part.condition is not ANY and not _holds(part.condition, current):
         raise _precondition_failed(current)
     if part.ttl_seconds is KEEP and current is not None and current.expires_ms is not None:
         new = new._replace(expires_ms=current.expires_ms)
-    return [PutHead(place, new)], PutResult(_etag(new), created=current is None)
+    return [PutHead(place, new)], PutResult(_etag(new), current is None)
 
 
 def _delete(
@@ -351,10 +352,18 @@ _MEDIA_TYPE_AT: Final = _SIZE_AT + 4
 _ENCODINGS: Final = tuple(Encoding)
 
 
+@functools.lru_cache(maxsize=64)
+def _begun(media_type: str) -> tuple[bytes, hashlib.blake2b]:
+    """A media type's bytes, and the hash of an ETag as far as they go: to begin it takes longer than a short value."""
+    name = media_type.encode()
+    return name, hashlib.blake2b(b"%b\0" % name, digest_size=16)
+
+
 def _meta(value: Value, media_type: str, salt: str) -> bytes:
     """ETag, encoding, size and media type of a value. The ETag is a hash of media type, salt and content."""
-    name = media_type.encode()
-    digest = hashlib.blake2b(b"%b\0%b\0" % (name, salt.encode()), digest_size=16)
+    name, begun = _begun(media_type)
+    digest = begun.copy()
+    digest.update(b"%b\0" % salt.encode())
     digest.update(value.data)
     etag = binascii.b2a_base64(digest.digest(), newline=False)[:_ETAG_LENGTH].translate(_URL_SAFE)
     return b"%b%c%b%b" % (etag, value.encoding, _SIZE.pack(len(value.data)), name)
