@@ -104,18 +104,25 @@ async def test_a_connection_is_cut_at_every_stage_of_a_batch(
     url = (await asyncio.to_thread(serve, dsn)).url
     applies = Applies(client, url)
     await applies.apply()
-    # Over a connection as new as it is after each cut: how much a batch sends and is sent.
-    proxy.cut_all()
-    await applies.apply()
-    before = dict(proxy.bytes)
-    await applies.apply()
-    sizes = {way: proxy.bytes[way] - before[way] for way in proxy.bytes}
-    assert min(sizes.values()) > 100
-    cuts = proxy.cuts
+
+    async def over_a_new_connection() -> dict[str, int]:
+        """How much is sent each way until an apply is acknowledged: statements are prepared, so only once in full."""
+        proxy.cut_all()
+        before = dict(proxy.bytes)
+        await applies.apply()
+        return {way: proxy.bytes[way] - before[way] for way in before}
+
+    sizes = await over_a_new_connection()
+    assert min(sizes.values()) > 1000
+    struck = 0
     for way, size in sizes.items():
         for n in range(0, size, max(1, size // 16)):
             proxy.cut_after(way, n + 1)
-            await applies.apply()
+            before_this = proxy.cuts
+            await over_a_new_connection()
+            struck += proxy.cuts > before_this
+    # Sometimes there is another connection, and less to send over this one.
+    assert struck >= 24
     # The batch's last words: cut before them it is done again, cut behind them nobody can tell.
     for pass_on in (False, True):
         proxy.cut_all()
@@ -123,7 +130,6 @@ async def test_a_connection_is_cut_at_every_stage_of_a_batch(
         proxy.cut_at(b"COMMIT", b"id-%d" % applies.next, pass_on=pass_on)
         assert await applies.apply() == 503
         assert proxy.cuts == before_this + 1
-    assert proxy.cuts >= cuts + 32
     proxy.heal()
     await applies.verify()
 

@@ -1,4 +1,4 @@
-"""The PostgreSQL backend: psycopg 3, a few pooled connections, one round trip for a batch of reads.
+"""The PostgreSQL backend: a few pooled connections, one round trip for a batch of reads.
 
 A batch of updates is one transaction of two round trips: one locks the heads (and pins their namespaces), one
 writes and commits. Plans that read rows add a round trip for each step that they take, together. Only heads are
@@ -15,7 +15,7 @@ import random
 import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -33,6 +33,7 @@ from rstored.backends.abc import (
     CountRead,
     DeleteRow,
     DeleteRows,
+    ExpiredRead,
     Head,
     HeadRead,
     Kind,
@@ -41,7 +42,6 @@ from rstored.backends.abc import (
     PutHead,
     PutRow,
     Query,
-    Read,
     Row,
     RowOrder,
     RowScan,
@@ -52,6 +52,7 @@ from rstored.backends.abc import (
     namespace_place,
 )
 from rstored.backends.migrations import SCHEMA_VERSION, pending
+from rstored.backends.postgresql_connection import OPTIONS, Connection, Parameter, Request, Rows, blobs, integers, texts
 from rstored.backends.schema import ROOT_ID, Statements
 from rstored.backends.waves import waves
 from rstored.problems import Problem
@@ -73,13 +74,14 @@ _STATEMENT_SECONDS: Final = 10
 _HANG_UP_SECONDS: Final = 12.0
 # When a batch is taken apart since one of it spoiled it: how long that goes on, and how long each waits for a lock.
 _ALONE_SECONDS: Final = 8.0
-_LOCK_ALONE: Final = "SET LOCAL lock_timeout = '100ms'"
+_LOCK_ALONE: Final[Request] = ("SET LOCAL lock_timeout = '100ms'", ())
 _PURGE_ROWS_MAX: Final = 1_000
 _ROWS_BYTES_MAX: Final = 16 * 2**20
 _IDS_RESERVED: Final = 1_000
 _TRIES_MAX: Final = 10
 
-Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+_OPTIONS: Final = OPTIONS | {"connect_timeout": _CONNECT_SECONDS}
+
 T = TypeVar("T")
 
 
@@ -112,7 +114,8 @@ class PostgreSQLBackend(Backend):
 
         pool = AsyncConnectionPool[Connection](
             conninfo,
-            kwargs={"autocommit": True, "connect_timeout": _CONNECT_SECONDS},
+            connection_class=Connection,
+            kwargs=_OPTIONS,
             min_size=1,
             max_size=_CONNECTIONS_MAX,
             timeout=_POOL_WAIT_SECONDS,
@@ -316,7 +319,7 @@ def _conninfo(dsn: str) -> tuple[str, str]:
 async def _connect(conninfo: str) -> Connection:
     """A first connection. What keeps it from being made is as likely in the DSN as in the server."""
     try:
-        return await psycopg.AsyncConnection.connect(conninfo, autocommit=True, connect_timeout=_CONNECT_SECONDS)
+        return await Connection.connect(conninfo, **_OPTIONS)
     except psycopg.OperationalError as error:
         detail = "cannot connect to PostgreSQL: see that it runs, and that host, user, password and database are right"
         raise Problem("backend-unavailable", detail) from error
@@ -364,77 +367,119 @@ async def _description(connection: Connection) -> dict[str, str]:
 
 # --- reading -----------------------------------------------------------------------------------------------
 
-Rows: TypeAlias = list[tuple[Any, ...]]
-# The SQL text, its parameters, and what makes the read's result of the rows.
-Question: TypeAlias = tuple[str, Sequence[Any], Callable[[Rows], Any]]
+# A statement, its parameters, and what makes the read's result of the rows.
+Question: TypeAlias = tuple[str, Sequence[Parameter], Callable[[Rows], Any]]
+# Positions among the reads, and what was found for each.
+Found: TypeAlias = Iterable[tuple[int, Any]]
+
+_BEGIN_READING: Final[Request] = ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", ())
+_COMMIT: Final[Request] = ("COMMIT", ())
 
 _COUNTS: Final = f"{_SQL.counts} UNION ALL SELECT kind, -n FROM ({_SQL.expired_counts}) AS expired (kind, n)"  # noqa: S608
-
-
-_HEADS: Final = f"""
-    SELECT place.position, found.meta, found.value, found.expires_ms
-    FROM unnest(%b::text[], %b::smallint[], %b::text[]) WITH ORDINALITY AS place (namespace, kind, key, position)
+_OWNED: Final = f"""
     JOIN record AS owner ON owner.parent_id = {ROOT_ID} AND owner.kind = {int(Kind.NAMESPACE)}
         AND owner.key = place.namespace
     JOIN record AS found ON found.parent_id = owner.id AND found.kind = place.kind AND found.key = place.key
+"""
+
+
+_HEADS: Final = f"""
+    SELECT place.position, found.meta,
+        CASE WHEN octet_length(found.value) > place.bytes_max THEN '' ELSE found.value END, found.expires_ms
+    FROM unnest(%s::text[], %s::bigint[], %s::text[], %s::bigint[])
+        WITH ORDINALITY AS place (namespace, kind, key, bytes_max, position)
+    {_OWNED}
+"""  # noqa: S608 - made of constants
+# The limit, which is none, has the server see that the rows can come in order.
+_LANES: Final = f"""
+    SELECT place.position, lane_row.sort_key, lane_row.value, lane_row.by_key
+    FROM unnest(%s::text[], %s::bigint[], %s::text[], %s::bigint[])
+        WITH ORDINALITY AS place (namespace, kind, key, lane, position)
+    {_OWNED}
+    CROSS JOIN LATERAL (
+        SELECT sort_key, value, by_key FROM record_row WHERE record_id = found.id AND lane = place.lane
+        ORDER BY sort_key LIMIT %s
+    ) AS lane_row
+    ORDER BY place.position, lane_row.sort_key
 """  # noqa: S608 - made of constants
 
 
 async def _answers(connection: Connection, queries: Sequence[Query]) -> list[list[Any] | Problem]:
-    """Answer the queries: reads of one head share one statement, all else is one snapshot in one round trip."""
-    answers: list[list[Any] | Problem] = [[None] for _ in queries]
-    lone: list[tuple[int, Place]] = []
-    others: list[tuple[int, Query]] = []
-    for position, query in enumerate(queries):
-        if len(query) == 1 and isinstance(query[0], HeadRead) and query[0].bytes_max is None:
-            lone.append((position, query[0].place))
-        else:
-            others.append((position, query))
-    if lone:
-        for ordinal, *head in await _fetch(connection, _HEADS, _columns([place for _, place in lone])):
-            answers[lone[ordinal - 1][0]] = [Head._make(head)]
-    if len(others) == 1 and len(others[0][1]) == 1:
-        text, parameters, decode = _question(others[0][1][0])
-        answers[others[0][0]] = [decode(await _fetch(connection, text, parameters))]
-    elif others:
-        async with connection.pipeline():
-            await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            asked = [(position, await _ask(connection, query)) for position, query in others]
-            await connection.execute("COMMIT")
-            for position, cursors in asked:
-                answers[position] = [decode(await cursor.fetchall()) for cursor, decode in cursors]
-    return answers
+    """Answer the queries in one round trip; several statements see one snapshot."""
+    asked = _Asked(queries)
+    if len(asked.requests) == 1:
+        return asked.answers(await connection.exchange(asked.requests))
+    _, *rows, _ = await connection.exchange([_BEGIN_READING, *asked.requests, _COMMIT])
+    return asked.answers(rows)
 
 
-async def _ask(
-    connection: Connection, query: Query
-) -> list[tuple[psycopg.AsyncCursor[tuple[Any, ...]], Callable[[Rows], Any]]]:
-    """Send a query's statements into the open pipeline; the rows come when they are fetched."""
-    asked = []
-    for read in query:
-        text, parameters, decode = _question(read)
-        asked.append((await connection.execute(text.encode(), parameters), decode))
-    return asked
+class _Asked:
+    """Queries as statements: all reads of heads share one, and so do all scans of whole lanes."""
+
+    def __init__(self, queries: Sequence[Query]) -> None:
+        self.requests: list[Request] = []
+        self._lengths = [len(query) for query in queries]
+        self._decoders: list[Callable[[Rows], Found]] = []
+        heads: list[tuple[int, HeadRead]] = []
+        lanes: list[tuple[int, RowScan]] = []
+        for position, read in enumerate(itertools.chain.from_iterable(queries)):
+            if isinstance(read, HeadRead):
+                heads.append((position, read))
+            elif isinstance(read, RowScan) and read == RowScan(read.place, read.lane):
+                lanes.append((position, read))
+            else:
+                self._ask_one(position, *_question(read))
+        if heads:
+            self._ask_heads(heads)
+        if lanes:
+            self._ask_lanes(lanes)
+
+    def answers(self, rows: Sequence[Rows]) -> list[Any]:
+        """The queries' answers, given the rows of every statement."""
+        found: list[Any] = [None] * sum(self._lengths)
+        for decode, some in zip(self._decoders, rows, strict=True):
+            for position, answer in decode(some):
+                found[position] = answer
+        results = iter(found)
+        return [list(itertools.islice(results, length)) for length in self._lengths]
+
+    def _ask_one(
+        self, position: int, text: str, parameters: Sequence[Parameter], decode: Callable[[Rows], Any]
+    ) -> None:
+        self.requests.append((text, parameters))
+        self._decoders.append(lambda rows: [(position, decode(rows))])
+
+    def _ask_heads(self, positioned: list[tuple[int, HeadRead]]) -> None:
+        def decode(rows: Rows) -> Found:
+            return [(positioned[ordinal - 1][0], Head._make(head)) for ordinal, *head in rows]
+
+        bounds = integers([read.bytes_max for _, read in positioned])
+        self.requests.append((_HEADS, (*_columns([read.place for _, read in positioned]), bounds)))
+        self._decoders.append(decode)
+
+    def _ask_lanes(self, positioned: list[tuple[int, RowScan]]) -> None:
+        def decode(rows: Rows) -> Found:
+            slices: list[Slice[Row]] = [Slice([], False) for _ in positioned]
+            for ordinal, *row in rows:
+                slices[ordinal - 1].items.append(Row._make(row))
+            return zip((position for position, _ in positioned), slices, strict=True)
+
+        lanes = integers([scan.lane for _, scan in positioned])
+        self.requests.append((_LANES, (*_columns([scan.place for _, scan in positioned]), lanes, None)))
+        self._decoders.append(decode)
 
 
-async def _fetch(connection: Connection, text: str, parameters: Sequence[Any]) -> Rows:
-    return await (await connection.execute(text.encode(), parameters)).fetchall()
-
-
-def _columns(places: Sequence[Place]) -> tuple[list[str], list[int], list[str]]:
+def _columns(places: Sequence[Place]) -> tuple[bytes, bytes, bytes]:
     return (
-        [place.namespace for place in places],
-        [int(place.kind) for place in places],
-        [place.key for place in places],
+        texts([place.namespace for place in places]),
+        integers([place.kind for place in places]),
+        texts([place.key for place in places]),
     )
 
 
-def _question(read: Read) -> Question:
+def _question(read: RowScan | Listing | CountRead | ExpiredRead) -> Question:
     if isinstance(read, RowScan):
         return _scan_question(read)
-    if isinstance(read, HeadRead):
-        text, bound = (_SQL.head, ()) if read.bytes_max is None else (_SQL.bounded_head, (read.bytes_max,))
-        return text, (*bound, *_at(read.place)), lambda rows: Head._make(rows[0]) if rows else None
     if isinstance(read, Listing):
         return _listing_question(read)
     if isinstance(read, CountRead):
@@ -501,33 +546,29 @@ def _expired(rows: Rows) -> list[Place]:
     return [Place(namespace, Kind(kind), key) for namespace, kind, key in rows]
 
 
-def _at(place: Place) -> tuple[str, int, str]:
-    return place.namespace, int(place.kind), place.key
-
-
 # --- writing -----------------------------------------------------------------------------------------------
 
 _LOCK_NAMESPACES: Final = f"""
     SELECT key, id, meta, expires_ms FROM record
-    WHERE parent_id = {ROOT_ID} AND kind = {int(Kind.NAMESPACE)} AND key = ANY(%b::text[])
+    WHERE parent_id = {ROOT_ID} AND kind = {int(Kind.NAMESPACE)} AND key = ANY(%s::text[])
     ORDER BY id FOR KEY SHARE
 """  # noqa: S608 - made of constants
 _LOCK_HEADS: Final = f"""
     SELECT owner.key, found.kind, found.key, found.id, found.meta, found.expires_ms
-    FROM unnest(%b::text[], %b::smallint[], %b::text[]) AS place (namespace, kind, key)
-    JOIN record AS owner ON owner.parent_id = {ROOT_ID} AND owner.kind = {int(Kind.NAMESPACE)}
-        AND owner.key = place.namespace
-    JOIN record AS found ON found.parent_id = owner.id AND found.kind = place.kind AND found.key = place.key
+    FROM unnest(%s::text[], %s::bigint[], %s::text[]) AS place (namespace, kind, key)
+    {_OWNED}
     ORDER BY found.id FOR UPDATE OF found
 """  # noqa: S608 - made of constants
+_BEGIN: Final[Request] = ("BEGIN", ())
+_ROLLBACK: Final[Request] = ("ROLLBACK", ())
 _RESERVE_IDS: Final = "SELECT nextval(pg_get_serial_sequence('record', 'id')) FROM generate_series(1, %s)"
 _INSERT_HEADS: Final = """
     INSERT INTO record (id, parent_id, kind, key, expires_ms, meta, value)
-    SELECT * FROM unnest(%b::bigint[], %b::bigint[], %b::smallint[], %b::text[], %b::bigint[], %b::bytea[], %b::bytea[])
+    SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::bigint[], %s::bytea[], %s::bytea[])
 """
 _UPDATE_HEADS: Final = """
     UPDATE record SET expires_ms = head.expires_ms, meta = head.meta, value = head.value
-    FROM unnest(%b::bigint[], %b::bigint[], %b::bytea[], %b::bytea[]) AS head (id, expires_ms, meta, value)
+    FROM unnest(%s::bigint[], %s::bigint[], %s::bytea[], %s::bytea[]) AS head (id, expires_ms, meta, value)
     WHERE record.id = head.id
 """
 _DELETE_RECORDS: Final = "DELETE FROM record WHERE id = ANY(%b::bigint[])"
@@ -542,11 +583,11 @@ _TRASH_RECORDS: Final = """
 """
 _PUT_ROWS: Final = """
     INSERT INTO record_row (record_id, lane, sort_key, by_key, value)
-    SELECT * FROM unnest(%b::bigint[], %b::smallint[], %b::bytea[], %b::bytea[], %b::bytea[])
+    SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::bytea[], %s::bytea[], %s::bytea[])
     ON CONFLICT (record_id, lane, sort_key) DO UPDATE SET by_key = excluded.by_key, value = excluded.value
 """
 _DELETE_ROWS: Final = """
-    DELETE FROM record_row USING unnest(%b::bigint[], %b::smallint[], %b::bytea[]) AS gone (record_id, lane, sort_key)
+    DELETE FROM record_row USING unnest(%s::bigint[], %s::bigint[], %s::bytea[]) AS gone (record_id, lane, sort_key)
     WHERE record_row.record_id = gone.record_id AND record_row.lane = gone.lane AND record_row.sort_key = gone.sort_key
 """
 _SOME_TRASH: Final = "SELECT record_id FROM trash LIMIT 1 FOR UPDATE SKIP LOCKED"
@@ -591,14 +632,12 @@ class _Transaction:
             await self._lock(sorted({place for update in updates for place in update.places}), alone=alone)
             for wave in waves(updates):
                 await self._run_wave([(position, updates[position]) for position in wave], results)
-            async with self._connection.pipeline():
-                await self._changes.send(self._connection)
-                await _add_counts(self._connection, self._changes.counts)
-                self.committing = True
-                await self._connection.execute("COMMIT")
+            requests = [*self._changes.requests(), *_count_requests(self._changes.counts), _COMMIT]
+            self.committing = True
+            await self._connection.exchange(requests)
         except BaseException:
             if not self._connection.closed:
-                await self._connection.rollback()
+                await self._connection.exchange([_ROLLBACK])
             raise
         finally:
             self._connection.remove_notice_handler(note)
@@ -610,14 +649,10 @@ class _Transaction:
     async def _lock(self, places: list[Place], *, alone: bool) -> None:
         """Begin, lock the heads of the places, pin their namespaces, and learn both, all in one round trip."""
         parents = {place.namespace for place in places if place.kind is not Kind.NAMESPACE}
-        async with self._connection.pipeline():
-            await self._connection.execute("BEGIN")
-            if alone:
-                await self._connection.execute(_LOCK_ALONE)
-            namespaces = await self._connection.execute(_LOCK_NAMESPACES.encode(), (sorted(parents),))
-            records = await self._connection.execute(_LOCK_HEADS.encode(), _columns(places))
-            found = [("", int(Kind.NAMESPACE), *row) for row in await namespaces.fetchall()]
-            found += await records.fetchall()
+        requests: list[Request] = [(_LOCK_NAMESPACES, (texts(sorted(parents)),)), (_LOCK_HEADS, _columns(places))]
+        beginning = [_BEGIN, _LOCK_ALONE] if alone else [_BEGIN]
+        *_, namespaces, records = await self._connection.exchange([*beginning, *requests])
+        found = [("", int(Kind.NAMESPACE), *row) for row in namespaces] + records
         for place in (*places, *map(namespace_place, parents)):
             self._ids[place] = self._heads[place] = None
         for namespace, kind, key, record_id, meta, expires_ms in found:
@@ -663,18 +698,19 @@ class _Transaction:
 
     async def _ask(self, queries: list[Query]) -> list[list[Any]]:
         """Answer the plans' queries in one round trip, after what is already to be written."""
-        async with self._connection.pipeline():
-            await self._changes.send(self._connection)
-            counts = self._changes.counts
-            if any(isinstance(read, CountRead) for query in queries for read in query):
-                counts = await _add_counts(self._connection, counts)
-            self._changes = _Changes(counts)
-            asked = [await _ask(self._connection, query) for query in queries]
-            return [[decode(await cursor.fetchall()) for cursor, decode in cursors] for cursors in asked]
+        requests = self._changes.requests()
+        counts = self._changes.counts
+        if any(isinstance(read, CountRead) for query in queries for read in query):
+            requests += _count_requests(counts)
+            counts = {}
+        self._changes = _Changes(counts)
+        asked = _Asked(queries)
+        rows = await self._connection.exchange([*requests, *asked.requests])
+        return asked.answers(rows[len(requests) :])
 
     async def _reserve_ids(self, n: int) -> None:
         if len(self._spare_ids) < n:
-            rows = await _fetch(self._connection, _RESERVE_IDS, (n + _IDS_RESERVED,))
+            (rows,) = await self._connection.exchange([(_RESERVE_IDS, (n + _IDS_RESERVED,))])
             self._spare_ids += [record_id for (record_id,) in rows]
 
     def _write(self, write: Write) -> None:
@@ -766,55 +802,57 @@ class _Changes:
             at = parent_id, int(place.kind)
             self.counts[at] = self.counts.get(at, 0) + n
 
-    async def send(self, connection: Connection) -> None:
-        """Send the statements into the open pipeline, in an order in which none undoes another."""
+    def requests(self) -> list[Request]:
+        """The statements, in an order in which none undoes another."""
+        requests: list[Request] = []
         for record_id, gone in self._deleted_ranges:
             text = _SQL.delete_rows(low=gone.low is not None, high=gone.high is not None)
             bounds = [bound for bound in (gone.low, gone.high) if bound is not None]
-            await connection.execute(text.encode(), (record_id, gone.lane, *bounds))
+            requests.append((text, (record_id, gone.lane, *bounds)))
         if self._deleted:
-            await connection.execute(_DELETE_RECORDS, (self._deleted,))
-            await connection.execute(_TRASH_RECORDS, (self._deleted,))
+            deleted = (integers(self._deleted),)
+            requests += [(_DELETE_RECORDS, deleted), (_TRASH_RECORDS, deleted)]
         if self._inserted:
-            inserted = [
-                (record_id, parent_id, int(place.kind), place.key, head.expires_ms, head.meta, head.value)
-                for record_id, (parent_id, place, head) in self._inserted.items()
-            ]
-            await connection.execute(_INSERT_HEADS, _transposed(inserted))
+            parents, places, heads = zip(*self._inserted.values(), strict=True)
+            _, *keys = _columns(places)
+            requests.append((_INSERT_HEADS, (integers([*self._inserted]), integers(parents), *keys, *_stored(heads))))
         if self._updated:
-            updated = [(record_id, head.expires_ms, head.meta, head.value) for record_id, head in self._updated.items()]
-            await connection.execute(_UPDATE_HEADS, _transposed(updated))
+            heads = tuple(self._updated.values())
+            requests.append((_UPDATE_HEADS, (integers([*self._updated]), *_stored(heads))))
         deleted_rows = [at for at, row in self.rows.items() if row is None]
         if deleted_rows:
-            await connection.execute(_DELETE_ROWS, _transposed(deleted_rows))
-        for put in _chunks([(at[0], at[1], *_stored(row)) for at, row in self.rows.items() if row is not None]):
-            await connection.execute(_PUT_ROWS, _transposed(put))
-        for namespace_id in self._deleted_namespaces:
-            await connection.execute(_SQL.delete_counts.encode(), (namespace_id,))
+            requests.append((_DELETE_ROWS, _positions(deleted_rows)))
+        for put in _chunks([(at, row) for at, row in self.rows.items() if row is not None]):
+            rows = [row for _, row in put]
+            values = blobs([row.by for row in rows]), blobs([row.value for row in rows])
+            requests.append((_PUT_ROWS, (*_positions([at for at, _ in put]), *values)))
+        requests += [(_SQL.delete_counts, (namespace_id,)) for namespace_id in self._deleted_namespaces]
+        return requests
 
 
-async def _add_counts(connection: Connection, counts: dict[tuple[int, int], int]) -> dict[tuple[int, int], int]:
-    """Send the changes of counts into the open pipeline; returns those that are left, none."""
+def _count_requests(counts: dict[tuple[int, int], int]) -> list[Request]:
     # In order, so that two processes that count in the same namespaces never wait for each other in a circle.
-    for (parent_id, kind), n in sorted(counts.items()):
-        if n:
-            await connection.execute(_SQL.add_count.encode(), (parent_id, kind, n))
-    return {}
+    return [(_SQL.add_count, (parent_id, kind, n)) for (parent_id, kind), n in sorted(counts.items()) if n]
 
 
-def _stored(row: Row) -> tuple[bytes, bytes | None, bytes]:
-    return row.sort, row.by, row.value
+def _stored(heads: Sequence[Head]) -> tuple[bytes, bytes, bytes]:
+    return (
+        integers([head.expires_ms for head in heads]),
+        blobs([head.meta for head in heads]),
+        blobs([head.value for head in heads]),
+    )
 
 
-def _transposed(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)]
+def _positions(rows: Sequence[tuple[int, int, bytes]]) -> tuple[bytes, bytes, bytes]:
+    record_ids, lanes, sorts = zip(*rows, strict=True)
+    return integers(record_ids), integers(lanes), blobs(sorts)
 
 
-def _chunks(rows: list[Any]) -> Iterator[list[Any]]:
-    """The rows in runs that hold a bounded number of bytes each; a row's last member is its value."""
+def _chunks(rows: list[tuple[tuple[int, int, bytes], Row]]) -> Iterator[list[tuple[tuple[int, int, bytes], Row]]]:
+    """The rows in runs that hold a bounded number of bytes each."""
     start = size = 0
-    for position, row in enumerate(rows):
-        size += len(row[-1])
+    for position, (_, row) in enumerate(rows):
+        size += len(row.value)
         if size >= _ROWS_BYTES_MAX:
             yield rows[start : position + 1]
             start, size = position + 1, 0

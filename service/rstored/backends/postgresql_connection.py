@@ -1,0 +1,193 @@
+"""A connection to PostgreSQL over which libpq itself sends many statements in one round trip.
+
+psycopg makes the connection, keeps it in its pool and knows the errors. Its cursors are left out: what they do for each
+statement, in Python, costs more than all else of a small write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import struct
+from collections.abc import Sequence
+from typing import Any, Final, TypeAlias
+
+import psycopg
+from psycopg import pq
+from psycopg.adapt import Transformer
+from psycopg.pq.abc import PGconn, PGresult
+from psycopg.rows import AsyncRowFactory, tuple_row
+
+__all__ = ["OPTIONS", "Connection", "Parameter", "Request", "Rows", "blobs", "integers", "texts"]
+
+Rows: TypeAlias = list[tuple[Any, ...]]
+Parameter: TypeAlias = str | int | bytes | None
+"""What a statement takes in place of a ``%s``. Arrays are made by :func:`texts`, :func:`integers` and :func:`blobs`."""
+Request: TypeAlias = tuple[str, Sequence[Parameter]]
+"""A statement and its parameters."""
+
+OPTIONS: Final[dict[str, Any]] = {"autocommit": True, "client_encoding": "utf8", "prepare_threshold": None}
+"""How a :class:`Connection` is to be made.
+
+Text is sent in UTF-8. psycopg must prepare nothing: it would have the server forget all prepared statements after a
+rollback, and those that :meth:`Connection.exchange` has prepared with them.
+"""
+
+_BYTEA_OID: Final = 17
+_INT8_OID: Final = 20
+_TEXT_OID: Final = 25
+# The server finds out what a parameter is, but an integer's size must be agreed upon.
+_ANY_OID: Final = 0
+
+_PLACEHOLDER: Final = re.compile("%[sb]")
+_int8: Final = struct.Struct("!q").pack
+_size: Final = struct.Struct("!i").pack
+_array_head: Final = struct.Struct("!5i").pack
+_NULL: Final = _size(-1)
+# It is given one result after the other, and has forgotten it when the next one comes.
+_loaders: Final = Transformer()
+
+
+class Connection(psycopg.AsyncConnection[tuple[Any, ...]]):
+    """A connection of psycopg, made with :data:`OPTIONS`, that has each statement prepared once."""
+
+    def __init__(self, pgconn: PGconn, row_factory: AsyncRowFactory[tuple[Any, ...]] = tuple_row) -> None:
+        super().__init__(pgconn, row_factory)
+        # What each text is called on the server, which has prepared it.
+        self._names: dict[str, bytes] = {}
+        self._new_names = map(b"s%d".__mod__, itertools.count())
+
+    async def exchange(self, requests: Sequence[Request]) -> list[Rows]:
+        """Send the statements in one round trip; returns the rows of each. After one that fails none is carried out.
+
+        Raises :class:`psycopg.Error`. A connection that is left in the middle of an exchange is closed.
+        """
+        pgconn = self.pgconn
+        try:
+            pgconn.enter_pipeline_mode()
+            sent = self._send(requests)
+            results = await self._results()
+            pgconn.exit_pipeline_mode()
+        except BaseException:
+            pgconn.finish()
+            raise
+        rows: list[Rows] = []
+        failure: PGresult | None = None
+        for prepared, result in zip(sent, results, strict=True):
+            done = result.status in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
+            if failure is None and not done:
+                failure = result
+            if prepared is None:
+                rows.append(_rows(result) if failure is None else [])
+            elif not done:
+                del self._names[prepared]
+        if failure is not None:
+            raise psycopg.errors.error_from_result(failure)
+        return rows
+
+    def _send(self, requests: Sequence[Request]) -> list[str | None]:
+        """Put it all on its way. For each answer that is to come: the text that is being prepared, None for rows."""
+        pgconn = self.pgconn
+        sent: list[str | None] = []
+        for text, parameters in requests:
+            name = self._names.get(text)
+            if name is None:
+                name = self._names[text] = next(self._new_names)
+                numbers = itertools.count(1)
+                numbered = _PLACEHOLDER.sub(lambda _: f"${next(numbers)}", text)  # noqa: B023 - called at once
+                types = [_INT8_OID if isinstance(parameter, int) else _ANY_OID for parameter in parameters]
+                pgconn.send_prepare(name, numbered.encode(), types)
+                sent.append(text)
+            values = [_encoded(parameter) for parameter in parameters]
+            pgconn.send_query_prepared(name, values, [pq.Format.BINARY] * len(values), pq.Format.BINARY)
+            sent.append(None)
+        pgconn.pipeline_sync()
+        return sent
+
+    async def _results(self) -> list[PGresult]:
+        """What the server answers until all that was sent is done. Raises OperationalError if the connection breaks."""
+        pgconn = self.pgconn
+        results: list[PGresult] = []
+        while pgconn.flush():
+            # The server may first want to be rid of answers.
+            await self._ready(writing=True)
+            pgconn.consume_input()
+        while True:
+            while pgconn.is_busy():
+                await self._ready()
+                pgconn.consume_input()
+            result = pgconn.get_result()
+            if result is None:
+                # So ends the answer to one statement, and so answers a lost connection for ever.
+                if pgconn.status == pq.ConnStatus.BAD:
+                    raise psycopg.OperationalError("the connection is lost")
+            elif result.status == pq.ExecStatus.PIPELINE_SYNC:
+                return results
+            else:
+                results.append(result)
+
+    async def _ready(self, *, writing: bool = False) -> None:
+        """Wait until the server has sent something or, if ``writing``, takes more."""
+        loop = asyncio.get_running_loop()
+        ready = loop.create_future()
+        descriptor = self.pgconn.socket
+
+        def wake() -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        loop.add_reader(descriptor, wake)
+        if writing:
+            loop.add_writer(descriptor, wake)
+        try:
+            await ready
+        finally:
+            loop.remove_reader(descriptor)
+            if writing:
+                loop.remove_writer(descriptor)
+
+
+def _rows(result: PGresult) -> Rows:
+    count = result.ntuples
+    if not count:
+        return []
+    _loaders.set_pgresult(result)
+    return _loaders.load_rows(0, count, tuple)
+
+
+# --- parameters, in PostgreSQL's binary form ----------------------------------------------------------------
+
+
+def _encoded(parameter: Parameter) -> bytes | None:
+    if isinstance(parameter, str):
+        return parameter.encode()
+    if isinstance(parameter, int):
+        return _int8(parameter)
+    return parameter
+
+
+def texts(items: Sequence[str]) -> bytes:
+    """An array for ``%s::text[]``."""
+    return _array(_TEXT_OID, [item.encode() for item in items])
+
+
+def integers(items: Sequence[int | None]) -> bytes:
+    """An array for ``%s::bigint[]``."""
+    return _array(_INT8_OID, [None if item is None else _int8(item) for item in items])
+
+
+def blobs(items: Sequence[bytes | None]) -> bytes:
+    """An array for ``%s::bytea[]``."""
+    return _array(_BYTEA_OID, items)
+
+
+def _array(oid: int, items: Sequence[bytes | None]) -> bytes:
+    # One dimension, nulls allowed, counted from 1; an empty array has no dimension.
+    parts = [_array_head(1, 1, oid, len(items), 1) if items else _array_head(0, 0, oid, 0, 0)[:12]]
+    for item in items:
+        if item is None:
+            parts.append(_NULL)
+        else:
+            parts += (_size(len(item)), item)
+    return b"".join(parts)
