@@ -11,6 +11,7 @@ from rstored.backends.abc import Capabilities, Commit, Head, HeadRead, Kind, Pla
 from rstored.backends.sqlite import SQLiteBackend
 from rstored.engine import batching
 from rstored.engine.batching import READ_BATCH_MAX, WRITE_BATCH_MAX, Storage
+from rstored.engine.turns import Turns
 from rstored.problems import Problem
 
 pytestmark = pytest.mark.anyio
@@ -172,3 +173,28 @@ async def test_whoever_waits_is_told_in_time(storage: Storage, monkeypatch: pyte
         assert raised.value.code == "backend-unavailable"
     held.set()
     assert await storage.read(HeadRead(COUNTER)) == [None]
+
+
+async def test_long_work_has_one_turn_between_two_looks_at_the_connections() -> None:
+    turns = Turns()
+    pieces: list[int] = []
+
+    async def work(number: int) -> None:
+        for _ in range(3):
+            await turns.take()
+            pieces.append(number)
+
+    tasks = [asyncio.create_task(work(number)) for number in range(20)]
+    given_up = asyncio.create_task(work(99))
+    done_before = 0
+    while not all(task.done() for task in tasks):
+        await asyncio.sleep(0)
+        assert len(pieces) - done_before <= 1
+        done_before = len(pieces)
+        given_up.cancel()
+    # In the order in which they asked, again and again.
+    assert pieces == [0, *range(20), *range(20), *range(1, 20)]
+    # The next one need not wait, and need not even let others in.
+    await asyncio.sleep(0)
+    with pytest.raises(StopIteration):
+        turns.take().send(None)

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from rstored.backends.abc import Backend, Place, Plan, Query, Read, Update
+from rstored.engine.turns import Turns
 from rstored.problems import Problem
 
 __all__ = ["READ_BATCH_MAX", "WAIT_SECONDS", "WRITE_BATCH_MAX", "Observe", "Storage"]
@@ -35,8 +36,10 @@ _Waiting: TypeAlias = tuple[RequestT, "asyncio.Future[AnswerT]", float]
 class Storage:
     """The one way from the engine to its backend: single reads and updates in, batches out.
 
-    ``observe`` is told of every batch. A caller that is cancelled while its request waits takes the request with
-    it; one that is cancelled while its batch is under way leaves the batch as it is, so the write may be done.
+    ``observe`` is told of every batch. ``turn`` is awaited before each piece of what takes long.
+
+    A caller that is cancelled while its request waits takes the request with it; one that is cancelled while its batch
+    is under way leaves the batch as it is, so the write may be done.
     """
 
     def __init__(self, backend: Backend, observe: Observe | None = None) -> None:
@@ -45,6 +48,7 @@ class Storage:
         self._local_reads = backend.capabilities.local_reads
         self._reads: _Batches[Query, list[Any]] = _Batches("read", backend.read, READ_BATCH_MAX, observe)
         self._updates: _Batches[Update[Any], Any] = _Batches("write", backend.update, WRITE_BATCH_MAX, observe)
+        self.turn = Turns().take
 
     async def read(self, *reads: Read) -> list[Any]:
         """The results of the reads, in order, all of one snapshot. Raises :class:`Problem`."""

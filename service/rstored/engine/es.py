@@ -13,7 +13,6 @@ bytes of its sealed value and leaves it the same event.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import sys
 import time
@@ -507,7 +506,7 @@ class EventSequences:
             for event in map(_stored_event, found.items):
                 if time.perf_counter() - started > _TURN_SECONDS:
                     # Long values may take their time, which is not to be taken from others.
-                    await asyncio.sleep(0)
+                    await self._storage.turn()
                     started = time.perf_counter()
                 last = event.timestamp
                 chain = chains.get(event.item)
@@ -523,7 +522,7 @@ class EventSequences:
                 else:
                     chains[event.item] = chain
             scan = _next_page(scan, found)
-            await asyncio.sleep(0)
+            await self._storage.turn()
         return last, {item: chain.stored() for item, chain in chains.items()}
 
     async def _chain_events(self, place: Place, meta: _Meta, rows: Mapping[str, _ItemRow]) -> list[StoredEvent] | None:
@@ -535,7 +534,7 @@ class EventSequences:
                 return None
             for found in results:
                 events += map(_stored_event, found.items)
-            await asyncio.sleep(0)
+            await self._storage.turn()
         return events
 
     async def events(
@@ -580,7 +579,7 @@ class EventSequences:
             if following is None:
                 return
             scan = following
-            await asyncio.sleep(0)
+            await self._storage.turn()
             (found,) = await self._storage.read(scan)
 
     # --- deleting ------------------------------------------------------------------------------------------

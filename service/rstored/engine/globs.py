@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -14,6 +13,7 @@ __all__ = ["SCAN_MAX", "Glob", "compile_glob", "list_page"]
 
 SCAN_MAX: Final = 10_000
 _CHUNK: Final = 1_000
+_SHORT: Final = 100
 _VALUES_AT_ONCE: Final = 16
 
 
@@ -129,6 +129,9 @@ async def list_page(
     scanned = 0
     chunk = 1 if glob.exact else limit if glob.matches is None else _CHUNK
     while True:
+        if chunk > _SHORT:
+            # Where a read does not wait, a long scan would otherwise keep everybody else waiting.
+            await storage.turn()
         bytes_left = None if bytes_max is None else bytes_max - size
         found: Slice[tuple[str, Head]]
         (found,) = await storage.read(
@@ -155,8 +158,6 @@ async def list_page(
         if scanned >= SCAN_MAX:
             return Page(items, after)
         chunk = _CHUNK
-        # Where a read does not wait, a long scan would otherwise keep everybody else waiting.
-        await asyncio.sleep(0)
 
 
 async def _with_values(storage: Storage, namespace: str, kind: Kind, keys: list[str]) -> list[tuple[str, Head]]:

@@ -8,7 +8,6 @@ or out of order.
 
 from __future__ import annotations
 
-import asyncio
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
@@ -285,7 +284,7 @@ class TimeSeries:
                 return
             low = page.next_low if freq is None or previous is None else max(page.next_low, previous + freq)
             blocks = _next_blocks(blocks, low - page.next_low, page.span)
-            await asyncio.sleep(0)
+            await self._storage.turn()
 
     async def _descending(
         self, place: Place, low: int, high: int, n: int | None, freq: int | None
@@ -314,7 +313,7 @@ class TimeSeries:
             span = (decoded[0].timestamps[0] - oldest) // len(decoded)
             high = oldest - 1 if freq is None or previous is None else min(oldest - 1, previous - freq)
             blocks = _next_blocks(blocks, oldest - 1 - high, span)
-            await asyncio.sleep(0)
+            await self._storage.turn()
 
     async def _page(self, place: Place, low: int, high: int, blocks: int) -> _BlockPage:
         """The points from ``low`` on, to ``high`` at most, of at most ``blocks`` blocks and the one ``low`` is in."""
@@ -370,7 +369,7 @@ class TimeSeries:
                 if len(found) > absent_max:
                     return None
                 counted(len(found))
-                await asyncio.sleep(0)
+                await self._storage.turn()
             low = grid.start + len(grid) * freq
             if page.next_low is not None:
                 blocks = _next_blocks(blocks, low - page.next_low, page.span)
