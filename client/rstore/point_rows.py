@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import binascii
 import enum
+import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
@@ -246,11 +247,21 @@ def _csv(body: bytes) -> Points:
 
 def _frames(body: bytes, points_max: int | None, bytes_max: int | None) -> Points:
     reader = FrameReader(stream_bytes_max=bytes_max)
-    joined = concatenate(reader.feed(body))
+    firsts: list[int] = []
+    lasts: list[int] = []
+
+    def frames() -> Iterator[Points]:
+        for points in filter(len, reader.feed(body)):
+            firsts.append(points.timestamps[0])
+            lasts.append(points.timestamps[-1])
+            yield points
+
+    joined = concatenate(frames())
     reader.finish()
     _check_count(len(joined), points_max)
     # Each frame ascends, but the next may begin anywhere.
-    return ordered(joined.timestamps, joined.values)
+    in_order = all(map(operator.lt, lasts, firsts[1:]))
+    return joined if in_order else ordered(joined.timestamps, joined.values)
 
 
 _PARSERS: Final[dict[Form, Callable[[bytes], Points]]] = {
