@@ -58,7 +58,7 @@ _HANDSHAKE_SECONDS: Final = 10
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS_LINES: Final = {
-    status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in http.HTTPStatus
+    status.value: b"HTTP/1.1 %d %b" % (status, status.phrase.encode()) for status in http.HTTPStatus
 }
 # What the parser says of versions that it does not know, and of the preface of HTTP/2.
 _OTHER_VERSIONS: Final = frozenset(
@@ -74,9 +74,13 @@ class Connections(ServerState):
     sends one byte by byte is held to the time that an idle connection has, and makes room for others as one.
     """
 
-    def __init__(self, limits: Limits, metrics: Metrics, trusted: Container[str]) -> None:
+    def __init__(
+        self, limits: Limits, metrics: Metrics, trusted: Container[str], renew: Callable[[], None] = lambda: None
+    ) -> None:
+        """``renew`` is called where what is read next may not be older than that moment (``Backend.renew``)."""
         super().__init__()
         self.limits = limits
+        self.renew = renew
         self.idle: dict[Connection, float] = {}
         self._metrics = metrics
         self.trusted = trusted
@@ -238,6 +242,8 @@ class Connection(asyncio.Protocol):
         self._current: Exchange | None = None
         self._url = b""
         self._fields: list[tuple[bytes, bytes]] = []
+        # Whether what is being parsed had a whole request in it already.
+        self._had_request = False
         self._in_message = False
         self._in_head = True
         self._asks_for_upgrade = False
@@ -291,6 +297,7 @@ class Connection(asyncio.Protocol):
         if self._silent_bytes > self._limits.header_bytes_max:
             self._refuse(_head_too_large(self._limits))
             return
+        self._had_request = False
         self._silent_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -423,6 +430,8 @@ class Connection(asyncio.Protocol):
 
     def _enqueue(self, exchange: Exchange) -> None:
         exchange.queued = True
+        exchange.pipelined = self._had_request or self._current is not None
+        self._had_request = True
         self.server.idle.pop(self, None)
         self._waiting.append(exchange)
         self._answer_waiting()
@@ -443,6 +452,9 @@ class Connection(asyncio.Protocol):
     def _answer(self, exchange: Exchange) -> None:
         """Run the app until it waits for something, which often is to its end; the rest of it is a task."""
         self._current = exchange
+        if exchange.pipelined:
+            # It may have been sent long after the round of the event loop began in which it arrived.
+            self.server.renew()
         running = self._app(exchange.scope, exchange.receive, exchange.send)
         try:
             awaited = running.send(None)
@@ -520,7 +532,8 @@ class Connection(asyncio.Protocol):
         body = reply.body
         assert isinstance(body, bytes)
         headers = [*reply.headers, (b"x-request-id", request_id.encode()), (b"connection", b"close")]
-        self.transport.write(_head(reply.status, headers, b"content-length: %d\r\n" % len(body)) + body)
+        headers.append((b"content-length", b"%d" % len(body)))
+        self.transport.write(b"%b%b\r\n%b" % (_STATUS_LINES[reply.status], _lines(headers), body))
         self.transport.close()
 
     def _go_on_without_upgrade(self, rest: bytes) -> None:
@@ -616,7 +629,8 @@ class Connection(asyncio.Protocol):
 class Exchange:
     """A request and its answer, as an ASGI app sees them: ``scope``, :meth:`receive` and :meth:`send`.
 
-    ``queued``: the app is asked or is about to be. ``keep_alive``: the connection may go on afterwards.
+    ``queued``: the app is asked or is about to be. ``pipelined``: it came behind a request that was not answered yet.
+    ``keep_alive``: the connection may go on afterwards.
     """
 
     __slots__ = (
@@ -631,6 +645,7 @@ class Exchange:
         "complete_body",
         "expects_continue",
         "keep_alive",
+        "pipelined",
         "queued",
         "scope",
         "started",
@@ -642,6 +657,7 @@ class Exchange:
         self.scope = scope
         self.keep_alive = keep_alive
         self.queued = False
+        self.pipelined = False
         self.expects_continue = False
         # The body, as far as it has arrived and the app has not received it.
         self._pieces: list[bytes] = []
@@ -733,26 +749,28 @@ class Exchange:
 
     def _begin(self, message: Message, size: int, *, more: bool) -> bytes:
         """The head of the answer; it says how the body ends and whether the connection does."""
-        headers: list[tuple[bytes, bytes]] = [*self._connection.server.default_headers, *message["headers"]]
+        connection = self._connection
+        lines = _lines([*connection.server.default_headers, *message["headers"]])
         status: int = message["status"]
-        closes = (b"connection", b"close") in headers
+        closes = b"\r\nconnection: close\r\n" in lines
         if closes:
             self.keep_alive = False
         last = b""
-        has_length = any(name == b"content-length" for name, _ in headers)
-        if more and not has_length and self.scope["method"] != "HEAD":
-            if self.scope["http_version"] == "1.0":
-                # An old client knows the end of the body by the end of the connection.
-                self.keep_alive = False
-            else:
-                self._chunked = True
-                last = b"transfer-encoding: chunked\r\n"
-        elif not more and not has_length and status not in _WITHOUT_BODY:
-            last = b"content-length: %d\r\n" % size
-        if not closes and self._connection.is_last(self):
+        if b"\r\ncontent-length: " not in lines:
+            if not more:
+                if status not in _WITHOUT_BODY:
+                    last = b"content-length: %d\r\n" % size
+            elif self.scope["method"] != "HEAD":
+                if self.scope["http_version"] == "1.0":
+                    # An old client knows the end of the body by the end of the connection.
+                    self.keep_alive = False
+                else:
+                    self._chunked = True
+                    last = b"transfer-encoding: chunked\r\n"
+        if not closes and connection.is_last(self):
             self.keep_alive = False
             last += b"connection: close\r\n"
-        return _head(status, headers, last)
+        return b"%b%b%b\r\n" % (_STATUS_LINES[status], lines, last)
 
 
 def _head_too_large(limits: Limits) -> Problem:
@@ -764,11 +782,12 @@ def _head_too_large(limits: Limits) -> Problem:
     )
 
 
-def _head(status: int, headers: list[tuple[bytes, bytes]], last: bytes) -> bytes:
-    lines = b"".join([b"%b: %b\r\n" % header for header in headers])
-    if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
+def _lines(headers: list[tuple[bytes, bytes]]) -> bytes:
+    """The header fields, each between two line breaks: that before the first one is the end of the status line."""
+    lines = b"\r\n".join([b"", *map(b": ".join, headers), b""])
+    if lines.count(b"\n") != len(headers) + 1 or lines.count(b"\r") != len(headers) + 1:
         raise RuntimeError("a header holds a line break")
-    return b"%b%b%b\r\n" % (_STATUS_LINES[status], lines, last)
+    return lines
 
 
 def _chunk(body: bytes) -> bytes:

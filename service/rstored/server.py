@@ -98,7 +98,9 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=settings.shutdown_grace_seconds,
             )
         )
-        self._connections = self.server_state = Connections(settings.limits, app.state.metrics, ())
+        self._connections = self.server_state = Connections(
+            settings.limits, app.state.metrics, (), app.state.backend.renew
+        )
         self._served: App = app
         if settings.trusted_proxies:
             proxied = ProxyHeadersMiddleware(app, settings.trusted_proxy_list)  # type: ignore[arg-type]

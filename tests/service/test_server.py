@@ -477,3 +477,28 @@ async def test_what_is_cancelled_before_its_task_has_begun_is_undone():
         assert told == ["cancelled"]
         await asyncio.sleep(0.1)
         assert theirs.recv(10) == b""
+
+
+@pytest.mark.anyio
+async def test_what_comes_behind_another_request_is_answered_from_what_is_stored_then():
+    """What is read for several requests of one round of the event loop may be of one moment."""
+    told = []
+
+    async def app(scope, receive, send):
+        told.append(scope["path"])
+        await receive()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    connections = Connections(Limits(), Metrics(None), (), lambda: told.append("renewed"))
+    ours, theirs = socket.socketpair()
+    with theirs:
+        made = Connection(app, connections, ours, None)
+        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: made, ours)
+        made.data_received(b"GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\nGET /3")
+        made.data_received(b" HTTP/1.1\r\n\r\n")
+        made.data_received(b"PUT /4 HTTP/1.1\r\nContent-Length: 1\r\n\r\n")
+        made.data_received(b"1GET /5 HTTP/1.1\r\n\r\n")
+        await asyncio.sleep(0.1)
+        transport.abort()
+    assert told == ["/1", "renewed", "/2", "/3", "/4", "renewed", "/5"]

@@ -328,6 +328,13 @@ class Backend(abc.ABC):
     async def read(self, queries: Sequence[Query]) -> list[list[Any] | Problem]:
         """Answer each query with the list of its reads' results, in order, or with the problem it met."""
 
+    def renew(self) -> None:  # noqa: B027 (most backends have nothing to renew)
+        """What is read from now on is no older than now.
+
+        Without it, it may be as old as the present round of the event loop: a backend may read at one moment for all
+        who ask in one round.
+        """
+
     @abc.abstractmethod
     async def update(self, updates: Sequence[Update[Any]]) -> list[Any | Problem]:
         """Carry out each update and return its answer or the problem it met, in order.

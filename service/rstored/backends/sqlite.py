@@ -119,6 +119,7 @@ class SQLiteBackend(Backend):
         self._writer = writer
         self._reader = reader
         self._inode = path.stat().st_ino
+        self._loop = asyncio.get_running_loop()
         self._closed = False
 
     @classmethod
@@ -184,10 +185,17 @@ class SQLiteBackend(Backend):
         }
 
     async def read(self, queries: Sequence[Query]) -> list[list[Any] | Problem]:
+        reader = self._reader
         answers: list[list[Any] | Problem] = []
         for query in queries:
             try:
-                answers.append(self._reader.snapshot(query))
+                if not reader.connection.in_transaction:
+                    # Half of what a read costs is to begin and end its transaction, so those of one round of the event
+                    # loop share one. It sees at least what was committed when the round began, and whoever asks in
+                    # it began to ask before, or else calls renew(): no answer to a later write has reached them.
+                    reader.begin()
+                    self._loop.call_soon(self.renew)
+                answers.append(reader.answer(query))
             except sqlite3.Error as error:
                 self._check_open()
                 failure = _translated(error)
@@ -195,6 +203,10 @@ class SQLiteBackend(Backend):
                     raise
                 answers.append(failure)
         return answers
+
+    def renew(self) -> None:
+        if not self._closed:
+            self._reader.end()
 
     async def update(self, updates: Sequence[Update[Any]]) -> list[Any | Problem]:
         self._check_open()
@@ -336,6 +348,8 @@ class _Reader:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
         self._execute = connection.execute
+        # A cursor of its own for what finds one row, and so is at its end at once.
+        self._find = connection.cursor().execute
         self._answers: dict[type[Any], Callable[[Any], Any]] = {
             HeadRead: self._head,
             RowScan: self._rows,
@@ -344,17 +358,15 @@ class _Reader:
             ExpiredRead: self._expired,
         }
 
-    def snapshot(self, query: Query) -> list[Any]:
-        """The results of the reads, all of one state of the database."""
-        if len(query) == 1:
-            return self.answer(query)
+    def begin(self) -> None:
+        """Answer from one snapshot, which is taken with the first read from now on."""
         self._execute("BEGIN")
-        try:
-            return self.answer(query)
-        finally:
-            # SQLite itself ends the transaction after some failures.
-            if self.connection.in_transaction:
-                self._execute("COMMIT")
+
+    def end(self) -> None:
+        """Let go of the snapshot."""
+        # SQLite itself ends the transaction after some failures; and a damaged file can only be rolled back.
+        if self.connection.in_transaction:
+            self._execute("ROLLBACK")
 
     def answer(self, query: Query) -> list[Any]:
         if len(query) < _TOGETHER_MIN:

@@ -373,3 +373,28 @@ async def test_what_was_acknowledged_survives_a_kill(path: Path) -> None:
     assert int(total.value) >= len(acknowledged)
     assert backend._writer.connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     await backend.close()
+
+
+# --- what a read sees --------------------------------------------------------------------------------------
+
+
+async def test_reads_of_one_round_are_of_one_moment_and_no_older(backend, path):
+    await backend.update([writing(PutHead(NS, Head(b"")), PutHead(kv("k"), Head(b"", b"old")))])
+
+    async def read() -> bytes:
+        ((head,),) = await backend.read([(HeadRead(kv("k")),)])
+        return head.value
+
+    def written_elsewhere(value: bytes) -> None:
+        with sqlite3.connect(path) as other:
+            other.execute("UPDATE record SET value = ? WHERE key = 'k'", (value,))
+        other.close()
+
+    assert await read() == b"old"
+    written_elsewhere(b"new")
+    assert await read() == b"old"
+    backend.renew()
+    assert await read() == b"new"
+    written_elsewhere(b"newer")
+    await asyncio.sleep(0)
+    assert await read() == b"newer"
