@@ -539,7 +539,8 @@ class Attempt:
         unmade = self._unmade
         for section in pending:
             if section.changes is not None and servers.cluster:
-                self._settle(sections, await servers.exchange(self._calls(sections)))
+                groups = _grouped(sections)
+                self._settle(groups, await servers.exchange(self._calls(groups)))
                 sections = []
                 if not await self._change_namespaces(section):
                     # Another process made the namespace; what is meant for the one that was not made starts again.
@@ -549,23 +550,22 @@ class Attempt:
                 self._again.add(section.position)
             elif section.arguments:
                 sections.append(section)
-        calls = self._calls(sections)
+        groups = _grouped(sections)
+        calls = self._calls(groups)
         asked = reading.calls()
         if not calls and not asked:
             return []
         replies = await servers.exchange([*calls, *asked])
-        self._settle(sections, replies[: len(calls)])
+        self._settle(groups, replies[: len(calls)])
         return replies[len(calls) :]
 
-    def _calls(self, sections: list[_Section]) -> list[Call]:
-        return [
-            self._store.commit_call(group[0].bucket, (section.arguments for section in group))
-            for group in _grouped(sections)
-        ]
+    def _calls(self, groups: list[list[_Section]]) -> list[Call]:
+        return [self._store.commit_call(group[0].bucket, (section.arguments for section in group)) for group in groups]
 
-    def _settle(self, sections: list[_Section], replies: list[Any]) -> None:
+    def _settle(self, groups: list[list[_Section]], replies: list[Any]) -> None:
         """Take what became of the updates."""
-        for section, status in zip(_in_calls(sections), _statuses(sections, replies), strict=True):
+        sections = [section for group in groups for section in group]
+        for section, status in zip(sections, _statuses(groups, replies), strict=True):
             if status == 1:
                 if section.changes is not None:
                     for owner in section.changes.made:
@@ -616,7 +616,7 @@ class Attempt:
             for owner in changes.made:
                 store.know(owner)
             return True
-        self._settle([section._replace(changes=None)], [[status]])
+        self._settle([[section._replace(changes=None)]], [[status]])
         return False
 
 
@@ -667,14 +667,10 @@ def _grouped(sections: list[_Section]) -> list[list[_Section]]:
     return groups
 
 
-def _in_calls(sections: list[_Section]) -> list[_Section]:
-    return [section for group in _grouped(sections) for section in group]
-
-
-def _statuses(sections: list[_Section], replies: list[Any]) -> list[Any]:
-    """What became of each section: 1, 0 or an exception, in the order of :func:`_in_calls`."""
+def _statuses(groups: list[list[_Section]], replies: list[Any]) -> list[Any]:
+    """What became of each section: 1, 0 or an exception, in the order of the groups."""
     statuses: list[Any] = []
-    for group, reply in zip(_grouped(sections), replies, strict=True):
+    for group, reply in zip(groups, replies, strict=True):
         if isinstance(reply, Exception):
             statuses += [reply] * len(group)
         else:
