@@ -29,6 +29,7 @@ from uvicorn.server import ServerState
 
 from rstored.api.metrics import Metrics
 from rstored.api.problems import problem_reply
+from rstored.api.replies import ON_ALL
 from rstored.limits import Limits
 from rstored.problems import Problem
 
@@ -531,7 +532,7 @@ class Connection(asyncio.Protocol):
         reply = problem_reply(problem, request_id)
         body = reply.body
         assert isinstance(body, bytes)
-        headers = [*reply.headers, (b"x-request-id", request_id.encode()), (b"connection", b"close")]
+        headers = [*reply.headers, *ON_ALL, (b"x-request-id", request_id.encode()), (b"connection", b"close")]
         headers.append((b"content-length", b"%d" % len(body)))
         self.transport.write(b"%b%b\r\n%b" % (_STATUS_LINES[reply.status], _lines(headers), body))
         self.transport.close()

@@ -177,6 +177,9 @@ def test_what_is_no_http_is_a_problem(server, sent):
     assert (status, problem["code"]) == (400, "malformed-request")
     assert headers["content-type"] == "application/problem+json"
     assert headers["x-request-id"] == problem["request_id"]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["cache-control"] == "no-store"
+    assert headers["referrer-policy"] == "no-referrer"
     assert problem["request_id"] in server.log
 
 

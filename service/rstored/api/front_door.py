@@ -26,7 +26,7 @@ from rstored.api.media_types import negotiate
 from rstored.api.operations import Operation
 from rstored.api.parameters import Query, checked_key, checked_namespace, decode_text, parse_query
 from rstored.api.problems import problem_reply
-from rstored.api.replies import Header, Reply
+from rstored.api.replies import ON_ALL, Header, Reply
 from rstored.api.requests import UNCOUNTED_BYTES_MAX, ClientGone, Receive, Request, header_fields
 from rstored.api.state import State
 from rstored.limits import Limits
@@ -49,12 +49,6 @@ _PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _SWEEP_SECONDS: Final = 1.0
 # What a streamed answer counts as: the page of it that is in memory while its reader takes the one before.
 _STREAM_BYTES: Final = 4 * 2**20
-# No answer is to be guessed at, kept by whatever stands between, or told of to the next site.
-_ON_ALL: Final[tuple[Header, ...]] = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"cache-control", b"no-store"),
-    (b"referrer-policy", b"no-referrer"),
-)
 _CHALLENGE: Final[Header] = (b"www-authenticate", b"Bearer")
 _CHALLENGE_AGAIN: Final[Header] = (b"www-authenticate", b'Bearer error="invalid_token"')
 # The variables of paths: the attribute of the request that each becomes, and what checks it. A token's id is a key.
@@ -63,7 +57,7 @@ _NAMES: Final[dict[str, tuple[str, Callable[[str, Limits], str]]]] = {
     "key": ("key", checked_key),
     "token_id": ("key", checked_key),
 }
-_ON_ALL_OVER_TLS: Final[tuple[Header, ...]] = (*_ON_ALL, (b"strict-transport-security", b"max-age=31536000"))
+_ON_ALL_OVER_TLS: Final[tuple[Header, ...]] = (*ON_ALL, (b"strict-transport-security", b"max-age=31536000"))
 
 
 class _Endpoint:
@@ -208,7 +202,7 @@ class FrontDoor:
         method: str = scope["method"]
         fields = header_fields(scope["headers"])
         request = Request(state, fields, receive, self._request_id(fields), started)
-        request.on_all = _ON_ALL_OVER_TLS if scope.get("scheme") == "https" else _ON_ALL
+        request.on_all = _ON_ALL_OVER_TLS if scope.get("scheme") == "https" else ON_ALL
         if b"origin" in fields:
             request.on_all += state.origins.headers(fields)
         endpoint: _Endpoint | None = None

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Final, TypeAlias
 
-__all__ = ["NO_CONTENT", "Header", "Reply", "content_type"]
+__all__ = ["NO_CONTENT", "ON_ALL", "Header", "Reply", "content_type"]
 
 Header: TypeAlias = tuple[bytes, bytes]
+
+# No answer is to be guessed at, kept by whatever stands between, or told of to the next site.
+ON_ALL: Final[tuple[Header, ...]] = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"referrer-policy", b"no-referrer"),
+)
 
 
 class Reply:
