@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import weakref
 from collections.abc import Callable
 from typing import Final, ParamSpec, TypeVar
 
@@ -16,12 +17,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _under_way = 0
+_turns: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]] = weakref.WeakKeyDictionary()
 
 
 async def run_sized(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """What ``work`` returns or raises, run in a thread if it goes through many bytes, so that others are served.
 
-    ``work`` is pure: it touches nothing that the event loop owns.
+    ``work`` is pure: it touches nothing that the event loop owns. One runs at a time: the interpreter lets no two work
+    at once anyway, and what is parsed may take many times its bytes until whoever waits for it has looked at it.
     """
     if size <= INLINE_BYTES_MAX:
         return work(*args, **kwargs)
@@ -30,7 +33,8 @@ async def run_sized(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.
     gc.disable()
     _under_way += 1
     try:
-        return await asyncio.to_thread(work, *args, **kwargs)
+        async with _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+            return await asyncio.to_thread(work, *args, **kwargs)
     finally:
         _under_way -= 1
         if not _under_way:

@@ -15,6 +15,7 @@ import selectors
 import socket
 import time
 from array import array
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -108,6 +109,40 @@ def test_a_batch_of_nothing_but_short_keys(server):
     assert (found.status_code, found.json()["code"]) == (413, "batch-too-large")
     assert_others_are_answered(server)
     assert peak_bytes(server) < BASE_BYTES + 20 * len(body)
+
+
+SHORT_KEYS = b'{"get":["a"%b]}' % (b',"a"' * (2**22 - 10))
+# An array of arrays without anything in them, a byte each.
+EMPTY_ARRAYS = b"\x81\xa3set\x91\x82\xa3key\xa1k\xa5value" + b"\xdd" + (2**22).to_bytes(4, "big") + b"\x90" * 2**22
+
+
+@pytest.mark.parametrize(
+    ("form", "body", "factor"), [("json", SHORT_KEYS, 20), ("msgpack", EMPTY_ARRAYS, 80)], ids=["keys", "arrays"]
+)
+def test_of_bodies_of_nothing_but_tiny_parts_one_is_parsed_at_a_time(server, form, body, factor):
+    def post(_: int) -> tuple[int, str]:
+        headers = {"Content-Type": f"application/{form}"}
+        found = httpx2.post(f"{server.url}/kv", content=body, headers=headers, timeout=120)
+        return found.status_code, found.json().get("code")
+
+    count = 4 * SCALE
+    with ThreadPoolExecutor(count) as threads:
+        answers = set(threads.map(post, range(count)))
+    assert answers <= {(413, "batch-too-large"), (413, "value-too-large"), (503, "overloaded")}
+    assert (503, "overloaded") not in answers or STRESS
+    assert_others_are_answered(server)
+    assert peak_bytes(server) < BASE_BYTES + 2 * count * len(body) + factor * len(body)
+
+
+def test_a_value_of_msgpack_is_measured_before_it_is_parsed(server):
+    body = EMPTY_ARRAYS.replace((2**22).to_bytes(4, "big"), (2**23).to_bytes(4, "big")) + b"\x90" * 2**22
+    found = httpx2.post(f"{server.url}/kv", content=body, headers={"Content-Type": "application/msgpack"}, timeout=60)
+    assert (found.status_code, found.json()["code"], found.json()["pointer"]) == (
+        413,
+        "value-too-large",
+        "/set/0/value",
+    )
+    assert peak_bytes(server) < BASE_BYTES + 4 * len(body)
 
 
 def test_ten_thousand_idle_connections(server, many_files):

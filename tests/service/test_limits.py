@@ -193,7 +193,7 @@ def test_when_no_file_can_be_opened_it_goes_on_and_recovers(started):
     limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     with contextlib.ExitStack() as stack:
         # A limit is the number that no file may have, so the numbers below must be taken.
-        all_busy = [stack.enter_context(connection(server)) for _ in range(10)]
+        all_busy = [stack.enter_context(connection(server)) for _ in range(50)]
         idle, _ = (stack.enter_context(connection(server)) for _ in range(2))
         assert ask(idle)[0] == 200
         for connected in all_busy:

@@ -17,6 +17,7 @@ from msgspec import UNSET, Raw, UnsetType
 from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, Encoding, Value
 from rstored.api.replies import Header, Reply, content_type
 from rstored.api.requests import Request
+from rstored.limits import Limits
 from rstored.problems import Problem
 from rstored.threads import run_sized
 
@@ -186,11 +187,11 @@ def _invalid_body(message: str) -> Problem:
     return Problem("invalid-body", detail.replace("`", ""), pointer=pointer)
 
 
-def read_value(raw: Raw, encoding: EncodingLabel | UnsetType, form: str, pointer: str) -> Value:
+def read_value(raw: Raw, encoding: EncodingLabel | UnsetType, form: str, limits: Limits, pointer: str) -> Value:
     """The value in the members ``value`` and ``encoding`` of a body; ``pointer`` is where they stand.
 
-    JSON is not parsed here but by the engine, as every value that is written. Raises Problem ``invalid-body`` or
-    ``invalid-value``.
+    JSON is not parsed here but by the engine, as every value that is written. Raises Problem ``invalid-body``,
+    ``invalid-value`` or ``value-too-large``.
     """
     if form == JSON_MEDIA_TYPE:
         if encoding is UNSET or encoding == "json":
@@ -198,7 +199,7 @@ def read_value(raw: Raw, encoding: EncodingLabel | UnsetType, form: str, pointer
         data = _bytes_of(raw, msgspec.json.decode, "a base64 string", pointer)
         return Value(Encoding.from_label(encoding), data)
     if encoding is UNSET or encoding == "json":
-        return Value(Encoding.JSON, _json_text(raw, may_be_text=encoding == "json", pointer=pointer))
+        return Value(Encoding.JSON, _json_text(raw, limits, may_be_text=encoding == "json", pointer=pointer))
     return Value(Encoding.from_label(encoding), _bytes_of(raw, msgspec.msgpack.decode, "binary", pointer))
 
 
@@ -212,7 +213,12 @@ def _bytes_of(raw: Raw, decode: Any, what: str, pointer: str) -> bytes:
     return data
 
 
-def _json_text(raw: Raw, *, may_be_text: bool, pointer: str) -> bytes:
+def _json_text(raw: Raw, limits: Limits, *, may_be_text: bool, pointer: str) -> bytes:
+    size, size_max = memoryview(raw).nbytes, limits.value_bytes_max
+    if size > size_max:
+        # A byte of msgpack may become an object of 72, so the text is not the first to be measured.
+        detail = f"the value has {size} bytes of msgpack; at most {size_max} are taken"
+        raise Problem("value-too-large", detail, limit=size_max, pointer=pointer)
     try:
         value = msgspec.msgpack.decode(raw)
         if may_be_text and isinstance(value, bytes):

@@ -326,7 +326,7 @@ def _change(event: EventPart, form: str, limits: Limits, pointer: str) -> Change
     text = bytes(event.value)
     if not text or (event.op in UNARY and event.encoding == "json" and text == encode_body(None, form)):
         return Change(item, event.op, None)
-    return Change(item, event.op, read_value(event.value, event.encoding, form, f"{pointer}/value"))
+    return Change(item, event.op, read_value(event.value, event.encoding, form, limits, f"{pointer}/value"))
 
 
 @operations.add(
@@ -464,7 +464,7 @@ async def reseal(request: Request) -> Reply:
 
 def _reseal(part: ResealPart, form: str, limits: Limits, pointer: str) -> Reseal:
     item = checked_key(part.item, limits, "item", pointer=f"{pointer}/item")
-    value = read_value(part.value, "sealed", form, f"{pointer}/value")
+    value = read_value(part.value, "sealed", form, limits, f"{pointer}/value")
     return Reseal(part.timestamp, item, part.op, part.replaces, value)
 
 

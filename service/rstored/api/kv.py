@@ -405,7 +405,7 @@ def _parts(bodies: Sequence[T], pointer: str, part_of: Callable[[T], PartT]) -> 
 
 
 def _set_part(part: SetPart, form: str, limits: Limits) -> BatchSet:
-    value = read_value(part.value, part.encoding, form, "/value")
+    value = read_value(part.value, part.encoding, form, limits, "/value")
     media_type = media_type_of(value.encoding)
     if part.media_type is not UNSET:
         try:

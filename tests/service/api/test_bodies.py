@@ -10,6 +10,7 @@ from msgspec import UNSET, Raw
 
 from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, Encoding, Value
 from rstored.api.bodies import nothing_but_json, read_value, wire_value
+from rstored.limits import Limits
 from rstored.problems import Problem
 
 FORMS = [JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE]
@@ -34,7 +35,7 @@ def same(left: object, right: object) -> bool:
 def test_a_json_value_goes_out_and_comes_in(form, value):
     text = msgspec.json.encode(value)
     raw, encoding = wire_value(Value(Encoding.JSON, text), form)
-    came = read_value(raw, encoding, form, "/value")
+    came = read_value(raw, encoding, form, Limits(), "/value")
     assert came.encoding is Encoding.JSON
     assert same(msgspec.json.decode(came.data), value)
 
@@ -44,13 +45,13 @@ def test_a_json_value_goes_out_and_comes_in(form, value):
 def test_bytes_go_out_and_come_in(form, data, encoding):
     raw, label = wire_value(Value(encoding, data), form)
     assert label == encoding.label
-    assert read_value(raw, label, form, "/value") == Value(encoding, data)
+    assert read_value(raw, label, form, Limits(), "/value") == Value(encoding, data)
 
 
 def test_json_text_is_kept_to_the_byte():
     text = b'{ "a" : 1.0e2, "b": 123456789012345678901234567890 }'
     assert wire_value(Value(Encoding.JSON, text), JSON_MEDIA_TYPE) == (Raw(text), UNSET)
-    assert read_value(Raw(text), UNSET, JSON_MEDIA_TYPE, "") == Value(Encoding.JSON, text)
+    assert read_value(Raw(text), UNSET, JSON_MEDIA_TYPE, Limits(), "") == Value(Encoding.JSON, text)
 
 
 def test_integers_beyond_64_bits_are_json_text_in_msgpack():
@@ -67,7 +68,7 @@ def test_integers_beyond_64_bits_are_json_text_in_msgpack():
 )
 def test_what_is_no_base64(text, code):
     with pytest.raises(Problem) as caught:
-        read_value(Raw(text), "sealed", JSON_MEDIA_TYPE, "/set/3/value")
+        read_value(Raw(text), "sealed", JSON_MEDIA_TYPE, Limits(), "/set/3/value")
     assert caught.value.code == code
     assert caught.value.members["pointer"] == "/set/3/value"
 
@@ -80,11 +81,11 @@ def test_what_msgpack_can_say_and_json_cannot(value):
     with pytest.raises(ValueError, match=r"JSON has no|a key"):
         nothing_but_json(msgspec.msgpack.decode(packed))
     with pytest.raises(Problem) as caught:
-        read_value(Raw(packed), UNSET, MSGPACK_MEDIA_TYPE, "/value")
+        read_value(Raw(packed), UNSET, MSGPACK_MEDIA_TYPE, Limits(), "/value")
     assert caught.value.code == "invalid-value"
 
 
 def test_a_msgpack_value_that_is_too_deep():
     with pytest.raises(Problem) as caught:
-        read_value(Raw(b"\x91" * 100_000 + b"\x01"), UNSET, MSGPACK_MEDIA_TYPE, "/value")
+        read_value(Raw(b"\x91" * 100_000 + b"\x01"), UNSET, MSGPACK_MEDIA_TYPE, Limits(), "/value")
     assert caught.value.code == "nesting-too-deep"
