@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-
 from benchmarks.figures import Figure, Note, Row, Size
-from benchmarks.load import CONNECTIONS, Target, load, missing_wrk, send_all
+from benchmarks.load import load, missing_wrk, send_all
 from benchmarks.peers.backends import POSTGRESQL
 from benchmarks.peers.rstored import Rstored
 
 __all__ = ["measure"]
 
-PROCESSES = 2
+WORKERS = 2
 SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
 
 
@@ -23,7 +20,7 @@ def measure(size: Size) -> list[Row]:
 
 
 def _processes(size: Size) -> list[Row]:
-    """Processes that share one store, each on its own port and with its share of the connections."""
+    """One service process, and several on one port, in turn on one store."""
     rows: list[Row] = []
     backends: list[str | None] = ["SQLite"]
     if missing := POSTGRESQL.missing():
@@ -31,32 +28,21 @@ def _processes(size: Size) -> list[Row]:
     else:
         backends.append("PostgreSQL")
     for backend in backends:
-        with ExitStack() as stack:
-            first = stack.enter_context(Rstored(None if backend == "SQLite" else POSTGRESQL.fresh_dsn()))
-            others = [stack.enter_context(Rstored(first.backend)) for _ in range(PROCESSES - 1)]
-            targets = [service.target() for service in (first, *others)]
-            send_all(targets[0], targets[0].puts)
+        with (
+            Rstored(None if backend == "SQLite" else POSTGRESQL.fresh_dsn()) as one,
+            Rstored(one.backend, WORKERS) as several,
+        ):
+            targets = several.target(), one.target()
+            send_all(targets[1], targets[1].puts)
             for method in ("GET", "PUT"):
-                many: list[float] = []
-                one: list[float] = []
+                rates: tuple[list[float], list[float]] = [], []
                 for _ in range(size.rounds):
-                    one.append(_together(targets[:1], method, size.seconds))
-                    many.append(_together(targets, method, size.seconds))
-                rows.append(
-                    Figure(f"{method} on {backend}, {PROCESSES} processes", "one process", "requests/s", many, one)
-                )
+                    for target, found in zip(targets, rates, strict=True):
+                        requests = target.gets if method == "GET" else target.puts
+                        found.append(load(target, requests, size.seconds).per_second)
+                what = f"{method} on {backend}, {WORKERS} workers"
+                rows.append(Figure(what, "one process", "requests/s", *rates))
     return rows
-
-
-def _together(targets: list[Target], method: str, seconds: float) -> float:
-    """The rate of all, loaded at once."""
-
-    def one(target: Target) -> float:
-        requests = target.gets if method == "GET" else target.puts
-        return load(target, requests, seconds, CONNECTIONS // len(targets)).per_second
-
-    with ThreadPoolExecutor(len(targets)) as threads:
-        return sum(threads.map(one, targets))
 
 
 def _sizes(size: Size) -> list[Row]:

@@ -23,8 +23,9 @@ class Rstored(Server):
     Who asks has to bring a token; one that may write is made before it starts.
     """
 
-    def __init__(self, dsn: str | None = None) -> None:
+    def __init__(self, dsn: str | None = None, workers: int = 1) -> None:
         super().__init__()
+        self.workers = workers
         self.backend = dsn or f"sqlite:///{self.folder}/rstore.db"
         command = [_PROGRAM, "token", "create", "--namespace", "*", "--access", "write", "--dsn", self.backend]
         self.token = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
@@ -34,7 +35,8 @@ class Rstored(Server):
         return f"http://{HOST}:{self.port}"
 
     def command(self) -> list[str]:
-        return [_PROGRAM, "serve", "--host", HOST, "--port", str(self.port), "--dsn", self.backend]
+        options = ["--host", HOST, "--port", str(self.port), "--dsn", self.backend, "--workers", str(self.workers)]
+        return [_PROGRAM, "serve", *options]
 
     def answers(self) -> bool:
         return self.listens()
