@@ -56,6 +56,8 @@ _ACCEPTED_AT_ONCE: Final = 16
 _EVICTION_SECONDS: Final = 0.1
 _ACCEPT_PAUSE_SECONDS: Final = 1.0
 _HANDSHAKE_SECONDS: Final = 10
+# Where more have something to say at once (1024 in libuv), the event loop looks again before the round is over.
+_CONNECTIONS_A_ROUND_MAX: Final = 1_000
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS_LINES: Final = {
@@ -453,9 +455,10 @@ class Connection(asyncio.Protocol):
     def _answer(self, exchange: Exchange) -> None:
         """Run the app until it waits for something, which often is to its end; the rest of it is a task."""
         self._current = exchange
-        if exchange.pipelined:
+        server = self.server
+        if exchange.pipelined or len(server.connections) > _CONNECTIONS_A_ROUND_MAX:
             # It may have been sent long after the round of the event loop began in which it arrived.
-            self.server.renew()
+            server.renew()
         running = self._app(exchange.scope, exchange.receive, exchange.send)
         try:
             awaited = running.send(None)

@@ -75,6 +75,19 @@ _HANG_UP_SECONDS: Final = 12.0
 # When a batch is taken apart since one of it spoiled it: how long that goes on, and how long each waits for a lock.
 _ALONE_SECONDS: Final = 8.0
 _LOCK_ALONE: Final[Request] = ("SET LOCAL lock_timeout = '100ms'", ())
+# Every statement is prepared for ever, and is written so that the planner can only go by an index, from the parameters
+# to what they name: left to itself it goes through whole tables while they are small, or most of their records have one
+# parent, and does so still when they have grown.
+_SETTINGS: Final = {
+    "statement_timeout": f"{_STATEMENT_SECONDS}s",
+    "lock_timeout": f"{_LOCK_SECONDS}s",
+    "idle_in_transaction_session_timeout": f"{2 * _STATEMENT_SECONDS}s",
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    # Plans without an alternative may look costly, and are not.
+    "jit": "off",
+}
 _PURGE_ROWS_MAX: Final = 1_000
 _ROWS_BYTES_MAX: Final = 16 * 2**20
 _IDS_RESERVED: Final = 1_000
@@ -103,13 +116,13 @@ class PostgreSQLBackend(Backend):
         """Connect, create or migrate the schema, and keep a small pool of connections."""
         conninfo, schema = _conninfo(dsn)
 
+        settings = {"search_path": _quoted(schema), **_SETTINGS}
+
         async def configure(connection: Connection) -> None:
             with _Watch(_CONNECT_SECONDS).over(connection):
                 await connection.execute(
-                    "SELECT set_config('search_path', %s, false), set_config('statement_timeout', %s, false),"
-                    " set_config('lock_timeout', %s, false),"
-                    " set_config('idle_in_transaction_session_timeout', %s, false)",
-                    (_quoted(schema), f"{_STATEMENT_SECONDS}s", f"{_LOCK_SECONDS}s", f"{2 * _STATEMENT_SECONDS}s"),
+                    "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS each (name, value)",
+                    (list(settings), list(settings.values())),
                 )
 
         pool = AsyncConnectionPool[Connection](
@@ -376,13 +389,12 @@ _BEGIN_READING: Final[Request] = ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ON
 _COMMIT: Final[Request] = ("COMMIT", ())
 
 _COUNTS: Final = f"{_SQL.counts} UNION ALL SELECT kind, -n FROM ({_SQL.expired_counts}) AS expired (kind, n)"  # noqa: S608
-_OWNED: Final = f"""
-    JOIN record AS owner ON owner.parent_id = {ROOT_ID} AND owner.kind = {int(Kind.NAMESPACE)}
-        AND owner.key = place.namespace
-    JOIN record AS found ON found.parent_id = owner.id AND found.kind = place.kind AND found.key = place.key
-"""
-
-
+# What a place names. Each is looked up alone, by its whole key.
+_OWNER: Final = (
+    f"SELECT * FROM record WHERE parent_id = {ROOT_ID} AND kind = {int(Kind.NAMESPACE)} AND key = place.namespace"  # noqa: S608
+)
+_FOUND: Final = "SELECT * FROM record WHERE parent_id = owner.id AND kind = place.kind AND key = place.key"
+_OWNED: Final = f"CROSS JOIN LATERAL ({_OWNER} LIMIT 1) AS owner CROSS JOIN LATERAL ({_FOUND} LIMIT 1) AS found"
 _HEADS: Final = f"""
     SELECT place.position, found.meta,
         CASE WHEN octet_length(found.value) > place.bytes_max THEN '' ELSE found.value END, found.expires_ms
@@ -548,32 +560,27 @@ def _expired(rows: Rows) -> list[Place]:
 
 # --- writing -----------------------------------------------------------------------------------------------
 
+# Both lock in the order of their parameters, which is the same for everybody.
 _LOCK_NAMESPACES: Final = f"""
-    SELECT key, id, meta, expires_ms FROM record
-    WHERE parent_id = {ROOT_ID} AND kind = {int(Kind.NAMESPACE)} AND key = ANY(%s::text[])
-    ORDER BY id FOR KEY SHARE
+    SELECT owner.key, owner.id, owner.meta, owner.expires_ms
+    FROM unnest(%s::text[]) AS place (namespace)
+    CROSS JOIN LATERAL ({_OWNER} FOR KEY SHARE) AS owner
 """  # noqa: S608 - made of constants
 _LOCK_HEADS: Final = f"""
-    SELECT owner.key, found.kind, found.key, found.id, found.meta, found.expires_ms
+    SELECT place.namespace, found.kind, found.key, found.id, found.meta, found.expires_ms
     FROM unnest(%s::text[], %s::bigint[], %s::text[]) AS place (namespace, kind, key)
-    {_OWNED}
-    ORDER BY found.id FOR UPDATE OF found
+    CROSS JOIN LATERAL ({_OWNER} LIMIT 1) AS owner
+    CROSS JOIN LATERAL ({_FOUND} FOR UPDATE) AS found
 """  # noqa: S608 - made of constants
 _BEGIN: Final[Request] = ("BEGIN", ())
 _ROLLBACK: Final[Request] = ("ROLLBACK", ())
 _RESERVE_IDS: Final = "SELECT nextval(pg_get_serial_sequence('record', 'id')) FROM generate_series(1, %s)"
-_INSERT_HEADS: Final = """
+_PUT_HEADS: Final = """
     INSERT INTO record (id, parent_id, kind, key, expires_ms, meta, value)
     SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::bigint[], %s::bytea[], %s::bytea[])
-"""
-_UPDATE_HEADS: Final = """
-    UPDATE record SET expires_ms = head.expires_ms, meta = head.meta, value = head.value
-    FROM unnest(%s::bigint[], %s::bigint[], %s::bytea[], %s::bytea[]) AS head (id, expires_ms, meta, value)
-    WHERE record.id = head.id
+    ON CONFLICT (id) DO UPDATE SET expires_ms = excluded.expires_ms, meta = excluded.meta, value = excluded.value
 """
 _DELETE_RECORDS: Final = "DELETE FROM record WHERE id = ANY(%b::bigint[])"
-# In order, here and in what purges, so that the planner has no choice but an index: where it has learnt that most
-# records have one parent, it expects to find a first child, which is not there, after a few steps through the table.
 _TRASH_RECORDS: Final = """
     INSERT INTO trash
     SELECT id FROM unnest(%b::bigint[]) AS gone (id)
@@ -587,8 +594,15 @@ _PUT_ROWS: Final = """
     ON CONFLICT (record_id, lane, sort_key) DO UPDATE SET by_key = excluded.by_key, value = excluded.value
 """
 _DELETE_ROWS: Final = """
-    DELETE FROM record_row USING unnest(%s::bigint[], %s::bigint[], %s::bytea[]) AS gone (record_id, lane, sort_key)
-    WHERE record_row.record_id = gone.record_id AND record_row.lane = gone.lane AND record_row.sort_key = gone.sort_key
+    DELETE FROM record_row
+    WHERE ctid = ANY(ARRAY(
+        SELECT found.ctid
+        FROM unnest(%s::bigint[], %s::bigint[], %s::bytea[]) AS gone (record_id, lane, sort_key)
+        CROSS JOIN LATERAL (
+            SELECT ctid FROM record_row
+            WHERE record_id = gone.record_id AND lane = gone.lane AND sort_key = gone.sort_key LIMIT 1
+        ) AS found
+    ))
 """
 _SOME_TRASH: Final = "SELECT record_id FROM trash LIMIT 1 FOR UPDATE SKIP LOCKED"
 _ERASE_ROWS: Final = """
@@ -717,11 +731,10 @@ class _Transaction:
         place = write.place
         record_id = self._ids[place]
         if isinstance(write, PutHead):
+            new = record_id is None
             if record_id is None:
                 record_id = self._ids[place] = self._spare_ids.pop()
-                self._changes.insert(record_id, self._parent_id(place), place, write.head)
-            else:
-                self._changes.update(record_id, write.head)
+            self._changes.put(record_id, self._parent_id(place), place, write.head, new=new)
             self._heads[place] = write.head._replace(value=b"")
         elif isinstance(write, PutRow):
             if record_id is None:
@@ -754,8 +767,9 @@ class _Changes:
     """What is to be written, gathered so that it takes a few statements however many updates there are."""
 
     def __init__(self, counts: dict[tuple[int, int], int] | None = None) -> None:
-        self._inserted: dict[int, tuple[int, Place, Head]] = {}
-        self._updated: dict[int, Head] = {}
+        self._heads: dict[int, tuple[int, Place, Head]] = {}
+        # Those of them that are not there yet.
+        self._new: set[int] = set()
         self._deleted: list[int] = []
         self._deleted_namespaces: list[int] = []
         self._deleted_ranges: list[tuple[int, DeleteRows]] = []
@@ -765,23 +779,20 @@ class _Changes:
         # None: the row is to be deleted.
         self.rows: dict[tuple[int, int, bytes], Row | None] = {}
 
-    def insert(self, record_id: int, parent_id: int, place: Place, head: Head) -> None:
-        self._inserted[record_id] = parent_id, place, head
-        self._count(parent_id, place, 1)
-
-    def update(self, record_id: int, head: Head) -> None:
-        if record_id in self._inserted:
-            parent_id, place, _ = self._inserted[record_id]
-            self._inserted[record_id] = parent_id, place, head
-        else:
-            self._updated[record_id] = head
+    def put(self, record_id: int, parent_id: int, place: Place, head: Head, *, new: bool) -> None:
+        self._heads[record_id] = parent_id, place, head
+        if new:
+            self._new.add(record_id)
+            self._count(parent_id, place, 1)
 
     def delete(self, record_id: int, parent_id: int, place: Place) -> None:
         self._count(parent_id, place, -1)
-        children = [child for child, (parent, *_) in self._inserted.items() if parent == record_id]
+        children = [child for child in self._new if self._heads[child][0] == record_id]
         for gone in (record_id, *children):
-            self._updated.pop(gone, None)
-            if self._inserted.pop(gone, None) is None:
+            self._heads.pop(gone, None)
+            if gone in self._new:
+                self._new.remove(gone)
+            else:
                 self._deleted.append(gone)
         self.rows = {at: row for at, row in self.rows.items() if at[0] != record_id and at[0] not in children}
         if place.kind is Kind.NAMESPACE:
@@ -812,13 +823,10 @@ class _Changes:
         if self._deleted:
             deleted = (integers(self._deleted),)
             requests += [(_DELETE_RECORDS, deleted), (_TRASH_RECORDS, deleted)]
-        if self._inserted:
-            parents, places, heads = zip(*self._inserted.values(), strict=True)
+        if self._heads:
+            parents, places, heads = zip(*self._heads.values(), strict=True)
             _, *keys = _columns(places)
-            requests.append((_INSERT_HEADS, (integers([*self._inserted]), integers(parents), *keys, *_stored(heads))))
-        if self._updated:
-            heads = tuple(self._updated.values())
-            requests.append((_UPDATE_HEADS, (integers([*self._updated]), *_stored(heads))))
+            requests.append((_PUT_HEADS, (integers([*self._heads]), integers(parents), *keys, *_stored(heads))))
         deleted_rows = [at for at, row in self.rows.items() if row is None]
         if deleted_rows:
             requests.append((_DELETE_ROWS, _positions(deleted_rows)))

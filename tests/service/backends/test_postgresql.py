@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import decimal
 from urllib.parse import quote
 
 import psycopg
 import pytest
 from tests import servers
 
+from rstore.encodings import Encoding, Value
+from rstore.points import Points
 from rstored.backends.abc import CountRead, Kind
 from rstored.backends.migrations import SCHEMA_VERSION
 from rstored.backends.postgresql import PostgreSQLBackend
+from rstored.engine.engine import Engine
+from rstored.engine.model import BatchSet, Change
 from rstored.problems import Problem
 
 pytestmark = [
@@ -84,3 +89,66 @@ async def test_a_schema_may_have_any_name(dsn: str, name: str) -> None:
     finally:
         quoted = name.replace('"', '""')
         sql(dsn, f'DROP SCHEMA "{quoted}" CASCADE')
+
+
+VALUE = Value(Encoding.JSON, b"1")
+
+
+async def all_that_reads_or_writes_one_thing(engine: Engine) -> int:
+    """One of each operation; returns how many there are."""
+    operations = [
+        lambda: engine.kv.put("small", "k", value=VALUE, media_type="application/json"),
+        lambda: engine.kv.put("small", "k", value=VALUE, media_type="application/json", write_id="a"),
+        lambda: engine.kv.get("small", "k"),
+        lambda: engine.kv.delete("small", "k"),
+        lambda: engine.ts.extend("small", "s", Points.from_pairs([(1, 1), (2, 2)])),
+        lambda: engine.ts.last("small", "s"),
+        lambda: engine.ts.remove("small", "s"),
+        lambda: engine.es.apply("small", "e", [Change("item", "setitem", VALUE)]),
+        lambda: engine.es.current("small", "e"),
+        lambda: engine.es.prune("small", "e"),
+        lambda: engine.es.delete("small", "e"),
+        lambda: engine.namespaces.describe("small"),
+        lambda: engine.namespaces.discard("small"),
+    ]
+    for operation in operations:
+        await operation()
+    return len(operations)
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+async def test_what_one_operation_reads_does_not_grow_with_the_store(dsn: str, analyzed: bool) -> None:
+    """Statements are prepared while the store is small, and go by an index when it is not, whatever is known of it."""
+    backend = await PostgreSQLBackend.open(dsn)
+    engine = Engine(backend)
+    schema = schema_of(dsn)
+
+    async def rows_read() -> int:
+        # A session tells of what it has read once a second, when it is done with something.
+        await asyncio.sleep(1.1)
+        await backend.ping()
+        for _ in range(4):
+            await engine.kv.get("small", "k")
+        ((whole, indexed),) = sql(
+            dsn, f"SELECT sum(seq_tup_read), sum(idx_tup_fetch) FROM pg_stat_all_tables WHERE schemaname = '{schema}'"
+        )
+        assert isinstance(whole, int | decimal.Decimal)
+        assert isinstance(indexed, int | decimal.Decimal)
+        return int(whole) + int(indexed)
+
+    try:
+        for table in ("record", "record_row"):
+            sql(dsn, f"ALTER TABLE {schema}.{table} SET (autovacuum_enabled = off)")
+        await all_that_reads_or_writes_one_thing(engine)
+        names = [f"namespace-{number}" for number in range(2_000)]
+        await asyncio.gather(*(engine.kv.put(name, "k", value=VALUE, media_type="application/json") for name in names))
+        sets = [BatchSet(f"k{number}", VALUE, "application/json") for number in range(2_000)]
+        await engine.kv.batch("large", gets=(), sets=sets, deletes=())
+        await engine.ts.extend("large", "s", Points.from_pairs((t, t) for t in range(100_000)))
+        if analyzed:
+            sql(dsn, f"ANALYZE {schema}.record, {schema}.record_row")
+        before = await rows_read()
+        operations = await all_that_reads_or_writes_one_thing(engine)
+        assert await rows_read() - before < 30 * operations
+    finally:
+        await backend.close()
