@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import weakref
 from collections.abc import Callable
@@ -16,7 +17,6 @@ INLINE_BYTES_MAX: Final = 256 * 2**10
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_under_way = 0
 _turns: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]] = weakref.WeakKeyDictionary()
 
 
@@ -28,14 +28,15 @@ async def run_sized(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.
     """
     if size <= INLINE_BYTES_MAX:
         return work(*args, **kwargs)
-    global _under_way
+    # A thread of its own that takes one after the other would begin the next while nobody has looked at the last.
+    async with _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+        return await asyncio.to_thread(_uncollected, functools.partial(work, *args, **kwargs))
+
+
+def _uncollected(work: Callable[[], T]) -> T:
     # The cyclic collector would go through all that is being made again and again, and all threads would wait for it.
     gc.disable()
-    _under_way += 1
     try:
-        async with _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
-            return await asyncio.to_thread(work, *args, **kwargs)
+        return work()
     finally:
-        _under_way -= 1
-        if not _under_way:
-            gc.enable()
+        gc.enable()

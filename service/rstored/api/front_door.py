@@ -481,7 +481,7 @@ def _without_endpoint(node: _Node, method: str, request: Request) -> Reply:
     return problem_reply(problem, request.id.decode("ascii"), node.allow)
 
 
-async def _call(endpoint: _Endpoint, operation: Operation, query_string: bytes, request: Request) -> Reply:
+def _call(endpoint: _Endpoint, operation: Operation, query_string: bytes, request: Request) -> Awaitable[Reply]:
     """Check the query, choose the form of the answer, and call the endpoint. Raises :class:`Problem`."""
     query = endpoint.default_query
     if query_string or query is None:
@@ -496,9 +496,7 @@ async def _call(endpoint: _Endpoint, operation: Operation, query_string: bytes, 
             if form is None:
                 raise Problem("not-acceptable", f"Accept takes none of {', '.join(offered)}")
             request.form = form
-    if operation.takes_query:
-        return await operation.endpoint(request, query)
-    return await operation.endpoint(request)
+    return operation.endpoint(request, query) if operation.takes_query else operation.endpoint(request)
 
 
 async def _send_whole(reply: Reply, body: bytes, method: str, request: Request, send: Send) -> None:
