@@ -29,7 +29,7 @@ stress-test: $(INSTALLED)  ## the attacks on the service's limits, five times as
 crash-test: servers $(INSTALLED)  ## kill the service and its servers under load, 100 times on each backend (half an hour)
 	RSTORE_CRASH_KILLS=100 $(BIN)/pytest -q -s tests/crash
 
-servers:  ## PostgreSQL and Redis for the tests: installed if missing, as root on Debian
+servers:  ## PostgreSQL, Redis and nginx for the tests: installed if missing, as root on Debian
 	@scripts/servers.sh
 
 check: $(INSTALLED)  ## the fast gate: style, types, layers, OpenAPI and docs drift

@@ -1,16 +1,16 @@
 #!/bin/sh
-# PostgreSQL and Redis (or Valkey) for the tests: says nothing when they are there, installs them where it may, and
+# PostgreSQL, Redis (or Valkey) and nginx for the tests: says nothing when they are there, installs them where it may, and
 # otherwise says what will be skipped. No server is left running: the tests start their own.
 #
 #   scripts/servers.sh             as root on Debian and its kin it installs what is missing
 #   scripts/servers.sh --dry-run   say what would be done
 #   scripts/servers.sh --install PACKAGE…   install these, as root on Debian, and start nothing
 #
-# With CI=true it fails unless everything is there in the end, since a skipped backend is an untested one. PostgreSQL's
-# programs are looked for on PATH and in the folders of POSTGRESQL_FOLDERS.
+# With CI=true it fails unless everything is there in the end, since what is skipped is not tested. Programs are
+# looked for on PATH and in the folders of SERVER_FOLDERS.
 set -eu
 
-folders=${POSTGRESQL_FOLDERS-/usr/lib/postgresql/*/bin /opt/homebrew/opt/*/bin /usr/local/opt/*/bin}
+folders=${SERVER_FOLDERS-/usr/lib/postgresql/*/bin /usr/sbin /opt/homebrew/opt/*/bin /usr/local/opt/*/bin}
 
 there() {
     for program in "$@"; do
@@ -26,6 +26,7 @@ there() {
 missing() {
     { there initdb && there postgres && there pg_basebackup; } || printf ' postgresql'
     { there redis-server valkey-server && there redis-cli valkey-cli; } || printf ' redis-server'
+    there nginx || printf ' nginx'
 }
 
 run() {
@@ -73,7 +74,7 @@ esac
 cat >&2 <<END
 
   ****************************************************************************
-  NOT EVERY BACKEND WILL BE TESTED: tests are skipped for what is missing here.
+  NOT EVERYTHING WILL BE TESTED: tests are skipped for what is missing here.
   To run them:  $remedy
   ****************************************************************************
 

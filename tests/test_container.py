@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -292,25 +291,28 @@ def serving(image: Path) -> Iterator[int]:
     written nowhere but in the volume: its root file system may be read-only.
     """
     (entrypoint,) = json.loads(arguments("ENTRYPOINT")[0])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     nowhere = image / "nowhere"
     nowhere.mkdir(mode=0o500)
     before = files_of(image)
     process = subprocess.Popen(
-        [f"{image}/opt/rstore/bin/{entrypoint}", *compose()["services"]["rstore"]["command"], "--port", str(port)],
+        [f"{image}/opt/rstore/bin/{entrypoint}", *compose()["services"]["rstore"]["command"], "--port", "0"],
         cwd=nowhere,
         env=environment_of(image),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+    assert process.stdout is not None
+    lines = []
     try:
-        yield port
+        # What is logged may stand before it.
+        while not (found := re.search(r"listens on http://\S+:(\d+)", lines[-1] if lines else "")):
+            lines.append(process.stdout.readline())
+            assert lines[-1], lines
+        yield int(found[1])
     finally:
         process.send_signal(getattr(signal, arguments("STOPSIGNAL")[0]))
-        output, _ = process.communicate(timeout=30)
+        output = "".join([*lines, process.communicate(timeout=30)[0]])
     assert process.returncode == 0, output
     assert (image / "data" / "rstore.db").exists()
     assert files_of(image) == before

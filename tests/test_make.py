@@ -145,7 +145,7 @@ class Machine:
             program.chmod(0o755)
 
     def servers(self, *arguments: str, ci: str = "") -> subprocess.CompletedProcess[str]:
-        environment = {"PATH": str(self.path), "POSTGRESQL_FOLDERS": str(self.homes), "CI": ci}
+        environment = {"PATH": str(self.path), "SERVER_FOLDERS": str(self.homes), "CI": ci}
         return subprocess.run(
             ["/bin/sh", ROOT / "scripts" / "servers.sh", *arguments],
             env=environment,
@@ -158,6 +158,7 @@ class Machine:
 
 POSTGRESQL = ("initdb", "postgres", "pg_basebackup")
 REDIS = ("redis-server", "redis-cli")
+NGINX = ("nginx",)
 
 
 @pytest.fixture
@@ -180,7 +181,7 @@ def test_make_test_looks_for_the_servers_first(clone):
 
 @pytest.mark.parametrize("redis", [REDIS, ("valkey-server", "valkey-cli")], ids=["redis", "valkey"])
 def test_servers_that_are_there_are_no_matter(machine, redis):
-    machine.has(*redis)
+    machine.has(*redis, *NGINX)
     machine.has(*POSTGRESQL, where=machine.homes)
     found = machine.servers(ci="true")
     assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
@@ -189,11 +190,12 @@ def test_servers_that_are_there_are_no_matter(machine, redis):
 @pytest.mark.parametrize(
     ("there", "missing"),
     [
-        ((), "postgresql redis-server"),
-        (POSTGRESQL, "redis-server"),
-        (REDIS, "postgresql"),
-        ((*POSTGRESQL[:2], *REDIS), "postgresql"),
-        ((*POSTGRESQL, REDIS[0]), "redis-server"),
+        ((), "postgresql redis-server nginx"),
+        ((*POSTGRESQL, *NGINX), "redis-server"),
+        ((*REDIS, *NGINX), "postgresql"),
+        ((*POSTGRESQL[:2], *REDIS, *NGINX), "postgresql"),
+        ((*POSTGRESQL, REDIS[0], *NGINX), "redis-server"),
+        ((*POSTGRESQL, *REDIS), "nginx"),
     ],
     ids=lambda names: "+".join(names) or "nothing" if isinstance(names, tuple) else names,
 )
@@ -201,7 +203,7 @@ def test_a_missing_server_is_told_loudly_and_is_a_failure_in_ci(machine, there, 
     machine.has(*there)
     told = machine.servers()
     assert told.returncode == 0
-    assert "NOT EVERY BACKEND WILL BE TESTED" in told.stderr
+    assert "NOT EVERYTHING WILL BE TESTED" in told.stderr
     assert f"apt-get install {missing}\n" in told.stderr
     for value in ("true", "1"):
         failed = machine.servers(ci=value)
@@ -211,7 +213,7 @@ def test_a_missing_server_is_told_loudly_and_is_a_failure_in_ci(machine, there, 
 
 def test_root_on_debian_would_install_what_is_missing_and_nothing_else(machine):
     root(machine)
-    machine.has(*REDIS)
+    machine.has(*REDIS, *NGINX)
     planned = machine.servers("--dry-run", ci="true")
     assert planned.returncode == 0
     assert "+ apt-get update -qq\n" in planned.stderr
@@ -235,13 +237,13 @@ def test_an_installation_that_fails_is_seen_by_what_is_still_missing(machine, tm
     root(machine)
     script, policy = relocated_script(machine, tmp_path)
     machine.has("apt-get", does=f'echo "$@" >>{machine.log}; cat {policy} >>{machine.log}; exit 100')
-    environment = {"PATH": str(machine.path), "POSTGRESQL_FOLDERS": str(machine.homes)}
+    environment = {"PATH": str(machine.path), "SERVER_FOLDERS": str(machine.homes)}
     for ci, code in (("", 0), ("true", 1)):
         done = subprocess.run(
             ["/bin/sh", script], env={**environment, "CI": ci}, capture_output=True, text=True, timeout=30, check=False
         )
         assert done.returncode == code
-        assert "apt-get install postgresql redis-server" in done.stderr
+        assert "apt-get install postgresql redis-server nginx" in done.stderr
         assert not policy.exists()
     assert "update -qq\n#!/bin/sh\nexit 101\n" in machine.log.read_text()
 
