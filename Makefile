@@ -23,8 +23,8 @@ serve: $(INSTALLED)  ## run the service on 127.0.0.1:8000, data in ./rstore.db
 test: servers check  ## everything that must pass: check, then all tests
 	$(BIN)/pytest -q -n 2 --dist worksteal
 
-stress-test: $(INSTALLED)  ## the attacks on the service's limits, five times as large
-	RSTORE_STRESS=1 $(BIN)/pytest -q tests/service/test_attacks.py
+stress-test: $(INSTALLED)  ## the attacks on the service's limits, five times as large; a minute of clients that are cut off (RSTORE_SOAK_SEED)
+	RSTORE_STRESS=1 $(BIN)/pytest -q tests/service/test_attacks.py tests/service/test_soak.py
 
 crash-test: servers $(INSTALLED)  ## kill the service and its servers under load, 100 times on each backend (half an hour)
 	RSTORE_CRASH_KILLS=100 $(BIN)/pytest -q -s tests/crash

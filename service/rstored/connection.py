@@ -68,6 +68,8 @@ _OTHER_VERSIONS: Final = frozenset(
     {"Invalid HTTP version", "Pause on PRI/Upgrade", "Expected HTTP/2 Connection Preface"}
 )
 _WITHOUT_BODY: Final = frozenset({204, 304})
+# Where a transport is not to know its connection any more.
+_NOBODY: Final = asyncio.Protocol()
 
 
 class Connections(ServerState):
@@ -238,7 +240,8 @@ class Connection(asyncio.Protocol):
         self.drained: asyncio.Future[None] | None = None
         self._app = app
         self._limits = connections.limits
-        self._parser = self._new_parser()
+        # There is none before there is a transport, since it knows the connection.
+        self._parser: httptools.HttpRequestParser
         self._base: Message = {}
         self._arriving: Exchange | None = None
         self._waiting: deque[Exchange] = deque()
@@ -273,6 +276,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's does not derive from it
         self._accepted = None
+        self._parser = self._new_parser()
         self._base = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -291,6 +295,11 @@ class Connection(asyncio.Protocol):
             if exchange is not None:
                 exchange.lose()
         self.resume_writing()
+        # No cycle may be left, or the buffers of its TLS, a quarter of a mebibyte and more, would be there until the
+        # collector comes, which is seldom.
+        self._arriving = None
+        del self._parser
+        self.transport.set_protocol(_NOBODY)
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
@@ -313,7 +322,8 @@ class Connection(asyncio.Protocol):
             if not isinstance(problem, Problem):
                 code = "unsupported-http-version" if str(error) in _OTHER_VERSIONS else "malformed-request"
                 problem = Problem(code, "What arrived is not an HTTP/1.1 request.")
-            self._refuse(problem)
+            # Its traceback would hold the parser, which holds it.
+            self._refuse(problem.with_traceback(None))
             return
         exchange = self._arriving
         if exchange is not None and not exchange.queued:

@@ -293,13 +293,16 @@ class FrontDoor:
         """End requests that take too long, for ever: one look at all of them costs less than a timer for each."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
-            now = time.perf_counter()
-            self.state.metrics.requests_in_flight = len(self._under_way)
-            for request, scope in list(self._under_way.items()):
-                if request.late is None:
-                    request.late = request.lateness(now)
-                    if request.late is not None:
-                        scope["task"].cancel()
+            self._end_late(time.perf_counter())
+
+    def _end_late(self, now: float) -> None:
+        # Apart from the sleep, during which the last request would be held here.
+        self.state.metrics.requests_in_flight = len(self._under_way)
+        for request, scope in list(self._under_way.items()):
+            if request.late is None:
+                request.late = request.lateness(now)
+                if request.late is not None:
+                    scope["task"].cancel()
 
     # --- before the endpoint -------------------------------------------------------------------------------
 
