@@ -147,7 +147,8 @@ def parse_query(raw: bytes, model: type[QueryT]) -> QueryT:
     try:
         return model.model_validate(given)
     except ValidationError as errors:
-        first = errors.errors(include_input=False, include_url=False)[0]
+        # Its context would be the error of a validator, whose traceback leads back to this frame and the request.
+        first = errors.errors(include_input=False, include_url=False, include_context=False)[0]
         name = str(first["loc"][0]) if first["loc"] else ""
         reason = first["msg"].removeprefix("Value error, ")
         reason = reason[:1].lower() + reason[1:]
