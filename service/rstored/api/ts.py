@@ -52,7 +52,7 @@ Point = Annotated[
 ]
 
 
-class PointList(Struct):
+class PointList(Struct, forbid_unknown_fields=True):
     """Points, each `[timestamp, value]` or `[timestamp, data, encoding]`."""
 
     points: list[Point]
