@@ -302,10 +302,10 @@ def _one_point(request: Request, points: Points | None) -> Reply:
     return answer(request, {"point": msgpack_rows(points)[0]})
 
 
+# --- the grid ----------------------------------------------------------------------------------------------
+
 # What a timestamp counts as while many are gathered: its text. The number takes twice as much.
 _TIMESTAMP_BYTES: Final = 20
-
-# --- the grid ----------------------------------------------------------------------------------------------
 
 
 @operations.add(

@@ -265,6 +265,7 @@ class Statements:
         )
         """record_id, limit → lane, sort_key, size"""
 
+        # In order, so that a planner that has learnt of one parent with most records still goes by the index.
         self.some_children = self._sql(
             sa.select(record.c.id, sa.func.length(record.c.value))
             .where(record.c.parent_id == _bind("parent"))

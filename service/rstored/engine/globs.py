@@ -8,12 +8,12 @@ from typing import Final, NamedTuple
 from rstored.backends.abc import Head, HeadRead, Kind, Listing, Place, Slice
 from rstored.engine.batching import Storage
 from rstored.engine.model import Page
+from rstored.engine.turns import SHORT
 
 __all__ = ["SCAN_MAX", "Glob", "compile_glob", "list_page"]
 
 SCAN_MAX: Final = 10_000
 _CHUNK: Final = 1_000
-_SHORT: Final = 100
 _VALUES_AT_ONCE: Final = 16
 
 
@@ -129,7 +129,7 @@ async def list_page(
     scanned = 0
     chunk = 1 if glob.exact else limit if glob.matches is None else _CHUNK
     while True:
-        if chunk > _SHORT:
+        if chunk > SHORT:
             # Where a read does not wait, a long scan would otherwise keep everybody else waiting.
             await storage.turn()
         bytes_left = None if bytes_max is None else bytes_max - size

@@ -46,6 +46,7 @@ from rstored.engine.model import (
 )
 from rstored.engine.namespaces import admit
 from rstored.engine.once import Once, answers_of
+from rstored.engine.turns import SHORT
 from rstored.engine.values import check_value
 from rstored.limits import Limits
 from rstored.problems import Problem
@@ -56,8 +57,6 @@ __all__ = ["TTL_SECONDS_MAX", "KeyValues"]
 # More than three centuries; in milliseconds it is far from the end of int64.
 TTL_SECONDS_MAX: Final = 1e10
 
-# A batch of more gets waits for its turn.
-_SHORT: Final = 100
 _PUT: Final = answers_of(PutResult)
 _WHETHER: Final = answers_of(bool)
 _BATCH: Final = answers_of(BatchResult)
@@ -235,7 +234,7 @@ class KeyValues:
         No more than fits an answer is read at once, so a value that has more than its share of that is left for the
         second time, when it is known that all fit.
         """
-        if len(places) > _SHORT:
+        if len(places) > SHORT:
             await self._storage.turn()
         share = self._limits.body_bytes_max // max(1, len(places))
         heads: list[Head | None] = await self._storage.read(*[HeadRead(place, share) for place in places])

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from typing import Final
 
-__all__ = ["Turns"]
+__all__ = ["SHORT", "Turns"]
+
+SHORT: Final = 100
+"""So many keys are read without waiting for a turn."""
 
 
 class Turns:
