@@ -520,8 +520,8 @@ def token_create(
 
 
 def token_revoke(token_id: str) -> Call[None]:
-    """End the token, if it is there."""
-    return Call("DELETE", f"/tokens/{_segment(token_id)}", _whole(_nothing(204)))
+    """End the token. One that is not there is an error."""
+    return Call("DELETE", f"/tokens/{_segment(token_id)}", _whole(_nothing(204)), _once())
 
 
 def token_rotate(token_id: str, *, grace_seconds: float) -> Call[NewToken]:

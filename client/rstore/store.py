@@ -925,7 +925,7 @@ class _Operations(Generic[TransportT]):
 
     @operation
     def revoke_token(self, token_id: str) -> Steps[None]:
-        """End a token; silent if it is not there. Services forget it within seconds."""
+        """End a token; StoreNotFoundError if it is not there. Services forget it within seconds."""
         self._check_writable()
         yield from calls.token_revoke(_checked_name(token_id, "token id"))
 

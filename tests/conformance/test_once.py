@@ -6,22 +6,26 @@ import asyncio
 import contextlib
 import operator
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx2
 import pytest
+from tests.conformance.backends import BACKENDS
 from tests.conformance.subjects import KEY, Deployment
 
 from rstore import AsyncStore, StoreConflictError, StoreIntegrityError
 from rstore.encodings import Encoding, Value
 from rstore.points import Points
 from rstore.values import dump
+from rstored.app import running_app
 from rstored.backends import backend_class
 from rstored.backends.abc import HeadRead, Kind, Place
 from rstored.engine.engine import Engine, unix_ms
-from rstored.engine.model import BatchDelete, BatchGet, BatchSet, Change, Condition, NamespacePolicy
+from rstored.engine.model import Access, BatchDelete, BatchGet, BatchSet, Change, Condition, NamespacePolicy
 from rstored.limits import Limits
 from rstored.problems import Problem
+from rstored.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -210,6 +214,73 @@ async def test_duplicates_under_way_at_once_take_effect_once(deployment, namespa
             }
             assert answers[0].json()["state"] == {"n": round_ + 1}
             await one.delete("/kv/k")
+
+
+# --- whose it is -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def closed(
+    backend: str, tmp_path: Path, anyio_backend: str
+) -> AsyncIterator[tuple[Engine, Callable[[str], httpx2.AsyncClient]]]:
+    """A closed store's engine, and what makes a client with a token."""
+    dsn = BACKENDS[backend].fresh(tmp_path)
+    async with contextlib.AsyncExitStack() as stack:
+        app = await stack.enter_async_context(running_app(Settings(dsn=dsn, token_cache_seconds=0)))
+        transport = httpx2.ASGITransport(app)
+
+        def client(token: str) -> httpx2.AsyncClient:
+            headers = {"Authorization": f"Bearer {token}"}
+            return httpx2.AsyncClient(transport=transport, base_url="http://localhost", headers=headers)
+
+        yield app.state.engine, client
+
+
+async def test_an_id_is_one_of_its_token(closed, deployment):
+    engine, client = closed
+    tokens = {access: await engine.tokens.create(["n"], access) for access in (Access.WRITE, Access.ADMIN)}
+    once = {"Idempotency-Key": "1"}
+    async with client(tokens[Access.WRITE].text) as writer, client(tokens[Access.ADMIN].text) as admin:
+        assert (await writer.put("/ns/n/kv/k", json=1)).status_code == 201
+        # What one may not do, the other may, and it does not undo the refusal of the first.
+        for http, status in ((writer, 403), (admin, 200), (writer, 403), (admin, 200)):
+            assert (await http.put("/ns/n", json={"sealed_only": True}, headers=once)).status_code == status
+        assert (await admin.put("/ns/n", json={"sealed_only": False})).status_code == 200
+        assert (await writer.put("/ns/n", json={"sealed_only": True}, headers=once)).status_code == 403
+        # Two clients that both begin at 1 write twice; neither is told what the other read.
+        added = {"events": [{"item": "n", "value": 1}]}
+        again = {"events": [{"item": "n", "op": "add", "value": 1}]}
+        assert (await writer.post("/ns/n/es/e/events", json=added)).status_code == 200
+        for http, total in ((writer, 2), (admin, 3), (writer, 2), (admin, 3)):
+            found = await http.post("/ns/n/es/e/events", json=again, headers=once)
+            assert found.json()["state"] == {"n": total}
+        batch = {"get": ["k"], "set": [{"key": "k", "value": 2}]}
+        for http, before in ((writer, 1), (admin, 2), (writer, 1)):
+            found = await http.post("/ns/n/kv", json=batch, headers=once)
+            assert [item["value"] for item in found.json()["get"]] == [before]
+        # Of two that would be the first only one is.
+        first = {**once, "If-None-Match": "*"}
+        assert (await writer.put("/ns/n/kv/lock", json="mine", headers=first)).status_code == 201
+        assert (await admin.put("/ns/n/kv/lock", json="mine", headers=first)).status_code == 412
+        # Another's id is not even told to be in use.
+        for http, value in ((admin, 5), (writer, 6)):
+            assert (await http.put("/ns/n/kv/k", json=value, headers={"Idempotency-Key": "2"})).status_code == 204
+        rotated = await engine.tokens.rotate(tokens[Access.WRITE].info.id)
+        async with client(rotated.text) as renewed:
+            found = await renewed.post("/ns/n/es/e/events", json=again, headers=once)
+            assert found.json()["state"] == {"n": 2}
+        assert (await engine.es.current("n", "e")).revision == 3
+
+
+async def test_a_repeated_revocation_is_told_of_the_first(closed, deployment):
+    engine, client = closed
+    admin = await engine.tokens.create(["*"], Access.ADMIN)
+    made = await engine.tokens.create(["n"], Access.READ)
+    async with client(admin.text) as http:
+        for key, status in (("1", 204), ("1", 204), ("2", 404), ("2", 404), ("1", 204)):
+            found = await http.delete(f"/tokens/{made.info.id}", headers={"Idempotency-Key": key})
+            assert found.status_code == status
+        assert [item["id"] for item in (await http.get("/tokens")).json()["items"]] == [admin.info.id]
 
 
 # --- the engine --------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ class Authentication:
     def known(self, header: bytes | None, now: float) -> Grant | None:
         """The grant of the header if it is known at the time ``now``."""
         if self._closed:
-            known = None if header is None else self._known.get(_hash(header))
+            known = None if header is None else self._known.get(_digest(header))
             return known.grant if known is not None and now < known.until else None
         return OPEN if now < self._open_until else None
 
@@ -173,26 +173,26 @@ class Authentication:
             return OPEN
         if header is None:
             raise Problem("unauthenticated", "this store is closed: send a token as `Authorization: Bearer …`")
-        digest = _hash(header)
+        digest = _digest(header)
         now = time.perf_counter()
         # A token that was good is asked for again whatever others at its address do.
         if digest not in self._known:
             self._failures.check(client, now)
-        grant = None if self._unknown.get(digest, now) > now else await self._once(digest, self._verify, header, digest)
+        grant = None
+        if self._unknown.get(digest, now) <= now:
+            grant = await self._once(digest, self._verify, _token(header), digest)
         if grant is None:
             self._failures.add(client, now)
             raise Problem("unauthenticated", "the token is not known: it never was, has expired or was revoked")
         return grant
 
-    async def _verify(self, header: bytes, digest: bytes) -> Grant | None:
+    async def _verify(self, token: bytes, digest: bytes) -> Grant | None:
         now = time.perf_counter()
-        match = _BEARER.match(header)
-        text = match[1].decode("ascii") if match else ""
         until = now + self._cache_seconds
-        if self._admin is not None and hmac.compare_digest(_hash(text.encode()), self._admin):
+        if self._admin is not None and hmac.compare_digest(digest, self._admin):
             grant = Grant(_ADMIN_ID, ("*",), Access.ADMIN, self._rate(_ADMIN_ID))
         else:
-            valid = await self._tokens.verify(text)
+            valid = await self._tokens.verify(token.decode("ascii"))
             if valid is None:
                 self._known.pop(digest, None)
                 _remember(self._unknown, digest, until)
@@ -272,6 +272,17 @@ def _network(client: str) -> str:
         return str(ipaddress.ip_network(f"{client.partition('%')[0]}/64", strict=False))
     except ValueError:
         return client
+
+
+def _token(header: bytes) -> bytes:
+    """The token in an ``Authorization`` header; empty, which none is, if there is none."""
+    match = _BEARER.match(header)
+    return match[1] if match else b""
+
+
+def _digest(header: bytes) -> bytes:
+    """What a header is known under: its token's digest, however it is spaced."""
+    return _hash(_token(header))
 
 
 def _hash(data: bytes) -> bytes:

@@ -102,14 +102,19 @@ def digests_of(request: Request) -> tuple[str, ...] | None:
 
 
 def write_id_of(request: Request) -> str | None:
-    """The Idempotency-Key, or None. Raises Problem ``invalid-parameter``."""
+    """The id of the write that the Idempotency-Key makes it, or None. Raises Problem ``invalid-parameter``.
+
+    It is one of the token's own (in an open store of everybody's): what a write is answered depends on what its token
+    may do, and nobody may be told, or have in place of his own, what became of another's. A token keeps its id when it
+    is rotated, so a repeat is known for one.
+    """
     value = request.fields.get(b"idempotency-key")
     if value is None:
         return None
     if _WRITE_ID.match(value) is None:
         detail = "Idempotency-Key: write 1 to 128 visible ASCII characters"
         raise Problem("invalid-parameter", detail, parameter="Idempotency-Key")
-    return value.decode("ascii")
+    return f"{request.grant.token_id}/{value.decode('ascii')}"
 
 
 def not_modified(condition: Condition, etag: str) -> bool:

@@ -8,12 +8,20 @@ from msgspec import Meta, Struct
 
 from rstored.api.access import OPEN, Rule
 from rstored.api.bodies import answer, read_body, read_optional_body
+from rstored.api.conditions import IDEMPOTENCY_HEADER, write_id_of
 from rstored.api.operations import Answer, Operations, json_content
 from rstored.api.parameters import PageQuery, page_size, read_cursor, write_cursor
 from rstored.api.replies import NO_CONTENT, Reply
 from rstored.api.requests import Request
 from rstored.engine.model import Access, NewToken, TokenInfo
-from rstored.engine.tokens import GLOB_PATTERN, LABEL_LENGTH_MAX, LABEL_PATTERN, LIFETIME_SECONDS_MAX, NAMESPACES_MAX
+from rstored.engine.tokens import (
+    GLOB_PATTERN,
+    LABEL_LENGTH_MAX,
+    LABEL_PATTERN,
+    LIFETIME_SECONDS_MAX,
+    NAMESPACES_MAX,
+    token_not_found,
+)
 from rstored.problems import Problem
 
 __all__ = ["operations"]
@@ -180,14 +188,21 @@ async def describe(request: Request) -> Reply:
     "DELETE",
     "/tokens/{token_id}",
     summary="Revoke a token",
-    answers={204: Answer("It is gone, or was not there")},
+    answers={204: Answer("It is gone")},
+    problems=("token-not-found", "storage-full"),
+    headers=IDEMPOTENCY_HEADER,
     both_forms=False,
     rule=_RULE,
 )
 async def revoke(request: Request) -> Reply:
-    """Every process forgets it within `RSTORED_TOKEN_CACHE_SECONDS`. The store stays closed without any token."""
+    """Every process forgets it within `RSTORED_TOKEN_CACHE_SECONDS`. The store stays closed without any token.
+
+    Other deletes are silent where nothing is; this one is not, as whoever mistakes an id must not believe that the
+    token is gone.
+    """
     _check_closed(request)
-    await request.engine.tokens.revoke(request.key)
+    if not await request.engine.tokens.revoke(request.key, write_id=write_id_of(request)):
+        raise token_not_found()
     return NO_CONTENT
 
 

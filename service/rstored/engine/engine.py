@@ -42,7 +42,7 @@ class Engine:
         self.ts = TimeSeries(self.storage, limits, clock)
         self.es = EventSequences(self.storage, limits, clock)
         self.namespaces = Namespaces(self.storage, limits, clock)
-        self.tokens = Tokens(self.storage, clock)
+        self.tokens = Tokens(self.storage, limits, clock)
 
     async def start(self) -> None:
         """Begin maintenance."""

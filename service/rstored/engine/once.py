@@ -2,7 +2,8 @@
 
 A client that hears nothing sends its write again, while the first one may still be on its way: it could arrive after
 later writes and undo them. So a write may carry an id. Its answer, or its refusal, is remembered in the very update
-that carries it out, and whatever comes under that id later changes nothing and gets the same answer.
+that carries it out, and whatever comes under that id later changes nothing and gets the same answer. An id is one
+client's: the API puts the token's into it, so that no client is answered for another.
 
 A memory is a record of kind ``WRITE`` whose key is the id, a space and the key that is written. It expires, and
 maintenance erases it. It lies in the namespace of what is written and goes with it; that of a namespace itself lies

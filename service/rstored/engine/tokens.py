@@ -35,9 +35,19 @@ from rstored.engine.batching import Storage
 from rstored.engine.globs import list_page
 from rstored.engine.model import Access, NewToken, Page, TokenInfo, ValidToken
 from rstored.engine.namespaces import RESERVED, admit
+from rstored.engine.once import Once, answers_of
+from rstored.limits import Limits
 from rstored.problems import Problem
 
-__all__ = ["GLOB_PATTERN", "LABEL_LENGTH_MAX", "LABEL_PATTERN", "LIFETIME_SECONDS_MAX", "NAMESPACES_MAX", "Tokens"]
+__all__ = [
+    "GLOB_PATTERN",
+    "LABEL_LENGTH_MAX",
+    "LABEL_PATTERN",
+    "LIFETIME_SECONDS_MAX",
+    "NAMESPACES_MAX",
+    "Tokens",
+    "token_not_found",
+]
 
 GLOB_PATTERN: Final = r"^[A-Za-z0-9._*?-]{1,128}$"
 NAMESPACES_MAX: Final = 64
@@ -51,6 +61,7 @@ _LABEL: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*\Z")
 _TOKEN: Final = re.compile(r"rst_([0-9a-f]{16})_([A-Za-z0-9_-]{43})\Z")
 _ID: Final = re.compile(r"[0-9a-f]{16}\Z")
 _NOBODY: Final = b"\0" * 32
+_WHETHER: Final = answers_of(bool)
 
 
 class _Record(msgspec.Struct):
@@ -68,10 +79,11 @@ class _Record(msgspec.Struct):
 class Tokens:
     """The tokens of a store. All methods raise :class:`Problem`."""
 
-    def __init__(self, storage: Storage, clock: Callable[[], int]) -> None:
+    def __init__(self, storage: Storage, limits: Limits, clock: Callable[[], int]) -> None:
         """``clock`` gives POSIX milliseconds."""
         self._storage = storage
         self._clock = clock
+        self._once = Once(storage, limits, clock)
 
     async def exist(self) -> bool:
         """Whether a token was ever made in this store, or it was told that there is one; True for ever after."""
@@ -113,7 +125,7 @@ class Tokens:
         """A token that has not expired. Raises ``token-not-found``."""
         head = await self._read(token_id)
         if head is None:
-            raise _unknown()
+            raise token_not_found()
         return _info(token_id, _record(head), head.expires_ms)
 
     async def list(self, *, after: str | None = None, limit: int = 1000) -> Page[TokenInfo]:
@@ -129,7 +141,7 @@ class Tokens:
         )
         return Page([_info(key, _record(head), head.expires_ms) for key, head in page.items], page.cursor)
 
-    async def revoke(self, token_id: str) -> bool:
+    async def revoke(self, token_id: str, *, write_id: str | None = None) -> bool:
         """End a token at once; True if it was there."""
         if _ID.match(token_id) is None:
             return False
@@ -142,7 +154,7 @@ class Tokens:
             return Commit(writes, head is not None and not _expired(head, now))
             yield
 
-        return await self._storage.update((place,), plan)
+        return await self._once.update((place,), plan, write_id, ("revoke",), _WHETHER)
 
     async def rotate(self, token_id: str, *, grace_seconds: float = 0) -> NewToken:
         """Give a token another secret; the one it had counts for ``grace_seconds`` more. Raises ``token-not-found``.
@@ -153,7 +165,7 @@ class Tokens:
             detail = f"the grace is a number of seconds from 0 to {LIFETIME_SECONDS_MAX:.0f}"
             raise Problem("invalid-body", detail, pointer="/grace_seconds")
         if _ID.match(token_id) is None:
-            raise _unknown()
+            raise token_not_found()
         place = _place(token_id)
         secret = secrets.token_urlsafe(32)
         now = self._clock()
@@ -161,7 +173,7 @@ class Tokens:
         def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[TokenInfo]]:
             head = heads[place]
             if head is None or _expired(head, now):
-                raise _unknown()
+                raise token_not_found()
             record = _record(head)
             record.previous_sha256 = record.secret_sha256 if grace_seconds else None
             record.previous_until_ms = now + int(grace_seconds * 1000)
@@ -246,5 +258,5 @@ def _info(token_id: str, record: _Record, expires_ms: int | None) -> TokenInfo:
     return TokenInfo(token_id, record.label, record.namespaces, access, record.created_ms, expires_ms)
 
 
-def _unknown() -> Problem:
+def token_not_found() -> Problem:
     return Problem("token-not-found", "there is no token with this id: it never was, has expired or was revoked")

@@ -391,11 +391,20 @@ async def test_the_caches_are_bounded(closed, monkeypatch):
             assert (await http.get("/")).status_code == 401
     assert len(authentication._unknown) == 10
     assert len(authentication._failures._counts) <= 11
-    for number in range(30):
-        header = {"Authorization": f"Bearer {' ' * number}{ADMIN}"}
-        async with client(closed) as http:
-            assert (await http.get("/", headers=header)).status_code == 200
+    tokens = [await closed.state.engine.tokens.create(["*"], Access.READ) for _ in range(30)]
+    for made in tokens:
+        async with client(closed, made.text) as http:
+            assert (await http.get("/")).status_code == 200
     assert len(authentication._known) == 10
+
+
+async def test_a_token_is_known_as_one_however_it_is_spaced(closed):
+    async with client(closed) as http:
+        for spaces in range(1, 30):
+            for scheme in ("Bearer", "bearer", "BEARER"):
+                header = {"Authorization": f"{scheme}{' ' * spaces}{ADMIN}"}
+                assert (await http.get("/", headers=header)).status_code == 200
+    assert len(closed.state.authentication._known) == 1
 
 
 # --- rates ---------------------------------------------------------------------------------------------------
@@ -500,8 +509,9 @@ async def test_tokens_by_rest(closed, admin):
         wrong = await admin.post("/tokens", json=body)
         assert code(wrong) == (422, "invalid-body")
         assert wrong.json()["pointer"] == pointer
-    assert (await admin.delete(f"/tokens/{issued['id']}")).status_code == 204
-    assert (await admin.delete(f"/tokens/{issued['id']}")).status_code == 204
+    once = {"Idempotency-Key": "revoke"}
+    for headers, status in ((once, 204), (once, 204), ({}, 404), ({"Idempotency-Key": "again"}, 404)):
+        assert (await admin.delete(f"/tokens/{issued['id']}", headers=headers)).status_code == status
     assert code(await admin.get(f"/tokens/{issued['id']}")) == (404, "token-not-found")
     assert code(await admin.post(f"/tokens/{issued['id']}/rotate")) == (404, "token-not-found")
     assert (await admin.get("/tokens")).json()["items"] == []
