@@ -9,6 +9,8 @@ import weakref
 from collections.abc import Callable
 from typing import Final, ParamSpec, TypeVar
 
+from rstored.turns import Turns
+
 __all__ = ["INLINE_BYTES_MAX", "run_sized"]
 
 # To parse, check or render as many bytes takes some milliseconds at most; a hop to a thread takes a tenth of one.
@@ -17,7 +19,7 @@ INLINE_BYTES_MAX: Final = 256 * 2**10
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_turns: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]] = weakref.WeakKeyDictionary()
+_turns: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Turns]] = weakref.WeakKeyDictionary()
 
 
 async def run_sized(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -29,8 +31,25 @@ async def run_sized(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.
     if size <= INLINE_BYTES_MAX:
         return work(*args, **kwargs)
     # A thread of its own that takes one after the other would begin the next while nobody has looked at the last.
-    async with _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
-        return await asyncio.to_thread(_uncollected, functools.partial(work, *args, **kwargs))
+    loop = asyncio.get_running_loop()
+    turns = _turns.setdefault(loop, Turns())
+    await turns.begin()
+    running = loop.run_in_executor(None, _uncollected, functools.partial(work, *args, **kwargs))
+
+    def end(_: object = None) -> None:
+        # What it raised is told to who waits for it, if anybody does.
+        running.exception()
+        turns.end()
+
+    try:
+        await asyncio.wait([running])
+    finally:
+        if running.done():
+            end()
+        else:
+            # This one is cancelled, which a thread cannot be.
+            running.add_done_callback(end)
+    return running.result()
 
 
 def _uncollected(work: Callable[[], T]) -> T:

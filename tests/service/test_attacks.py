@@ -20,6 +20,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from tests.conformance.backends import BACKENDS
 
 from rstore.encodings import POINTS_MEDIA_TYPE
 from rstore.points import Cells, Points, encode_stream
@@ -231,6 +232,41 @@ def test_floods_of_pipelined_requests(server):
                 connected.send(flood)
         assert_others_are_answered(server)
     assert peak_bytes(server) < BASE_BYTES + 20 * 2**20
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "postgresql", "redis"])
+def test_a_client_with_many_long_batches_keeps_no_other_one_waiting(serve, tmp_path, backend):
+    case = BACKENDS[backend]
+    if missing := case.missing():
+        pytest.skip(missing)
+    server = serve(case.fresh(tmp_path))
+    reads = json.dumps({"get": [f"{number:08}" for number in range(10_000)]}).encode()
+    writes = json.dumps({"set": [{"key": f"{number:08}", "value": number} for number in range(5_000)]}).encode()
+    head = b"POST /kv HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    bodies = [writes] * 30 + [reads] * 150
+    with contextlib.ExitStack() as stack, httpx2.Client(base_url=server.url, timeout=60) as http:
+        assert http.put("/kv/k", json="v").is_success
+        flooding = [stack.enter_context(connection(server, "127.0.0.2")) for _ in bodies]
+        with ThreadPoolExecutor(len(bodies)) as threads:
+            list(threads.map(lambda to, body: to.sendall(head % len(body) + body), flooding, bodies))
+        seconds: dict[str, float] = {}
+        for name, most, ask in (
+            ("read", 0.5, lambda: http.get("/kv/k")),
+            ("batch", 1.0, lambda: http.post("/kv", json={"get": list(map(str, range(1_000)))})),
+            ("write", 1.5, lambda: http.put("/kv/other", json=1)),
+        ) * 2:
+            begun = time.monotonic()
+            assert ask().is_success
+            seconds[name] = time.monotonic() - begun
+            assert seconds[name] < most, seconds
+        # The others still wait, so it was while they did.
+        with selectors.DefaultSelector() as selector:
+            for connected in flooding:
+                selector.register(connected, selectors.EVENT_READ)
+            assert len(selector.select(0)) < len(flooding)
+    assert peak_bytes(server) < BASE_BYTES + 4 * sum(map(len, bodies))
+    # Else it would finish them first.
+    server.process.kill()
 
 
 def test_overload_sheds_and_goes_on(serve, tmp_path):

@@ -11,8 +11,8 @@ from rstored.backends.abc import Capabilities, Commit, Head, HeadRead, Kind, Pla
 from rstored.backends.sqlite import SQLiteBackend
 from rstored.engine import batching
 from rstored.engine.batching import READ_BATCH_MAX, WRITE_BATCH_MAX, Storage
-from rstored.engine.turns import Turns
 from rstored.problems import Problem
+from rstored.turns import CLIENT, Turns
 
 pytestmark = pytest.mark.anyio
 
@@ -198,3 +198,36 @@ async def test_long_work_has_one_turn_between_two_looks_at_the_connections() -> 
     await asyncio.sleep(0)
     with pytest.raises(StopIteration):
         turns.take().send(None)
+
+
+async def test_clients_have_turns_in_turn_however_much_each_asks_for() -> None:
+    turns = Turns()
+    order: list[str] = []
+
+    async def work(client: str) -> None:
+        CLIENT.set(client)
+        async with turns:
+            order.append(client)
+
+    await asyncio.gather(*map(work, "aaaaaabbc"))
+    assert "".join(order) == "aabcabaaa"
+
+
+async def test_a_turn_lasts_until_it_is_given_back_and_one_that_nobody_waits_for_is_passed_on() -> None:
+    turns = Turns(2)
+    held = [asyncio.create_task(turns.begin()) for _ in range(2)]
+    await asyncio.wait(held)
+    waiting = [asyncio.create_task(turns.begin()) for _ in range(3)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting)
+    turns.end()
+    # It has been given its turn and does not know yet.
+    waiting[0].cancel()
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert [task.done() for task in waiting] == [True, True, False]
+    assert waiting[0].cancelled()
+    turns.end()
+    await waiting[2]

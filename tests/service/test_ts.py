@@ -37,7 +37,7 @@ class WatchedStorage(Storage):
 
     rows_read = 0
     rows_written = 0
-    turns = 0
+    plan_turns = 0
 
     def _count(self, results):
         for result in results:
@@ -54,7 +54,7 @@ class WatchedStorage(Storage):
             try:
                 query = next(generator)
                 while True:
-                    self.turns += 1
+                    self.plan_turns += 1
                     results = yield query
                     query = generator.send(self._count(results))
             except StopIteration as stop:
@@ -220,9 +220,9 @@ async def test_points_apart_take_few_turns_and_no_block_that_is_not_theirs(ts, s
     await ts.extend(NS, "s", numbers(range(0, 400_000, 2)))
     written = range(1, 400_000, step)
     blocks = {t // (2 * BLOCK_POINTS_MAX) for t in written}
-    storage.rows_read = storage.turns = 0
+    storage.rows_read = storage.plan_turns = 0
     await ts.extend(NS, "s", numbers(written))
-    assert storage.turns <= 9
+    assert storage.plan_turns <= 9
     assert len(blocks) <= storage.rows_read <= 1.1 * len(blocks) + 4
 
 

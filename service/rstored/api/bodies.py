@@ -140,6 +140,7 @@ async def read_body(request: Request, shape: type[BodyT]) -> BodyT:
     """
     form = _structured_form(request)
     body = await request.body()
+    await request.begin_turn(len(body))
     return await run_sized(len(body), _decode, body, form, shape)
 
 

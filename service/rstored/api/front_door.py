@@ -31,6 +31,7 @@ from rstored.api.requests import UNCOUNTED_BYTES_MAX, ClientGone, Receive, Reque
 from rstored.api.state import State
 from rstored.limits import Limits
 from rstored.problems import Problem
+from rstored.turns import CLIENT
 
 __all__ = ["FrontDoor", "Served"]
 
@@ -241,6 +242,8 @@ class FrontDoor:
                         request.hold(len(reply.body))
             except (Exception, asyncio.CancelledError) as error:
                 reply = self._failed(error, endpoint, request)
+            finally:
+                request.end_turn()
             if endpoint is None:
                 endpoint = self._other(method)
             body = reply.body
@@ -274,6 +277,7 @@ class FrontDoor:
             if share >= limits.requests_in_flight_per_client_max:
                 raise Problem("overloaded", "this client has as many requests under way as one may have; try again")
         self._shares[request.client] = share + 1
+        CLIENT.set(request.client)
         # A server that begins without a task, as the service's own does, puts it there later.
         if "task" not in scope:
             scope["task"] = asyncio.current_task()

@@ -23,6 +23,9 @@ DEFAULT_NAMESPACE: Final = "default"
 # Bodies and answers up to this size are bounded by the number of requests; those beyond it are counted.
 UNCOUNTED_BYTES_MAX: Final = 64 * 2**10
 
+# Nor do bodies up to this size wait for a turn.
+_SHORT_BODY_BYTES: Final = 16 * 2**10
+
 # Lists that may arrive as several fields; a repeat of any other field is joined too and then fails to parse.
 _JOINED: Final = b", "
 
@@ -55,6 +58,7 @@ class Request:
         "_body_bytes",
         "_body_since",
         "_bytes_held",
+        "_has_turn",
         "_receive",
         "_window",
         "body_unread",
@@ -90,6 +94,7 @@ class Request:
         self.late: Problem | None = None
         self._receive = receive
         self._bytes_held = 0
+        self._has_turn = False
         self._body_bytes = 0
         self._body_since: float | None = None
         self._window = (0.0, 0)
@@ -123,6 +128,21 @@ class Request:
         if of_client:
             state.bytes_held_of[self.client] = of_client
         self._bytes_held = 0
+
+    async def begin_turn(self, size: int) -> None:
+        """Return when a body of so many bytes may be parsed: two long ones at a time are, until they are answered.
+
+        What a body becomes takes many times its room, and a backend's batch of many long ones keeps others waiting.
+        """
+        if size > _SHORT_BODY_BYTES and not self._has_turn:
+            await self.state.long_bodies.begin()
+            self._has_turn = True
+
+    def end_turn(self) -> None:
+        """The answer is made, or there will be none."""
+        if self._has_turn:
+            self._has_turn = False
+            self.state.long_bodies.end()
 
     def lateness(self, now: float) -> Problem | None:
         """The problem of a request that takes longer than it may, or whose body arrives more slowly; or None.

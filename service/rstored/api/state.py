@@ -10,6 +10,7 @@ from rstored.api.origins import Origins
 from rstored.backends.abc import Backend
 from rstored.engine.engine import Engine
 from rstored.limits import Limits
+from rstored.turns import Turns
 
 __all__ = ["State"]
 
@@ -19,7 +20,7 @@ class State:
     """What the service owns while it runs, and the settings that requests ask for.
 
     ``stopping`` turns true when it has been told to stop. ``bytes_held`` counts the large bodies and answers of the
-    requests under way, ``bytes_held_of`` those of each client.
+    requests under way, ``bytes_held_of`` those of each client. ``long_bodies`` are turns: who has one is worked on.
     """
 
     backend: Backend
@@ -34,3 +35,5 @@ class State:
     stopping: bool = False
     bytes_held: int = 0
     bytes_held_of: dict[str, int] = dataclasses.field(default_factory=dict)
+    # One is parsed while the other waits for the backend.
+    long_bodies: Turns = dataclasses.field(default_factory=lambda: Turns(2))

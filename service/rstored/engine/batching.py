@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from rstored.backends.abc import Backend, Place, Plan, Query, Read, Update
-from rstored.engine.turns import Turns
 from rstored.problems import Problem
+from rstored.turns import Turns
 
 __all__ = ["READ_BATCH_MAX", "WAIT_SECONDS", "WRITE_BATCH_MAX", "Observe", "Storage"]
 
@@ -36,7 +36,7 @@ _Waiting: TypeAlias = tuple[RequestT, "asyncio.Future[AnswerT]", float]
 class Storage:
     """The one way from the engine to its backend: single reads and updates in, batches out.
 
-    ``observe`` is told of every batch. ``turn`` is awaited before each piece of what takes long.
+    ``observe`` is told of every batch. ``turns`` are for each piece of what takes long.
 
     A caller that is cancelled while its request waits takes the request with it; one that is cancelled while its batch
     is under way leaves the batch as it is, so the write may be done.
@@ -48,7 +48,8 @@ class Storage:
         self._local_reads = backend.capabilities.local_reads
         self._reads: _Batches[Query, list[Any]] = _Batches("read", backend.read, READ_BATCH_MAX, observe)
         self._updates: _Batches[Update[Any], Any] = _Batches("write", backend.update, WRITE_BATCH_MAX, observe)
-        self.turn = Turns().take
+        # Over a network pieces are fetched while another one is worked on.
+        self.turns = Turns(1 if self._local_reads else 4)
 
     async def read(self, *reads: Read) -> list[Any]:
         """The results of the reads, in order, all of one snapshot. Raises :class:`Problem`."""
@@ -61,6 +62,11 @@ class Storage:
         if isinstance(result, Problem):
             raise result
         return result
+
+    async def read_in_turn(self, *reads: Read) -> list[Any]:
+        """As :meth:`read`, where so much may be found that others are to have their turns in between."""
+        async with self.turns:
+            return await self.read(*reads)
 
     async def update(self, places: tuple[Place, ...], plan: Plan[AnswerT]) -> AnswerT:
         """Carry out one atomic, durable update (see :class:`~rstored.backends.abc.Update`) and return its answer.

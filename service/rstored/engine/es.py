@@ -499,14 +499,14 @@ class EventSequences:
         last: int | None = None
         scan: RowScan | None = _paged(RowScan(place, _EVENTS, high=_at(t)[1]))
         while scan is not None:
-            head, found = await self._storage.read(HeadRead(place), scan)
+            head, found = await self._storage.read_in_turn(HeadRead(place), scan)
             if not _same_history(head, meta):
                 return None
             started = time.perf_counter()
             for event in map(_stored_event, found.items):
                 if time.perf_counter() - started > _TURN_SECONDS:
                     # Long values may take their time, which is not to be taken from others.
-                    await self._storage.turn()
+                    await self._storage.turns.take()
                     started = time.perf_counter()
                 last = event.timestamp
                 chain = chains.get(event.item)
@@ -522,19 +522,17 @@ class EventSequences:
                 else:
                     chains[event.item] = chain
             scan = _next_page(scan, found)
-            await self._storage.turn()
         return last, {item: chain.stored() for item, chain in chains.items()}
 
     async def _chain_events(self, place: Place, meta: _Meta, rows: Mapping[str, _ItemRow]) -> list[StoredEvent] | None:
         """The events of the chains that the rows do not hold; None if history was rewritten meanwhile."""
         events: list[StoredEvent] = []
         for scans in _chain_scans(place, rows):
-            head, *results = await self._storage.read(HeadRead(place), *scans)
+            head, *results = await self._storage.read_in_turn(HeadRead(place), *scans)
             if not _same_history(head, meta):
                 return None
             for found in results:
                 events += map(_stored_event, found.items)
-            await self._storage.turn()
         return events
 
     async def events(
@@ -559,7 +557,7 @@ class EventSequences:
         high = TIMESTAMP_MAX if end is None else end
         whole = RowScan(place, _EVENTS, _at(low)[0], _at(high)[1])
         scan = _paged(whole if item is None else _item_scan(place, item, low, high))
-        head, found = await self._storage.read(HeadRead(place), scan)
+        head, found = await self._storage.read_in_turn(HeadRead(place), scan)
         if head is None:
             return None
         return self._pages(scan, found, ops, n)
@@ -579,8 +577,7 @@ class EventSequences:
             if following is None:
                 return
             scan = following
-            await self._storage.turn()
-            (found,) = await self._storage.read(scan)
+            (found,) = await self._storage.read_in_turn(scan)
 
     # --- deleting ------------------------------------------------------------------------------------------
 

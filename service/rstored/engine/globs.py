@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from rstored.backends.abc import Head, HeadRead, Kind, Listing, Place, Slice
 from rstored.engine.batching import Storage
 from rstored.engine.model import Page
-from rstored.engine.turns import SHORT
+from rstored.turns import SHORT
 
 __all__ = ["SCAN_MAX", "Glob", "compile_glob", "list_page"]
 
@@ -129,14 +129,11 @@ async def list_page(
     scanned = 0
     chunk = 1 if glob.exact else limit if glob.matches is None else _CHUNK
     while True:
-        if chunk > SHORT:
-            # Where a read does not wait, a long scan would otherwise keep everybody else waiting.
-            await storage.turn()
+        # Where a read does not wait, a long scan would otherwise keep everybody else waiting.
+        read = storage.read_in_turn if chunk > SHORT else storage.read
         bytes_left = None if bytes_max is None else bytes_max - size
         found: Slice[tuple[str, Head]]
-        (found,) = await storage.read(
-            Listing(namespace, kind, prefix, after, values and not values_later, chunk, bytes_left)
-        )
+        (found,) = await read(Listing(namespace, kind, prefix, after, values and not values_later, chunk, bytes_left))
         candidates = [item for item in found.items if glob.matches is None or glob.matches(item[0])]
         group = _VALUES_AT_ONCE if values_later else max(len(candidates), 1)
         for start in range(0, len(candidates), group):

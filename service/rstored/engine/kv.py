@@ -46,11 +46,11 @@ from rstored.engine.model import (
 )
 from rstored.engine.namespaces import admit
 from rstored.engine.once import Once, answers_of
-from rstored.engine.turns import SHORT
 from rstored.engine.values import check_value
 from rstored.limits import Limits
 from rstored.problems import Problem
 from rstored.threads import run_sized
+from rstored.turns import SHORT
 
 __all__ = ["TTL_SECONDS_MAX", "KeyValues"]
 
@@ -234,13 +234,12 @@ class KeyValues:
         No more than fits an answer is read at once, so a value that has more than its share of that is left for the
         second time, when it is known that all fit.
         """
-        if len(places) > SHORT:
-            await self._storage.turn()
+        read = self._storage.read_in_turn if len(places) > SHORT else self._storage.read
         share = self._limits.body_bytes_max // max(1, len(places))
-        heads: list[Head | None] = await self._storage.read(*[HeadRead(place, share) for place in places])
+        heads: list[Head | None] = await read(*[HeadRead(place, share) for place in places])
         if any(head is not None and not head.value and _size(head) for head in heads):
             self._check_answer_size(heads)
-            heads = await self._storage.read(*map(HeadRead, places))
+            heads = await read(*map(HeadRead, places))
         return BatchResult(_present(places, heads, now), [], [])
 
     def _check_answer_size(self, heads: Iterable[Head | None]) -> None:

@@ -284,7 +284,6 @@ class TimeSeries:
                 return
             low = page.next_low if freq is None or previous is None else max(page.next_low, previous + freq)
             blocks = _next_blocks(blocks, low - page.next_low, page.span)
-            await self._storage.turn()
 
     async def _descending(
         self, place: Place, low: int, high: int, n: int | None, freq: int | None
@@ -296,7 +295,7 @@ class TimeSeries:
                 place, _BLOCKS, high=sort_key(high), descending=True, limit=blocks, bytes_max=_PAGE_BYTES_MAX
             )
             found: Slice[Row]
-            (found,) = await self._storage.read(scan)
+            (found,) = await self._storage.read_in_turn(scan)
             decoded, more = _decoded(found)
             parts = joined(between(points, low, high) for points in reversed(decoded))
             for points in reversed(parts):
@@ -313,14 +312,13 @@ class TimeSeries:
             span = (decoded[0].timestamps[0] - oldest) // len(decoded)
             high = oldest - 1 if freq is None or previous is None else min(oldest - 1, previous - freq)
             blocks = _next_blocks(blocks, oldest - 1 - high, span)
-            await self._storage.turn()
 
     async def _page(self, place: Place, low: int, high: int, blocks: int) -> _BlockPage:
         """The points from ``low`` on, to ``high`` at most, of at most ``blocks`` blocks and the one ``low`` is in."""
         # Two reads of one snapshot: if the block that ``low`` falls into is large, the page still gets further.
         floor: Slice[Row]
         found: Slice[Row]
-        floor, found = await self._storage.read(
+        floor, found = await self._storage.read_in_turn(
             RowScan(place, _BLOCKS, low=sort_key(low), high=sort_key(low), floor=True, limit=1),
             RowScan(place, _BLOCKS, low=sort_key(low), high=sort_key(high), limit=blocks, bytes_max=_PAGE_BYTES_MAX),
         )
@@ -369,7 +367,7 @@ class TimeSeries:
                 if len(found) > absent_max:
                     return None
                 counted(len(found))
-                await self._storage.turn()
+                await self._storage.turns.take()
             low = grid.start + len(grid) * freq
             if page.next_low is not None:
                 blocks = _next_blocks(blocks, low - page.next_low, page.span)
