@@ -132,6 +132,14 @@ def test_forwarded_addresses_are_believed_of_trusted_proxies_alone(serve, tmp_pa
         assert status("198.51.100.2") == (200 if believed else 503)
         # What the client itself claims stands before what the proxy saw.
         assert status("198.51.100.2, 198.51.100.1") == 503
+        # So it does in a line of its own, and nothing else is an address: neither a proxy's, nor another header.
+        claimed = [("X-Forwarded-For", "198.51.100.2"), ("X-Forwarded-For", "198.51.100.1")]
+        assert http.get("/ns", headers=claimed).status_code == 503
+        assert status("198.51.100.1, 127.0.0.1") == 503
+        forwarded = {"X-Forwarded-For": "198.51.100.1", "Forwarded": "for=198.51.100.2", "X-Real-IP": "198.51.100.2"}
+        assert http.get("/ns", headers=forwarded).status_code == 503
+        secure = http.get("/healthz", headers={"X-Forwarded-Proto": "https", "X-Forwarded-Host": "evil.example"})
+        assert ("strict-transport-security" in secure.headers) == believed
 
 
 def test_what_is_no_proxy(serve, tmp_path):

@@ -40,14 +40,14 @@ class Authority(NamedTuple):
     def file(self) -> str:
         return str(self.folder / "ca.pem")
 
-    def issue(self, name: str, *hosts: str, password: str | None = None) -> tuple[str, str]:
+    def issue(self, name: str, *hosts: str, password: str | None = None, days: float = 1) -> tuple[str, str]:
         """The files of a new certificate for these hosts and of its key."""
         key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = [
             x509.IPAddress(ipaddress.ip_address(host)) if host[0].isdigit() else x509.DNSName(host) for host in hosts
         ]
         certificate = (
-            unsigned(name, self.certificate.subject, key)
+            unsigned(name, self.certificate.subject, key, days)
             .add_extension(x509.SubjectAlternativeName(names or [x509.DNSName("client")]), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
             .sign(self.key, hashes.SHA256())
@@ -65,7 +65,10 @@ def key_bytes(key: ec.EllipticCurvePrivateKey, password: str | None = None) -> b
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
 
 
-def unsigned(name: str, issuer: x509.Name | None, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+def unsigned(
+    name: str, issuer: x509.Name | None, key: ec.EllipticCurvePrivateKey, days: float = 1
+) -> x509.CertificateBuilder:
+    """Valid since yesterday, and for so many days from now."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
     return (
@@ -75,7 +78,7 @@ def unsigned(name: str, issuer: x509.Name | None, key: ec.EllipticCurvePrivateKe
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=days))
     )
 
 
@@ -239,7 +242,8 @@ async def test_a_client_certificate(strict, authority, stranger, tmp_path):
     for given in ((cert, key), str(together), together):
         use(strict.url, verify=authority.file, cert=given)
         await use_async(strict.url, verify=authority.file, cert=given)
-    for refused in ({}, {"cert": stranger.issue("stranger-client")}):
+    expired = authority.issue("expired", days=-0.5)
+    for refused in ({}, {"cert": stranger.issue("stranger-client")}, {"cert": expired}):
         with pytest.raises(StoreNotAvailableError):
             use(strict.url, verify=authority.file, **refused)
         with pytest.raises(StoreNotAvailableError):

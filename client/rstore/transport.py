@@ -9,7 +9,7 @@ import re
 import ssl
 import time
 from collections.abc import Iterator
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 
 import httpx2
 
@@ -53,6 +53,9 @@ class _Secret(bytes):
     def __repr__(self) -> str:
         return "<secret>"
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a store that has a token is not pickled, or the token would lie wherever the pickle does")
+
 
 class Service:
     """A service's address, and what every request to it carries. Knows no socket."""
@@ -61,7 +64,7 @@ class Service:
         self, url: str, *, token: str | None, timeout: float, verify: Any, cert: Certificate | None = None
     ) -> None:
         self._headers: list[tuple[bytes, bytes]] = []
-        if token and _TOKEN.match(token):
+        if isinstance(token, str) and _TOKEN.match(token):
             self._headers.append((b"authorization", _Secret(b"Bearer " + token.encode("ascii"))))
         wrong = bool(token) and not self._headers
         # No traceback shows it among the variables.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pickle
 import secrets
 import subprocess
 import sys
@@ -162,8 +163,57 @@ def test_no_error_tells_the_token(url, closed_port, scripted):
     for options in ({"namespace": "a b"}, {"key": "short"}, {"timeout": -1}, {"sealed_only": 5}):
         assert token not in everything_told(lambda: Store(url, token=token, **options))  # noqa: B023
     assert token not in repr(Store(url, token=token))
-    malformed = token + " \u20ac"
-    assert token not in everything_told(lambda: Store(url, token=malformed))
+    for malformed in (token + " \u20ac", token.encode(), [token]):
+        assert token not in everything_told(lambda: Store(url, token=malformed))  # type: ignore[arg-type]  # noqa: B023
+
+
+def test_a_store_with_a_token_is_not_pickled(url):
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        with pytest.raises(TypeError, match="token"):
+            pickle.dumps(Store(url, token=ADMIN), protocol)
+
+
+def test_nothing_of_the_environment_gets_or_gives_credentials(scripted, tmp_path, monkeypatch):
+    """Neither does a proxy see the token, nor does a password of `.netrc` go to the service."""
+    (tmp_path / ".netrc").write_text("default login somebody password netrc-secret\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    proxy: ScriptedServer = scripted(lambda request: None)
+    service: ScriptedServer = scripted(
+        lambda request: b"HTTP/1.1 302 Found\r\nLocation: %b/\r\nContent-Length: 0\r\n\r\n" % proxy.url.encode()
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy.url)
+        monkeypatch.setenv(name.lower(), proxy.url)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+    async def awaited(token: str | None) -> None:
+        async with AsyncStore(service.url, "n", token=token, retries=0):
+            pass
+
+    for token in (None, ADMIN):
+        with pytest.raises(rstore.StoreProtocolError):
+            Store(service.url, "n", token=token, retries=0).open()
+        with pytest.raises(rstore.StoreProtocolError):
+            asyncio.run(awaited(token))
+    sent = [request.headers.get("authorization") for request in service.received]
+    assert sent == [None, None, f"Bearer {ADMIN}", f"Bearer {ADMIN}"]
+    assert proxy.connections == 0
+
+
+def test_the_http_library_logs_no_token(url, namespace, caplog):
+    caplog.set_level("DEBUG")
+    with Store(url, namespace, frozen=False, token=ADMIN) as store:
+        made = store.create_token(namespace, "read")
+        store.set("k", 1)
+    with pytest.raises(rstore.StoreError):
+        Store(url, namespace, token=made.text + "x").open()
+    told = caplog.text + str([vars(record) for record in caplog.records])
+    assert "httpcore2" in told
+    assert ADMIN not in told
+    assert made.text.split("_", 2)[2] not in told
 
 
 def test_a_new_token_shows_no_text(url, namespace):

@@ -158,6 +158,44 @@ def test_a_request_for_another_protocol_may_be_large_and_keeps_its_other_wishes(
     assert b"connection: close" in talk(large_server, b"GET /healthz HTTP/1.0\r\n" + asks + b"\r\n\r\n")
 
 
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+# A head that one reader may end, or measure, otherwise than another does.
+AMBIGUOUS = {
+    "a length and chunks": b"Content-Length: 5\r\n" + CHUNKED + b"\r\n0\r\n\r\n",
+    "chunks and a length": CHUNKED + b"Content-Length: 5\r\n\r\n0\r\n\r\n",
+    "two lengths": b"Content-Length: 0\r\nContent-Length: 5\r\n\r\n",
+    "a length twice": b"Content-Length: 0\r\nContent-Length: 0\r\n\r\n",
+    "a list of lengths": b"Content-Length: 0, 0\r\n\r\n",
+    "a signed length": b"Content-Length: +0\r\n\r\n",
+    "a length beyond any": b"Content-Length: 18446744073709551616\r\n\r\n",
+    "chunks twice": b"Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+    "chunks, and then none": CHUNKED + b"Transfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+    "almost chunks": b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "chunks and a control character": b"Transfer-Encoding: chunked\x0b\r\n\r\n0\r\n\r\n",
+    "a space before the colon": b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+    "a signed chunk": CHUNKED + b"\r\n-0\r\n\r\n",
+    "a chunk in hexadecimal twice": CHUNKED + b"\r\n0x0\r\n\r\n",
+    "a chunk beyond any": CHUNKED + b"\r\nffffffffffffffffff\r\n\r\n",
+    "chunks ended by LF": CHUNKED + b"\r\n0\n\n",
+    "a length after the chunks": CHUNKED + b"\r\n0\r\nContent-Length: 5\r\n\r\n",
+    "a folded line": b"X-A: a\r\n b\r\nContent-Length: 0\r\n\r\n",
+    "CR alone": b"X-A: a\rContent-Length: 5\r\nContent-Length: 0\r\n\r\n",
+    "LF alone": b"Content-Length: 0\n\n",
+    "NUL in a value": b"X-A: a\0b\r\nContent-Length: 0\r\n\r\n",
+    "NUL in a name": b"X\0A: a\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("rest", AMBIGUOUS.values(), ids=AMBIGUOUS)
+def test_what_may_be_read_in_two_ways_is_refused_with_all_that_follows(server, rest):
+    """A proxy that reads it the other way would take what follows for somebody else's request, or answer."""
+    smuggled = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    answers = talk(server, b"POST /es/smuggled/prune HTTP/1.1\r\nHost: localhost\r\n" + rest + smuggled)
+    status, _, body = split(answers)
+    assert (status, json.loads(body)["code"]) == (400, "malformed-request")
+    assert answers.count(b"\r\n\r\n") == 1
+
+
 @pytest.mark.parametrize(
     "sent",
     [
