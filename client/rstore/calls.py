@@ -494,6 +494,10 @@ class NewToken(Token, frozen=True):
     def __repr__(self) -> str:
         return f"<NewToken {self.id}>"
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        # What msgspec gives to rich, which consoles and tracebacks use, has every field.
+        return [("id", self.id)]
+
 
 _TOKEN_PAGE: Final = msgspec.json.Decoder(_Page[Token])
 _NEW_TOKEN: Final = msgspec.json.Decoder(NewToken)

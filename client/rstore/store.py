@@ -216,14 +216,13 @@ class _Operations(Generic[TransportT]):
         cert: Certificate | None = None,
         transport: TransportT | None = None,
     ) -> None:
-        environment = os.environ.get
         if key is None:
-            key = self._key if self._key is not None else environment("RSTORE_KEY") or None
+            key = self._key if self._key is not None else _environment("RSTORE_KEY") or None
         sealed = key is not None
         # A traceback may show every variable. What an iterator holds it does not show.
-        secrets: Iterator[Any] = iter((token or environment("RSTORE_TOKEN"), key))
+        secrets: Iterator[Any] = iter((token or _environment("RSTORE_TOKEN"), key))
         del key, token
-        name = namespace or self._namespace or environment("RSTORE_NAMESPACE") or _DEFAULT_NAMESPACE
+        name = namespace or self._namespace or _environment("RSTORE_NAMESPACE") or _DEFAULT_NAMESPACE
         try:
             self.namespace = check_namespace(name)
         except (InvalidName, TypeError) as error:
@@ -237,11 +236,11 @@ class _Operations(Generic[TransportT]):
         self.frozen = frozen
         self._sealed_only = sealed_only
         self._service = Service(
-            dsn or environment("RSTORE_URL") or _DEFAULT_URL,
+            dsn or _environment("RSTORE_URL") or _DEFAULT_URL,
             token=next(secrets),
             timeout=timeout,
-            verify=(environment("RSTORE_CA") or True) if verify is True else verify,
-            cert=cert or environment("RSTORE_CERT"),
+            verify=(_environment("RSTORE_CA") or True) if verify is True else verify,
+            cert=cert or _environment("RSTORE_CERT"),
         )
         # An empty key or list is a mistake to be refused, not a wish to write in the open.
         self._sealer = Sealer(next(secrets), accept_fernet=accept_fernet) if sealed else None
@@ -928,6 +927,11 @@ class _Operations(Generic[TransportT]):
         """End a token; StoreNotFoundError if it is not there. Services forget it within seconds."""
         self._check_writable()
         yield from calls.token_revoke(_checked_name(token_id, "token id"))
+
+
+def _environment(name: str) -> str | None:
+    """A variable of the environment. A name for ``os.environ.get`` would show all of it in a traceback."""
+    return os.environ.get(name)
 
 
 def _id_of(token: Token) -> str:

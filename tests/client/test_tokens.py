@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import httpx2
 import pytest
+import rich.pretty
 from tests.client.conftest import Received, ScriptedServer
 
 import rstore
@@ -167,6 +168,16 @@ def test_no_error_tells_the_token(url, closed_port, scripted):
         assert token not in everything_told(lambda: Store(url, token=malformed))  # type: ignore[arg-type]  # noqa: B023
 
 
+def test_no_error_tells_the_environment(monkeypatch):
+    token, key = secrets.token_hex(16), rstore.generate_key()
+    monkeypatch.setenv("RSTORE_TOKEN", token)
+    monkeypatch.setenv("RSTORE_KEY", key)
+    for options in ({"namespace": "a b"}, {"key": "short"}, {"timeout": -1}, {"dsn": "sqlite:///x"}):
+        told = everything_told(lambda: Store(**options))  # noqa: B023
+        assert token not in told
+        assert key not in told
+
+
 def test_a_store_with_a_token_is_not_pickled(url):
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         with pytest.raises(TypeError, match="token"):
@@ -222,6 +233,8 @@ def test_a_new_token_shows_no_text(url, namespace):
         told = everything_told(lambda: store.create_token(namespace, made.text))
     secret = made.text.split("_", 2)[2]
     assert secret not in f"{made!r} {made}"
+    assert made.id in rich.pretty.pretty_repr(made)
+    assert secret not in rich.pretty.pretty_repr([made])
     assert ADMIN not in told
 
 
