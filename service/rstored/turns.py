@@ -24,38 +24,39 @@ SHORT: Final = 100
 class Turns:
     """Whose turn it is. Costs next to nothing while nobody else has long work.
 
-    ``async with turns:`` holds a turn, of which there are ``at_once``; so do :meth:`begin` and :meth:`end`.
+    Turns of a size last at once as far as all of them fit into ``room``, and one that would never fit lasts alone.
+    ``async with turns:`` holds a turn of size 1; :meth:`begin` and :meth:`end` hold one of any size.
     """
 
-    def __init__(self, at_once: int = 1) -> None:
-        self._free = at_once
+    def __init__(self, room: int = 1) -> None:
+        self._room = self._free = room
         # Whether a piece has begun since the last look at the connections.
         self._begun = False
         # The client whose turn is next comes first.
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._waiting: dict[str, deque[tuple[asyncio.Future[None], int]]] = {}
 
     async def take(self) -> None:
         """Return when it is this one's turn, which is over when it next waits."""
         async with self:
             pass
 
-    async def begin(self) -> None:
-        """Return when it is this one's turn, which lasts until :meth:`end`."""
-        if self._free and not self._begun:
-            self._give()
-            return
+    async def begin(self, size: int = 1) -> None:
+        """Return when it is this one's turn, which lasts until :meth:`end` is told of the same size."""
         turn = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(CLIENT.get(), deque()).append(turn)
+        self._waiting.setdefault(CLIENT.get(), deque()).append((turn, size))
+        self._pass_on()
+        if turn.done():
+            return
         try:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():
-                self.end()
+                self.end(size)
             raise
 
-    def end(self) -> None:
+    def end(self, size: int = 1) -> None:
         """The turn is over."""
-        self._free += 1
+        self._free += min(size, self._room)
         self._pass_on()
 
     async def __aenter__(self) -> None:
@@ -64,24 +65,26 @@ class Turns:
     async def __aexit__(self, *error: object) -> None:
         self.end()
 
-    def _give(self) -> None:
-        self._free -= 1
-        self._begun = True
-        asyncio.get_running_loop().call_soon(self._look)
-
     def _look(self) -> None:
         # Called once between two looks at the connections, as long as pieces begin.
         self._begun = False
         self._pass_on()
 
     def _pass_on(self) -> None:
-        while self._waiting and self._free and not self._begun:
+        while self._waiting and not self._begun:
             client, turns = next(iter(self._waiting.items()))
-            turn = turns.popleft()
+            turn, size = turns[0]
+            taken = min(size, self._room)
+            if taken > self._free and not turn.done():
+                # Who asks for less does not pass by, or there might never be room for this one.
+                return
+            turns.popleft()
             # Once for each client, and then the first again.
             del self._waiting[client]
             if turns:
                 self._waiting[client] = turns
             if not turn.done():
+                self._free -= taken
+                self._begun = True
                 turn.set_result(None)
-                self._give()
+                asyncio.get_running_loop().call_soon(self._look)

@@ -251,9 +251,9 @@ def test_a_client_with_many_long_batches_keeps_no_other_one_waiting(serve, tmp_p
             list(threads.map(lambda to, body: to.sendall(head % len(body) + body), flooding, bodies))
         seconds: dict[str, float] = {}
         for name, most, ask in (
-            ("read", 0.5, lambda: http.get("/kv/k")),
-            ("batch", 1.0, lambda: http.post("/kv", json={"get": list(map(str, range(1_000)))})),
-            ("write", 1.5, lambda: http.put("/kv/other", json=1)),
+            ("read", 1.5, lambda: http.get("/kv/k")),
+            ("batch", 2.0, lambda: http.post("/kv", json={"get": list(map(str, range(1_000)))})),
+            ("write", 2.0, lambda: http.put("/kv/other", json=1)),
         ) * 2:
             begun = time.monotonic()
             assert ask().is_success

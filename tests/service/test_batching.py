@@ -231,3 +231,24 @@ async def test_a_turn_lasts_until_it_is_given_back_and_one_that_nobody_waits_for
     assert waiting[0].cancelled()
     turns.end()
     await waiting[2]
+
+
+async def test_turns_have_sizes_and_a_large_one_is_not_passed_by_small_ones() -> None:
+    turns = Turns(10)
+    order: list[int] = []
+
+    async def work(size: int) -> None:
+        await turns.begin(size)
+        order.append(size)
+        await go_on.wait()
+        turns.end(size)
+
+    go_on = asyncio.Event()
+    # The last would have room beside the first two, and the one that is larger than all room would wait for ever.
+    working = [asyncio.create_task(work(size)) for size in (4, 5, 100, 1)]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert order == [4, 5]
+    go_on.set()
+    await asyncio.wait_for(asyncio.gather(*working), 5)
+    assert order == [4, 5, 100, 1]

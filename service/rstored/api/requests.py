@@ -58,8 +58,8 @@ class Request:
         "_body_bytes",
         "_body_since",
         "_bytes_held",
-        "_has_turn",
         "_receive",
+        "_turn_bytes",
         "_window",
         "body_unread",
         "client",
@@ -94,7 +94,7 @@ class Request:
         self.late: Problem | None = None
         self._receive = receive
         self._bytes_held = 0
-        self._has_turn = False
+        self._turn_bytes = 0
         self._body_bytes = 0
         self._body_since: float | None = None
         self._window = (0.0, 0)
@@ -130,19 +130,19 @@ class Request:
         self._bytes_held = 0
 
     async def begin_turn(self, size: int) -> None:
-        """Return when a body of so many bytes may be parsed: two long ones at a time are, until they are answered.
+        """Return when a body of so many bytes may be parsed: only so much of the long ones is, until the answer.
 
         What a body becomes takes many times its room, and a backend's batch of many long ones keeps others waiting.
         """
-        if size > _SHORT_BODY_BYTES and not self._has_turn:
-            await self.state.long_bodies.begin()
-            self._has_turn = True
+        if size > _SHORT_BODY_BYTES and not self._turn_bytes:
+            await self.state.long_bodies.begin(size)
+            self._turn_bytes = size
 
     def end_turn(self) -> None:
         """The answer is made, or there will be none."""
-        if self._has_turn:
-            self._has_turn = False
-            self.state.long_bodies.end()
+        size, self._turn_bytes = self._turn_bytes, 0
+        if size:
+            self.state.long_bodies.end(size)
 
     def lateness(self, now: float) -> Problem | None:
         """The problem of a request that takes longer than it may, or whose body arrives more slowly; or None.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Final
 
 from rstored.api.access import Authentication
 from rstored.api.metrics import Metrics
@@ -13,6 +14,10 @@ from rstored.limits import Limits
 from rstored.turns import Turns
 
 __all__ = ["State"]
+
+# So many bytes of long bodies are worked on at once: many of some KiB still go into one commit, while of the longest
+# there is one alone, which no commit keeps waiting long.
+_LONG_BODIES_BYTES: Final = 256 * 2**10
 
 
 @dataclasses.dataclass(slots=True)
@@ -35,5 +40,4 @@ class State:
     stopping: bool = False
     bytes_held: int = 0
     bytes_held_of: dict[str, int] = dataclasses.field(default_factory=dict)
-    # One is parsed while the other waits for the backend.
-    long_bodies: Turns = dataclasses.field(default_factory=lambda: Turns(2))
+    long_bodies: Turns = dataclasses.field(default_factory=lambda: Turns(_LONG_BODIES_BYTES))
