@@ -77,6 +77,20 @@ async def test_what_arrives_while_a_batch_is_under_way_is_the_next_one(storage: 
     assert batches.sizes("read") == [1, 9]
 
 
+async def test_those_who_were_answered_and_come_again_share_a_batch_with_those_who_came_meanwhile(
+    storage: Storage, batches: Batches
+) -> None:
+    async def write_on(rounds_late: int) -> None:
+        for _ in range(rounds_late):
+            await asyncio.sleep(0)
+        for _ in range(5):
+            await storage.update((COUNTER,), increment)
+
+    # The first batch begins without most of them.
+    await asyncio.gather(*(write_on(late) for late in (0, 0, *[3] * 8)))
+    assert batches.sizes("write") == [2, *[10] * 4, 8]
+
+
 async def test_batches_are_bounded(storage: Storage, batches: Batches) -> None:
     await asyncio.gather(*(storage.read(HeadRead(NS)) for _ in range(READ_BATCH_MAX + 1)))
     await asyncio.gather(*(storage.update((COUNTER,), increment) for _ in range(WRITE_BATCH_MAX + 1)))

@@ -276,10 +276,13 @@ class Capabilities(NamedTuple):
     ``atomic_batches``: an update may name any records of one namespace. Without it the backend refuses, with the
     problem ``batch-not-atomic``, updates of records that it cannot change in one step; keys with a common ``{part}``
     in braces it always can.
+    ``prompt_batches``: a batch is so much work elsewhere, while the event loop goes on, that to begin the next one
+    at once gains more than to wait until it is large.
     """
 
     local_reads: bool = False
     atomic_batches: bool = True
+    prompt_batches: bool = False
 
 
 class SchemaVersions(NamedTuple):

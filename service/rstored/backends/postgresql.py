@@ -101,7 +101,7 @@ T = TypeVar("T")
 class PostgreSQLBackend(Backend):
     """A store in one schema of a PostgreSQL database: ``rstore``, or the one that ``?schema=…`` in the DSN names."""
 
-    capabilities = Capabilities(local_reads=False)
+    capabilities = Capabilities(prompt_batches=True)
 
     def __init__(self, pool: AsyncConnectionPool[Connection], description: dict[str, str]) -> None:
         self._pool = pool

@@ -1,7 +1,7 @@
 """Batching: requests that arrive while a batch is under way form the next one.
 
 There is no timer. A lone request starts at once; under load a batch grows to what arrived while the one before it was
-written, which is group commit for writes and coalescing for reads, on every backend.
+written (and answered, unless the backend takes ``prompt_batches``): group commit for writes and coalescing for reads.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ WRITE_BATCH_MAX: Final = 512
 
 WAIT_SECONDS: Final = 25.0
 """How long a request waits for its batch and the one before it. Backends end their batches sooner by themselves."""
+
+# Rounds of the event loop in which those who were answered may ask again before the next batch begins.
+_ROUNDS_MAX: Final = 8
 
 Observe: TypeAlias = Callable[[str, int, float], None]
 """Called after each batch with ``"read"`` or ``"write"``, the number of requests in it, and the seconds it took."""
@@ -46,8 +49,11 @@ class Storage:
         self.backend = backend
         self._observe = observe
         self._local_reads = backend.capabilities.local_reads
-        self._reads: _Batches[Query, list[Any]] = _Batches("read", backend.read, READ_BATCH_MAX, observe)
-        self._updates: _Batches[Update[Any], Any] = _Batches("write", backend.update, WRITE_BATCH_MAX, observe)
+        prompt = backend.capabilities.prompt_batches
+        self._reads: _Batches[Query, list[Any]] = _Batches("read", backend.read, READ_BATCH_MAX, observe, prompt=prompt)
+        self._updates: _Batches[Update[Any], Any] = _Batches(
+            "write", backend.update, WRITE_BATCH_MAX, observe, prompt=prompt
+        )
         # Over a network pieces are fetched while another one is worked on.
         self.turns = Turns(1 if self._local_reads else 4)
 
@@ -90,7 +96,10 @@ class _Batches(Generic[RequestT, AnswerT]):
         send: Callable[[Sequence[RequestT]], Awaitable[Sequence[AnswerT | Problem]]],
         size_max: int,
         observe: Observe | None,
+        *,
+        prompt: bool = False,
     ) -> None:
+        self._prompt = prompt
         self._kind = kind
         self._send = send
         self._size_max = size_max
@@ -128,8 +137,24 @@ class _Batches(Generic[RequestT, AnswerT]):
         try:
             while batch := self._next_batch():
                 await self._send_batch(batch)
+                if not self._prompt:
+                    await self._gather()
         finally:
             self._sender = None
+
+    async def _gather(self) -> None:
+        """Wait as long as each round of the event loop brings new requests.
+
+        Those who were just answered come again at once. Without them, they and those who came meanwhile would be in
+        turn, for good, in two batches of half the size, each of which costs as much as a whole one to begin and end.
+        """
+        await asyncio.sleep(0)
+        before = -1
+        for _ in range(_ROUNDS_MAX):
+            if len(self._waiting) == before:
+                return
+            before = len(self._waiting)
+            await asyncio.sleep(0)
 
     def _next_batch(self) -> list[_Waiting[RequestT, AnswerT]]:
         batch: list[_Waiting[RequestT, AnswerT]] = []
