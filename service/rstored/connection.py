@@ -59,6 +59,9 @@ _HANDSHAKE_SECONDS: Final = 10
 # Where more have something to say at once (1024 in libuv), the event loop looks again before the round is over.
 _CONNECTIONS_A_ROUND_MAX: Final = 1_000
 
+# How many lines a second the log gets of what is no request, whoever sends how much of it.
+_REFUSALS_LOGGED_MAX: Final = 50
+
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS_LINES: Final = {
     status.value: b"HTTP/1.1 %d %b" % (status, status.phrase.encode()) for status in http.HTTPStatus
@@ -91,6 +94,7 @@ class Connections(ServerState):
         self.trusted = trusted
         self._of_client: Counter[str] = Counter()
         self._closed: Counter[str] = Counter()
+        self._refused = 0
 
     def admit(self, connection: Connection, now: float) -> bool:
         """Whether a new connection may stay, which then is one of these. If there are too many, the longest idle one
@@ -135,6 +139,12 @@ class Connections(ServerState):
         self._closed[reason] += 1
         self._metrics.count_closed_connection(reason)
 
+    def log_refusal(self, request_id: str) -> None:
+        """What arrived was no request. Of those of a second the log gets the first few, and how many there were."""
+        self._refused += 1
+        if self._refused <= _REFUSALS_LOGGED_MAX:
+            logger.info("malformed request", extra={"request_id": request_id})
+
     def sweep(self, now: float) -> None:
         """End what was idle too long and whose reader is too slow: one look at all, not a timer for each request."""
         for idle, since in list(self.idle.items()):
@@ -147,6 +157,9 @@ class Connections(ServerState):
         if self._closed:
             logger.warning("connections closed", extra={"open": len(self.connections), **self._closed})
             self._closed.clear()
+        if self._refused > _REFUSALS_LOGGED_MAX:
+            logger.info("malformed requests", extra={"count": self._refused})
+        self._refused = 0
 
 
 class Entrance:
@@ -541,7 +554,7 @@ class Connection(asyncio.Protocol):
         if self.transport.is_closing():
             return
         request_id = secrets.token_hex(8)
-        logger.info("malformed request", extra={"request_id": request_id})
+        self.server.log_refusal(request_id)
         reply = problem_reply(problem, request_id)
         body = reply.body
         assert isinstance(body, bytes)

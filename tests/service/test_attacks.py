@@ -269,6 +269,29 @@ def test_a_client_with_many_long_batches_keeps_no_other_one_waiting(serve, tmp_p
     server.process.kill()
 
 
+def test_a_flood_of_what_is_no_request_does_not_flood_the_log(server):
+    count = 400
+    with contextlib.ExitStack() as stack:
+        flooding = [stack.enter_context(connection(server)) for _ in range(count)]
+        for connected in flooding:
+            connected.sendall(b"NONSENSE\r\n\r\n")
+        for connected in flooding:
+            assert connected.recv(100).startswith(b"HTTP/1.1 400")
+    time.sleep(1.5)
+    assert_others_are_answered(server)
+    assert 0 < server.log.count('"malformed request"') <= count // 2
+    counts = map(int, re.findall(r'"malformed requests","count":(\d+)', server.log))
+    assert count // 2 <= sum(counts) <= count
+
+
+def test_events_are_counted_before_they_are_looked_at(serve, tmp_path):
+    """Each has no item and a value that is no base64, which would be told first."""
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}", limits={"EVENTS_PER_CALL_MAX": 2})
+    event = {"item": "", "op": "setitem", "value": "=", "encoding": "sealed"}
+    found = httpx2.post(f"{server.url}/es/e/events", json={"events": [event] * 3}).json()
+    assert found["code"] == "batch-too-large"
+
+
 def test_overload_sheds_and_goes_on(serve, tmp_path):
     """Of what comes at once some is done and all else refused: nothing waits long, and nothing is lost."""
     most = 20

@@ -304,6 +304,7 @@ async def _whole(request: Request, parts: AsyncIterator[list[StoredEvent]]) -> b
 async def apply(request: Request) -> Reply:
     """All events at one timestamp, atomically; what cannot be folded is refused and nothing is stored."""
     body = await read_body(request, Apply)
+    request.engine.es.check_count(len(body.events))
     form = body_form(request)
     limits = request.state.limits
 
@@ -449,6 +450,7 @@ async def reseal(request: Request) -> Reply:
     All or none: 412 with a `pointer` if an event is not there any more or has another value than the one named.
     """
     body = await read_body(request, ResealBody)
+    request.engine.es.check_count(len(body.events))
     form = body_form(request)
     limits = request.state.limits
 

@@ -239,12 +239,14 @@ class EventSequences:
         state = await self.past(namespace, key, answer.timestamp) or State(0, 0, {}, [])
         return state._replace(timestamp=answer.timestamp, revision=answer.revision)
 
-    def _check(self, changes: Sequence[Change], timestamp: int | None) -> None:
+    def check_count(self, events: int) -> None:
+        """Raise ``batch-too-large`` if a call may not have so many events; to be asked before they are looked at."""
         limit = self._limits.events_per_call_max
-        if len(changes) > limit:
-            raise Problem(
-                "batch-too-large", f"{len(changes)} events in one call; at most {limit} are allowed", limit=limit
-            )
+        if events > limit:
+            raise Problem("batch-too-large", f"{events} events in one call; at most {limit} are allowed", limit=limit)
+
+    def _check(self, changes: Sequence[Change], timestamp: int | None) -> None:
+        self.check_count(len(changes))
         if timestamp is not None and not TIMESTAMP_MIN <= timestamp <= TIMESTAMP_MAX:
             raise Problem("invalid-body", "the timestamp is no 64-bit integer", pointer="/timestamp")
         items: set[str] = set()
@@ -437,11 +439,7 @@ class EventSequences:
         await self._once.update((place,), plan, write_id, ("reseal", reseals), _NOTHING)
 
     def _check_reseals(self, reseals: Sequence[Reseal]) -> None:
-        limit = self._limits.events_per_call_max
-        if len(reseals) > limit:
-            raise Problem(
-                "batch-too-large", f"{len(reseals)} events in one call; at most {limit} are allowed", limit=limit
-            )
+        self.check_count(len(reseals))
         known: set[tuple[int, str]] = set()
         for index, reseal in enumerate(reseals):
             if reseal[:2] in known:
