@@ -13,7 +13,9 @@ def test_all_names_every_public_member_and_no_other():
     public = {
         name for name, member in vars(rstore).items() if not name.startswith("_") and not isinstance(member, type(sys))
     } - {"annotations"}
-    assert public | {"__version__"} == set(rstore.__all__)
+    assert public | set(rstore._LATE) | {"__version__"} == set(rstore.__all__)
+    assert {name for name in rstore.__all__ if hasattr(rstore, name)} == set(rstore.__all__) <= set(dir(rstore))
+    assert not hasattr(rstore, "Sore")
     assert list(rstore.__all__) == sorted(rstore.__all__, key=lambda name: (not name.isupper(), name))
 
 
@@ -25,5 +27,11 @@ def test_every_exception_is_exported():
 def test_the_import_brings_no_command_line_and_no_service():
     heavy = {"typer", "rich", "click", "fastapi", "pydantic", "rstored", "rstore.cli"}
     code = f"import sys, rstore; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_service_brings_no_client():
+    code = "import sys, rstored.main; print(sorted({'httpx2', 'cryptography', 'rstore.store'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -83,11 +83,24 @@ def namespace(fresh_namespace: Callable[[], str]) -> str:
     return fresh_namespace()
 
 
-@pytest.fixture
-async def driver(case: Case, deployment: Deployment, anyio_backend: str) -> AsyncIterator[Driver]:
-    """What opens subjects in this case."""
-    async with case.connect(deployment) as driver:
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """One event loop for all tests, since what is connected belongs to a loop."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+async def connected(case: Case, deployments: Callable[[str], Deployment], anyio_backend: str) -> AsyncIterator[Driver]:
+    """The driver of this case, started once: the tests of a case stand together."""
+    async with case.connect(deployments(case.backend)) as driver:
         yield driver
+
+
+@pytest.fixture
+async def driver(connected: Driver, deployment: Deployment) -> AsyncIterator[Driver]:
+    """What opens subjects in this case."""
+    async with connected.lent():
+        yield connected
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import functools
 import operator
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import anyio.to_thread
 import httpx2
@@ -52,9 +52,8 @@ class Deployment:
         self.token = token
         self._serve = serve
 
-    @functools.cached_property
-    def app(self) -> Any:
-        """The ASGI application on it, to be started and stopped for each test: it has an event loop of its own."""
+    def make_app(self) -> Any:
+        """An ASGI application on it, to be started and stopped on one event loop."""
         return create_app(load_settings(dsn=self.dsn, admin_token=self.token))
 
     @functools.cached_property
@@ -78,7 +77,7 @@ class Deployment:
 
 
 class Driver(abc.ABC):
-    """Opens subjects on one deployment."""
+    """Opens subjects on one deployment; they are closed when ``stack`` is."""
 
     features: ClassVar[frozenset[str]]
     http: httpx2.AsyncClient
@@ -86,6 +85,16 @@ class Driver(abc.ABC):
     def __init__(self, stack: AsyncExitStack, deployment: Deployment) -> None:
         self.stack = stack
         self.deployment = deployment
+
+    @contextlib.asynccontextmanager
+    async def lent(self) -> AsyncIterator[Self]:
+        """The driver for one test, at whose end what it opened is closed."""
+        whole = self.stack
+        try:
+            async with AsyncExitStack() as self.stack:
+                yield self
+        finally:
+            self.stack = whole
 
     @abc.abstractmethod
     async def start(self) -> None:
@@ -475,7 +484,7 @@ class AsyncStoreDriver(Driver):
     features = frozenset({"client", "wire", "sealing"})
 
     async def start(self) -> None:
-        app = self.deployment.app
+        app = self.deployment.make_app()
         await self.stack.enter_async_context(lifespan(app))
         self.transport = httpx2.ASGITransport(app)
         self.http = await self.stack.enter_async_context(

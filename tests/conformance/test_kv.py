@@ -154,25 +154,29 @@ async def test_many_keys_page_through(store):
 
 
 async def test_an_expired_value_is_never_visible(store):
-    await store.set("brief", "value", ttl=0.15)
+    await store.set("brief", "value", ttl=60)
     await store.set("lasting", "value", ttl=60)
     entry = await store.entry("brief")
     assert entry is not None
-    assert abs(entry.expires_ms - time.time() * 1000) < 5_000
+    assert 0 < entry.expires_ms - time.time() * 1000 < 65_000
     assert await store.has("brief")
-    await asyncio.sleep(0.25)
-    assert await store.get("brief", "gone") == "gone"
-    assert await store.entry("brief") is None
-    assert await store.has("brief") is False
+    # Nothing is asked while it lasts, which on a busy machine may be over before the answer comes.
+    await store.set("brief", "value", ttl=0.05)
+    await store.set("new", "value", ttl=0.05)
+    await asyncio.sleep(0.1)
+    for key in ("brief", "new"):
+        assert await store.get(key, "gone") == "gone"
+        assert await store.entry(key) is None
+        assert await store.has(key) is False
     assert await store.keys() == ["lasting"]
     assert await store.find() == [("lasting", "value")]
-    assert await store.get_many(["brief", "lasting"]) == {"lasting": "value"}
+    assert await store.get_many(["brief", "lasting", "new"]) == {"lasting": "value"}
     assert await store.count() == 1
 
 
 async def test_an_expired_key_counts_as_absent_for_conditions(store):
-    etag = await store.set("k", 1, ttl=0.1)
-    await asyncio.sleep(0.2)
+    etag = await store.set("k", 1, ttl=0.05)
+    await asyncio.sleep(0.1)
     with pytest.raises(StoreConflictError):
         await store.set("k", 2, if_match=etag)
     assert await store.get("k") is None
@@ -209,9 +213,10 @@ async def test_a_new_key_never_expires_by_itself(store):
 
 
 async def test_set_many_with_ttl(store):
-    await store.set_many({"a": 1, "b": 2}, ttl=0.1)
+    await store.set_many({"a": 1, "b": 2}, ttl=60)
     assert await store.count() == 2
-    await asyncio.sleep(0.2)
+    await store.set_many({"a": 1, "b": 2, "new": 3}, ttl=0.05)
+    await asyncio.sleep(0.1)
     assert await store.keys() == []
 
 

@@ -15,13 +15,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import psycopg
 import pytest
 from tests import servers
 from tests.conformance.backends import BACKENDS
 from tests.conftest import ServiceProcess
-from tests.crash.workload import Crash, recovered
-from tests.faults.load import HEAL_SECONDS
+from tests.crash.workload import Crash
+from tests.faults.load import BOUND_SECONDS, HEAL_SECONDS, recovered
 
 pytestmark = pytest.mark.anyio
 
@@ -81,7 +82,8 @@ async def crashed(
             if with_service:
                 await asyncio.to_thread(service.close)
             else:
-                await recovered(service.url)
+                async with httpx2.AsyncClient(timeout=BOUND_SECONDS) as client:
+                    await recovered(client, f"{service.url}/ns/healed")
 
         await crash.write(service.url, kill)
         if with_service:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import httpx2
-from tests.faults.load import BOUND_SECONDS, HEAL_SECONDS
+from tests.faults.load import BOUND_SECONDS, HEAL_SECONDS, get_json
 
 from rstore.folding import fold, relevant
 
@@ -320,7 +320,7 @@ class Crash:
                 counts["ts"] += bool(found.points)
                 counts["es"] += bool(found.revision)
             await self._verify_shared(client, counts)
-            described = await _json(client, f"/ns/{SHARED}")
+            described = await get_json(client, f"/ns/{SHARED}")
             assert {kind: described[kind] for kind in counts} == counts, (
                 "the namespace's counts are not of its contents"
             )
@@ -329,8 +329,8 @@ class Crash:
         """What a writer owns, having seen that everything that tells of it says the same."""
         shared = f"/ns/{SHARED}"
         pairs = await _pairs(client, f"{shared}/kv", f"{writer}-", self._etags)
-        points: dict[int, Any] = dict((await _json(client, f"{shared}/ts/{writer}/range"))["points"])
-        (series,) = (await _json(client, f"{shared}/ts?match={writer}"))["items"] or [{"points": 0}]
+        points: dict[int, Any] = dict((await get_json(client, f"{shared}/ts/{writer}/range"))["points"])
+        (series,) = (await get_json(client, f"{shared}/ts?match={writer}"))["items"] or [{"points": 0}]
         told = (
             {"key": writer, "points": len(points), "first": min(points), "last": max(points)}
             if points
@@ -346,7 +346,7 @@ class Crash:
     async def _verify_shared(self, client: httpx2.AsyncClient, counts: dict[str, int]) -> None:
         """What all write is there once; ``counts`` goes on to what the namespace must count."""
         counted = await client.get(f"/ns/{SHARED}/kv/counter")
-        points = (await _json(client, f"/ns/{SHARED}/ts/points/range"))["points"]
+        points = (await get_json(client, f"/ns/{SHARED}/ts/points/range"))["points"]
         events, revision = await _sequence(client, "total")
         assert revision == len(events)
         assert all(t == value for t, value in points)
@@ -372,13 +372,6 @@ class Crash:
         self._unknown[name].clear()
 
 
-async def recovered(url: str) -> None:
-    """Wait until the service writes again."""
-    async with httpx2.AsyncClient(base_url=url, timeout=BOUND_SECONDS) as client, asyncio.timeout(HEAL_SECONDS):
-        while (await client.put("/ns/healed/kv/k", json=1)).status_code not in (201, 204):
-            await asyncio.sleep(0.1)
-
-
 async def _send(client: httpx2.AsyncClient, method: str, path: str, **request: Any) -> httpx2.Response | None:
     """The answer, or None if it is not known what became of the request."""
     if request.get("json") is None:
@@ -390,15 +383,9 @@ async def _send(client: httpx2.AsyncClient, method: str, path: str, **request: A
     return None if response.status_code == 503 else response
 
 
-async def _json(client: httpx2.AsyncClient, path: str) -> Any:
-    response = await client.get(path)
-    assert response.status_code == 200, (path, response.text)
-    return response.json()
-
-
 async def _pairs(client: httpx2.AsyncClient, path: str, prefix: str, etags: dict[str, str]) -> dict[str, Any]:
     """The pairs with the prefix; their ETags go into ``etags``."""
-    page = await _json(client, f"{path}?prefix={prefix}&values=true")
+    page = await get_json(client, f"{path}?prefix={prefix}&values=true")
     assert page["cursor"] is None
     etags |= {item["key"]: item["etag"] for item in page["items"]}
     return {item["key"]: item["value"] for item in page["items"]}
@@ -408,13 +395,13 @@ async def _sequence(client: httpx2.AsyncClient, key: str) -> tuple[list[Event], 
     """The events and the revision, having seen that the state is what the events make and the listing counts both."""
     path = f"/ns/{SHARED}/es"
     answer = await client.get(f"{path}/{key}/events")
-    (listed,) = (await _json(client, f"{path}?match={key}"))["items"] or [None]
+    (listed,) = (await get_json(client, f"{path}?match={key}"))["items"] or [None]
     if answer.status_code == 404:
         assert listed is None
         return [], 0
     fields = ("timestamp", "item", "op", "value")
     events: list[Event] = [tuple(event[field] for field in fields) for event in answer.json()["events"]]
-    current = await _json(client, f"{path}/{key}/current")
+    current = await get_json(client, f"{path}/{key}/current")
     assert current["state"] == fold(events), "the state is not what the events make"
     told = (listed["events"], listed["items"], listed["revision"])
     assert told == (len(events), len(current["state"]), current["revision"]), (

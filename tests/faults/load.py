@@ -14,7 +14,16 @@ import httpx2
 
 from rstored.engine.batching import WAIT_SECONDS
 
-__all__ = ["BOUND_SECONDS", "RECOVERY_SECONDS", "Applies", "Load", "check_unavailable", "recovered"]
+__all__ = [
+    "BOUND_SECONDS",
+    "HEAL_SECONDS",
+    "RECOVERY_SECONDS",
+    "Applies",
+    "Load",
+    "check_unavailable",
+    "get_json",
+    "recovered",
+]
 
 BOUND_SECONDS = WAIT_SECONDS + 5
 """Within this the service answers, whatever its backend does; the rest is for a busy machine."""
@@ -175,7 +184,7 @@ class Load:
         base = httpx2.AsyncClient(base_url=self._client.base_url, timeout=BOUND_SECONDS)
         async with base as client:
             values = await self._values(client)
-            points = await _json(client, "/ts/series/range")
+            points = await get_json(client, "/ts/series/range")
             found = {
                 "kv": [int(key[4:]) for key in values if key.startswith("key-")],
                 "ts": [t for t, _ in points["points"]],
@@ -184,9 +193,9 @@ class Load:
             assert all(values[f"key-{n:08}"] == n for n in found["kv"])
             assert all(value == f"v{t}" for t, value in points["points"])
             for sequence in ("s0", "s1"):
-                events = (await _json(client, f"/es/{sequence}/events"))["events"]
+                events = (await get_json(client, f"/es/{sequence}/events"))["events"]
                 counted = [event["value"] for event in events if event["item"] != "total"]
-                state = (await _json(client, f"/es/{sequence}/current"))["state"]
+                state = (await get_json(client, f"/es/{sequence}/current"))["state"]
                 assert state.pop("total") == len(counted), "events and state differ"
                 assert state == {f"n{n}": n for n in counted}
                 assert len(events) == 2 * len(counted) + 1
@@ -212,7 +221,7 @@ class Load:
         values: dict[str, Any] = {}
         cursor: str | None = ""
         while cursor is not None:
-            page = await _json(client, f"/kv?values=true{f'&cursor={cursor}' if cursor else ''}")
+            page = await get_json(client, f"/kv?values=true{f'&cursor={cursor}' if cursor else ''}")
             for item in page["items"]:
                 assert item["key"] not in values
                 values[item["key"]] = item["value"]
@@ -220,9 +229,10 @@ class Load:
         return values
 
 
-async def _json(client: httpx2.AsyncClient, path: str) -> Any:
+async def get_json(client: httpx2.AsyncClient, path: str) -> Any:
+    """What a GET answers, which must succeed."""
     response = await client.get(path)
-    assert response.status_code == 200, response.text
+    assert response.status_code == 200, (path, response.text)
     return response.json()
 
 

@@ -7,6 +7,8 @@ import contextlib
 import random
 from collections.abc import AsyncIterator
 
+from tests.faults.proxy import listening
+
 __all__ = ["Mischief", "mischievous"]
 
 LATE_SECONDS_MAX = 2.0
@@ -100,10 +102,9 @@ async def _message(reader: asyncio.StreamReader, *, to_head: bool = False) -> by
 async def mischievous(ports: list[int], chance: random.Random) -> AsyncIterator[Mischief]:
     """The proxy, on a port of its own."""
     mischief = Mischief(ports, chance)
-    server = await asyncio.start_server(mischief.serve, "127.0.0.1", 0)
-    mischief.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
-        yield mischief
+        async with listening(mischief.serve) as port:
+            mischief.url = f"http://127.0.0.1:{port}"
+            yield mischief
     finally:
-        server.close()
         await mischief.settled()

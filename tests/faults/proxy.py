@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
-__all__ = ["Proxy", "proxied"]
+__all__ = ["Proxy", "listening", "proxied"]
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 Rule = Callable[[bytes, object], tuple[bytes, bool]]
 """Gets what is about to be passed on, and over which connection; returns what is, and whether it is then cut."""
@@ -126,19 +128,26 @@ class Proxy:
 
 
 @contextlib.asynccontextmanager
+async def listening(serve: Serve) -> AsyncIterator[int]:
+    """The port of this machine on which every connection is given to ``serve``; at the end no more are accepted."""
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+@contextlib.asynccontextmanager
 async def proxied(host: str, port: int) -> AsyncIterator[Proxy]:
     """A proxy to the server at this address, on a port of its own."""
     proxy = Proxy(host, port)
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
-    proxy.port = server.sockets[0].getsockname()[1]
     try:
-        yield proxy
+        async with listening(proxy.serve) as proxy.port:
+            yield proxy
     finally:
         proxy.heal()
-        server.close()
         proxy.cut_all()
         tasks = list(proxy._connections)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await server.wait_closed()

@@ -77,7 +77,8 @@ def started(serve, tmp_path):
 
     def start(**limits: int):
         server = serve(f"sqlite:///{tmp_path / 'store.db'}", limits={name.upper(): n for name, n in limits.items()})
-        assert httpx2.put(f"{server.url}/kv/k", json="v").is_success
+        # Closed by the service itself, so that this connection counts no more.
+        assert httpx2.put(f"{server.url}/kv/k", json="v", headers={"Connection": "close"}).is_success
         return server
 
     return start
@@ -364,14 +365,14 @@ def test_body_seconds_max(started):
 
 def test_a_slow_body_is_cut(started):
     """stall_seconds_max and transfer_bytes_per_second_min, for what arrives."""
-    server = started(stall_seconds_max=2, transfer_bytes_per_second_min=1000)
+    server = started(stall_seconds_max=1, transfer_bytes_per_second_min=1000)
     with connection(server) as connected:
-        assert slow_put(connected, b"x" * 400, 0.1, 6)[0] == 201
+        assert slow_put(connected, b"x" * 800, 0.1, 4)[0] == 201
     with connection(server) as connected:
         begun = time.monotonic()
         answer = slow_put(connected, b"x" * 10, 0.1, 30)
         assert (answer[0], code(answer)) == (408, "request-timeout")
-        assert time.monotonic() - begun > 1.5
+        assert time.monotonic() - begun > 0.8
 
 
 def test_request_seconds_max(started):
@@ -418,13 +419,13 @@ def read_slowly(connected: socket.socket, size: int, pause: float, seconds: floa
 
 
 def test_a_request_whose_answer_has_begun_is_cut_when_its_time_is_over(streaming):
-    server = streaming(request_seconds_max=3)
+    server = streaming(request_seconds_max=2)
     with connection(server) as connected:
         connected.sendall(RANGE)
         assert read_slowly(connected, 2**20, 0, 30)[1]
     with connection(server, receive_bytes=65536) as connected:
         connected.sendall(RANGE)
-        received, whole = read_slowly(connected, 10_000, 0.1, 7)
+        received, whole = read_slowly(connected, 10_000, 0.1, 4)
         assert received > 100_000
         # The rest is what had been sent by then.
         assert not read_slowly(connected, 2**20, 0, 30)[1]
@@ -433,13 +434,13 @@ def test_a_request_whose_answer_has_begun_is_cut_when_its_time_is_over(streaming
 
 def test_a_reader_that_does_not_read_is_cut(streaming):
     """stall_seconds_max and transfer_bytes_per_second_min, for what is read."""
-    server = streaming(stall_seconds_max=2, transfer_bytes_per_second_min=10_000)
+    server = streaming(stall_seconds_max=1, transfer_bytes_per_second_min=10_000)
     # The least buffer: what the machine keeps is not the service's to count.
     with connection(server, receive_bytes=4096) as slow, connection(server, receive_bytes=4096) as still:
         still.sendall(RANGE)
         slow.sendall(RANGE)
-        received, _ = read_slowly(slow, 8192, 0.05, 8)
-        assert received > 500_000
+        received, _ = read_slowly(slow, 8192, 0.05, 4)
+        assert received > 250_000
         # It read nothing at all, and is reset, whatever lies in its buffer.
         assert closed_within(still, 10)
     assert "slow-reader" in server.log
