@@ -36,20 +36,24 @@ async def run_sized(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.
     await turns.begin()
     running = loop.run_in_executor(None, _uncollected, functools.partial(work, *args, **kwargs))
 
-    def end(_: object = None) -> None:
+    def end(ended: asyncio.Future[T]) -> None:
         # What it raised is told to who waits for it, if anybody does.
-        running.exception()
+        ended.exception()
         turns.end()
 
     try:
         await asyncio.wait([running])
     finally:
         if running.done():
-            end()
+            end(running)
         else:
             # This one is cancelled, which a thread cannot be.
             running.add_done_callback(end)
-    return running.result()
+    try:
+        return running.result()
+    finally:
+        # What it raised holds this frame, and this would hold it: a cycle, with the request in it.
+        del running
 
 
 def _uncollected(work: Callable[[], T]) -> T:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -31,3 +33,30 @@ async def test_who_is_cancelled_keeps_the_turn_until_the_thread_ends() -> None:
     release.set()
     await second
     assert order == ["first", "second"]
+
+
+async def test_what_is_raised_in_a_thread_leaves_no_cycle() -> None:
+    class Failure(Exception):
+        pass
+
+    raised: list[weakref.ref[Failure]] = []
+
+    def fail() -> None:
+        failure = Failure()
+        raised.append(weakref.ref(failure))
+        try:
+            raise failure
+        finally:
+            del failure
+
+    gc.disable()
+    try:
+        with pytest.raises(Failure):
+            await run_sized(INLINE_BYTES_MAX + 1, fail)
+        for _ in range(100):
+            await asyncio.sleep(0.01)
+            if raised[0]() is None:
+                break
+        assert raised[0]() is None
+    finally:
+        gc.enable()
