@@ -267,9 +267,9 @@ async def delete(request: Request) -> Reply:
 
 
 def _expiry(ttl: float | str | UnsetType | None) -> float | Expiry:
-    if ttl == "never":
+    if isinstance(ttl, str):
         return Expiry.NEVER
-    return ttl if isinstance(ttl, int | float) else KEEP
+    return KEEP if ttl is None or ttl is UNSET else ttl
 
 
 def _stored_media_type(essence: str, text: str) -> str:

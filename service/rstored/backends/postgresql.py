@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, Self, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 from weakref import WeakKeyDictionary
 
@@ -119,7 +119,7 @@ class PostgreSQLBackend(Backend):
         settings = {"search_path": _quoted(schema), **_SETTINGS}
 
         async def configure(connection: Connection) -> None:
-            with _Watch(_CONNECT_SECONDS).over(connection):
+            with _Watch(connection, _CONNECT_SECONDS):
                 await connection.execute(
                     "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS each (name, value)",
                     (list(settings), list(settings.values())),
@@ -265,13 +265,17 @@ class PostgreSQLBackend(Backend):
     ) -> AsyncIterator[Connection]:
         """A connection of the pool, for so long at most. Every error of the driver leaves here translated."""
         self._check_open()
-        watch = _Watch(seconds)
+        watch: _Watch | None = None
         try:
-            async with self._pool.connection(wait_seconds) as connection:
-                with watch.over(connection):
+            # Not the pool's own context: at its end it commits, through psycopg, what is committed already.
+            connection = await self._pool.getconn(wait_seconds)
+            try:
+                with _Watch(connection, seconds) as watch:
                     yield connection
+            finally:
+                await self._pool.putconn(connection)
         except psycopg.Error as error:
-            if watch.hung_up:
+            if watch is not None and watch.hung_up:
                 # The others are likely to hang as well.
                 await self._pool.drain()
                 raise _HungUp("backend-unavailable", "PostgreSQL took too long to answer: try again") from error
@@ -285,24 +289,24 @@ class PostgreSQLBackend(Backend):
 class _Watch:
     """Bounds the time that is spent on a connection: the driver itself would wait for a silent server for ever."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, connection: Connection, seconds: float) -> None:
         self.hung_up = False
+        self._connection = connection
         self._seconds = seconds
 
-    @contextlib.contextmanager
-    def over(self, connection: Connection) -> Iterator[None]:
-        timer = asyncio.get_running_loop().call_later(self._seconds, self._hang_up, connection)
-        try:
-            yield
-        finally:
-            timer.cancel()
+    def __enter__(self) -> Self:
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._hang_up)
+        return self
 
-    def _hang_up(self, connection: Connection) -> None:
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def _hang_up(self) -> None:
         """Have whoever waits on the connection learn that it is over."""
         self.hung_up = True
         with (
             contextlib.suppress(OSError, psycopg.Error),
-            socket.socket(fileno=os.dup(connection.fileno())) as duplicate,
+            socket.socket(fileno=os.dup(self._connection.fileno())) as duplicate,
         ):
             duplicate.shutdown(socket.SHUT_RDWR)
 
@@ -567,8 +571,8 @@ _LOCK_NAMESPACES: Final = f"""
     CROSS JOIN LATERAL ({_OWNER} FOR KEY SHARE) AS owner
 """  # noqa: S608 - made of constants
 _LOCK_HEADS: Final = f"""
-    SELECT place.namespace, found.kind, found.key, found.id, found.meta, found.expires_ms
-    FROM unnest(%s::text[], %s::bigint[], %s::text[]) AS place (namespace, kind, key)
+    SELECT place.position, found.id, found.meta, found.expires_ms
+    FROM unnest(%s::text[], %s::bigint[], %s::text[]) WITH ORDINALITY AS place (namespace, kind, key, position)
     CROSS JOIN LATERAL ({_OWNER} LIMIT 1) AS owner
     CROSS JOIN LATERAL ({_FOUND} FOR UPDATE) AS found
 """  # noqa: S608 - made of constants
@@ -662,15 +666,15 @@ class _Transaction:
 
     async def _lock(self, places: list[Place], *, alone: bool) -> None:
         """Begin, lock the heads of the places, pin their namespaces, and learn both, all in one round trip."""
-        parents = {place.namespace for place in places if place.kind is not Kind.NAMESPACE}
-        requests: list[Request] = [(_LOCK_NAMESPACES, (texts(sorted(parents)),)), (_LOCK_HEADS, _columns(places))]
+        parents = sorted({place.namespace for place in places if place.kind is not Kind.NAMESPACE})
+        requests: list[Request] = [(_LOCK_NAMESPACES, (texts(parents),)), (_LOCK_HEADS, _columns(places))]
         beginning = [_BEGIN, _LOCK_ALONE] if alone else [_BEGIN]
         *_, namespaces, records = await self._connection.exchange([*beginning, *requests])
-        found = [("", int(Kind.NAMESPACE), *row) for row in namespaces] + records
-        for place in (*places, *map(namespace_place, parents)):
-            self._ids[place] = self._heads[place] = None
-        for namespace, kind, key, record_id, meta, expires_ms in found:
-            place = Place(namespace, Kind(kind), key)
+        self._ids = dict.fromkeys((*places, *map(namespace_place, parents)))
+        self._heads = dict.fromkeys(self._ids)
+        found = [(namespace_place(name), *row) for name, *row in namespaces]
+        found += [(places[position - 1], *row) for position, *row in records]
+        for place, record_id, meta, expires_ms in found:
             self._ids[place], self._heads[place] = record_id, Head(meta, b"", expires_ms)
 
     async def _run_wave(self, wave: list[tuple[int, Update[Any]]], results: list[Any]) -> None:

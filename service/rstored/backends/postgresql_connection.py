@@ -45,6 +45,7 @@ _int8: Final = struct.Struct("!q").pack
 _size: Final = struct.Struct("!i").pack
 _array_head: Final = struct.Struct("!5i").pack
 _NULL: Final = _size(-1)
+_INT8_SIZE: Final = _size(8)
 # It is given one result after the other, and has forgotten it when the next one comes.
 _loaders: Final = Transformer()
 
@@ -174,7 +175,10 @@ def texts(items: Sequence[str]) -> bytes:
 
 def integers(items: Sequence[int | None]) -> bytes:
     """An array for ``%s::bigint[]``."""
-    return _array(_INT8_OID, [None if item is None else _int8(item) for item in items])
+    if None in items:
+        return _array(_INT8_OID, [None if item is None else _int8(item) for item in items])
+    # All have one size, which can stand between them.
+    return b"".join((_head(_INT8_OID, len(items)), _INT8_SIZE.join((b"", *map(_int8, items)))))
 
 
 def blobs(items: Sequence[bytes | None]) -> bytes:
@@ -182,9 +186,13 @@ def blobs(items: Sequence[bytes | None]) -> bytes:
     return _array(_BYTEA_OID, items)
 
 
-def _array(oid: int, items: Sequence[bytes | None]) -> bytes:
+def _head(oid: int, count: int) -> bytes:
     # One dimension, nulls allowed, counted from 1; an empty array has no dimension.
-    parts = [_array_head(1, 1, oid, len(items), 1) if items else _array_head(0, 0, oid, 0, 0)[:12]]
+    return _array_head(1, 1, oid, count, 1) if count else _array_head(0, 0, oid, 0, 0)[:12]
+
+
+def _array(oid: int, items: Sequence[bytes | None]) -> bytes:
+    parts = [_head(oid, len(items))]
     for item in items:
         if item is None:
             parts.append(_NULL)

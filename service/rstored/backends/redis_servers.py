@@ -119,6 +119,8 @@ class _Node:
     """One server, and a few connections to it."""
 
     def __init__(self, url: str) -> None:
+        # It knows the DSN's parameters and makes connections. To have it hand them out as well would cost more than to
+        # send a command.
         self._pool = BlockingConnectionPool.from_url(
             url,
             max_connections=_CONNECTIONS_MAX,
@@ -128,39 +130,71 @@ class _Node:
             socket_timeout=None,
             socket_connect_timeout=_CONNECT_SECONDS,
         )
+        self._permits = asyncio.Semaphore(self._pool.max_connections)
+        # Those that nobody uses. Another list takes its place when what is in use is not to be used again.
+        self._free: list[AbstractConnection] = []
 
     async def exchange(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
         """Send the commands at once and return their answers, errors of the server among them.
 
         Raises :class:`_Unsent`, or what broke the connection while the answers were awaited.
         """
+        loop = asyncio.get_running_loop()
+        connection: AbstractConnection | None = None
+        answers: list[Any] = []
+        free = self._free
         try:
-            async with asyncio.timeout(_CONNECT_SECONDS):
-                connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+            async with asyncio.timeout_at(loop.time() + _CONNECT_SECONDS) as timeout, self._permits:
+                connection = await self._connected()
+                timeout.reschedule(loop.time() + _ANSWER_SECONDS)
+                try:
+                    await connection.send_packed_command([*map(_packed, commands)], check_health=False)
+                    for _ in commands:
+                        try:
+                            answers.append(await connection.read_response())
+                        except ResponseError as error:
+                            answers.append(error)
+                except BaseException:
+                    # Answers may still be under way on it.
+                    await connection.disconnect(nowait=True)
+                    raise
         except FAILURES as error:
-            raise _Unsent from error
-        try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                await connection.send_packed_command([*map(_packed, commands)], check_health=False)
-                answers: list[Any] = []
-                for _ in commands:
-                    try:
-                        answers.append(await connection.read_response())
-                    except ResponseError as error:
-                        answers.append(error)
-        except BaseException:
-            # Answers may still be under way on it.
-            await connection.disconnect(nowait=True)
+            if connection is None:
+                raise _Unsent from error
             raise
-        finally:
-            await self._pool.release(connection)
         if any(isinstance(answer, ReadOnlyError) for answer in answers):
             # It was demoted; a new connection finds its successor.
-            await self._pool.disconnect()
+            await self.close()
+        if free is self._free:
+            free.append(connection)
+        else:
+            await connection.disconnect(nowait=True)
         return answers
 
+    async def _connected(self) -> AbstractConnection:
+        """A connection that nobody uses, the one that was used last, or a new one."""
+        while self._free:
+            connection: AbstractConnection = self._free.pop()
+            try:
+                if not await connection.can_read():
+                    return connection
+            except FAILURES:
+                pass
+            # The server has closed it, or has answered what was not asked.
+            await connection.disconnect(nowait=True)
+        connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
+
     async def close(self) -> None:
-        await self._pool.disconnect()
+        """Let go of every connection; those in use go when they are not needed any more."""
+        free, self._free = self._free, []
+        for connection in free:
+            await connection.disconnect(nowait=True)
 
 
 class Servers(abc.ABC):

@@ -110,12 +110,16 @@ class _Batches(Generic[RequestT, AnswerT]):
         self._sender: asyncio.Task[None] | None = None
         # One timer for all who wait: one each would cost more than to wait does.
         self._timer: asyncio.TimerHandle | None = None
+        # Found out once: to ask which loop is running is a system call in Python 3.11.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
     async def submit(self, request: RequestT) -> AnswerT:
         if self._closed:
             raise Problem("shutting-down", "the service is stopping; try again when it is back")
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
         future: asyncio.Future[AnswerT] = loop.create_future()
         deadline = loop.time() + WAIT_SECONDS
         self._waiting.append((request, future, deadline))

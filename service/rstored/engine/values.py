@@ -24,14 +24,15 @@ def check_value(value: Value, limits: Limits, **members: Any) -> None:
     The codes are ``value-too-large``, ``invalid-value`` and ``nesting-too-deep``; ``members`` (a ``pointer``, say)
     become members of the problem.
     """
-    size, limit = len(value.data), limits.value_bytes_max
+    encoding, data = value
+    size, limit = len(data), limits.value_bytes_max
     if size > limit:
         raise Problem(
             "value-too-large", f"the value has {size} bytes; at most {limit} are taken", limit=limit, **members
         )
-    if value.encoding is Encoding.JSON:
+    if encoding is Encoding.JSON:
         try:
-            parse_json(value.data, nesting_max=limits.nesting_max)
+            parse_json(data, nesting_max=limits.nesting_max)
         except NestingTooDeep as error:
             raise Problem("nesting-too-deep", str(error), limit=limits.nesting_max, **members) from None
         except InvalidJSON as error:

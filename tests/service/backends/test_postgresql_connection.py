@@ -45,6 +45,7 @@ async def test_a_parameter_comes_back_as_it_was(connection: Connection, value: s
     [
         (texts, "text", ["", "é€😀", "a" * 70_000]),
         (integers, "bigint", [0, None, -(2**63), 2**63 - 1]),
+        (integers, "bigint", [-1, 5, 2**63 - 1]),
         (blobs, "bytea", [b"", None, bytes(range(256))]),
     ],
 )
