@@ -423,6 +423,9 @@ class Connection(asyncio.Protocol):
             # An older client may not know chunks.
             scope["http_version"] = "1.0"
             exchange.keep_alive = False
+        elif [name for name, _ in fields].count(b"host") != 1:
+            # RFC 9112, 3.2: a proxy that sees another one than we do must not be believed.
+            raise Problem("malformed-request", "An HTTP/1.1 request has one Host.")
         exchange.expects_continue = (b"expect", b"100-continue") in fields
 
     def on_body(self, body: bytes) -> None:

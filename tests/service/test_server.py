@@ -204,6 +204,8 @@ def test_what_may_be_read_in_two_ways_is_refused_with_all_that_follows(server, r
         b"BREW /kv/k HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n",
         b"CONNECT /kv/k HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /kv/k HTTP/1.1\r\nAccept: */*\r\n\r\n",
+        b"GET /kv/k HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
         b"GET /kv HTTP/1.1\r\nHost x\r\n\r\n",
         b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n11",
@@ -544,10 +546,10 @@ async def test_what_may_come_late_in_a_round_is_answered_from_what_is_stored_the
     with theirs:
         made = Connection(app, connections, ours, None)
         transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: made, ours)
-        made.data_received(b"GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\nGET /3")
-        made.data_received(b" HTTP/1.1\r\n\r\n")
-        made.data_received(b"PUT /4 HTTP/1.1\r\nContent-Length: 1\r\n\r\n")
-        made.data_received(b"1GET /5 HTTP/1.1\r\n\r\n")
+        made.data_received(b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\nGET /3")
+        made.data_received(b" HTTP/1.1\r\nHost: a\r\n\r\n")
+        made.data_received(b"PUT /4 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n")
+        made.data_received(b"1GET /5 HTTP/1.1\r\nHost: a\r\n\r\n")
         await asyncio.sleep(0.1)
         transport.abort()
     assert told == expected
