@@ -77,8 +77,11 @@ def started(serve, tmp_path):
 
     def start(**limits: int):
         server = serve(f"sqlite:///{tmp_path / 'store.db'}", limits={name.upper(): n for name, n in limits.items()})
-        # Closed by the service itself, so that this connection counts no more.
-        assert httpx2.put(f"{server.url}/kv/k", json="v", headers={"Connection": "close"}).is_success
+        # Closed by the service itself, and that is waited for, so that this connection counts no more.
+        with connection(server) as connected:
+            head = b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 1\r\n\r\n"
+            connected.sendall(head + b"v")
+            assert closed_within(connected, 20)
         return server
 
     return start
