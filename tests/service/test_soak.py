@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -19,13 +20,14 @@ import struct
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
 import httpx2
 import pytest
+import uvloop
 from tests.test_tls import new_authority
 from tests.test_tls import settings as tls_settings
 
@@ -57,14 +59,6 @@ ANSWER_SECONDS_MAX = 5
 # From the second to the last third; in the short run the silent ones still become more for most of it.
 GROWTH_BYTES_MAX = (48 if STRESS else 96) * 2**20
 GRACE_SECONDS = 5
-
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend():
-    """The event loop of the service."""
-    return "asyncio", {"use_uvloop": True}
 
 
 # --- what they send ----------------------------------------------------------------------------------------
@@ -369,6 +363,23 @@ async def settled(held: Callable[[], dict[str, float]]) -> None:
 # --- tests -------------------------------------------------------------------------------------------------
 
 
+def on_loop_of_the_service(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test on a loop of its own, of the kind that the service has; it fails if anything called there does."""
+
+    @functools.wraps(test)
+    def run(**fixtures: Any) -> None:
+        failures: list[dict[str, Any]] = []
+
+        async def watched() -> None:
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+            await test(**fixtures)
+
+        uvloop.run(watched())
+        assert failures == []
+
+    return run
+
+
 class Certificates(NamedTuple):
     files: tuple[str, str]
     trusting: ssl.SSLContext
@@ -393,6 +404,7 @@ async def sample_memory(pid: int, into: list[int]) -> None:
         await asyncio.sleep(0.05)
 
 
+@on_loop_of_the_service
 async def test_a_process_lets_go_of_everything(serve, tmp_path, certificates):
     process = serve(
         f"sqlite:///{tmp_path / 'store.db'}",
@@ -447,6 +459,7 @@ async def sweep(connections: Connections) -> None:
         connections.sweep(asyncio.get_running_loop().time())
 
 
+@on_loop_of_the_service
 async def test_nothing_is_left_of_requests_and_connections(tmp_path, certificates):
     """The same within this process, where everything that is held can be seen."""
     cert, key = certificates.files if certificates else (None, None)
