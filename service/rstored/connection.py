@@ -517,7 +517,6 @@ class Connection(asyncio.Protocol):
 
     def end(self, exchange: Exchange) -> None:
         """Go on after an answer: with the next request, or with the rest of a body that nobody wants, or not at all."""
-        self.server.total_requests += 1
         if not exchange.complete_body:
             self.resume_reading()
             self._lingers_until = self.loop.time() + _LINGER_SECONDS
@@ -534,6 +533,8 @@ class Connection(asyncio.Protocol):
         """Whether the connection ends with this request."""
         if not exchange.keep_alive:
             return True
+        if not self._stopping and not self._pipelines_too_much:
+            return False
         more = self._waiting or (self._in_message and self._arriving is not exchange)
         return (self._stopping and not more) or (self._pipelines_too_much and not self._waiting)
 

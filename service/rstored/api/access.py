@@ -80,7 +80,7 @@ class Grant:
         """Whether the holder may do what takes this access to a namespace, or to the whole service (None)."""
         if access > self._access:
             return False
-        return self.everywhere if namespace is None else self.reaches(namespace)
+        return self.everywhere or (namespace is not None and self.reaches(namespace))
 
 
 OPEN: Final = Grant("", ("*",), Access.ADMIN)

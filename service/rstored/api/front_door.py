@@ -178,26 +178,11 @@ class FrontDoor:
     # --- ASGI ----------------------------------------------------------------------------------------------
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            await self._serve(scope, receive, send)
-        elif scope["type"] == "lifespan":
+        if scope["type"] == "lifespan":
             await self._live(receive, send)
-        else:
+            return
+        if scope["type"] != "http":
             raise RuntimeError(f"the service does not speak {scope['type']}")
-
-    async def _live(self, receive: Receive, send: Send) -> None:
-        await receive()
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                await stack.enter_async_context(self.running())
-            except Problem as problem:
-                await send({"type": "lifespan.startup.failed", "message": problem.detail})
-                return
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
-        await send({"type": "lifespan.shutdown.complete"})
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         state = self.state
         method: str = scope["method"]
@@ -259,6 +244,18 @@ class FrontDoor:
             self._finish(state, endpoint, request, status, started)
         finally:
             self._dismiss(request)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self.running())
+            except Problem as problem:
+                await send({"type": "lifespan.startup.failed", "message": problem.detail})
+                return
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
 
     # --- how much at once, and how long --------------------------------------------------------------------
 

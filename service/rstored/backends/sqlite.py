@@ -347,9 +347,10 @@ class _Reader:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
-        self._execute = connection.execute
-        # A cursor of its own for what finds one row, and so is at its end at once.
-        self._find = connection.cursor().execute
+        # What finds one row at most is at its end at once, so one cursor does for all of that.
+        self._execute = connection.cursor().execute
+        # A scan may stop before its end, so each has a cursor of its own.
+        self._scan = connection.execute
         self._answers: dict[type[Any], Callable[[Any], Any]] = {
             HeadRead: self._head,
             RowScan: self._rows,
@@ -383,9 +384,7 @@ class _Reader:
         """The heads of records of one kind in one namespace."""
         sql, bound = (_HEADS, ()) if bytes_max is None else (_BOUNDED_HEADS, (bytes_max,))
         heads: list[Head | None] = [None] * len(keys)
-        for position, *head in self._execute(
-            sql, (*bound, _json(keys), ROOT_ID, int(_NAMESPACE), namespace, int(kind))
-        ):
+        for position, *head in self._scan(sql, (*bound, _json(keys), ROOT_ID, int(_NAMESPACE), namespace, int(kind))):
             heads[position] = Head._make(head)
         return heads
 
@@ -397,25 +396,25 @@ class _Reader:
         return None if row is None else Head._make(row)
 
     def _rows(self, scan: RowScan) -> Slice[Row]:
-        rows = map(Row._make, self._execute(*_SQL.scan_query(scan)))
+        rows = map(Row._make, self._scan(*_SQL.scan_query(scan)))
         return _slice(rows, scan.limit, scan.bytes_max, lambda row: len(row.value))
 
     def _listing(self, listing: Listing) -> Slice[tuple[str, Head]]:
-        rows = ((row[0], Head._make(row[1:])) for row in self._execute(*_SQL.listing_query(listing)))
+        rows = ((row[0], Head._make(row[1:])) for row in self._scan(*_SQL.listing_query(listing)))
         return _slice(rows, listing.limit, listing.bytes_max, lambda item: len(item[1].value))
 
     def _counts(self, read: CountRead) -> dict[Kind, int]:
         counts = dict.fromkeys(COUNTED, 0)
-        for kind, n in self._execute(_SQL.counts, (read.namespace,)):
+        for kind, n in self._scan(_SQL.counts, (read.namespace,)):
             counts[Kind(kind)] += n
-        for kind, n in self._execute(_SQL.expired_counts, (read.now_ms, read.namespace)):
+        for kind, n in self._scan(_SQL.expired_counts, (read.now_ms, read.namespace)):
             # What is not counted expires too.
             if kind in counts:
                 counts[Kind(kind)] -= n
         return counts
 
     def _expired(self, read: ExpiredRead) -> list[Place]:
-        rows = self._execute(_SQL.expired, (read.now_ms, read.limit))
+        rows = self._scan(_SQL.expired, (read.now_ms, read.limit))
         return [Place(namespace, Kind(kind), key) for namespace, kind, key in rows]
 
 
