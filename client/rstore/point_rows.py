@@ -13,6 +13,7 @@ import enum
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -185,9 +186,9 @@ class _Numbers(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Rows(msgspec.Struct, forbid_unknown_fields=True):
-    """Any body: rows whose cells are looked at one by one."""
+    """Any body: rows that are looked at one by one, since as Python objects all take a hundred times their bytes."""
 
-    points: list[list[Raw]]
+    points: list[Raw]
 
 
 _NUMBERS: Final = msgspec.json.Decoder(_Numbers)
@@ -195,7 +196,9 @@ _ROWS: Final = msgspec.json.Decoder(_Rows)
 _NUMBERS_MSGPACK: Final = msgspec.msgpack.Decoder(_Numbers)
 _ROWS_MSGPACK: Final = msgspec.msgpack.Decoder(_Rows)
 _NUMBER_LINES: Final = msgspec.json.Decoder(tuple[int, int | float])
-_ROW_LINES: Final = msgspec.json.Decoder(list[Raw])
+_ROW_LINES: Final = msgspec.json.Decoder(Raw)
+_CELLS: Final = msgspec.json.Decoder(list[Raw])
+_CELLS_MSGPACK: Final = msgspec.msgpack.Decoder(list[Raw])
 _NUMBER_LIST: Final = msgspec.json.Decoder(list[tuple[int, int | float]])
 
 
@@ -203,7 +206,7 @@ def _json(body: bytes) -> Points:
     try:
         return _of_numbers(_NUMBERS.decode(body).points)
     except (msgspec.ValidationError, _NotNumbersError):
-        return _of_rows(_ROWS.decode(body).points, _json_value)
+        return _of_pairs(map(_json_value, _ROWS.decode(body).points))
 
 
 def _ndjson(body: bytes) -> Points:
@@ -214,7 +217,7 @@ def _ndjson(body: bytes) -> Points:
         points = _of_numbers(rows)
     except (msgspec.ValidationError, _NotNumbersError):
         rows = _ROW_LINES.decode_lines(body)
-        points = _of_rows(rows, _json_value)
+        points = _of_pairs(map(_json_value, rows))
     if len(rows) != lines:
         message = "each line holds one array, and each array stands on one line"
         raise InvalidPoints(message, code="malformed-body")
@@ -225,7 +228,7 @@ def _msgpack(body: bytes) -> Points:
     try:
         return _of_numbers(_NUMBERS_MSGPACK.decode(body).points)
     except (msgspec.ValidationError, _NotNumbersError):
-        return _of_rows(_ROWS_MSGPACK.decode(body).points, _msgpack_value)
+        return _of_pairs(map(_msgpack_value, _ROWS_MSGPACK.decode(body).points))
 
 
 def _csv(body: bytes) -> Points:
@@ -272,6 +275,11 @@ _PARSERS: Final[dict[Form, Callable[[bytes], Points]]] = {
 }
 
 
+# So many rows are Python objects at a time.
+_PART_ROWS: Final = 10_000
+_SHAPE: Final = "a point is [timestamp, value] or [timestamp, data, encoding]"
+
+
 class _NotNumbersError(Exception):
     """A number that is not finite (msgpack has such) stands among the values."""
 
@@ -283,24 +291,32 @@ def _of_numbers(rows: list[tuple[int, int | float]]) -> Points:
         raise _NotNumbersError from None
 
 
-def _of_rows(rows: list[list[Raw]], read: Callable[[list[Raw]], tuple[int, Value]]) -> Points:
-    return _of_pairs(map(read, rows))
-
-
 def _of_pairs(pairs: Iterable[tuple[int, Value]]) -> Points:
-    """Points of checked pairs; an error that a pair raises is told with the pair's number."""
-    found: list[tuple[int, Value]] = []
-    try:
-        found.extend(pairs)
-    except InvalidPoints as error:
-        raise InvalidPoints(str(error), code=error.code, pointer=f"/points/{len(found)}") from None
-    except RecursionError:
-        message = "the value is nested too deeply"
-        raise InvalidPoints(message, code="nesting-too-deep", pointer=f"/points/{len(found)}") from None
-    return Points.from_values(found)
+    """Points of checked pairs, some of which are objects at a time."""
+    joined = concatenate(_parts_of_pairs(iter(pairs)))
+    return ordered(joined.timestamps, joined.values)
 
 
-def _json_value(row: list[Raw]) -> tuple[int, Value]:
+def _parts_of_pairs(pairs: Iterator[tuple[int, Value]]) -> Iterator[Points]:
+    """The points in parts; an error that a pair raises is told with the pair's number."""
+    before = 0
+    while True:
+        found: list[tuple[int, Value]] = []
+        try:
+            found.extend(islice(pairs, _PART_ROWS))
+        except InvalidPoints as error:
+            raise InvalidPoints(str(error), code=error.code, pointer=f"/points/{before + len(found)}") from None
+        except RecursionError:
+            message = "the value is nested too deeply"
+            raise InvalidPoints(message, code="nesting-too-deep", pointer=f"/points/{before + len(found)}") from None
+        if not found:
+            return
+        before += len(found)
+        yield Points.from_values(found)
+
+
+def _json_value(text: Raw) -> tuple[int, Value]:
+    row = _cells(text, _CELLS)
     t, raw, encoding = _row(row, msgspec.json.decode)
     if encoding is Encoding.JSON:
         return t, Value(encoding, bytes(raw).strip())
@@ -310,7 +326,8 @@ def _json_value(row: list[Raw]) -> tuple[int, Value]:
         raise InvalidPoints(f"a value with encoding {encoding.label} stands as a base64 string") from None
 
 
-def _msgpack_value(row: list[Raw]) -> tuple[int, Value]:
+def _msgpack_value(packed: Raw) -> tuple[int, Value]:
+    row = _cells(packed, _CELLS_MSGPACK)
     t, raw, encoding = _row(row, msgspec.msgpack.decode)
     value = msgspec.msgpack.decode(raw)
     if isinstance(value, bytes) and len(row) == 3:
@@ -328,9 +345,16 @@ def _msgpack_value(row: list[Raw]) -> tuple[int, Value]:
     return t, Value(encoding, text)
 
 
+def _cells(row: Raw, decoder: msgspec.json.Decoder[list[Raw]] | msgspec.msgpack.Decoder[list[Raw]]) -> list[Raw]:
+    try:
+        return decoder.decode(row)
+    except msgspec.ValidationError:
+        raise InvalidPoints(_SHAPE) from None
+
+
 def _row(row: list[Raw], decode: Callable[..., Any]) -> tuple[int, Raw, Encoding]:
     if len(row) not in (2, 3):
-        raise InvalidPoints("a point is [timestamp, value] or [timestamp, data, encoding]")
+        raise InvalidPoints(_SHAPE)
     try:
         t = decode(row[0], type=int)
         label = decode(row[2], type=str) if len(row) == 3 else "json"

@@ -276,6 +276,25 @@ def test_an_error_points_to_the_row_and_repeats_no_value():
     assert "secret" not in str(caught.value)
 
 
+ENCODERS = {
+    Form.JSON: lambda rows: json.dumps({"points": rows}).encode(),
+    Form.NDJSON: lambda rows: b"".join(json.dumps(row).encode() + b"\n" for row in rows),
+    Form.MSGPACK: lambda rows: msgspec.msgpack.encode({"points": rows}),
+}
+
+
+@pytest.mark.parametrize("form", ENCODERS)
+def test_many_rows_are_read_in_parts_as_if_they_were_one(form):
+    # Every timestamp comes three times, in three parts, and the last one wins.
+    rows = [[t, f"{time} {t}"] for time in range(3) for t in range(9_000, 0, -1)]
+    points = parse_points(ENCODERS[form](rows), form)
+    assert list(points) == [(t, Value(Encoding.JSON, b'"2 %d"' % t)) for t in range(1, 9_001)]
+    for wrong in ([1, 2, "nothing"], [1], 7, None):
+        with pytest.raises(InvalidPoints) as caught:
+            parse_points(ENCODERS[form]([*rows, wrong]), form)
+        assert (caught.value.code, caught.value.pointer) == ("invalid-body", "/points/27000")
+
+
 def test_bytes_that_do_not_fit_the_limit_are_refused():
     points = Points.from_values((t, Value(Encoding.JSON, b"1" * 1_000)) for t in range(100))
     body = encode(points)

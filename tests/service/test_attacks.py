@@ -146,6 +146,14 @@ def test_a_value_of_msgpack_is_measured_before_it_is_parsed(server):
     assert peak_bytes(server) < BASE_BYTES + 4 * len(body)
 
 
+def test_rows_of_points_are_few_objects_at_a_time(server):
+    body = b"\x81\xa6points\xdd" + (2**19).to_bytes(4, "big") + b"\x92\x01\x91\x90" * 2**19
+    headers = {"Content-Type": "application/msgpack"}
+    found = httpx2.post(f"{server.url}/ts/s/range", content=body, headers=headers, timeout=60)
+    assert found.json() == {"points": 1}
+    assert peak_bytes(server) < BASE_BYTES + 40 * len(body)
+
+
 def test_ten_thousand_idle_connections(server, many_files):
     """As many as the hard limit of open files allows this process, if that is fewer."""
     count = min(10_000, many_files - 200)
