@@ -296,6 +296,7 @@ class _Machine:
     def __init__(self, data: bytes, *, cpu_seconds: float = _CPU_SECONDS) -> None:
         self.data = data
         self.position = 0
+        self.frame_end = 0
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: list[Any] = []
@@ -360,7 +361,8 @@ class _Machine:
     def take(self, size: int) -> bytes:
         start = self.position
         self.position = end = start + size
-        if end > len(self.data):
+        if end > len(self.data) or start < self.frame_end < end:
+            # No operand goes beyond its frame (PEP 3154): Python reads such a one in two ways, from bytes and files.
             raise EOFError
         return self.data[start:end]
 
@@ -372,8 +374,10 @@ class _Machine:
             raise ValueError
 
     def begin_frame(self) -> None:
-        if self.take_size(8) > len(self.data) - self.position:
+        size = self.take_size(8)
+        if size > len(self.data) - self.position or self.position <= self.frame_end:
             raise EOFError
+        self.frame_end = self.position + size
 
     def pop_to_mark(self) -> list[Any]:
         mark = self.marks.pop()

@@ -393,3 +393,24 @@ def test_trusted_failures_are_store_errors_too() -> None:
     for data in (b"", b"nonsense", P + name("no.such.module", "x") + b".", P + name("os", "no_such_name") + b"."):
         with pytest.raises(StoreEncodingError, match="cannot be loaded"):
             pickles.loads(data, trusted=True)
+
+
+def framed(size: int, data: bytes) -> bytes:
+    return P + pickle.FRAME + struct.pack("<Q", size) + data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        framed(3, text("text") + b"."),
+        framed(4, pickle.SHORT_BINUNICODE + b"\x04text."),
+        framed(10, pickle.FRAME + struct.pack("<Q", 2) + pickle.NONE + b"."),
+        framed(3, pickle.NONE + b"."),
+    ],
+    ids=["size", "text", "frame in a frame", "beyond the end"],
+)
+def test_what_goes_beyond_its_frame_is_refused(data):
+    assert pickles.loads(framed(2, pickle.NONE + b"."), trusted=False) is None
+    assert pickles.loads(framed(1, pickle.NONE) + framed(1, b".")[2:], trusted=False) is None
+    with pytest.raises(StoreEncodingError, match="malformed"):
+        pickles.loads(data, trusted=False)
