@@ -370,7 +370,7 @@ def test_a_slow_body_is_cut(started):
     """stall_seconds_max and transfer_bytes_per_second_min, for what arrives."""
     server = started(stall_seconds_max=1, transfer_bytes_per_second_min=1000)
     with connection(server) as connected:
-        assert slow_put(connected, b"x" * 800, 0.1, 4)[0] == 201
+        assert slow_put(connected, b"x" * 400, 0.1, 4)[0] == 201
     with connection(server) as connected:
         begun = time.monotonic()
         answer = slow_put(connected, b"x" * 10, 0.1, 30)

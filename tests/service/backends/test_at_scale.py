@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import re
 import sqlite3
+import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -344,7 +345,7 @@ async def test_a_discarded_namespace_leaves_nothing_behind_and_others_are_served
         other = asyncio.create_task(other_client())
         started = time.perf_counter()
         assert await engine.namespaces.discard("large")
-        discarding = time.perf_counter() - started
+        assert time.perf_counter() - started < 1
         assert await engine.kv.count("large") == 0
         assert (await engine.kv.list("large")).items == []
         deadline = time.monotonic() + 60
@@ -352,14 +353,13 @@ async def test_a_discarded_namespace_leaves_nothing_behind_and_others_are_served
             assert not other.done(), other.exception()
             assert time.monotonic() < deadline
             await asyncio.sleep(0.1)
-        erased = time.perf_counter() - started
         other.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await other
         # Erased in one piece, somebody would wait for as long as all of it takes.
         assert len(waits) > 20
-        assert discarding < max(1, erased / 4)
-        assert max(waits) < max(2, erased / 2)
+        assert statistics.median(waits) < 0.2
+        assert max(waits) < 2
         for namespace in ("small", "other", "kept"):
             await engine.namespaces.discard(namespace)
         while await erasing(place):
