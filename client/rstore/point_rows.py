@@ -12,7 +12,7 @@ import binascii
 import enum
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Final
 
@@ -291,9 +291,9 @@ def _of_numbers(rows: list[tuple[int, int | float]]) -> Points:
         raise _NotNumbersError from None
 
 
-def _of_pairs(pairs: Iterable[tuple[int, Value]]) -> Points:
+def _of_pairs(pairs: Iterator[tuple[int, Value]]) -> Points:
     """Points of checked pairs, some of which are objects at a time."""
-    joined = concatenate(_parts_of_pairs(iter(pairs)))
+    joined = concatenate(_parts_of_pairs(pairs))
     return ordered(joined.timestamps, joined.values)
 
 

@@ -52,7 +52,7 @@ __all__ = [
     "translated",
 ]
 
-# To get a connection: a free one of the pool or a new one, greeted and logged in.
+# To get a connection: a free one or a new one, greeted and logged in.
 _CONNECT_SECONDS: Final = 2.0
 _ANSWER_SECONDS: Final = 10.0
 _CONNECTIONS_MAX: Final = 8
@@ -124,7 +124,6 @@ class _Node:
         self._pool = BlockingConnectionPool.from_url(
             url,
             max_connections=_CONNECTIONS_MAX,
-            timeout=_CONNECT_SECONDS,
             protocol=2,
             retry=Retry(NoBackoff(), 0),
             socket_timeout=None,

@@ -15,10 +15,6 @@ def waves(updates: Sequence[Update[Any]]) -> list[list[int]]:
 
     A namespace is shared by all who use it, unless one of them names its record.
     """
-    places = [place for update in updates for place in update.places]
-    if len(set(places)) == len(places) and all(place.kind is not Kind.NAMESPACE for place in places):
-        # As it is mostly.
-        return [list(range(len(updates)))]
     found: list[list[int]] = []
     # The first wave that may touch a record, and that may name a namespace's record.
     free: dict[Place, int] = {}

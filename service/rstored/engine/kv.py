@@ -271,17 +271,16 @@ class KeyValues:
 
     def _new_head(self, part: BatchSet, now: int, write_id: str | None) -> Head:
         """The head that a write stores, unless it keeps the expiry that the entry has."""
-        _, value, media_type, ttl_seconds, condition = part
-        check_value(value, self._limits)
+        check_value(part.value, self._limits)
         expires_ms = None
-        if not isinstance(ttl_seconds, Expiry):
-            if not 0 < ttl_seconds <= TTL_SECONDS_MAX:
+        if not isinstance(part.ttl_seconds, Expiry):
+            if not 0 < part.ttl_seconds <= TTL_SECONDS_MAX:
                 detail = f"the ttl is a number of seconds greater than 0 and at most {TTL_SECONDS_MAX:.0f}"
                 raise Problem("invalid-parameter", detail, parameter="ttl")
-            expires_ms = now + math.ceil(ttl_seconds * 1000)
+            expires_ms = now + math.ceil(part.ttl_seconds * 1000)
         # A conditional write has an ETag of its own: equal content must not let two writers believe that they both won.
-        salt = "" if condition is ANY or condition == ANY else write_id or secrets.token_hex(16)
-        return Head(_meta(value, media_type, salt), value.data, expires_ms)
+        salt = "" if part.condition == ANY else write_id or secrets.token_hex(16)
+        return Head(_meta(part.value, part.media_type, salt), part.value.data, expires_ms)
 
 
 # --- inside plans ------------------------------------------------------------------------------------------
@@ -350,37 +349,26 @@ def _present(places: Sequence[Place], heads: Sequence[Head | None], now: int) ->
 _ETAG_LENGTH: Final = 22
 _URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 _SIZE: Final = struct.Struct(">I")
-_ENCODING_AND_SIZE: Final = struct.Struct(">BI")
 _SIZE_AT: Final = _ETAG_LENGTH + 1
 _MEDIA_TYPE_AT: Final = _SIZE_AT + 4
 _ENCODINGS: Final = tuple(Encoding)
 
 
 @functools.lru_cache(maxsize=64)
-def _begun(media_type: str) -> tuple[bytes, Callable[[], hashlib.blake2b], Callable[[], hashlib.blake2b]]:
-    """A media type's bytes, and what begins the hash of an ETag, with a salt and without, as far as they go.
-
-    To begin one anew takes longer than a short value.
-    """
+def _begun(media_type: str) -> tuple[bytes, hashlib.blake2b]:
+    """A media type's bytes, and the hash of an ETag as far as they go: to begin it takes longer than a short value."""
     name = media_type.encode()
-    begun = hashlib.blake2b(b"%b\0" % name, digest_size=16)
-    unsalted = begun.copy()
-    unsalted.update(b"\0")
-    return name, begun.copy, unsalted.copy
+    return name, hashlib.blake2b(b"%b\0" % name, digest_size=16)
 
 
 def _meta(value: Value, media_type: str, salt: str) -> bytes:
     """ETag, encoding, size and media type of a value. The ETag is a hash of media type, salt and content."""
-    name, salted, unsalted = _begun(media_type)
-    if salt:
-        digest = salted()
-        digest.update(b"%b\0" % salt.encode())
-    else:
-        digest = unsalted()
-    encoding, data = value
-    digest.update(data)
+    name, begun = _begun(media_type)
+    digest = begun.copy()
+    digest.update(b"%b\0" % salt.encode())
+    digest.update(value.data)
     etag = binascii.b2a_base64(digest.digest(), newline=False)[:_ETAG_LENGTH].translate(_URL_SAFE)
-    return etag + _ENCODING_AND_SIZE.pack(encoding, len(data)) + name
+    return b"%b%c%b%b" % (etag, value.encoding, _SIZE.pack(len(value.data)), name)
 
 
 def _etag(head: Head) -> str:
