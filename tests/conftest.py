@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-
-START_SECONDS = 20.0
+from tests.waiting import SECONDS_MAX, has_read_everything, listens, until
 
 
 @pytest.fixture
@@ -60,12 +59,20 @@ class ServiceProcess:
         """Return when it listens; ``RuntimeError`` with its log if it does not."""
         stdout = self.process.stdout
         assert stdout is not None
-        readable, _, _ = select.select([stdout], [], [], START_SECONDS)
+        readable, _, _ = select.select([stdout], [], [], SECONDS_MAX)
         line = stdout.readline().decode() if readable else ""
         found = re.search(r"https?://\S+:(\d+)", line)
         if found is None:
             raise RuntimeError(f"the service did not start: {line}{self.log}")
         self.url, self.port = found[0], int(found[1])
+
+    def wait_until_read(self) -> None:
+        """Return when it has read all that its clients sent, and has closed the connections that they closed."""
+        until(lambda: has_read_everything(self.port))
+
+    def wait_until_stopping(self) -> None:
+        """Return when it accepts no further connection, or has ended."""
+        until(lambda: self.process.poll() is not None or not listens(self.port))
 
     @property
     def log(self) -> str:
@@ -76,7 +83,7 @@ class ServiceProcess:
         """Stop it as a supervisor does, and return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+        return self.process.wait(SECONDS_MAX)
 
     def close(self) -> None:
         """Make sure that it is gone."""

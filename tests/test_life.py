@@ -19,6 +19,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from tests.waiting import until
 
 from rstore import Store, StoreNotAvailableError
 
@@ -45,9 +46,9 @@ def slow_put(url: str, path: str, size: int) -> tuple[socket.socket, bytes]:
 def test_a_signal_finishes_what_is_in_flight_and_exits_with_zero(serve, dsn, how):
     server = serve(dsn)
     in_flight = [slow_put(server.url, f"/kv/k{number}", 1000) for number in range(5)]
-    time.sleep(0.3)
+    server.wait_until_read()
     server.process.send_signal(how)
-    time.sleep(0.5)
+    server.wait_until_stopping()
     assert server.process.poll() is None, "it did not wait for the requests in flight"
     for connection, rest in in_flight:
         connection.sendall(rest)
@@ -76,7 +77,7 @@ def test_an_idle_service_stops_at_once(serve, dsn):
 def test_a_stop_under_load_loses_no_acknowledged_write(serve, dsn):
     server = serve(dsn)
     acknowledged, writers = start_writers(server.url)
-    time.sleep(1)
+    until(lambda: all(mine["es"] > 20 for mine in acknowledged))
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(15) == 0
     for writer in writers:
@@ -147,7 +148,7 @@ def check_acknowledged(server, acknowledged: list[dict[str, int]]) -> None:
 def test_kill_9_loses_no_acknowledged_write(serve, dsn, tmp_path):
     server = serve(dsn)
     acknowledged, writers = start_writers(server.url)
-    time.sleep(1.2)
+    until(lambda: all(mine["es"] > 20 for mine in acknowledged))
     server.process.send_signal(signal.SIGKILL)
     assert server.process.wait(10) == -signal.SIGKILL
     for writer in writers:
@@ -332,9 +333,9 @@ def test_a_draining_service_is_alive_but_not_ready(serve, dsn):
     connection, rest = slow_put(server.url, "/kv/k", 1000)
     with httpx2.Client(base_url=server.url) as http:
         assert http.get("/readyz").status_code == 200
-        time.sleep(0.2)
+        server.wait_until_read()
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
+        server.wait_until_stopping()
         # The connection is still open; a new one is no longer taken.
         with contextlib.suppress(httpx2.TransportError):
             answer = http.get("/readyz")

@@ -166,9 +166,9 @@ def test_shutting_down(serve, tmp_path):
         in_flight.sendall(b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nha")
         # This request arrives in two pieces, before and after the signal: its connection is not idle.
         begun.sendall(b"GET /readyz HTTP/1.1\r\nHo")
-        time.sleep(0.3)
+        server.wait_until_read()
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
+        server.wait_until_stopping()
         begun.sendall(b"st: localhost\r\n\r\n")
         answer = whole_answer(begun)
         in_flight.sendall(b"lf")
@@ -322,7 +322,7 @@ def half_a_put(server) -> socket.socket:
 def test_overloaded(serve, tmp_path):
     server = serve(f"sqlite:///{tmp_path / 'store.db'}", limits={"REQUESTS_IN_FLIGHT_MAX": 1})
     with half_a_put(server) as connection:
-        time.sleep(0.3)
+        server.wait_until_read()
         answer = httpx2.get(f"{server.url}/kv/k")
         check(answer, "overloaded")
         assert answer.headers["retry-after"] == "1"

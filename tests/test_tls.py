@@ -374,14 +374,14 @@ def test_handshakes_are_counted_per_client(small, authority):
             assert tls.recv(100).startswith(b"HTTP/1.1 200")
         # One that is given up makes room at once.
         silent_ones[0].close()
-        time.sleep(0.3)
+        server.wait_until_read()
         assert httpx2.get(f"{server.url}/healthz", verify=context).status_code == 200
 
 
 def test_it_stops_at_once_whoever_shakes_hands(small):
     server = small()
     with silent(server), silent(server, sent=PART_OF_A_HELLO):
-        time.sleep(0.3)
+        server.wait_until_read()
         started = time.monotonic()
         assert server.stop() == 0
         assert time.monotonic() - started < 3

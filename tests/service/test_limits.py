@@ -157,7 +157,7 @@ def test_connections_max_closes_none_that_has_a_request_under_way(started):
         busy = [stack.enter_context(connection(server)) for _ in range(3)]
         for connected in busy:
             connected.sendall(HALF_A_PUT)
-        time.sleep(0.3)
+        server.wait_until_read()
         assert ask(stack.enter_context(connection(server)))[0] == 0
         for connected in busy:
             assert ask(connected, b" a PUT")[0] in (201, 204)
@@ -172,7 +172,7 @@ def test_connections_per_client_max(started):
         assert ask(stack.enter_context(connection(server, "127.0.0.2")))[0] == 0
         assert ask(stack.enter_context(connection(server, "127.0.0.3")))[0] == 200
         mine[0].close()
-        time.sleep(0.3)
+        server.wait_until_read()
         assert ask(stack.enter_context(connection(server, "127.0.0.2")))[0] == 200
 
 
@@ -202,20 +202,20 @@ def test_when_no_file_can_be_opened_it_goes_on_and_recovers(started):
         assert ask(idle)[0] == 200
         for connected in all_busy:
             connected.sendall(HALF_A_PUT)
-        time.sleep(0.3)
+        server.wait_until_read()
         files = max(map(int, os.listdir(f"/proc/{pid}/fd"))) + 1
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (files, limit[1]))
         # Those that are idle make room, the longest idle one first.
         first = stack.enter_context(connection(server))
         assert ask(first)[0] == 200
-        time.sleep(0.3)
+        server.wait_until_read()
         assert ask(idle)[0] == 200
         second = stack.enter_context(connection(server))
         assert ask(second)[0] == 200
         assert closed_within(first, 5)
         for connected in (idle, second):
             connected.sendall(HALF_A_PUT)
-        time.sleep(0.3)
+        server.wait_until_read()
         waiting = stack.enter_context(connection(server))
         waiting.sendall(GET)
         time.sleep(1.5)
@@ -241,11 +241,11 @@ def test_requests_in_flight_max(started):
         busy = [stack.enter_context(connection(server, f"127.0.0.{n}")) for n in range(2, 5)]
         for connected in busy[:2]:
             connected.sendall(HALF_A_PUT)
-        time.sleep(0.3)
+        server.wait_until_read()
         other = stack.enter_context(connection(server))
         assert ask(other)[0] == 200
         busy[2].sendall(HALF_A_PUT)
-        time.sleep(0.3)
+        server.wait_until_read()
         assert_shed(ask(other))
         # Before the body: this one never arrives.
         huge = b"PUT /kv/huge HTTP/1.1\r\nHost: localhost\r\nContent-Length: 30000000\r\n\r\n"
@@ -265,7 +265,7 @@ def test_requests_in_flight_per_client_max(started):
         busy = [stack.enter_context(connection(server, "127.0.0.2")) for _ in range(2)]
         for connected in busy:
             connected.sendall(HALF_A_PUT)
-        time.sleep(0.3)
+        server.wait_until_read()
         assert_shed(ask(stack.enter_context(connection(server, "127.0.0.2"))))
         assert ask(stack.enter_context(connection(server, "127.0.0.3")))[0] == 200
         assert ask(busy[0], b" a PUT")[0] == 201
@@ -280,11 +280,11 @@ def test_in_flight_bytes_max(started):
     head = b"PUT /kv/big HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1500000\r\n\r\n"
     with connection(server) as first, connection(server) as second:
         first.sendall(head + bytes(1_000_000))
-        time.sleep(0.3)
+        server.wait_until_read()
         assert ask(second, head.replace(b"1500000", b"900000") + bytes(900_000))[0] == 201
         # An answer counts as a body does.
         first.sendall(bytes(200_000))
-        time.sleep(0.3)
+        server.wait_until_read()
         assert_shed(ask(second, GET.replace(b"/k ", b"/big ")))
         assert ask(second)[0] == 200
         answer = ask(second, head + bytes(1_500_000))
@@ -305,7 +305,7 @@ def test_in_flight_bytes_per_client_max(started):
         greedy = [stack.enter_context(connection(server)) for _ in range(4)]
         for connected in greedy[:2]:
             connected.sendall(head + bytes(999_999))
-        time.sleep(0.3)
+        server.wait_until_read()
         for connected in greedy[2:]:
             assert_shed(ask(connected, head + bytes(999_999)))
         other = stack.enter_context(connection(server, "127.0.0.2"))

@@ -13,6 +13,7 @@ import time
 
 import httpx2
 import pytest
+from tests.waiting import until
 
 from rstored.api.metrics import Metrics
 from rstored.connection import Connection, Connections
@@ -285,7 +286,7 @@ def test_the_grace_period_is_bounded(serve, tmp_path):
     server = serve(f"sqlite:///{tmp_path / 'store.db'}", env={"RSTORED_SHUTDOWN_GRACE_SECONDS": "1"})
     with connection(server) as connected:
         connected.sendall(b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhalf")
-        time.sleep(0.2)
+        server.wait_until_read()
         started = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(10) == 0
@@ -297,9 +298,8 @@ def test_draining_serves_on_and_says_that_it_stops(serve, tmp_path):
     with httpx2.Client(base_url=server.url) as http:
         assert http.get("/readyz").status_code == 200
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
-        ready = http.get("/readyz")
-        assert (ready.status_code, ready.json()["code"]) == (503, "shutting-down")
+        until(lambda: http.get("/readyz").status_code == 503)
+        assert http.get("/readyz").json()["code"] == "shutting-down"
         assert http.put("/kv/k", json=1).status_code == 201
         assert httpx2.get(f"{server.url}/healthz").status_code == 200
     assert server.process.wait(10) == 0
@@ -308,8 +308,7 @@ def test_draining_serves_on_and_says_that_it_stops(serve, tmp_path):
 def test_a_second_signal_skips_the_waiting(serve, tmp_path):
     server = serve(f"sqlite:///{tmp_path / 'store.db'}", env={"RSTORED_DRAIN_SECONDS": "60"})
     server.process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
-    assert server.process.poll() is None
+    until(lambda: httpx2.get(f"{server.url}/readyz").status_code == 503)
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(5) == 0
 
@@ -446,13 +445,6 @@ def test_who_sends_no_more_and_does_not_read_is_cut(streaming):
         assert b"\r\n0\r\n\r\n" not in received
 
 
-def until(holds):
-    deadline = time.monotonic() + 15
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize(
     "garbage", [b"\0\0nonsense\r\n\r\n", b"GET /kv/half HTTP/7.7\r\n\r\n", PUT_HALF[:-20] + b"zz\r\n\r\n"]
 )
@@ -462,7 +454,6 @@ def test_nonsense_in_the_middle_of_a_stream_leaves_it_whole(streaming, garbage):
         connected.sendall(RANGE)
         received = connected.recv(100_000)
         connected.sendall(garbage)
-        time.sleep(0.2)
         received += read_to_end(connected)
     assert len(json.loads(unchunked(received))["points"]) == 16_000
     assert statuses(received) in ([200, 400], [200, 505])
@@ -478,9 +469,9 @@ def test_at_the_end_what_has_begun_is_finished_and_nothing_else_begins(streaming
         stream.sendall(RANGE + PUT_HALF % 1)
         received = stream.recv(100_000)
         body.sendall(PUT_HALF[:-2].replace(b"/half", b"/body"))
-        time.sleep(0.3)
+        server.wait_until_read()
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
+        server.wait_until_stopping()
         assert idle.recv(100) == b""
         body.sendall(b"7" + PUT_HALF.replace(b"/half", b"/late") % 1)
         stream.sendall(PUT_HALF.replace(b"/half", b"/late") % 1)
