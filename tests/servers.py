@@ -15,6 +15,7 @@ import http.client
 import os
 import pwd
 import random
+import re
 import secrets
 import shutil
 import signal
@@ -24,9 +25,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Self, TypeVar
+
+from tests.waiting import SECONDS_MAX, until
 
 ServerT = TypeVar("ServerT", bound="Server | RedisCluster")
 
@@ -43,7 +45,7 @@ __all__ = [
     "redis_server",
 ]
 
-START_SECONDS = 30.0
+
 HOST = "127.0.0.1"
 _PDEATHSIG = 1
 _FOLDER = "rstore-server-"
@@ -197,7 +199,7 @@ class Server:
             )
 
     def wait_until_ready(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + SECONDS_MAX
         while not self.answers():
             if self.process is None or self.process.poll() is not None or time.monotonic() > deadline:
                 log = (self.folder / "log").read_text(errors="replace")[-2000:]
@@ -330,11 +332,11 @@ class RedisCluster:
             master.cli("CLUSTER", "ADDSLOTSRANGE", *slots.split())
         for node in self.nodes[1:]:
             self.nodes[0].cli("CLUSTER", "MEET", HOST, str(node.port))
-        self._wait(lambda: all(node.cli("CLUSTER", "INFO").count("cluster_known_nodes:6") for node in self.nodes))
+        until(lambda: all(node.cli("CLUSTER", "INFO").count("cluster_known_nodes:6") for node in self.nodes))
         for master, replica in zip(masters, replicas, strict=True):
             replica.cli("CLUSTER", "REPLICATE", master.cli("CLUSTER", "MYID"))
-        self._wait(lambda: len(self.replicas()) == 3)
-        self._wait(lambda: all(self._knows_all(node) for node in self.nodes))
+        until(lambda: len(self.replicas()) == 3)
+        until(lambda: all(self._knows_all(node) for node in self.nodes))
 
     @staticmethod
     def _knows_all(node: RedisServer) -> bool:
@@ -356,15 +358,16 @@ class RedisCluster:
             if self._role(node) == "slave" and "master_link_status:up" in node.cli("INFO", "replication")
         ]
 
+    def replicated(self) -> bool:
+        """Whether the replicas of each master have all that it wrote."""
+        for master in self.masters():
+            written = re.search(r"^master_repl_offset:(\d+)", report := master.cli("INFO", "replication"), re.MULTILINE)
+            if written is None or f",offset={written[1]}," not in report:
+                return False
+        return True
+
     def _role(self, node: RedisServer) -> str:
         return node.cli("ROLE").partition("\n")[0]
-
-    def _wait(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while not condition():
-            if time.monotonic() > deadline:
-                raise RuntimeError("the cluster did not get ready")
-            time.sleep(0.05)
 
     def close(self) -> None:
         with contextlib.ExitStack() as stack:

@@ -71,10 +71,10 @@ def test_the_prefix_is_what_stands_before_the_first_wildcard() -> None:
 def test_hard_patterns_take_little_time(pattern: str) -> None:
     match = compile_glob(pattern).matches
     assert match is not None
-    started = time.perf_counter()
+    started = time.thread_time()
     for _ in range(100):
         assert not match("a" * 512)
-    assert time.perf_counter() - started < 1
+    assert time.thread_time() - started < 1
 
 
 # --- list_page ---------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.waiting import SECONDS_MAX
 
 from rstore.encodings import Encoding, Value
 from rstored.backends.sqlite import SQLiteBackend
@@ -45,7 +46,7 @@ class Store:
             connection.close()
 
     async def emptied(self) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SECONDS_MAX):
             while self.records():
                 await asyncio.sleep(0.01)
 
@@ -93,10 +94,11 @@ async def test_the_task_goes_on_after_a_failure(store: Store, caplog: pytest.Log
     store.now += 1000
     store.backend._closed = True
     store.maintenance.start()
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(SECONDS_MAX):
+        while "maintenance failed and will be tried again: the database is closed" not in caplog.text:
+            await asyncio.sleep(0.01)
     store.backend._closed = False
     await store.emptied()
-    assert "maintenance failed and will be tried again: the database is closed" in caplog.text
     assert "secret-key" not in caplog.text
 
 

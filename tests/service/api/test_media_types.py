@@ -31,10 +31,10 @@ def test_a_content_type(text, essence):
 
 
 def test_a_long_content_type_that_is_none_is_refused_at_once():
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(Problem):
         parse_content_type("a/b" + ";   " * 60 + "\x01")
-    assert time.perf_counter() - started < 0.1
+    assert time.thread_time() - started < 0.1
 
 
 @pytest.mark.parametrize(

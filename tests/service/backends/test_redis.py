@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from redis.crc import key_slot
 from tests import servers
+from tests.waiting import until
 
 from rstored.backends import backend_class, redis_servers
 from rstored.backends.abc import (
@@ -647,8 +648,8 @@ async def test_a_cluster_that_lost_a_master_goes_on_without_it() -> None:
         async with opened(f"{own.dsn}?buckets=64") as backend:
             places = [kv(f"k{n}") for n in range(60)]
             await put(backend, *(PutHead(place, Head(b"", b"0")) for place in places))
-            # What was acknowledged this long ago has reached the replicas.
-            await asyncio.sleep(0.5)
+            # Otherwise the replica that takes over may lack some of it.
+            await asyncio.to_thread(until, own.replicated)
             lost = own.masters()[0]
             lost.kill()
             started = time.monotonic()
