@@ -13,6 +13,8 @@ import operator
 import pickle
 import re
 import secrets
+import shutil
+import subprocess
 import sys
 import textwrap
 import traceback
@@ -508,6 +510,56 @@ def test_every_argument_of_a_store_is_told_with_its_default():
 def test_the_tree_of_exceptions_in_the_sdk_is_that_of_the_module():
     drawn = re.search(r"^    Exception\n(?:    .*\n)+", rstore.errors.__doc__, re.MULTILINE)[0]
     assert textwrap.dedent(drawn) in page("sdk.md")
+
+
+# --- recipes.md and javascript.md ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recipes(server, tmp_path, monkeypatch) -> str:
+    """The address of a service that the recipes in Python use too, from an empty folder."""
+    for name in ("RSTORE_KEY", "RSTORE_NAMESPACE", "RSTORE_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RSTORE_URL", server)
+    monkeypatch.chdir(tmp_path)
+    return server
+
+
+def test_the_recipes_in_python_show_what_is_however_often_they_are_pasted(recipes):
+    source = "\n".join(blocks("recipes.md", "python"))
+    assert len(shown(source)) > 10
+    for _ in range(2):
+        names: dict[str, Any] = {}
+        try:
+            run(source, names)
+        finally:
+            names["store"].close()
+
+
+def test_the_recipes_in_curl_show_what_is_however_often_they_are_pasted(recipes, tmp_path):
+    before = set(tmp_path.iterdir())
+    sessions = blocks("recipes.md", "sh")
+    assert sessions
+    for session in sessions * 2:
+        source = session.replace(ADDRESS, recipes)
+        done = subprocess.run(["bash", "-eu", "-c", source], capture_output=True, text=True, timeout=60, check=True)
+        assert done.stdout.replace("\n", "") == "".join(re.findall(r"^# (.*)$", session, flags=re.MULTILINE))
+        assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_the_program_in_javascript_prints_what_it_shows_however_often_it_runs(server, tmp_path):
+    source = "\n".join(blocks("javascript.md", "js"))
+    program = tmp_path / "page.mjs"
+    program.write_text(source.replace(ADDRESS, server))
+    printed = re.findall(r"console\.log\(.*\);  ?// (.*)$", source, flags=re.MULTILINE)
+    # The last one is in a loop of three rounds.
+    printed += printed[-1:] * 2
+    assert len(printed) > 8
+    for _ in range(2):
+        done = subprocess.run(["node", program], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == printed
 
 
 # --- security.md ---------------------------------------------------------------------------------------------
