@@ -296,6 +296,30 @@ def test_a_public_address_with_tokens_is_served_with_a_warning(serve, dsn):
         server.stop()
 
 
+def test_a_store_that_is_said_to_be_closed_waits_for_its_first_token(serve, dsn):
+    """With --insecure as well, as a container may be started."""
+    server = serve(dsn, host="0.0.0.0", env={"RSTORED_CLOSED": "true", "RSTORED_INSECURE": "true"})
+    with httpx2.Client(base_url=f"http://127.0.0.1:{server.port}") as http:
+        assert http.get("/kv").status_code == 401
+        assert http.get("/readyz").status_code == 503
+        assert "tokens-lost" in server.log
+        command = [sys.executable, "-m", "rstored.main", "token", "create", "--namespace", "*", "--access", "read"]
+        made = subprocess.run([*command, "--dsn", dsn], capture_output=True, text=True, check=True)
+        assert http.get("/kv", headers={"Authorization": f"Bearer {made.stdout.strip()}"}).status_code == 200
+        assert http.get("/readyz").status_code == 200
+        assert http.get("/kv").status_code == 401
+
+
+def test_an_open_store_that_listens_everywhere_answers_at_its_names_only(serve, dsn):
+    server = serve(dsn, host="0.0.0.0", env={"RSTORED_INSECURE": "true", "RSTORED_HOSTS": "rstored"})
+    with httpx2.Client(base_url=f"http://127.0.0.1:{server.port}") as http:
+        for host, status in (("rstored:8000", 200), ("localhost", 200), ("attacker.example", 421)):
+            assert http.get("/kv", headers={"Host": host}).status_code == status
+        strange = {"Origin": "https://attacker.example"}
+        assert http.post("/kv", content=b'{"set": [{"key": "k", "value": 1}]}', headers=strange).status_code == 403
+        assert http.get("/kv").json()["items"] == []
+
+
 def test_an_admin_token_that_is_weak_is_refused_and_not_shown(serve, dsn):
     for weak in ("short-secret", "x" * 31, "x" * 40 + " ", "\u00e9" * 40):
         assert weak not in refused(serve, dsn, "RSTORED_ADMIN_TOKEN", env={"RSTORED_ADMIN_TOKEN": weak})

@@ -338,6 +338,14 @@ def test_deadline_exceeded(serve, tmp_path):
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "deadline-exceeded"
 
 
+def test_tokens_lost(serve, tmp_path):
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}", env={"RSTORED_CLOSED": "true"})
+    token = f"rst_{'0' * 16}_{'A' * 43}"
+    check(httpx2.get(f"{server.url}/readyz"), "tokens-lost")
+    check(httpx2.get(f"{server.url}/kv/k", headers={"Authorization": f"Bearer {token}"}), "tokens-lost")
+    check(httpx2.get(f"{server.url}/kv/k"), "unauthenticated")
+
+
 def test_pages_in_a_browser(server):
     check(httpx2.get(f"{server.url}/kv/k", headers={"Host": "attacker.example"}), "misdirected-request")
     check(httpx2.put(f"{server.url}/kv/k", headers={"Origin": "https://attacker.example"}), "cross-origin-request")
@@ -355,6 +363,7 @@ SITUATIONS = {
     "request-timeout": test_request_timeout,
     "shutting-down": test_shutting_down,
     "unauthenticated": test_a_closed_store,
+    "tokens-lost": test_tokens_lost,
     "rate-limited": test_a_closed_store,
     "token-not-found": test_a_closed_store,
     "backend-unavailable": test_backend_unavailable,

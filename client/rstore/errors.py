@@ -172,6 +172,7 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
     "internal-error": ProblemType(500, "The service failed", StoreNotAvailableError),
     "backend-unavailable": ProblemType(503, "The storage backend does not answer", StoreNotAvailableError),
     "backend-corrupt": ProblemType(500, "The storage holds what it cannot hold", StoreNotAvailableError),
+    "tokens-lost": ProblemType(503, "The store is closed and its storage has no tokens", StoreNotAvailableError),
     "overloaded": ProblemType(503, "The service has too much to do", StoreNotAvailableError),
     "deadline-exceeded": ProblemType(504, "The request took longer than it may", StoreNotAvailableError),
     "shutting-down": ProblemType(503, "The service is stopping", StoreNotAvailableError),

@@ -51,7 +51,7 @@ async def _open_state(settings: Settings, worker: int | None) -> AsyncIterator[S
         await engine.start()
         try:
             if settings.admin_token is not None:
-                # Or it would be open to a process that is not told of the token, beside this one or after it.
+                # Otherwise it would be open to a process that does not have the token, beside this one or after it.
                 await engine.tokens.close_store()
             yield State(
                 backend,
@@ -62,6 +62,7 @@ async def _open_state(settings: Settings, worker: int | None) -> AsyncIterator[S
                     engine.tokens,
                     settings.limits,
                     unix_ms,
+                    closed=settings.closed,
                     admin_token=settings.admin_token,
                     cache_seconds=settings.token_cache_seconds,
                 ),

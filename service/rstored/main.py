@@ -146,6 +146,9 @@ def serve(
     access_log: Annotated[
         bool | None, typer.Option("--access-log/--no-access-log", help="Log every request. [env: RSTORED_ACCESS_LOG]")
     ] = None,
+    closed: Annotated[
+        bool | None, typer.Option("--closed", help="Never serve without a token, whatever the storage says.")
+    ] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Listen beyond this machine, open to everybody who reaches it.")
     ] = None,
@@ -165,6 +168,7 @@ def serve(
             root_path=root_path,
             log_level=log_level,
             access_log=access_log,
+            closed=closed,
             insecure=insecure,
             workers=workers,
         )
@@ -216,15 +220,20 @@ async def _serve(
     settings: Settings, tls: ssl.SSLContext | None, listener: socket.socket, worker: Worker | None
 ) -> None:
     reachable = not is_loopback(settings.host)
-    if reachable and not settings.insecure and settings.admin_token is None:
+    if reachable and not (settings.insecure or settings.closed or settings.admin_token):
         versions = await backend_class(settings.dsn).schema_versions(settings.dsn)
         if not versions.present:
             # Without a store there is no token, and who is refused leaves none behind.
             raise _OpenToAll(settings.host)
     async with running_app(settings, worker=None if worker is None else worker.number) as app:
-        is_closed = await app.state.authentication.is_closed()
+        authentication = app.state.authentication
+        is_closed = await authentication.is_closed()
         if reachable and not is_closed and not settings.insecure:
             raise _OpenToAll(settings.host)
+        try:
+            await authentication.check_storage()
+        except Problem as problem:
+            logger.error(problem.code, extra={"detail": problem.detail})
         host, port = listener.getsockname()[:2]
         scheme = "http" if tls is None else "https"
         address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -19,6 +19,7 @@ _ADMIN_TOKEN: Final = re.compile(r"[!-~]{32,4096}\Z")
 
 
 _ORIGIN: Final = re.compile(r"https?://[a-z0-9.\[\]:-]+\Z")
+_HOST_NAME: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\Z")
 
 
 class InvalidSettings(ValueError):
@@ -39,11 +40,19 @@ class Settings(BaseSettings):
     admin_token: SecretStr | None = Field(
         default=None, description="a token that may do everything; 32 characters or more of printable ASCII"
     )
+    closed: bool = Field(
+        default=False, description="the store is closed, whatever its storage says: it is never served without a token"
+    )
     token_cache_seconds: float = Field(
         default=5, ge=0, le=300, description="how long a token counts after it was verified; a revoked one as well"
     )
     insecure: bool = Field(
         default=False, description="listen beyond this machine although anybody may then do anything"
+    )
+    hosts: str = Field(
+        default="",
+        description="names and addresses, with commas and without ports, at which clients reach an open store; "
+        "it always answers at those of loopback",
     )
     tls_cert: str | None = Field(
         default=None, description="serve TLS with the certificates of this PEM file, the service's own first"
@@ -77,6 +86,11 @@ class Settings(BaseSettings):
     limits: Limits = Field(default_factory=Limits, description="bounds on requests, each by its own name")
 
     @property
+    def host_list(self) -> list[str]:
+        """The names and addresses of an open store, in lower case; IPv6 addresses in their shortest form."""
+        return [_host(name) for name in _listed(self.hosts)]
+
+    @property
     def trusted_proxy_list(self) -> list[str]:
         """The addresses and networks of the proxies that are believed."""
         return _listed(self.trusted_proxies)
@@ -85,6 +99,13 @@ class Settings(BaseSettings):
     def cors_origin_list(self) -> list[str]:
         """The origins whose pages may read answers."""
         return _listed(self.cors_origins)
+
+    @field_validator("hosts")
+    @classmethod
+    def _hosts(cls, text: str) -> str:
+        for name in _listed(text):
+            _host(name)
+        return text
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -106,6 +127,17 @@ class Settings(BaseSettings):
         if token is not None and _ADMIN_TOKEN.match(token.get_secret_value()) is None:
             raise ValueError("32 to 4096 characters of printable ASCII without spaces are wanted")
         return token
+
+
+def _host(name: str) -> str:
+    """A host's name or address as it is compared. Raises ``ValueError`` if it is neither."""
+    name = name.lower()
+    if _HOST_NAME.match(name):
+        return name
+    try:
+        return str(ipaddress.IPv6Address(name[1:-1] if name[0] + name[-1] == "[]" else name))
+    except ValueError:
+        raise ValueError("names and addresses without ports are expected, like rstored or store.example") from None
 
 
 def _listed(text: str) -> list[str]:

@@ -1,8 +1,8 @@
 """Who may do what: bearer tokens into grants, and what each operation needs.
 
-A store is closed when a service with an admin token ever ran on it or a token was ever made in it; else it is open, and
-every request is allowed. What the backend said of a token counts for a bounded time, so a revoked one ends within it,
-and a busy one costs a hash and a look into a dict.
+A store is closed if a setting says so, if a service with an admin token ever ran on it, or if a token was ever made in
+it; otherwise it is open, and every request is allowed. What the backend said of a token counts for a bounded time, so a
+revoked one ends within it, and a busy one costs a hash and a look into a dict.
 """
 
 from __future__ import annotations
@@ -129,16 +129,17 @@ class Authentication:
         limits: Limits,
         clock: Callable[[], int],
         *,
+        closed: bool = False,
         admin_token: SecretStr | None = None,
         cache_seconds: float = 5,
     ) -> None:
-        """``clock`` gives POSIX milliseconds."""
+        """``clock`` gives POSIX milliseconds. A store that is ``closed`` stays so, whatever its storage says."""
         self._tokens = tokens
         self._limits = limits
         self._clock = clock
         self._cache_seconds = cache_seconds
         self._admin = None if admin_token is None else _hash(admin_token.get_secret_value().encode())
-        self._closed = admin_token is not None
+        self._closed = closed or admin_token is not None
         self._open_until = 0.0
         self._known: dict[bytes, _Known] = {}
         self._unknown: dict[bytes, float] = {}
@@ -156,6 +157,18 @@ class Authentication:
                 self._open_until = now + self._cache_seconds
         return self._closed
 
+    async def check_storage(self) -> None:
+        """Raises Problem ``tokens-lost`` if the store is closed and its storage has no record of that.
+
+        The storage then is another one, or was emptied. Nobody is let in, but nothing in it says to keep them out.
+        """
+        if await self.is_closed() and not await self._once(b"", self._tokens.exist):
+            raise Problem(
+                "tokens-lost",
+                "the store is closed, but its storage has no record that a token was ever made in it: it was emptied, "
+                "or RSTORED_DSN names another one; restore it, or make a token with `rstored token create`",
+            )
+
     def known(self, header: bytes | None, now: float) -> Grant | None:
         """The grant of the header if it is known at the time ``now``."""
         if self._closed:
@@ -166,8 +179,8 @@ class Authentication:
     async def authenticate(self, header: bytes | None, client: str) -> Grant:
         """The grant of the header, sent from the address ``client``.
 
-        Raises Problem ``unauthenticated``, ``rate-limited`` where too many attempts failed, and
-        ``backend-unavailable``: who cannot be verified is not let in.
+        Raises Problem ``unauthenticated``, ``rate-limited`` where too many attempts failed, and ``tokens-lost`` or
+        ``backend-unavailable``: a token that cannot be verified lets nobody in.
         """
         if not await self.is_closed():
             return OPEN
@@ -195,6 +208,7 @@ class Authentication:
             valid = await self._tokens.verify(token.decode("ascii"))
             if valid is None:
                 self._known.pop(digest, None)
+                await self.check_storage()
                 _remember(self._unknown, digest, until)
                 return None
             if valid.until_ms is not None:

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, Encoding, Value
+from rstored.api.origins import is_cross_origin
 from rstored.api.replies import Header, Reply, content_type
 from rstored.api.requests import Request
 from rstored.limits import Limits
@@ -127,9 +128,17 @@ def wire_value(value: Value, form: str) -> tuple[Raw, EncodingLabel | UnsetType]
 
 
 def body_form(request: Request) -> str:
-    """The media type of the body; JSON if the request names none."""
+    """The media type of the body; JSON if the request names none.
+
+    A page of another origin has to name it, or Problem ``unsupported-media-type`` is raised: a browser sends a body
+    without a type for any page, without asking the service whether the page may.
+    """
     media_type = request.content_type
-    return JSON_MEDIA_TYPE if media_type is None else media_type.essence
+    if media_type is not None:
+        return media_type.essence
+    if is_cross_origin(request.fields):
+        raise Problem("unsupported-media-type", "a page of another origin has to name the body's Content-Type")
+    return JSON_MEDIA_TYPE
 
 
 async def read_body(request: Request, shape: type[BodyT]) -> BodyT:

@@ -208,7 +208,7 @@ class FrontDoor:
                     if grant.rate is not None:
                         grant.rate.take(started)
                     request.grant = grant
-                    if grant is OPEN and state.origins.guards:
+                    if grant is OPEN:
                         state.origins.check_open(method, fields)
                 for name, segment in names:
                     attribute, check = _NAMES[name]

@@ -1,7 +1,8 @@
-"""Pages in a browser: which may ask an open store, and which of other origins may read answers (CORS).
+"""Pages in a browser: which may use an open store, and which of other origins may read answers (CORS).
 
-An open store on loopback trusts whoever reaches it, and a browser lets every page reach it. So such a store answers
-only to names that nobody else can point to it, and does nothing for a page of another origin.
+An open store trusts whoever reaches it, and a browser lets every page reach whatever its machine reaches. So an open
+store answers only at names that nobody else can point to it, and does nothing for a page of another origin. That does
+not depend on the address it listens on, or on what stands in front of it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from rstored.api.replies import Header
 from rstored.problems import Problem
 from rstored.settings import Settings
 
-__all__ = ["Origins", "is_loopback"]
+__all__ = ["Origins", "is_cross_origin", "is_loopback"]
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-# Where a browser puts an answer: into a tab of its own, or where a script sees of it what CORS lets it.
+# Answers that a page of another site learns nothing from: a browser shows them in a tab of their own, or hands them to
+# a script as far as CORS allows.
 _SHOWN: Final = frozenset({b"document", b"empty"})
 _HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]*)?\Z")
 _PREFLIGHT: Final[tuple[Header, ...]] = (
@@ -40,13 +42,20 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_cross_origin(fields: Mapping[bytes, bytes]) -> bool:
+    """Whether a browser says that a page of another origin sent the request. Nothing else says anything."""
+    origin = fields.get(b"origin")
+    if origin is None:
+        return fields.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin")
+    host = fields.get(b"host", b"localhost")
+    return origin not in (b"http://" + host, b"https://" + host)
+
+
 class Origins:
-    """What the settings say of pages. ``guards`` is whether an open store is to be guarded from them."""
+    """What the settings say of pages: the names of an open store, and the origins whose pages may read answers."""
 
     def __init__(self, settings: Settings) -> None:
-        # With a proxy in front it is the proxy that knows its names.
-        self.guards = is_loopback(settings.host) and not settings.insecure and not settings.trusted_proxies
-        self._host = settings.host.lower()
+        self._names = {"localhost", "127.0.0.1", "::1", *settings.host_list}
         self._cors: dict[bytes, tuple[Header, ...]] = {
             origin.encode(): (
                 (b"access-control-allow-origin", origin.encode()),
@@ -68,27 +77,26 @@ class Origins:
 
     def check_open(self, method: str, fields: Mapping[bytes, bytes]) -> None:
         """Raises Problem ``misdirected-request`` or ``cross-origin-request`` for what may be a stranger's page."""
-        host = fields.get(b"host", b"localhost")
-        if not self._is_ours(host.decode("latin-1").lower()):
+        if not self._is_ours(fields.get(b"host", b"localhost").decode("latin-1").lower()):
             raise Problem(
                 "misdirected-request",
-                "an open store answers only to localhost, an address of loopback, or the address it listens on",
+                "an open store answers only at localhost, addresses of loopback, and the names in RSTORED_HOSTS",
             )
-        origin, site = fields.get(b"origin"), fields.get(b"sec-fetch-site", b"none")
+        if fields.get(b"origin") in self._cors:
+            return
         if method in _SAFE:
-            # What is embedded in a page, a picture or a script, tells it whether it is there.
-            foreign = site == b"cross-site" and fields.get(b"sec-fetch-dest", b"empty") not in _SHOWN
-        elif origin is None:
-            foreign = site not in (b"none", b"same-origin")
+            # A page sees whether a picture or a script that it embeds is there.
+            site, destination = fields.get(b"sec-fetch-site"), fields.get(b"sec-fetch-dest", b"empty")
+            foreign = site == b"cross-site" and destination not in _SHOWN
         else:
-            foreign = origin not in (b"http://" + host, b"https://" + host) and origin not in self._cors
+            foreign = is_cross_origin(fields)
         if foreign:
             raise Problem("cross-origin-request", "an open store does nothing for a page of another origin")
 
     def _is_ours(self, host: str) -> bool:
-        # One that was given twice does not match: whoever stands between may have believed the other one.
+        # A Host that was sent twice does not match: whatever stands between may have believed the other one.
         match = _HOST.match(host)
         if match is None:
             return False
         name = match[1] or match[2]
-        return name in ("localhost", self._host) or name.endswith(".localhost") or is_loopback(name)
+        return name in self._names or name.endswith(".localhost") or is_loopback(name)

@@ -111,15 +111,16 @@ async def healthz(request: Request) -> Reply:
     "/readyz",
     summary="Tell whether requests can be served",
     answers={200: Answer("They can", json_content(Status, {"status": "ready"}))},
-    problems=("backend-unavailable", "shutting-down"),
+    problems=("backend-unavailable", "shutting-down", "tokens-lost"),
     both_forms=False,
     rule=PUBLIC,
 )
 async def readyz(request: Request) -> Reply:
-    """503 when the backend does not answer or the service is stopping: send no requests then."""
+    """503 when the backend does not answer, the service is stopping, or a closed store has lost its tokens."""
     if request.state.stopping:
         raise Problem("shutting-down", "the service is stopping; send requests elsewhere")
     await request.engine.ping()
+    await request.state.authentication.check_storage()
     return answer(request, Status("ready"))
 
 

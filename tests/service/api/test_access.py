@@ -14,14 +14,16 @@ from typing import Any
 import httpx2
 import pytest
 from pydantic import SecretStr
+from tests.conformance.backends import BACKENDS
 
 from rstored.api.access import OPEN, Grant, Rate
 from rstored.api.front_door import FrontDoor
 from rstored.app import running_app
 from rstored.backends import backend_class
-from rstored.backends.abc import Slice
+from rstored.backends.abc import Commit, DeleteRecord, Kind, Place, Slice, namespace_place
 from rstored.engine.engine import Engine
 from rstored.engine.model import Access
+from rstored.engine.namespaces import RESERVED
 from rstored.limits import Limits
 from rstored.problems import Problem
 from rstored.settings import Settings
@@ -150,6 +152,63 @@ async def test_an_admin_token_of_the_environment_closes_the_store_for_good(setti
     async with running_app(without) as after, client(after) as http:
         for headers in ({}, bearer(ADMIN)):
             assert code(await http.get("/kv/k", headers=headers)) == (401, "unauthenticated")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_a_store_that_is_said_to_be_closed_is_never_open(settings, tmp_path, backend):
+    """Whatever becomes of its storage: here it is empty, and later loses the record by which it is closed."""
+    if reason := BACKENDS[backend].missing():
+        pytest.skip(reason)
+    dsn = BACKENDS[backend].fresh(tmp_path)
+    said = Settings(dsn=dsn, closed=True, token_cache_seconds=0)
+
+    async def outcomes(app: FrontDoor, headers: dict[str, str]) -> set[tuple[int, str]]:
+        """What every route that is not public answers."""
+        found = set()
+        async with client(app) as http:
+            for path, method in app.table():
+                if path not in ("/healthz", "/readyz", "/docs", "/openapi.json") and method != "HEAD":
+                    path = path.format(namespace="n", key="k", token_id="0" * 16)
+                    found.add(code(await http.request(method, path, content=b"{}", headers=headers)))
+        return found
+
+    async def never_open(app: FrontDoor) -> None:
+        async with client(app) as http:
+            assert code(await http.get("/readyz")) == (503, "tokens-lost")
+            assert (await http.get("/healthz")).status_code == 200
+        assert await outcomes(app, {}) == {(401, "unauthenticated")}
+        assert await outcomes(app, bearer("rst_" + "0" * 16 + "_" + "A" * 43)) == {(503, "tokens-lost")}
+
+    async with running_app(said) as app:
+        await never_open(app)
+        made = await app.state.engine.tokens.create(["*"], Access.WRITE)
+        async with client(app, made.text) as http:
+            assert (await http.get("/readyz")).status_code == 200
+            assert (await http.put("/kv/k", json=1)).status_code == 201
+        assert await outcomes(app, {}) == {(401, "unauthenticated")}
+        assert await outcomes(app, bearer("x")) == {(401, "unauthenticated")}
+        # A process that was not told keeps what it has seen.
+        async with running_app(Settings(dsn=dsn, token_cache_seconds=0)) as beside:
+            assert await outcomes(beside, {}) == {(401, "unauthenticated")}
+            await lose_tokens(app.state.engine, made.info.id)
+            await never_open(app)
+            await never_open(beside)
+    async with running_app(said) as app:
+        await never_open(app)
+    async with running_app(Settings(dsn=dsn)) as app, client(app) as http:
+        # That is what the setting is for.
+        assert (await http.get("/kv/k")).json() == 1
+
+
+async def lose_tokens(engine: Engine, *token_ids: str) -> None:
+    """Delete the tokens, and the record by which the store is closed, as an eviction would."""
+
+    def plan(heads: Any) -> Any:
+        return Commit([DeleteRecord(place) for place in heads], None)
+        yield
+
+    for place in (*(Place(RESERVED, Kind.KV, token_id) for token_id in token_ids), namespace_place(RESERVED)):
+        await engine.tokens._storage.update((place,), plan)
 
 
 async def test_what_is_public_and_what_any_token_may(closed, admin):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any, NamedTuple
+
 import httpx2
 import pytest
+from pydantic import SecretStr
 
+from rstored.api.front_door import FrontDoor
+from rstored.api.openapi import declare_routes, document
 from rstored.app import running_app
 from rstored.settings import InvalidSettings, Settings, load_settings
 
@@ -16,7 +22,7 @@ def client(app) -> httpx2.AsyncClient:
 
 
 def outcome(answer: httpx2.Response) -> tuple[int, str | None]:
-    return answer.status_code, answer.json()["code"] if answer.status_code >= 400 else None
+    return answer.status_code, answer.json()["code"] if answer.status_code >= 400 and answer.content else None
 
 
 OURS = ["localhost", "LOCALHOST:1", "a.localhost", "127.0.0.1:8000", "127.9.9.9", "[::1]:8000", "[::1]"]
@@ -94,14 +100,123 @@ async def test_a_strangers_page_embeds_nothing_of_an_open_store(app, site, dest,
             assert (answer.status_code == 403) is not allowed, (method, path)
 
 
-async def test_who_is_told_that_others_reach_it_does_not_look(tmp_path):
-    closed = {"admin_token": "x" * 40}
-    for number, options in enumerate(({"insecure": True}, {"trusted_proxies": "127.0.0.1"}, closed)):
-        settings = load_settings(dsn=f"sqlite:///{tmp_path / f'{number}.db'}", **options)
-        async with running_app(settings) as app, client(app) as http:
-            http.headers["Authorization"] = f"Bearer {'x' * 40}"
-            headers = {"Host": "store.example", "Origin": "https://app.example"}
-            assert (await http.put("/kv/k", content=b"1", headers=headers)).status_code == 201
+# How the service may be set up to listen. None of it has a say in which names and pages an open store lets in.
+LISTENING = [
+    {"host": "127.0.0.1"},
+    {"host": "127.0.0.1", "insecure": True},
+    {"host": "0.0.0.0", "insecure": True},
+    {"host": "::", "insecure": True},
+    {"host": "127.0.0.1", "trusted_proxies": "127.0.0.0/8"},
+    {"host": "0.0.0.0", "insecure": True, "trusted_proxies": "0.0.0.0/0, ::/0"},
+]
+DOCUMENT = document(declare_routes())
+# They hold nothing of the store, and a probe asks at any name.
+PUBLIC = {"/healthz", "/readyz", "/docs", "/openapi.json"}
+REBOUND = [{"Host": host} for host in ("attacker.example", "attacker.example:8000", "192.0.2.1:8000", "0.0.0.0:8000")]
+STRANGE = [
+    {"Origin": "https://attacker.example", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+    {"Origin": "https://attacker.example"},
+    {"Origin": "http://localhost:3000", "Sec-Fetch-Site": "same-site"},
+    {"Origin": "null"},
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"},
+    {"Sec-Fetch-Site": "same-site"},
+]
+
+
+class Route(NamedTuple):
+    """A method of a path of the service, with the body of its example, in JSON."""
+
+    method: str
+    path: str
+    body: bytes
+
+    @property
+    def takes_json(self) -> bool:
+        """Whether the body is read as JSON; that of a pair is kept as it is."""
+        return bool(self.body) and not self.path.endswith("/kv/{key}")
+
+
+def routes(app: FrontDoor) -> list[Route]:
+    """Every route that the service has."""
+    found = []
+    for path, method in app.table():
+        declared = DOCUMENT["paths"].get(path, {}).get(method.lower(), {})
+        content = declared.get("requestBody", {}).get("content", {}).get("application/json", {})
+        found.append(Route(method, path, json.dumps(content["example"]).encode() if content else b""))
+    assert {route.path for route in found} >= DOCUMENT["paths"].keys()
+    return found
+
+
+async def ask(http: httpx2.AsyncClient, route: Route, **headers: str) -> httpx2.Response:
+    path = route.path.format(namespace="n", key="k", token_id="0" * 16)
+    return await http.request(route.method, path, content=route.body, headers=headers)
+
+
+async def contents(app: FrontDoor) -> Any:
+    """All pairs, series and sequences of the namespaces that requests are about."""
+    async with client(app) as http:
+        found = [await http.get(f"{place}/{kind}") for place in ("", "/ns/n") for kind in ("kv", "ts", "es")]
+        return [answer.text for answer in (await http.get("/ns"), *found)]
+
+
+@pytest.mark.parametrize("listening", LISTENING, ids=str)
+async def test_wherever_it_listens_an_open_store_lets_in_no_strangers_page(tmp_path, listening):
+    settings = Settings(
+        dsn=f"sqlite:///{tmp_path / 'store.db'}", hosts="rstored, Store.example, 2001:DB8::1", **listening
+    )
+    async with running_app(settings) as app, client(app) as http:
+        for path in ("/kv/k", "/ns/n/kv/k"):
+            assert (await http.put(path, content=b"1")).status_code == 201
+        before = await contents(app)
+        for route in routes(app):
+            for headers in REBOUND:
+                answer = await ask(http, route, **headers)
+                if route.path in PUBLIC:
+                    assert answer.status_code in (200, 503), route
+                else:
+                    code = "misdirected-request" if route.method != "HEAD" else None
+                    assert outcome(answer) == (421, code), (route, headers)
+            if route.method not in ("GET", "HEAD"):
+                for headers in STRANGE:
+                    assert outcome(await ask(http, route, **headers)) == (403, "cross-origin-request"), (route, headers)
+        assert await contents(app) == before
+        for host in ("rstored:8000", "store.example", "STORE.EXAMPLE:1", "[2001:db8::1]:8000", "localhost:8000"):
+            assert (await http.get("/ns", headers={"Host": host})).status_code == 200
+            headers = {"Host": host, "Origin": f"http://{host}"}
+            assert (await http.put("/kv/k", content=b"1", headers=headers)).status_code == 204
+
+
+async def test_a_closed_store_has_no_need_to_look(tmp_path):
+    settings = Settings(dsn=f"sqlite:///{tmp_path / 'store.db'}", admin_token=SecretStr("x" * 40))
+    async with running_app(settings) as app, client(app) as http:
+        headers = {"Host": "store.example", "Origin": "https://app.example", "Authorization": f"Bearer {'x' * 40}"}
+        assert (await http.put("/kv/k", content=b"1", headers=headers)).status_code == 201
+
+
+@pytest.mark.parametrize("admin_token", [None, SecretStr("x" * 40)])
+async def test_a_body_without_a_type_is_not_json_to_a_page_of_another_origin(tmp_path, admin_token):
+    """A browser sends such a body for any page, and asks nobody before it does."""
+    settings = Settings(
+        dsn=f"sqlite:///{tmp_path / 'store.db'}", cors_origins="https://app.example", admin_token=admin_token
+    )
+    async with running_app(settings) as app, client(app) as http:
+        http.headers["Authorization"] = f"Bearer {'x' * 40}"
+        foreign = {"Origin": "https://app.example"}
+        asked = 0
+        for route in routes(app):
+            if not route.takes_json or (route.path.startswith("/tokens") and admin_token is None):
+                continue
+            asked += 1
+            assert outcome(await ask(http, route, **foreign)) == (415, "unsupported-media-type"), route
+            for headers in ({}, {"Origin": "http://localhost:8000"}, foreign | {"Content-Type": "application/json"}):
+                assert (await ask(http, route, **headers)).status_code != 415, (route, headers)
+        assert asked > 10
+
+
+@pytest.mark.parametrize("hosts", ["a b", "http://a.example", "a.example:80", "*", "*.example", "[::1", "-a", "a..b"])
+def test_what_is_no_host(hosts):
+    with pytest.raises(InvalidSettings, match="--hosts"):
+        load_settings(hosts=hosts)
 
 
 # --- CORS --------------------------------------------------------------------------------------------------
