@@ -13,8 +13,10 @@ import hashlib
 import math
 import secrets
 import struct
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from rstore.encodings import Encoding, Value
 from rstored.backends.abc import (
@@ -45,7 +47,7 @@ from rstored.engine.model import (
     PutResult,
 )
 from rstored.engine.namespaces import admit
-from rstored.engine.once import Once, answers_of
+from rstored.engine.once import Answers, Once, answers_of
 from rstored.engine.values import check_value
 from rstored.limits import Limits
 from rstored.problems import Problem
@@ -57,9 +59,32 @@ __all__ = ["TTL_SECONDS_MAX", "KeyValues"]
 # More than three centuries; in milliseconds it is far from the end of int64.
 TTL_SECONDS_MAX: Final = 1e10
 
+
+class _BatchMemory(NamedTuple):
+    """What is remembered of a batch's answer: what it wrote, and the values that it got and then replaced or deleted.
+
+    These exist nowhere else any more, so remembering them takes no more room than they had. Whatever else a batch
+    gets is as large as the client likes, and is read again for a repeat.
+    """
+
+    replaced: list[tuple[str, Entry]]
+    puts: list[tuple[str, PutResult]]
+    deleted: list[str]
+
+    @classmethod
+    def pack(cls, result: BatchResult | _BatchMemory) -> bytes:
+        assert isinstance(result, BatchResult)
+        written = {key for key, _ in result.puts}.union(result.deleted)
+        # A key may be got more than once.
+        replaced = {key: entry for key, entry in result.entries if key in written}
+        return msgspec.msgpack.encode(cls([*replaced.items()], result.puts, result.deleted))
+
+
 _PUT: Final = answers_of(PutResult)
 _WHETHER: Final = answers_of(bool)
-_BATCH: Final = answers_of(BatchResult)
+_BATCH: Final[Answers[BatchResult | _BatchMemory]] = Answers(
+    _BatchMemory.pack, msgspec.msgpack.Decoder(_BatchMemory).decode
+)
 
 
 class KeyValues:
@@ -178,6 +203,9 @@ class KeyValues:
     ) -> BatchResult:
         """Carry out all parts or none, in one step; the gets see the state before it.
 
+        A repeat under a ``write_id`` gets the keys that the batch wrote as they were before it, and all others as they
+        are at the time of the repeat.
+
         Raises what :meth:`put` and :meth:`delete` raise, with a ``pointer`` to the part (``/set/3``); ``invalid-body``
         for a key that is written twice; ``batch-too-large``; ``answer-too-large`` if the values to get are more
         than ``body_bytes_max`` bytes.
@@ -193,7 +221,7 @@ class KeyValues:
         written = await run_sized(size, self._written, namespace, parts, len(sets), now, write_id)
         places = tuple({*get_places, *written})
 
-        def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[BatchResult]]:
+        def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[BatchResult | _BatchMemory]]:
             self._check_answer_size(heads[place] for place in get_places)
             entries: list[tuple[str, Entry]] = []
             if get_places:
@@ -226,7 +254,26 @@ class KeyValues:
         if write_id is not None:
             metas = {place.key: head and head.meta for place, head in written.items()}
             request = "batch", gets, metas, [(part.ttl_seconds, part.condition) for part in sets], deletes
-        return await self._once.update(places, plan, write_id, request, _BATCH)
+        answer = await self._once.update(places, plan, write_id, request, _BATCH)
+        if isinstance(answer, BatchResult):
+            return answer
+        return await self._answer_again(answer, get_places, written)
+
+    async def _answer_again(
+        self, memory: _BatchMemory, get_places: Sequence[Place], written: Collection[Place]
+    ) -> BatchResult:
+        """The answer to the repeat of a batch."""
+        entries = dict(memory.replaced)
+        try:
+            unwritten = [place for place in get_places if place not in written]
+            entries |= (await self._read_together(unwritten, self._clock())).entries
+        except Problem as problem:
+            if problem.code != "answer-too-large":
+                raise
+            detail = f"the batch was carried out when it came first; of what it gets now, {problem.detail}"
+            raise Problem(problem.code, detail, **problem.members) from None
+        found = [(place.key, entries[place.key]) for place in get_places if place.key in entries]
+        return BatchResult(found, memory.puts, memory.deleted)
 
     async def _read_together(self, places: Sequence[Place], now: int) -> BatchResult:
         """A batch of gets alone, all of one moment.

@@ -6,8 +6,9 @@ that carries it out, and whatever comes under that id later changes nothing and 
 client's: the API puts the token's into it, so that no client is answered for another.
 
 A memory is a record of kind ``WRITE`` whose key is the id, a space and the key that is written. It expires, and
-maintenance erases it. It lies in the namespace of what is written and goes with it; that of a namespace itself lies
-outside. A write that finds no namespace and makes none is not remembered.
+maintenance erases it. It takes room in proportion to the request: an answer that holds what was only read is remembered
+without that, and the operation reads it again for a repeat. It lies in the namespace of what is written and goes with
+it; that of a namespace itself lies outside. A write that finds no namespace and makes none is not remembered.
 """
 
 from __future__ import annotations
