@@ -63,7 +63,9 @@ _VERSION_MIN: Final = (6, 2)
 
 _PURGE: Final = Script.load("purge.lua")
 
-_FACTS: Final = (("INFO", "server"), ("CONFIG", "GET", "append*"), ("CONFIG", "GET", "maxmemory*"))
+_FACTS: Final = (("INFO", "server"), ("INFO", "memory"), ("CONFIG", "GET", "append*"))
+# Policies under which Redis keeps what has no time to live, and no key of a store has one.
+_KEEPING: Final = re.compile(r"noeviction|volatile-[a-z-]+")
 
 _PING_SECONDS: Final = 2.0
 _UPDATE_SECONDS: Final = 10.0
@@ -75,8 +77,9 @@ _PENDING_SECONDS: Final = 600
 class RedisBackend(Backend):
     """A store under one prefix of a Redis server or Redis Cluster.
 
-    The DSN takes ``prefix`` (``rstore``) and ``buckets`` (1; a power of two; fixed when the store is
-    first opened); other parameters are redis-py's.
+    The DSN takes ``prefix`` (``rstore``), ``buckets`` (1; a power of two; fixed when the store is first opened), and
+    ``eviction=accept``, without which a server that may evict the store's keys is refused; other parameters are
+    redis-py's.
     """
 
     def __init__(self, servers: Servers, prefix: bytes, buckets: int, description: dict[str, str]) -> None:
@@ -89,9 +92,9 @@ class RedisBackend(Backend):
     @classmethod
     async def open(cls, dsn: str) -> RedisBackend:
         """Connect, and create the store or see that it is one of ours."""
-        servers, prefix, wanted = _parsed(dsn)
+        servers, prefix, wanted, accepts_eviction = _parsed(dsn)
         try:
-            description = await _described(servers)
+            description = await _described(servers, accepts_eviction=accepts_eviction)
             buckets = await _claim(servers, prefix, wanted)
         except FAILURES as error:
             await servers.close()
@@ -104,7 +107,7 @@ class RedisBackend(Backend):
     @classmethod
     async def schema_versions(cls, dsn: str) -> SchemaVersions:
         """The versions of the layout that ``redis.py`` draws."""
-        servers, prefix, _ = _parsed(dsn)
+        servers, prefix, _, _ = _parsed(dsn)
         try:
             await _described(servers)
             (layout,) = await servers.exchange([Call(servers.slot(_tag(prefix)), None, ("HGET", *_layout_at(prefix)))])
@@ -205,19 +208,21 @@ class RedisBackend(Backend):
 # --- opening -----------------------------------------------------------------------------------------------
 
 
-def _parsed(dsn: str) -> tuple[Servers, bytes, int | None]:
-    """The servers, the prefix, and the number of buckets if the DSN says one."""
-    servers, options = open_servers(dsn, "prefix", "buckets")
-    prefix, text = options.get("prefix", "rstore"), options.get("buckets")
+def _parsed(dsn: str) -> tuple[Servers, bytes, int | None, bool]:
+    """The servers, the prefix, the number of buckets if the DSN says one, and whether eviction is accepted."""
+    servers, options = open_servers(dsn, "prefix", "buckets", "eviction")
+    prefix, text, eviction = options.get("prefix", "rstore"), options.get("buckets"), options.get("eviction")
     if _PREFIX.match(prefix) is None:
         detail = "the DSN's prefix is 1 to 64 characters out of A-Z, a-z, 0-9, '.', '_', ':' and '-'"
         raise Problem("backend-unavailable", detail)
+    if eviction not in (None, "accept"):
+        raise Problem("backend-unavailable", "the DSN's eviction can only be accept; leave it out to refuse eviction")
     if text is None:
-        return servers, prefix.encode(), None
+        return servers, prefix.encode(), None, eviction is not None
     buckets = int(text) if text.isdecimal() and len(text) < 6 else 0
     if not 1 <= buckets <= _BUCKETS_MAX or buckets & (buckets - 1):
         raise Problem("backend-unavailable", f"the DSN's buckets is a power of two from 1 to {_BUCKETS_MAX}")
-    return servers, prefix.encode(), buckets
+    return servers, prefix.encode(), buckets, eviction is not None
 
 
 def _purge_keys(store: Store, bucket: Bucket) -> list[bytes]:
@@ -263,15 +268,13 @@ async def _claim(servers: Servers, prefix: bytes, wanted: int | None) -> int:
     return buckets
 
 
-async def _described(servers: Servers) -> dict[str, str]:
-    """What ``/`` says, read from the live servers."""
+async def _described(servers: Servers, *, accepts_eviction: bool = True) -> dict[str, str]:
+    """What ``/`` says, read from the live servers. Raises Problem if one of them is not fit for a store."""
     described: dict[str, str] = {}
     settings = set()
-    evicting = False
-    for info, *configs in await servers.on_every_server(*_FACTS):
-        if isinstance(info, Exception):
-            raise info
-        facts: dict[str, str] = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+    policies = set()
+    for server, memory, config in await servers.on_every_server(*_FACTS):
+        facts = _facts(server) | _facts(memory)
         if facts.get("redis_mode") == "cluster" and not servers.cluster:
             detail = "the server is part of a cluster: the DSN begins with redis+cluster://"
             raise Problem("backend-unavailable", detail)
@@ -281,11 +284,11 @@ async def _described(servers: Servers) -> dict[str, str]:
         name = "valkey" if "valkey_version" in facts else "redis"
         described["name"] = f"{name} cluster" if servers.cluster else name
         described["version"] = facts.get("valkey_version", version)
-        # CONFIG may be refused; then this stays empty.
-        known = [part.decode() for config in configs if not isinstance(config, Exception) for part in config]
+        # CONFIG may be refused; then this stays empty. INFO tells the policy all the same.
+        known = [] if isinstance(config, Exception) else [part.decode() for part in config]
         values = dict(zip(known[::2], known[1::2], strict=True))
         settings.add((values.get("appendonly", "unknown"), values.get("appendfsync", "unknown")))
-        evicting |= values.get("maxmemory", "0") != "0" and values.get("maxmemory-policy", "").startswith("allkeys")
+        policies.add(facts.get("maxmemory_policy", "unknown"))
     # A cluster is as durable as its weakest master.
     weakest = min(settings, key=lambda pair: (pair[0] != "no", pair[0] == "yes", pair[1] == "always"))
     described["durability"], warning = _durability(*weakest)
@@ -293,11 +296,25 @@ async def _described(servers: Servers) -> dict[str, str]:
         described["durability"] += (
             "; it reaches the replicas a moment later, so a failover may lose the last writes of the master that failed"
         )
+    evicting = sorted(policy for policy in policies if _KEEPING.fullmatch(policy) is None)
     if evicting:
-        warning = "Redis is set to throw away what it has no room for: set maxmemory-policy noeviction"
+        eviction = (
+            f"Redis may evict keys of the store when its memory is full (maxmemory-policy {evicting[0]}), the record "
+            "by which the store is closed among them: set maxmemory-policy noeviction"
+        )
+        if not accepts_eviction:
+            raise Problem("backend-unavailable", f"{eviction}, or accept it by eviction=accept in the DSN")
+        warning = f"{eviction}; {warning}" if warning else eviction
     if warning:
         described["warning"] = warning
     return described
+
+
+def _facts(info: bytes | Exception) -> dict[str, str]:
+    """The fields of an answer to INFO."""
+    if isinstance(info, Exception):
+        raise info
+    return dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
 
 
 def _durability(appendonly: str, appendfsync: str) -> tuple[str, str | None]:

@@ -127,6 +127,7 @@ async def test_what_a_dsn_may_say(own: servers.RedisServer) -> None:
     assert "power of two" in await refusal(f"{own.dsn}?buckets=3")
     assert "power of two" in await refusal(f"{own.dsn}?buckets=2048")
     assert "prefix" in await refusal(f"{own.dsn}?prefix=a{{b}}")
+    assert "eviction" in await refusal(f"{own.dsn}?eviction=refuse")
     assert "does not parse" in await refusal("redis://127.0.0.1:port")
     assert "does not answer" in await refusal("redis://127.0.0.1:1")
     assert "does not answer" in await refusal("redis+cluster://127.0.0.1:1")
@@ -179,11 +180,6 @@ async def test_the_layout_has_a_version(own: servers.RedisServer) -> None:
         (("appendonly yes", "appendfsync always"), "survives a crash", None),
         (("appendonly yes", "appendfsync everysec"), "about the last second", "may lose"),
         (("appendonly no",), "may lose it", "in memory only"),
-        (
-            ("appendonly yes", "appendfsync always", "maxmemory-policy allkeys-lru", "maxmemory 1gb"),
-            "survives",
-            "throw away",
-        ),
     ],
 )
 async def test_it_says_how_durable_the_server_is(options: tuple[str, ...], said: str, warned: str | None) -> None:
@@ -205,6 +201,63 @@ async def test_it_says_what_is_so_now(own: servers.RedisServer) -> None:
         await backend.ping()
         assert "does not say" in backend.describe()["durability"]
         assert "refused" in backend.describe()["warning"]
+
+
+POLICIES = {
+    "noeviction": True,
+    "volatile-lru": True,
+    "volatile-ttl": True,
+    "allkeys-lru": False,
+    "allkeys-lfu": False,
+    "allkeys-random": False,
+}
+
+
+@pytest.mark.parametrize("config", ["+config", "-config"])
+async def test_a_server_that_evicts_is_refused_unless_that_is_accepted(own: servers.RedisServer, config: str) -> None:
+    """Also where CONFIG is forbidden, and before the server has a maxmemory, which may be set at any time."""
+    for policy, keeps in POLICIES.items():
+        own.cli("CONFIG", "SET", "maxmemory-policy", policy)
+        own.cli("ACL", "SETUSER", "default", config)
+        if keeps:
+            async with opened(own.dsn) as backend:
+                assert "evict" not in backend.describe().get("warning", "")
+        else:
+            assert f"(maxmemory-policy {policy})" in await refusal(own.dsn)
+            async with opened(f"{own.dsn}?eviction=accept") as backend:
+                assert f"(maxmemory-policy {policy})" in backend.describe()["warning"]
+                assert ("CONFIG is refused" in backend.describe()["warning"]) == (config == "-config")
+        own.cli("ACL", "SETUSER", "default", "+config")
+    # What is set later is told, but takes no store out of service.
+    own.cli("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    async with opened(own.dsn) as backend:
+        own.cli("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        await backend.ping()
+        assert "evict" in backend.describe()["warning"]
+
+
+async def test_one_master_that_evicts_is_enough_to_refuse_a_cluster() -> None:
+    cluster = servers.redis_cluster()
+    cluster.nodes[2].cli("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    try:
+        assert "allkeys-lru" in await refusal(servers.fresh_dsn(cluster))
+    finally:
+        cluster.nodes[2].cli("CONFIG", "SET", "maxmemory-policy", "noeviction")
+
+
+async def test_a_policy_for_keys_with_a_time_to_live_evicts_nothing_of_a_store(own: servers.RedisServer) -> None:
+    own.cli("CONFIG", "SET", "maxmemory-policy", "volatile-lru")
+    async with opened(own.dsn) as backend:
+        await fill(backend)
+        expiring = Head(b"", b"v", 2**52)
+        await put(backend, *[PutHead(kv(f"k{number}"), expiring) for number in range(100)])
+        assert "expires=0" in own.cli("INFO", "keyspace")
+        before = own.cli("DBSIZE")
+        own.cli("CONFIG", "SET", "maxmemory", "1")
+        (refused,) = await backend.update([writing(PutHead(kv("new"), expiring))])
+        assert refused.code == "storage-full"
+        assert own.cli("DBSIZE") == before
+        assert "evicted_keys:0" in own.cli("INFO", "stats")
 
 
 # --- keys --------------------------------------------------------------------------------------------------
