@@ -23,6 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from tests.client import forking
 
 from rstore import AsyncStore, Store, StoreNotAvailableError, StoreRequestError
 
@@ -315,6 +316,13 @@ def test_who_does_not_shake_hands_is_cut_and_keeps_nobody_out(server, authority)
 
 
 # --- handshakes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("program", ["pool", "threads", "loop", "loops"])
+def test_forked_processes_and_event_loops_have_sessions_of_their_own(program, server, authority):
+    command = [sys.executable, forking.__file__, program, server.url, f"forks-{program}", authority.file]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture

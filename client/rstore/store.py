@@ -14,6 +14,7 @@ import inspect
 import math
 import operator
 import os
+import ssl
 import time
 from array import array
 from collections.abc import AsyncIterator, Callable, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -46,11 +47,13 @@ from rstore.sealing import EventContext, PairContext, PointContext, Sealer, pack
 from rstore.transport import (
     TOO_SLOW,
     Attempts,
+    Awaited,
     Budget,
     Certificate,
     Service,
     awaited_transport,
     blocking_transport,
+    leave_to_parent,
     translated,
 )
 from rstore.values import dump, dump_plaintexts, load, load_plaintexts
@@ -178,6 +181,13 @@ def _expiry(ttl: float | Literal[Keep.KEEP] | None) -> str | float | None:
     return ttl
 
 
+class _Home(NamedTuple):
+    """Where connections can be used: in one process, and if they are awaited, under one event loop."""
+
+    process: int
+    loop: asyncio.AbstractEventLoop | None = None
+
+
 class _Change(NamedTuple):
     """A change to an item: the operator's name, and the value, None for a unary operator."""
 
@@ -248,7 +258,10 @@ class _Operations(Generic[TransportT]):
         self._retries = retries
         self._deadline = deadline
         self._given_transport = transport
-        self._transport: TransportT | None = None
+        self._given_process = os.getpid()
+        # None as long as the store is not open.
+        self._tls: ssl.SSLContext | bool | None = None
+        self._connected: dict[_Home, Any] = {}
         cls = type(self)
         self._dumps_itself = cls._dump is not _Operations._dump
         self._loads_itself = cls._load is not _Operations._load
@@ -307,6 +320,29 @@ class _Operations(Generic[TransportT]):
         if self._sealer is None:
             return self._decode(value, trusted=self._trust_pickle)
         return self._decode(self._sealer.open(value, context), trusted=True)
+
+    def _connect(self) -> None:
+        """Be open, without asking the service. Each process and each event loop connects when it makes a call."""
+        self._tls = self._service.tls()
+
+    def _new_transport(self, home: _Home, make: Callable[[ssl.SSLContext | bool], TransportT]) -> TransportT:
+        """What to send with in a process, or under an event loop, in which nothing has been sent yet."""
+        if self._tls is None:
+            raise StoreError(_NOT_OPEN)
+        self._leave_inherited(home)
+        if self._given_transport is None:
+            return make(self._tls)
+        if home.process != self._given_process or self._connected.keys() - {home}:
+            raise StoreError(
+                "the `transport` that the store was given belongs to another process or event loop; "
+                "open a store with a transport of its own here"
+            )
+        return self._given_transport
+
+    def _leave_inherited(self, home: _Home) -> None:
+        for other in list(self._connected):
+            if other.process != home.process:
+                leave_to_parent(self._connected.pop(other, None))
 
     # Steps that several operations share.
 
@@ -929,6 +965,14 @@ class _Operations(Generic[TransportT]):
         yield from calls.token_revoke(_checked_name(token_id, "token id"))
 
 
+def _here() -> _Home:
+    """This process and the running event loop."""
+    try:
+        return _Home(os.getpid(), asyncio.get_running_loop())
+    except RuntimeError:
+        raise StoreError("an AsyncStore is awaited under an event loop of asyncio, and none is running here") from None
+
+
 def _environment(name: str) -> str | None:
     """A variable of the environment. A name for ``os.environ.get`` would show all of it in a traceback."""
     return os.environ.get(name)
@@ -989,7 +1033,8 @@ class Store(_Operations[httpx2.BaseTransport]):
     a client certificate and its key, or a pair of two. Proxies of the environment are not used, pass a ``transport``
     (``httpx2.HTTPTransport(proxy=…)``) for that.
 
-    Everything that goes wrong is a :class:`~rstore.errors.StoreError`. A store may be shared between threads.
+    Everything that goes wrong is a :class:`~rstore.errors.StoreError`. A store may be shared between threads, and with
+    processes that are forked: each of them connects with its first call.
 
     >>> with Store(url, "zoo", frozen=False) as zoo:
     ...     zoo["lion"] = {"age": 7}
@@ -999,7 +1044,7 @@ class Store(_Operations[httpx2.BaseTransport]):
 
     def open(self) -> Store:
         """Connect. Creates the namespace unless frozen; raises :class:`StoreNotAvailableError` if that fails."""
-        if self._transport is None:
+        if self._tls is None:
             self._connect()
             try:
                 self._run(self._opening())
@@ -1008,15 +1053,12 @@ class Store(_Operations[httpx2.BaseTransport]):
                 raise
         return self
 
-    def _connect(self) -> None:
-        if self._given_transport is not None:
-            self._transport = self._given_transport
-        else:
-            self._transport = blocking_transport(self._service, self._operation_seconds_max)
-
     def close(self) -> None:
         """Close the connections. The store may be opened again; closing twice does no harm."""
-        transport, self._transport = self._transport, None
+        home = _Home(os.getpid())
+        self._tls = None
+        self._leave_inherited(home)
+        transport = self._connected.pop(home, None)
         if transport is not None and transport is not self._given_transport:
             transport.close()
 
@@ -1059,10 +1101,17 @@ class Store(_Operations[httpx2.BaseTransport]):
                 raise attempts.conclude(error) from error.__cause__
             time.sleep(pause)
 
+    def _transport(self) -> httpx2.BaseTransport:
+        """A new transport for this process."""
+        home = _Home(os.getpid())
+        made = self._new_transport(home, functools.partial(blocking_transport, seconds_max=self._operation_seconds_max))
+        transport: httpx2.BaseTransport = self._connected.setdefault(home, made)
+        if transport is not made:  # Another thread was faster, and this one has no connections yet.
+            made.close()
+        return transport
+
     def _exchange(self, call: Call[T], budget: Budget) -> T:
-        transport = self._transport
-        if transport is None:
-            raise StoreError(_NOT_OPEN)
+        transport = self._connected.get(_Home(os.getpid())) or self._transport()
         request = self._service.request(call)
         with translated():
             response = transport.handle_request(request)
@@ -1109,13 +1158,14 @@ class Store(_Operations[httpx2.BaseTransport]):
 class AsyncStore(_Operations[httpx2.AsyncBaseTransport]):
     """:class:`Store`, awaited: the same arguments and the same methods.
 
-    The dict-like face is left out but for ``async for key in store``; ``transport`` is an asynchronous one, for
-    instance ``httpx2.ASGITransport(app)`` to reach a service in the same process.
+    It may be used under several event loops of asyncio: it connects under each. The dict-like face is left out but for
+    ``async for key in store``; ``transport`` is an asynchronous one, for instance ``httpx2.ASGITransport(app)`` to
+    reach a service in the same process.
     """
 
     async def open(self) -> AsyncStore:
         """Connect. Creates the namespace unless frozen; raises :class:`StoreNotAvailableError` if that fails."""
-        if self._transport is None:
+        if self._tls is None:
             self._connect()
             try:
                 await self._run(self._opening())
@@ -1124,17 +1174,16 @@ class AsyncStore(_Operations[httpx2.AsyncBaseTransport]):
                 raise
         return self
 
-    def _connect(self) -> None:
-        if self._given_transport is not None:
-            self._transport = self._given_transport
-        else:
-            self._transport = awaited_transport(self._service)
-
     async def close(self) -> None:
         """Close the connections. The store may be opened again; closing twice does no harm."""
-        transport, self._transport = self._transport, None
-        if transport is not None and transport is not self._given_transport:
-            await transport.aclose()
+        home = _here()
+        self._tls = None
+        self._leave_inherited(home)
+        connected = self._connected.pop(home, None)
+        # Another event loop closes by itself what is dropped here.
+        self._connected.clear()
+        if connected is not None:
+            await connected.close()
 
     async def __aenter__(self) -> AsyncStore:
         return await self.open()
@@ -1172,8 +1221,9 @@ class AsyncStore(_Operations[httpx2.AsyncBaseTransport]):
         attempts = Attempts(call, self._retries, self._deadline)
         while True:
             try:
+                connected = self._connected.get(_here()) or await self._connection()
                 async with asyncio.timeout(budget.seconds_left()):
-                    return await self._exchange(call, budget)
+                    return await self._exchange(call, budget, connected.transport)
             except TimeoutError:
                 raise attempts.conclude(StoreNotAvailableError(TOO_SLOW)) from None
             except TryAgain as failure:
@@ -1182,10 +1232,19 @@ class AsyncStore(_Operations[httpx2.AsyncBaseTransport]):
                 raise attempts.conclude(error) from error.__cause__
             await asyncio.sleep(pause)
 
-    async def _exchange(self, call: Call[T], budget: Budget) -> T:
-        transport = self._transport
-        if transport is None:
-            raise StoreError(_NOT_OPEN)
+    async def _connection(self) -> Awaited:
+        """New connections for this process and event loop."""
+        home = _here()
+        if self._given_transport is None:
+            for other in list(self._connected):
+                if other.loop is not None and other.loop.is_closed():
+                    self._connected.pop(other, None)
+        transport = self._new_transport(home, awaited_transport)
+        connected = await Awaited(transport, owned=self._given_transport is None).begin()
+        self._connected[home] = connected
+        return connected
+
+    async def _exchange(self, call: Call[T], budget: Budget, transport: httpx2.AsyncBaseTransport) -> T:
         request = self._service.request(call)
         with translated():
             response = await transport.handle_async_request(request)

@@ -8,7 +8,7 @@ import random
 import re
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 
 import httpx2
@@ -19,11 +19,13 @@ from rstore.errors import PROBLEMS, StoreError, StoreNotAvailableError, StorePro
 __all__ = [
     "TOO_SLOW",
     "Attempts",
+    "Awaited",
     "Budget",
     "Certificate",
     "Service",
     "awaited_transport",
     "blocking_transport",
+    "leave_to_parent",
     "translated",
 ]
 
@@ -41,8 +43,8 @@ _ANSWER_OVERHEAD_BYTES: Final = 1024
 # All that a burst opened are kept, and for less time than services (75 s) and what stands before them (60 s) keep them.
 _CONNECTIONS: Final = httpx2.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=50)
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,4096}\Z")
-# The jitter keeps clients apart from each other; it needs no secrecy.
-_jitter: Final = random.Random()  # noqa: S311
+# The jitter keeps clients apart from each other, those that are forks of one process too.
+_jitter: Final = random.SystemRandom()
 
 
 class _Secret(bytes):
@@ -181,18 +183,55 @@ class Budget:
         return call.reader(Head(response.status_code, headers))
 
 
-def awaited_transport(service: Service) -> httpx2.AsyncHTTPTransport:
+_inherited: Final[list[object]] = []
+
+
+def leave_to_parent(connected: object) -> None:
+    """Keep what a forked process inherited, and never touch it again.
+
+    The connections belong to the parent process. Closing them in the child would take locks that a thread of the parent
+    held during the fork, and would change the state of an event loop that both processes share.
+    """
+    _inherited.append(connected)
+
+
+def awaited_transport(tls: ssl.SSLContext | bool) -> httpx2.AsyncHTTPTransport:
     """A transport for AsyncStore. Awaiting can be given up, so it needs no bounds of its own."""
-    return httpx2.AsyncHTTPTransport(verify=service.tls(), trust_env=False, limits=_CONNECTIONS)
+    return httpx2.AsyncHTTPTransport(verify=tls, trust_env=False, limits=_CONNECTIONS)
 
 
-def blocking_transport(service: Service, seconds_max: float) -> httpx2.HTTPTransport:
+class Awaited:
+    """A transport under one event loop. The loop closes it before it ends, as it does all asynchronous generators."""
+
+    def __init__(self, transport: httpx2.AsyncBaseTransport, *, owned: bool) -> None:
+        self.transport = transport
+        self._closing = _closing(transport if owned else None)
+
+    async def begin(self) -> Awaited:
+        """Let the event loop know of it."""
+        await anext(self._closing)
+        return self
+
+    async def close(self) -> None:
+        """Close the transport if it is owned."""
+        await self._closing.aclose()
+
+
+async def _closing(transport: httpx2.AsyncBaseTransport | None) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        if transport is not None:
+            await transport.aclose()
+
+
+def blocking_transport(tls: ssl.SSLContext | bool, seconds_max: float) -> httpx2.HTTPTransport:
     """A transport that reads from no connection for longer than this after it last wrote to it.
 
     The HTTP library bounds how long one read takes, but not how many there are: a head that comes byte by byte, or
     one 103 after the other, would keep it reading for ever.
     """
-    transport = httpx2.HTTPTransport(verify=service.tls(), trust_env=False, limits=_CONNECTIONS)
+    transport = httpx2.HTTPTransport(verify=tls, trust_env=False, limits=_CONNECTIONS)
     pool: Any = transport._pool  # noqa: SLF001
     pool._network_backend = _BoundedBackend(pool._network_backend, seconds_max)  # noqa: SLF001
     return transport
