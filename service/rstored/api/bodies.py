@@ -15,6 +15,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, Encoding, Value
+from rstored.api.media_types import JSON_FORMS, ContentType, form_refused
 from rstored.api.origins import is_cross_origin
 from rstored.api.replies import Header, Reply, content_type
 from rstored.api.requests import Request
@@ -127,18 +128,28 @@ def wire_value(value: Value, form: str) -> tuple[Raw, EncodingLabel | UnsetType]
 # --- requests ----------------------------------------------------------------------------------------------
 
 
-def body_form(request: Request) -> str:
-    """The media type of the body; JSON if the request names none.
+def body_form(request: Request, forms: Sequence[str] = JSON_FORMS) -> str:
+    """The media type of the body, which is one of ``forms``; JSON if the request names none.
 
-    A page of another origin has to name it, or Problem ``unsupported-media-type`` is raised: a browser sends a body
-    without a type for any page, without asking the service whether the page may.
+    Raises Problem ``unsupported-media-type``. A page of another origin has to name the type: a browser sends a body
+    without one for any page, without asking the service whether the page may.
     """
+    media_type = _named_type(request)
+    if media_type is None:
+        if is_cross_origin(request.fields):
+            raise Problem("unsupported-media-type", "a page of another origin has to name the body's Content-Type")
+        return JSON_MEDIA_TYPE
+    if media_type.essence not in forms:
+        raise Problem("unsupported-media-type", f"send one of {', '.join(forms)} as Content-Type")
+    return media_type.essence
+
+
+def _named_type(request: Request) -> ContentType | None:
+    """The body's media type, if the request names one; a form is refused."""
     media_type = request.content_type
-    if media_type is not None:
-        return media_type.essence
-    if is_cross_origin(request.fields):
-        raise Problem("unsupported-media-type", "a page of another origin has to name the body's Content-Type")
-    return JSON_MEDIA_TYPE
+    if media_type is not None and media_type.is_form:
+        raise form_refused(f"-H 'Content-Type: {JSON_MEDIA_TYPE}', if the body is JSON")
+    return media_type
 
 
 async def read_body(request: Request, shape: type[BodyT]) -> BodyT:
@@ -147,7 +158,7 @@ async def read_body(request: Request, shape: type[BodyT]) -> BodyT:
     Raises Problem ``malformed-body``, ``invalid-body`` (with ``pointer``), ``nesting-too-deep``,
     ``unsupported-media-type`` or ``body-too-large``.
     """
-    form = _structured_form(request)
+    form = body_form(request)
     body = await request.body()
     await request.begin_turn(len(body))
     return await run_sized(len(body), _decode, body, form, shape)
@@ -155,15 +166,9 @@ async def read_body(request: Request, shape: type[BodyT]) -> BodyT:
 
 async def read_optional_body(request: Request, shape: type[BodyT]) -> BodyT | None:
     """As :func:`read_body`; None if the request has no body or an empty one."""
+    _named_type(request)
     body = await request.body()
-    return _decode(body, _structured_form(request), shape) if body else None
-
-
-def _structured_form(request: Request) -> str:
-    form = body_form(request)
-    if form not in _ENCODE:
-        raise Problem("unsupported-media-type", f"send {JSON_MEDIA_TYPE} or {MSGPACK_MEDIA_TYPE} as Content-Type")
-    return form
+    return _decode(body, body_form(request), shape) if body else None
 
 
 def _decode(body: bytes, form: str, shape: type[BodyT]) -> BodyT:

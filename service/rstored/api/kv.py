@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -14,9 +15,11 @@ from rstore.encodings import (
     OCTET_STREAM,
     SEALED_MEDIA_TYPE,
     Encoding,
+    InvalidJSON,
     Value,
     encoding_of,
     media_type_of,
+    parse_json,
 )
 from rstored.api.access import Rule
 from rstored.api.bodies import EncodingLabel, answer_sized, body_form, read_body, read_value, wire_value
@@ -30,7 +33,7 @@ from rstored.api.conditions import (
     not_modified,
     write_id_of,
 )
-from rstored.api.media_types import parse_content_type
+from rstored.api.media_types import form_refused, parse_content_type
 from rstored.api.operations import Answer, Content, Operations, json_content
 from rstored.api.parameters import KeyName, ListQuery, Query, Switch, checked_key, page_size, read_cursor, write_cursor
 from rstored.api.replies import NO_CONTENT, Header, Reply, content_type
@@ -230,11 +233,13 @@ def _entry_headers(entry: Entry) -> tuple[Header, ...]:
 )
 async def put(request: Request, query: PutQuery) -> Reply:
     """The body is the value; Content-Type says what it is, `application/octet-stream` if absent. No body is
-    an empty value.
+    an empty value. Forms are refused.
 
     JSON is checked to parse.
     """
     sent = request.content_type
+    if sent is not None and sent.is_form:
+        raise await _form_refused(request)
     media_type = OCTET_STREAM if sent is None else _stored_media_type(sent.essence, sent.text)
     condition = condition_of(request)
     data = await request.body(request.state.limits.value_bytes_max, "value-too-large")
@@ -248,6 +253,17 @@ async def put(request: Request, query: PutQuery) -> Reply:
         write_id=write_id_of(request),
     )
     return Reply(201 if result.created else 204, (etag_header(result.etag),))
+
+
+async def _form_refused(request: Request) -> Problem:
+    """The problem of a value that is called a form, which says what to call it instead."""
+    limits = request.state.limits
+    data = await request.body(limits.value_bytes_max, "value-too-large")
+    try:
+        await run_sized(len(data), functools.partial(parse_json, data, nesting_max=limits.nesting_max))
+    except InvalidJSON:
+        return form_refused(f"-H 'Content-Type: {OCTET_STREAM}' (or what the value is), and --data-binary for -d")
+    return form_refused(f"-H 'Content-Type: {JSON_MEDIA_TYPE}', since it is JSON")
 
 
 @operations.add(

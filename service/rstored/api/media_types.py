@@ -18,6 +18,7 @@ __all__ = [
     "POINTS_FORMS",
     "PROBLEM_MEDIA_TYPE",
     "ContentType",
+    "form_refused",
     "negotiate",
     "parse_content_type",
 ]
@@ -40,10 +41,14 @@ _PARAMETERS: Final = re.compile(_PARAMETER)
 
 
 class ContentType(NamedTuple):
-    """A media type: ``essence`` (``type/subtype``, lower case) and the ``text`` as it was sent."""
+    """A media type: ``essence`` (``type/subtype``, lower case) and the ``text`` as it was sent.
+
+    ``is_form`` says whether it is what browsers send forms as, and curl whatever ``-d`` is given.
+    """
 
     essence: str
     text: str
+    is_form: bool = False
 
 
 @lru_cache(maxsize=512)
@@ -58,13 +63,25 @@ def parse_content_type(text: str) -> ContentType:
         raise Problem("unsupported-media-type", f"a media type has at most {MEDIA_TYPE_LENGTH_MAX} characters")
     match = _MEDIA_TYPE.match(text)
     if match is None:
+        if _is_form(text.partition(";")[0].rstrip(" \t").lower()):
+            raise form_refused(f"-H 'Content-Type: {JSON_MEDIA_TYPE}', or what else the body is")
         raise Problem("unsupported-media-type", "the media type is not type/subtype with well-formed parameters")
     essence = match[1].lower()
     if essence in (JSON_MEDIA_TYPE, NDJSON_MEDIA_TYPE, CSV_MEDIA_TYPE):
         for name, value in _PARAMETERS.findall(match[2]):
             if name.lower() == "charset" and value.strip('"').lower() not in ("utf-8", "utf8", "us-ascii"):
                 raise Problem("unsupported-media-type", f"{essence} is read as UTF-8 only")
-    return ContentType(essence, text)
+    return ContentType(essence, text, _is_form(essence))
+
+
+def _is_form(essence: str) -> bool:
+    return essence == "application/x-www-form-urlencoded" or essence.startswith("multipart/")
+
+
+def form_refused(remedy: str) -> Problem:
+    """The problem of a body that is called a form; ``remedy`` are the options of curl that call it something else."""
+    detail = f"a form is not taken, and curl calls every body one unless told otherwise: send {remedy}"
+    return Problem("unsupported-media-type", detail)
 
 
 @lru_cache(maxsize=512)

@@ -224,10 +224,7 @@ async def extend(request: Request, query: SpanQuery) -> Reply:
     that digest.
     """
     unchanged = _unchanged(request, query)
-    try:
-        form = Form(body_form(request))
-    except ValueError:
-        raise Problem("unsupported-media-type", f"send points as {', '.join(POINTS_FORMS)}") from None
+    form = Form(body_form(request, POINTS_FORMS))
     limits = request.state.limits
     body = await request.body(frames=form is Form.FRAMES)
     # What was compressed becomes no more than another body could be.
