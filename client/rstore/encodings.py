@@ -27,7 +27,9 @@ __all__ = [
     "InvalidJSON",
     "NestingTooDeep",
     "Value",
+    "check_numbers",
     "encoding_of",
+    "has_small_numbers",
     "media_type_of",
     "parse_json",
     "render_json",
@@ -115,7 +117,8 @@ class NestingTooDeep(InvalidJSON):
 def parse_json(data: bytes, *, nesting_max: int = 128) -> Any:
     """Parse UTF-8 JSON strictly (RFC 8259): no NaN, no invalid UTF-8, no lone surrogate, bounded nesting.
 
-    Raises :class:`InvalidJSON`. Integers keep every digit; they may have 4,300 characters.
+    Raises :class:`InvalidJSON`. Integers keep every digit; they may have 4,300 characters. Any other number is read as
+    the nearest double, and refused if it is beyond their range; :func:`check_numbers` finds those that become 0.
 
     >>> parse_json(b'{"a": 1}')
     {'a': 1}
@@ -128,6 +131,39 @@ def parse_json(data: bytes, *, nesting_max: int = 128) -> Any:
         # A decoder's message names positions and types, never the value itself.
         reason = "invalid UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise InvalidJSON(f"not valid JSON: {reason}") from None
+
+
+def check_numbers(data: bytes) -> None:
+    """Raise :class:`InvalidJSON` if a number in JSON text that parses is not 0, and would be read as 0.
+
+    >>> check_numbers(b"[5e-324, 0e-400]")
+    >>> check_numbers(b"1e-400")
+    Traceback (most recent call last):
+    rstore.encodings.InvalidJSON: a number is not 0, but nearer to 0 than any double
+    """
+    if has_small_numbers(data):
+        try:
+            _decode_numbers(data)
+        except msgspec.ValidationError:
+            raise InvalidJSON("a number is not 0, but nearer to 0 than any double") from None
+
+
+def has_small_numbers(data: bytes) -> bool:
+    """Whether JSON text may hold a number so small that it is read as 0. It is quick, and False of most texts."""
+    # Such a number has a negative exponent or hundreds of zeros.
+    return (b"-" in data and (b"e-" in data or b"E-" in data)) or _ZEROS in data
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if number == 0 and _IS_ZERO.match(text) is None:
+        raise ValueError
+    return number
+
+
+_ZEROS: Final = b"0" * 200
+_IS_ZERO: Final = re.compile(r"-?[0.]+([eE]|\Z)")
+_decode_numbers: Final = msgspec.json.Decoder(float_hook=_number).decode
 
 
 def render_json(value: Any) -> bytes:

@@ -2,8 +2,11 @@
 
 A row is ``[timestamp, value]``, or ``[timestamp, data, encoding]`` where ``data`` is base64 (in msgpack raw bytes) and
 ``encoding`` a label such as ``sealed``. With the label ``json`` the value stands as itself; in msgpack bytes then are
-its JSON text, the form of a value with integers beyond 64 bits. In CSV the value of a row without encoding, or with
-``json``, is JSON text.
+its JSON text, the form of a value with numbers that msgpack cannot hold. In CSV the value of a row without encoding, or
+with ``json``, is JSON text.
+
+A bare number means the same in each form: an integer is exact, any other number is the nearest double, and one that has
+none is refused.
 """
 
 from __future__ import annotations
@@ -19,8 +22,17 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, POINTS_MEDIA_TYPE, Encoding, Value
-from rstore.points import Cells, FrameReader, InvalidPoints, Points, concatenate, encode_stream, ordered
+from rstore.encodings import (
+    JSON_MEDIA_TYPE,
+    MSGPACK_MEDIA_TYPE,
+    POINTS_MEDIA_TYPE,
+    Encoding,
+    InvalidJSON,
+    Value,
+    check_numbers,
+    has_small_numbers,
+)
+from rstore.points import Cells, FrameReader, InvalidPoints, Points, concatenate, encode_stream, ordered, stored_text
 
 __all__ = ["CSV_HEADER", "Form", "msgpack_rows", "parse_points", "render_points"]
 
@@ -139,8 +151,9 @@ def _msgpack_row(t: int, encoding: Encoding, data: bytes) -> tuple[Any, ...]:
         return t, data, encoding.label
     value = msgspec.json.decode(data)
     try:
+        check_numbers(data)
         msgspec.msgpack.encode(value)
-    except OverflowError:
+    except (InvalidJSON, OverflowError):
         return t, data, encoding.label
     return t, value
 
@@ -151,8 +164,8 @@ def _msgpack_row(t: int, encoding: Encoding, data: bytes) -> tuple[Any, ...]:
 def parse_points(body: bytes, form: Form, *, points_max: int | None = None, bytes_max: int | None = None) -> Points:
     """The points of a whole request body; the last of equal timestamps wins.
 
-    ``bytes_max`` bounds what frames decompress to. JSON values are taken as they stand and not all of them are
-    parsed here: call :func:`rstore.points.check_values`. Raises :class:`InvalidPoints` with a ``code``
+    ``bytes_max`` bounds what frames decompress to. Numbers are checked here; other JSON values are taken as they stand,
+    and so are the cells of frames: call :func:`rstore.points.checked`. Raises :class:`InvalidPoints` with a ``code``
     (``malformed-body``, ``invalid-body``, ``invalid-value``, ``nesting-too-deep``, ``batch-too-large``,
     ``body-too-large``) and, where a row is wrong, a ``pointer`` such as ``/points/3``.
 
@@ -204,7 +217,7 @@ _NUMBER_LIST: Final = msgspec.json.Decoder(list[tuple[int, int | float]])
 
 def _json(body: bytes) -> Points:
     try:
-        return _of_numbers(_NUMBERS.decode(body).points)
+        return _of_literals(_NUMBERS.decode(body).points, body)
     except (msgspec.ValidationError, _NotNumbersError):
         return _of_pairs(map(_json_value, _ROWS.decode(body).points))
 
@@ -214,7 +227,7 @@ def _ndjson(body: bytes) -> Points:
     rows: list[Any]
     try:
         rows = _NUMBER_LINES.decode_lines(body)
-        points = _of_numbers(rows)
+        points = _of_literals(rows, body)
     except (msgspec.ValidationError, _NotNumbersError):
         rows = _ROW_LINES.decode_lines(body)
         points = _of_pairs(map(_json_value, rows))
@@ -242,7 +255,7 @@ def _csv(body: bytes) -> Points:
         if columns == 3:
             rows = [row[:-1] if row.endswith(b",") else b"" for row in rows]
         try:
-            return _of_numbers(_NUMBER_LIST.decode(b"[[" + b"],[".join(rows) + b"]]") if rows else [])
+            return _of_literals(_NUMBER_LIST.decode(b"[[" + b"],[".join(rows) + b"]]") if rows else [], text)
         except (msgspec.DecodeError, _NotNumbersError):
             pass
     return _of_pairs(_csv_rows(text.decode(), columns))
@@ -279,9 +292,20 @@ _PARSERS: Final[dict[Form, Callable[[bytes], Points]]] = {
 _PART_ROWS: Final = 10_000
 _SHAPE: Final = "a point is [timestamp, value] or [timestamp, data, encoding]"
 
+# Without such an exponent, or so many zeros, no number is so small that it becomes 0.
+_SMALL: Final = re.compile(rb"[eE]-0*[1-9][0-9]{2}|0{200}")
+
 
 class _NotNumbersError(Exception):
-    """A number that is not finite (msgpack has such) stands among the values."""
+    """Among the values may be a number that is not finite (msgpack has such), or one that became 0 and is not 0."""
+
+
+def _of_literals(rows: list[tuple[int, int | float]], text: bytes) -> Points:
+    """The points of numbers that the decoder read from ``text``."""
+    # The decoder makes 0 of the smallest numbers, and says nothing.
+    if has_small_numbers(text) and _SMALL.search(text) and any(value == 0 for _, value in rows):
+        raise _NotNumbersError
+    return _of_numbers(rows)
 
 
 def _of_numbers(rows: list[tuple[int, int | float]]) -> Points:
@@ -319,7 +343,7 @@ def _json_value(text: Raw) -> tuple[int, Value]:
     row = _cells(text, _CELLS)
     t, raw, encoding = _row(row, msgspec.json.decode)
     if encoding is Encoding.JSON:
-        return t, Value(encoding, bytes(raw).strip())
+        return t, _json_text(bytes(raw))
     try:
         return t, Value(encoding, _base64(msgspec.json.decode(raw, type=str)))
     except msgspec.ValidationError:
@@ -331,7 +355,7 @@ def _msgpack_value(packed: Raw) -> tuple[int, Value]:
     t, raw, encoding = _row(row, msgspec.msgpack.decode)
     value = msgspec.msgpack.decode(raw)
     if isinstance(value, bytes) and len(row) == 3:
-        return t, Value(encoding, value)
+        return t, _json_text(value) if encoding is Encoding.JSON else Value(encoding, value)
     if encoding is not Encoding.JSON:
         raise InvalidPoints(f"a value with encoding {encoding.label} stands as raw bytes")
     try:
@@ -363,6 +387,7 @@ def _row(row: list[Raw], decode: Callable[..., Any]) -> tuple[int, Raw, Encoding
     return t, row[1], _encoding(label)
 
 
+_NUMBER_STARTS: Final = frozenset(b"%c" % character for character in b"-0123456789")
 _FIELD: Final = re.compile(r'(?:"([^"]*(?:""[^"]*)*)"|([^",\r\n]*))(,|\r?\n|\Z)')
 
 
@@ -391,7 +416,18 @@ def _csv_value(fields: list[str], columns: int) -> tuple[int, Value]:
     except msgspec.DecodeError:
         raise InvalidPoints("a timestamp is an integer") from None
     encoding = _encoding(fields[2]) if columns == 3 and fields[2] else Encoding.JSON
-    return t, Value(encoding, fields[1].encode() if encoding is Encoding.JSON else _base64(fields[1]))
+    return t, _json_text(fields[1].encode()) if encoding is Encoding.JSON else Value(encoding, _base64(fields[1]))
+
+
+def _json_text(text: bytes) -> Value:
+    """The value of JSON text. Only a number is looked at, so that what is wrong with it is told with its row."""
+    text = text.strip(b" \t\r\n")
+    if text[:1] in _NUMBER_STARTS:
+        try:
+            text = stored_text(text)
+        except InvalidJSON as error:
+            raise InvalidPoints(str(error), code="invalid-value") from None
+    return Value(Encoding.JSON, text)
 
 
 def _encoding(label: str) -> Encoding:

@@ -22,7 +22,16 @@ from typing import Any, Final, TypeAlias, overload
 
 import msgspec
 
-from rstore.encodings import JSON_INTEGER_CHARACTERS_MAX, Encoding, InvalidJSON, NestingTooDeep, Value, parse_json
+from rstore.encodings import (
+    JSON_INTEGER_CHARACTERS_MAX,
+    Encoding,
+    InvalidJSON,
+    NestingTooDeep,
+    Value,
+    check_numbers,
+    parse_json,
+    render_json,
+)
 
 __all__ = [
     "FRAME_BYTES_MAX",
@@ -32,7 +41,7 @@ __all__ = [
     "FrameReader",
     "InvalidPoints",
     "Points",
-    "check_values",
+    "checked",
     "concatenate",
     "count_of",
     "decode",
@@ -41,6 +50,7 @@ __all__ = [
     "encode_stream",
     "ordered",
     "split",
+    "stored_text",
 ]
 
 FRAME_VERSION: Final = 1
@@ -49,6 +59,7 @@ FRAME_BYTES_MAX: Final = 64 * 2**20
 _STREAM_POINTS: Final = 65_536
 _STREAM_BYTES: Final = 2**20
 _INT64_MAX: Final = 2**63 - 1
+_NUMBERS: Final = frozenset({int, float})
 _ENCODINGS: Final = tuple(Encoding)
 _ENCODING_BYTES: Final = bytes(Encoding)
 _BIG_ENDIAN: Final = sys.byteorder == "big"
@@ -326,28 +337,48 @@ def split(points: Points, *, points_max: int, bytes_max: int, start: int = 0) ->
         start = stop
 
 
-def check_values(points: Points, *, value_bytes_max: int | None = None, nesting_max: int = 128) -> None:
-    """Raise :class:`InvalidPoints` unless every JSON cell parses and no value is larger than the limit.
+def checked(points: Points, *, value_bytes_max: int | None = None, nesting_max: int = 128) -> Points:
+    """The points as they are to be stored: every JSON cell parses, and a number is the text of an int or a double.
 
-    Numeric columns are valid by nature and cost nothing. The message names the timestamp.
+    Raises :class:`InvalidPoints` for a cell that may not be stored, or is larger than the limit. Numbers in typed
+    columns need no check.
     """
     cells = points.values
     if not isinstance(cells, Cells):
-        return
-    if value_bytes_max is not None and max(cells.lengths, default=0) > value_bytes_max:
-        index = next(i for i, length in enumerate(cells.lengths) if length > value_bytes_max)
-        t, length = points.timestamps[index], cells.lengths[index]
-        message = f"the value at timestamp {t} is {length} bytes; at most {value_bytes_max} are allowed"
-        raise InvalidPoints(message, code="value-too-large")
-    if Encoding.JSON not in cells.encodings:
-        return
-    for t, encoding, data in zip(points.timestamps, cells.encodings, cells.parts(), strict=True):
-        if encoding == Encoding.JSON:
-            try:
-                parse_json(data, nesting_max=nesting_max)
-            except InvalidJSON as error:
-                code = "nesting-too-deep" if isinstance(error, NestingTooDeep) else "invalid-value"
-                raise InvalidPoints(f"the value at timestamp {t}: {error}", code=code) from None
+        return points
+    texts: list[bytes] = []
+    for t, (encoding, data) in points:
+        if value_bytes_max is not None and len(data) > value_bytes_max:
+            raise InvalidPoints(
+                f"the value at timestamp {t} has {len(data)} bytes; at most {value_bytes_max} are allowed",
+                code="value-too-large",
+            )
+        try:
+            texts.append(stored_text(data, nesting_max=nesting_max) if encoding is Encoding.JSON else data)
+        except InvalidJSON as error:
+            code = "nesting-too-deep" if isinstance(error, NestingTooDeep) else "invalid-value"
+            raise InvalidPoints(f"the value at timestamp {t}: {error}", code=code) from None
+    data = b"".join(texts)
+    if data == cells.data:
+        return points
+    return Points(points.timestamps, Cells(cells.encodings, array("I", map(len, texts)), data))
+
+
+def stored_text(text: bytes, *, nesting_max: int = 128) -> bytes:
+    """The JSON text that a point keeps of this one. Raises :class:`~rstore.encodings.InvalidJSON`.
+
+    A bare number is an int or a double, in whatever form and column it comes, so its text is the one that either has,
+    and one that no double is near to is refused. Anything else keeps its text.
+
+    >>> stored_text(b"12345678901234567.25"), stored_text(b'{"a": 1.50}')
+    (b'1.2345678901234568e16', b'{"a": 1.50}')
+    """
+    value = parse_json(text, nesting_max=nesting_max)
+    if type(value) not in _NUMBERS:
+        return text
+    if value == 0:
+        check_numbers(text)
+    return render_json(value)
 
 
 def digest(points: Points) -> str:
@@ -494,7 +525,7 @@ def decode(frame: bytes, *, bytes_max: int = FRAME_BYTES_MAX, own: bool = False)
     """The points of one whole frame; :class:`InvalidPoints` if it is not exactly that.
 
     Nothing in the frame is trusted: sizes are checked before memory is taken, and what the frame decompresses to
-    is at most ``bytes_max`` bytes. JSON cells are not parsed: see :func:`check_values`. With ``own``, for a frame
+    is at most ``bytes_max`` bytes. JSON cells are not parsed: see :func:`checked`. With ``own``, for a frame
     that the caller's side made and kept, sizes are checked all the same but not each timestamp and float.
     """
     _check_header(frame, len(frame))

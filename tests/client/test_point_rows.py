@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from base64 import b64encode
 
 import msgspec
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from rstore.encodings import Encoding, Value
 from rstore.point_rows import Form, msgpack_rows, parse_points, render_points
-from rstore.points import Cells, InvalidPoints, Points, check_values, encode, split
+from rstore.points import Cells, InvalidPoints, Points, checked, encode, split
 
 FORMS = list(Form)
 int64 = st.integers(-(2**63), 2**63 - 1)
@@ -57,8 +58,7 @@ def plainly(points: Points) -> list[tuple[int, object]]:
 @pytest.mark.parametrize("form", FORMS)
 @given(points=any_points, descending=st.booleans())
 def test_a_body_comes_back(form, points, descending):
-    parsed = parse_points(body_of(points, form, descending=descending), form)
-    check_values(parsed)
+    parsed = checked(parse_points(body_of(points, form, descending=descending), form))
     assert plainly(parsed) == plainly(points)
 
 
@@ -98,6 +98,110 @@ def test_a_json_value_of_several_lines_stands_on_one():
 def test_a_value_keeps_its_json_text():
     points = parse_points(b'{"points": [[1, {"b": 1.50, "a": 1e3} ], [2, "\\u00e9"]]}', Form.JSON)
     assert [value.data for _, value in points] == [b'{"b": 1.50, "a": 1e3}', b'"\\u00e9"']
+
+
+# --- numbers -----------------------------------------------------------------------------------------------
+
+digits = st.text("0123456789", min_size=1, max_size=25)
+long_digits = st.one_of(
+    digits,
+    st.integers(150, 420).map(lambda count: "0" * count),
+    st.tuples(st.integers(150, 420), digits).map(lambda parts: "0" * parts[0] + parts[1]),
+    st.tuples(digits, st.integers(150, 420)).map(lambda parts: parts[0] + "0" * parts[1]),
+)
+literals = st.builds(
+    lambda sign, whole, fraction, exponent: sign + (whole.lstrip("0") or "0") + fraction + exponent,
+    st.sampled_from(["", "-"]),
+    long_digits,
+    st.just("") | long_digits.map(lambda text: "." + text),
+    st.just("")
+    | st.builds(
+        lambda mark, sign, zeros, number: f"{mark}{sign}{zeros}{number}",
+        st.sampled_from("eE"),
+        st.sampled_from(["", "+", "-"]),
+        st.sampled_from(["", "0", "000"]),
+        st.integers(0, 30) | st.integers(90, 110) | st.integers(290, 350) | st.integers(10**19, 10**20),
+    ),
+)
+EDGES = (
+    *("12345678901234567.25", "1e-400", "-1e-400", "1e400", "-1e400", "0e400", "0e-400", "-0.0", "-0", "0.0e-999999"),
+    *("2e-324", "3e-324", "5e-324", "2.2250738585072011e-308", "1.7976931348623157e308", "1.7976931348623159e308"),
+    *("0." + "0" * 330 + "1", "0." + "0" * 330 + "1e330", "0." + "0" * 230 + "1E-99", "1" + "0" * 330 + "e-330"),
+    *(
+        "1" + "0" * 330 + ".0",
+        "9223372036854775807",
+        "9223372036854775808",
+        "-9223372036854775809",
+        "18446744073709551616",
+    ),
+    *("1.50", "1e3", "1E+3", "1" * 4300, "1" * 4301, "-" + "1" * 4300, "1e" + "9" * 30, "1e-" + "9" * 30),
+)
+
+
+def number_of(literal: str) -> int | float | None:
+    """What a number means, by Python's own reading of it; None for one that is refused."""
+    mantissa = literal.lower().partition("e")[0]
+    if set(literal) <= set("-0123456789"):
+        return int(literal) if len(literal) <= 4300 else None
+    number = float(literal)
+    became_zero = number == 0 and not set(mantissa) <= set("-0.")
+    return None if became_zero or math.isinf(number) else number
+
+
+def bodies_of(literal: str, beside: bytes) -> dict[Form, bytes]:
+    """Bodies of the two points of timestamps 1, the number, and 2, other JSON."""
+    text = literal.encode()
+    field = b'"' + beside.replace(b'"', b'""') + b'"' if b'"' in beside or b"," in beside else beside
+    rows = [[1, text, "json"], [2, beside, "json"]]
+    cells = Points.from_values([(t, Value(Encoding.JSON, data)) for t, data in ((1, text), (2, beside))])
+    return {
+        Form.JSON: b'{"points": [[1, %b], [2, %b]]}' % (text, beside),
+        Form.NDJSON: b"[1,%b]\n[2,%b]\n" % (text, beside),
+        Form.CSV: b"timestamp,value\n1,%b\n2,%b\n" % (text, field),
+        Form.MSGPACK: msgspec.msgpack.encode({"points": rows}),
+        Form.FRAMES: encode(cells),
+    }
+
+
+@pytest.mark.parametrize("beside", [b"0", b"0.0", b"1.5", b"null", b'"1e-400"', b'{"a": [1.50]}'])
+@given(literal=literals | st.sampled_from(EDGES))
+def test_a_number_means_the_same_in_every_form(beside, literal):
+    expected = number_of(literal)
+    for form, body in bodies_of(literal, beside).items():
+        if expected is None:
+            with pytest.raises(InvalidPoints) as caught:
+                checked(parse_points(body, form))
+            assert caught.value.code == "invalid-value", form
+            # A frame is no list of rows; there the message names the timestamp.
+            assert caught.value.pointer == "/points/0" or (form is Form.FRAMES and "timestamp 1" in str(caught.value))
+            continue
+        points = checked(parse_points(body, form))
+        for asked in FORMS:
+            back = parse_points(body_of(points, asked), asked)
+            assert plainly(back)[0] == (1, repr(expected)), (form, asked)
+            assert plainly(back)[1:] == plainly(points)[1:]
+
+
+@pytest.mark.parametrize("literal", EDGES)
+def test_a_number_that_another_point_replaces_is_refused_all_the_same(literal):
+    for form, body in bodies_of(literal, b"1.5").items():
+        twice = body.replace(b"[2,", b"[1,").replace(b"\n2,", b"\n1,").replace(b"\x93\x02", b"\x93\x01")
+        if form is Form.FRAMES:
+            continue
+        if number_of(literal) is None:
+            with pytest.raises(InvalidPoints):
+                parse_points(twice, form)
+        else:
+            assert plainly(parse_points(twice, form)) == [(1, "1.5")]
+
+
+def test_what_is_no_bare_number_keeps_its_text():
+    for text in (b'{"a": 12345678901234567.25}', b"[1.50, 1e3]", b'"1e-400"'):
+        for form, body in bodies_of("1", text).items():
+            assert list(checked(parse_points(body, form)))[1][1].data == text
+
+
+# --- rows --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -160,7 +264,7 @@ def test_json_may_be_named():
 )
 def test_json_that_is_no_points_is_refused(body, code):
     with pytest.raises(InvalidPoints) as caught:
-        check_values(parse_points(body.encode(), Form.JSON))
+        checked(parse_points(body.encode(), Form.JSON))
     assert caught.value.code == code
 
 
@@ -174,7 +278,7 @@ def test_invalid_utf8_is_refused():
         (b"\x81\xa6points\x91\x92\x01\xa1\xff", Form.MSGPACK),
     ]:
         with pytest.raises(InvalidPoints):
-            check_values(parse_points(body, form))
+            checked(parse_points(body, form))
 
 
 @pytest.mark.parametrize(
@@ -221,7 +325,7 @@ def test_ndjson_has_one_array_a_line(body, code):
 )
 def test_csv_that_is_no_points_is_refused(body, code):
     with pytest.raises(InvalidPoints) as caught:
-        check_values(parse_points(body, Form.CSV))
+        checked(parse_points(body, Form.CSV))
     assert caught.value.code == code
 
 

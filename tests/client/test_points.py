@@ -22,7 +22,7 @@ from rstore.points import (
     FrameReader,
     InvalidPoints,
     Points,
-    check_values,
+    checked,
     concatenate,
     count_of,
     decode,
@@ -359,13 +359,13 @@ def json_cells(*texts: bytes) -> Points:
 )
 def test_json_cells_have_to_be_json_within_the_limits(text, code):
     with pytest.raises(InvalidPoints, match="timestamp 1") as caught:
-        check_values(json_cells(b"1", text), value_bytes_max=1_000, nesting_max=100)
+        checked(json_cells(b"1", text), value_bytes_max=1_000, nesting_max=100)
     assert caught.value.code == code
 
 
 def test_other_values_are_opaque():
-    check_values(Points.from_values([(1, Value(Encoding.SEALED, b"NaN")), (2, Value(Encoding.JSON, b"{}"))]))
-    check_values(Points.from_pairs([(1, 1.5)]), value_bytes_max=1)
+    checked(Points.from_values([(1, Value(Encoding.SEALED, b"NaN")), (2, Value(Encoding.JSON, b"{}"))]))
+    checked(Points.from_pairs([(1, 1.5)]), value_bytes_max=1)
 
 
 # --- digests -----------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from rstore import pickles
 from rstore.encodings import Encoding, Value
 from rstore.errors import StoreDecryptionError, StoreEncodingError
 from rstore.point_rows import Form, parse_points, render_points
-from rstore.points import FrameReader, InvalidPoints, Points, check_values, encode_stream
+from rstore.points import FrameReader, InvalidPoints, Points, checked, encode_stream
 from rstore.sealing import PairContext, PointContext, Sealer
 from rstored.api.openapi import declare_routes
 from rstored.api.operations import Operation
@@ -107,7 +107,7 @@ def test_a_broken_body_of_points_is_refused_or_is_points(form, points, data):
     def work() -> None:
         try:
             found = parse_points(sent, form, points_max=100, bytes_max=100_000)
-            check_values(found)
+            checked(found)
         except InvalidPoints:
             return
         assert list(found.timestamps) == sorted(set(found.timestamps))

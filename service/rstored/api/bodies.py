@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, Encoding, Value
+from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, Encoding, InvalidJSON, Value, check_numbers
 from rstored.api.media_types import JSON_FORMS, ContentType, form_refused
 from rstored.api.origins import is_cross_origin
 from rstored.api.replies import Header, Reply, content_type
@@ -110,15 +110,17 @@ class MsgpackArray:
 def wire_value(value: Value, form: str) -> tuple[Raw, EncodingLabel | UnsetType]:
     """A value as the members ``value`` and ``encoding`` (absent for JSON) of a body.
 
-    In msgpack a JSON value with an integer beyond 64 bits stays JSON text, with encoding ``json``.
+    In msgpack a JSON value with an integer beyond 64 bits, or a number that would become 0, stays JSON text, with
+    encoding ``json``.
     """
     encoding, data = value
     if encoding is Encoding.JSON:
         if form == JSON_MEDIA_TYPE:
             return Raw(data), UNSET
         try:
+            check_numbers(data)
             return Raw(msgspec.msgpack.encode(msgspec.json.decode(data))), UNSET
-        except OverflowError:
+        except (InvalidJSON, OverflowError):
             return Raw(msgspec.msgpack.encode(data)), "json"
     label: EncodingLabel = encoding.label  # type: ignore[assignment]
     # msgspec writes bytes as a base64 string in JSON and as they are in msgpack: just what is wanted.

@@ -106,7 +106,7 @@ class StateBody(Struct):
 
     `state` holds the items that the service folded. `events` are those, in order, of the items that only the client
     can fold.
-    In msgpack a value in `state` with integers beyond 64 bits stands as bytes, its JSON text.
+    In msgpack a value in `state` with numbers that msgpack cannot hold stands as bytes, its JSON text.
     """
 
     timestamp: Timestamp

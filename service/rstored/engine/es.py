@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from rstore.encodings import Encoding, Value, parse_json, render_json
+from rstore.encodings import Encoding, InvalidJSON, Value, check_numbers, parse_json, render_json
 from rstore.folding import present_after
 from rstore.names import InvalidName, check_key
 from rstore.operators import ASSIGNING, OPERATORS, UNARY, JsonValue, UnfoldableEvent, apply_json
@@ -766,6 +766,11 @@ def _check_name(name: str, what: str, pointer: str) -> None:
 
 
 def _json_value(data: bytes) -> JsonValue:
+    """A JSON value for an operator to compute with. Raises UnfoldableEvent."""
+    try:
+        check_numbers(data)
+    except InvalidJSON as error:
+        raise UnfoldableEvent(f"operators compute with doubles, and {error}") from None
     # What is stored was checked when it came, perhaps under another limit.
     return JsonValue.of(parse_json(data, nesting_max=sys.maxsize))
 

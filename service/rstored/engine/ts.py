@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from rstore.points import Cells, InvalidPoints, Points, check_values, concatenate, count_of, decode, digest, encode
+from rstore.points import Cells, InvalidPoints, Points, checked, concatenate, count_of, decode, digest, encode
 from rstored.backends.abc import (
     Commit,
     DeleteRecord,
@@ -133,7 +133,7 @@ class TimeSeries:
             _check_within(points, unchanged)
         if isinstance(points.values, Cells):
             # A number in a typed column is valid by nature; any other value has to be looked at.
-            await run_sized(points.size + _CELL_COST_BYTES * len(points), self._check, points)
+            points = await run_sized(points.size + _CELL_COST_BYTES * len(points), self._checked, points)
         place = Place(namespace, Kind.TS, key)
 
         def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[int]]:
@@ -187,10 +187,10 @@ class TimeSeries:
 
         return await self._once.update((place,), plan, write_id, ("remove", start, end), _COUNT)
 
-    def _check(self, points: Points) -> None:
+    def _checked(self, points: Points) -> Points:
         limits = self._limits
         try:
-            check_values(points, value_bytes_max=limits.value_bytes_max, nesting_max=limits.nesting_max)
+            return checked(points, value_bytes_max=limits.value_bytes_max, nesting_max=limits.nesting_max)
         except InvalidPoints as error:
             raise points_problem(error) from None
 

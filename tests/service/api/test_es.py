@@ -55,6 +55,40 @@ async def test_a_sequence_from_birth_to_end(http):
     assert (await http.delete("/es/e/events")).json() == {"removed": 0}
 
 
+async def post_text(http, events, timestamp):
+    body = f'{{"timestamp": {timestamp}, "events": [{events}]}}'
+    return await http.post("/es/e/events", content=body, headers={"Content-Type": "application/json"})
+
+
+async def test_a_value_keeps_its_digits_until_an_operator_computes_with_it(http):
+    texts = ["12345678901234567.25", "1e-400", "[1e-400, 1.50]"]
+    events = ", ".join(f'{{"item": "i{number}", "value": {text}}}' for number, text in enumerate(texts))
+    state = (await post_text(http, events, 1)).text
+    for answer in (state, (await http.get("/es/e/current")).text, (await http.get("/es/e/events")).text):
+        assert [text for text in texts if text not in answer] == []
+    packed = msgspec.msgpack.decode((await http.get("/es/e/current", headers=MSGPACK)).content)["state"]
+    assert packed == {"i0": 1.2345678901234568e16, "i1": texts[1].encode(), "i2": texts[2].encode()}
+    added = (await post_text(http, '{"item": "i0", "op": "add", "value": 0.0}', 2)).json()
+    assert added["state"]["i0"] == 1.2345678901234568e16
+    for number, event in enumerate(
+        (
+            '{"item": "i0", "op": "mul", "value": -1e-400}',
+            '{"item": "i1", "op": "mul", "value": 1e300}',
+            '{"item": "i2", "op": "concat", "value": [1]}',
+        )
+    ):
+        refused = await post_text(http, event, 3)
+        assert (refused.status_code, refused.json()["code"]) == (409, "unfoldable-event"), number
+        assert "nearer to 0" in refused.json()["detail"]
+    refused = await post_text(http, '{"item": "i0", "value": 1e400}', 3)
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid-value")
+    # So is an event of the past by which a later one could not be computed any more.
+    assert (await post_text(http, '{"item": "i3", "value": 5}', 4)).is_success
+    assert (await post_text(http, '{"item": "i3", "op": "add", "value": 1}', 6)).is_success
+    assert (await post_text(http, '{"item": "i3", "value": 1e-400}', 5)).json()["code"] == "unfoldable-event"
+    assert (await http.get("/es/e/current")).json()["state"]["i3"] == 6
+
+
 async def test_a_repeat_with_the_same_id_is_done_once(http):
     one = await apply(http, [{"item": "n", "value": 1}], headers={"Idempotency-Key": "a-1"})
     two = await apply(http, [{"item": "n", "op": "add", "value": 1}], headers={"Idempotency-Key": "a-2"})

@@ -41,6 +41,31 @@ async def test_a_value_keeps_its_bytes_and_its_media_type(http, sent, kept):
     assert other.headers["etag"] != put.headers["etag"]
 
 
+DIGITS = b'{"a": [1e-400, 12345678901234567.25, 1.50, 123456789012345678901234567890]}'
+
+
+@pytest.mark.parametrize("body", [DIGITS, b"1e-400", b"12345678901234567.25", b" 1.50 "])
+async def test_a_value_keeps_its_digits(http, body):
+    assert (await http.put("/kv/k", content=body, headers={"Content-Type": "application/json"})).is_success
+    assert (await http.get("/kv/k")).content == body
+    assert body.strip() in (await http.get("/kv?values=true")).content
+    batch = b'{"set": [{"key": "other", "value": %b}], "get": ["k"]}' % body
+    assert body.strip() in (await http.post("/kv", content=batch, headers={"Content-Type": "application/json"})).content
+    assert (await http.get("/kv/other")).content == body.strip()
+    refused = await http.put("/kv/k", content=b"[1e400]", headers={"Content-Type": "application/json"})
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid-value")
+
+
+async def test_no_number_becomes_0_in_msgpack(http):
+    await http.put("/kv/k", content=DIGITS, headers={"Content-Type": "application/json"})
+    await http.put("/kv/n", content=b"[12345678901234567.25]", headers={"Content-Type": "application/json"})
+    items = msgspec.msgpack.decode((await http.get("/kv?values=true", headers=MSGPACK)).content)["items"]
+    assert [(item["value"], item.get("encoding")) for item in items] == [
+        (DIGITS, "json"),
+        ([1.2345678901234568e16], None),
+    ]
+
+
 async def test_an_empty_value(http):
     assert (await http.put("/kv/k", content=b"", headers={"Content-Type": "text/plain"})).status_code == 201
     get = await http.get("/kv/k")

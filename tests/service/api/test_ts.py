@@ -7,6 +7,7 @@ import json
 import msgspec
 import pytest
 
+from rstore.encodings import Encoding, Value
 from rstore.points import FrameReader, Points, encode
 from rstored.limits import Limits
 
@@ -69,6 +70,77 @@ async def test_points_arrive_in_each_form_and_leave_in_each(http, form):
         headers = {"Content-Type": back.headers["content-type"]}
         assert (await http.post("/ts/s/range", content=back.content, headers=headers)).json() == {"points": 5}
         assert await points_of(await http.get("/ts/s/range")) == POINTS
+
+
+NUMBERS = {
+    "12345678901234567.25": 1.2345678901234568e16,
+    "1e-400": None,
+    "-1e-400": None,
+    "1e400": None,
+    "5e-324": 5e-324,
+    "0e-400": 0.0,
+    "123456789012345678901234567890": 123456789012345678901234567890,
+    "-9223372036854775809": -9223372036854775809,
+    "1" * 4301: None,
+    "1.50": 1.5,
+}
+
+
+@pytest.mark.parametrize("beside", ["0.0", "null", '{"a": 1.50}'])
+@pytest.mark.parametrize("literal", NUMBERS, ids=lambda text: text[:25])
+async def test_the_digits_of_a_number_are_those_of_an_int_or_a_double_in_every_form(http, literal, beside):
+    table = "timestamp,value\n1,%s\n2,%s\n"
+    bodies = {
+        JSON: f'{{"points": [[1, {literal}], [2, {beside}]]}}'.encode(),
+        NDJSON: f"[1, {literal}]\n[2, {beside}]\n".encode(),
+        CSV: (table % (literal, '"' + beside.replace('"', '""') + '"' if '"' in beside else beside)).encode(),
+        MSGPACK: msgspec.msgpack.encode({"points": [[1, literal.encode(), "json"], [2, beside.encode(), "json"]]}),
+        FRAMES: encode(
+            Points.from_values((t, Value(Encoding.JSON, text.encode())) for t, text in ((1, literal), (2, beside)))
+        ),
+    }
+    answers = set()
+    for form, body in bodies.items():
+        await http.delete("/ts/s/range")
+        sent = await http.post("/ts/s/range", content=body, headers={"Content-Type": form})
+        if NUMBERS[literal] is None:
+            assert (sent.status_code, sent.json()["code"]) == (422, "invalid-value"), form
+            # A frame has no rows to point at: the detail names the timestamp.
+            assert sent.json().get("pointer") == (None if form == FRAMES else "/points/0"), form
+            assert form != FRAMES or "timestamp 1" in sent.json()["detail"]
+            assert (await http.get("/ts/s/range")).json() == {"points": []}
+            continue
+        assert sent.status_code == 200, (form, sent.text)
+        answers.add((await http.get("/ts/s/range")).text)
+        packed = msgspec.msgpack.decode((await http.get("/ts/s/range", headers={"Accept": MSGPACK})).content)
+        first = packed["points"][0]
+        assert repr(json.loads(first[1]) if len(first) == 3 else first[1]) == repr(NUMBERS[literal]), form
+        (_, first_line, *_) = (await http.get("/ts/s/range", headers={"Accept": CSV})).text.splitlines()
+        assert repr(json.loads(first_line.split(",")[1])) == repr(NUMBERS[literal]), form
+        assert repr((await http.get("/ts/s/first")).json()["point"][1]) == repr(NUMBERS[literal]), form
+    assert len(answers) == (NUMBERS[literal] is not None)
+
+
+@pytest.mark.parametrize("form", [JSON, NDJSON, CSV])
+async def test_a_number_that_would_become_0_is_found_in_a_long_body(http, form):
+    rows = [f"{t},0.0" for t in range(60_000)]
+    rows[50_000] = "50000,1e-400"
+    bodies = {
+        JSON: '{"points":[[' + "],[".join(rows) + "]]}",
+        NDJSON: "".join(f"[{row}]\n" for row in rows),
+        CSV: "timestamp,value\n" + "".join(f"{row}\n" for row in rows),
+    }
+    sent = await http.post("/ts/s/range", content=bodies[form], headers={"Content-Type": form})
+    assert (sent.status_code, sent.json()["code"], sent.json()["pointer"]) == (422, "invalid-value", "/points/50000")
+    assert (await http.get("/ts/s/range")).json() == {"points": []}
+
+
+async def test_what_is_no_bare_number_keeps_its_digits(http):
+    value = '{"a": [1e-400, 12345678901234567.25, 1.50]}'
+    await http.post("/ts/s/range", content=f'{{"points": [[1, {value}]]}}', headers={"Content-Type": JSON})
+    assert (await http.get("/ts/s/range")).text == f'{{"points":[[1,{value}]]}}'
+    (row,) = msgspec.msgpack.decode((await http.get("/ts/s/range", headers={"Accept": MSGPACK})).content)["points"]
+    assert row == [1, value.encode(), "json"]
 
 
 async def test_frames_of_numbers(http):
