@@ -119,7 +119,7 @@ def test_forwarded_addresses_are_believed_of_trusted_proxies_alone(serve, tmp_pa
     service = serve(
         f"sqlite:///{tmp_path / 'store.db'}",
         limits={"REQUESTS_IN_FLIGHT_PER_CLIENT_MAX": 1},
-        env={"RSTORED_TRUSTED_PROXIES": trusted},
+        env={"RSTORED_TRUSTED_PROXIES": trusted} if trusted else {},
     )
     believed = trusted == "127.0.0.0/8"
     with half_a_put(service.url, "/kv/k", "198.51.100.1"), httpx2.Client(base_url=service.url) as http:

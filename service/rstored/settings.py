@@ -146,14 +146,15 @@ def _listed(text: str) -> list[str]:
 
 def load_settings(**given: Any) -> Settings:
     """The settings of the environment, under those ``given`` that are not None. Raises :class:`InvalidSettings`."""
-    unknown = sorted(
-        name
-        for name in os.environ
-        if name.startswith(PREFIX) and name.removeprefix(PREFIX).lower().partition("__")[0] not in Settings.model_fields
-    )
-    if unknown:
-        # Ignored silently, a misspelt setting would be believed to hold.
-        raise InvalidSettings(f"{unknown[0]} is no setting; see docs/operating.md")
+    # Taken silently for no setting at all, a misspelt or an empty one would be believed to hold.
+    for name in sorted(name for name in os.environ if name.upper().startswith(PREFIX)):
+        if name.upper().removeprefix(PREFIX).lower().partition("__")[0] not in Settings.model_fields:
+            raise InvalidSettings(f"{name} is no setting; see docs/operating.md")
+        if not os.environ[name].strip():
+            raise InvalidSettings(f"{name} is set and empty: give it a value, or unset it")
+    for option, value in given.items():
+        if isinstance(value, str) and not value.strip():
+            raise InvalidSettings(f"--{option.replace('_', '-')} is empty: give it a value, or leave it out")
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as errors:

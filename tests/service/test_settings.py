@@ -48,6 +48,7 @@ def test_the_environment_counts_and_what_is_given_counts_more(monkeypatch):
         ("RSTORED_LIMITS__PAGE_SIZE_MAXIMUM", "5"),
         ("RSTORED_DNS", "sqlite:///typo.db"),
         ("RSTORED_LIMIT__PAGE_SIZE_MAX", "5"),
+        ("rstored_dns", "sqlite:///typo.db"),
         ("RSTORED_LIMITS", "{"),
     ],
 )
@@ -59,6 +60,29 @@ def test_a_wrong_setting_is_named_in_one_line(monkeypatch, name, value):
     assert name.lower() in str(caught.value).lower() or name == "RSTORED_LIMITS"
     if len(value) > 3:
         assert value not in str(caught.value)
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t\n"])
+def test_a_variable_that_is_set_and_empty_is_refused(monkeypatch, blank):
+    """Taken for one that is not set, it would serve without TLS, or open, whoever meant to fill it."""
+    names = [f"RSTORED_{name.upper()}" for name in Settings.model_fields if name != "limits"]
+    limits = [f"RSTORED_LIMITS__{name.upper()}" for name in Limits.model_fields]
+    for name in (*names, *limits, "RSTORED_LIMITS", "rstored_tls_cert"):
+        with monkeypatch.context() as context:
+            context.setenv(name, blank)
+            with pytest.raises(InvalidSettings, match=rf"^{name} is set and empty"):
+                load_settings()
+            # Also where the command line has the same setting.
+            with pytest.raises(InvalidSettings, match=rf"^{name} is set and empty"):
+                load_settings(dsn="sqlite:///given.db", tls_cert="cert.pem")
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+def test_an_option_that_is_empty_is_refused(blank):
+    for name, field in Settings.model_fields.items():
+        if field.annotation in (str, str | None):
+            with pytest.raises(InvalidSettings, match=rf"^--{name.replace('_', '-')} is empty"):
+                load_settings(**{name: blank})
 
 
 def test_a_wrong_option_is_named_as_an_option():

@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from rstored.engine.globs import compile_glob
 from rstored.engine.model import Access
-from rstored.engine.tokens import Tokens
+from rstored.engine.tokens import Tokens, tokens_lost
 from rstored.limits import Limits
 from rstored.problems import Problem
 
@@ -163,11 +163,7 @@ class Authentication:
         The storage then is another one, or was emptied. Nobody is let in, but nothing in it says to keep them out.
         """
         if await self.is_closed() and not await self._once(b"", self._tokens.exist):
-            raise Problem(
-                "tokens-lost",
-                "the store is closed, but its storage has no record that a token was ever made in it: it was emptied, "
-                "or RSTORED_DSN names another one; restore it, or make a token with `rstored token create`",
-            )
+            raise tokens_lost()
 
     def known(self, header: bytes | None, now: float) -> Grant | None:
         """The grant of the header if it is known at the time ``now``."""
@@ -188,16 +184,14 @@ class Authentication:
             raise Problem("unauthenticated", "this store is closed: send a token as `Authorization: Bearer …`")
         digest = _digest(header)
         now = time.perf_counter()
-        # A token that was good is asked for again whatever others at its address do.
-        if digest not in self._known:
-            self._failures.check(client, now)
-        grant = None
         if self._unknown.get(digest, now) <= now:
             grant = await self._once(digest, self._verify, _token(header), digest)
-        if grant is None:
-            self._failures.add(client, now)
-            raise Problem("unauthenticated", "the token is not known: it never was, has expired or was revoked")
-        return grant
+            if grant is not None:
+                return grant
+        # Only a token that failed counts, and only against itself: a valid one is let in whatever others at its
+        # address send.
+        self._failures.take(client, now)
+        raise Problem("unauthenticated", "the token is not known: it never was, has expired or was revoked")
 
     async def _verify(self, token: bytes, digest: bytes) -> Grant | None:
         now = time.perf_counter()
@@ -208,7 +202,6 @@ class Authentication:
             valid = await self._tokens.verify(token.decode("ascii"))
             if valid is None:
                 self._known.pop(digest, None)
-                await self.check_storage()
                 _remember(self._unknown, digest, until)
                 return None
             if valid.until_ms is not None:
@@ -254,20 +247,18 @@ class _Failures:
         self._counts: dict[str, int] = {}
         self._end = 0.0
 
-    def check(self, client: str, now: float) -> None:
-        """Raises Problem ``rate-limited`` if there were too many from this address."""
+    def take(self, client: str, now: float) -> None:
+        """Count one from this address. Raises Problem ``rate-limited`` if there were too many."""
         if now >= self._end:
             self._counts.clear()
             self._end = now + _MINUTE
-        if self._counts and self._counts.get(self._name(client), 0) >= self._per_minute_max:
+        name = self._name(client)
+        count = self._counts.get(name, 0)
+        if count >= self._per_minute_max:
             detail = f"{self._per_minute_max} tokens of this minute were not known; send one that is"
             wait = int(self._end - now) + 1
             raise Problem("rate-limited", detail, limit=self._per_minute_max, retry_after_seconds=wait)
-
-    def add(self, client: str, now: float) -> None:
-        """Count one."""
-        name = self._name(client)
-        self._counts[name] = self._counts.get(name, 0) + 1
+        self._counts[name] = count + 1
 
     def _name(self, client: str) -> str:
         """What the client is counted under."""

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import os
 import sqlite3
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -55,8 +57,11 @@ from rstored.problems import Problem
 
 __all__ = ["SQLiteBackend", "database_path"]
 
+logger = logging.getLogger("rstored.sqlite")
+
 _APPLICATION_ID: Final = int.from_bytes(b"rsto")
 _MAGIC: Final = b"SQLite format 3\0"
+_PRIVATE: Final = stat.S_IRUSR | stat.S_IWUSR
 _BUSY_SECONDS: Final = 10.0
 _BUSY_PAUSE_SECONDS: Final = 0.0002
 _SWITCH_SECONDS: Final = 5e-6
@@ -248,6 +253,36 @@ def _check_path(path: Path) -> None:
         raise Problem(code, detail.format(file=f"the file {str(path)!r}"))
 
 
+def _create(path: Path) -> None:
+    """Make the file if it is not there, for its owner alone. SQLite would make it for whomever the umask lets in."""
+    try:
+        # Opened only if it is new: to close a file drops the locks that this process has on it.
+        file = os.open(os.path.realpath(path), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _PRIVATE)
+    except OSError:
+        # It is there, or cannot be made; then SQLite fails too, and the reason that it gives is translated.
+        return
+    os.fchmod(file, _PRIVATE)
+    os.close(file)
+
+
+def _hide_from_others(path: Path) -> None:
+    """Take from a store that is there what accounts may do that neither own it nor are in its group.
+
+    An earlier release made it for whomever the umask let in. What the group may do stays: somebody may have set it. New
+    files beside it get its mode from SQLite.
+    """
+    path = Path(os.path.realpath(path))
+    for file in (path, *(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))):
+        try:
+            mode = stat.S_IMODE(file.stat().st_mode)
+            if mode & stat.S_IRWXO:
+                file.chmod(mode & ~stat.S_IRWXO)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            logger.warning("every account of this machine may open a file of the store", extra={"file": str(file)})
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=512
@@ -272,6 +307,7 @@ def _connect_both(path: Path) -> tuple[sqlite3.Connection, sqlite3.Connection]:
 
 def _connect_for_writing(path: Path) -> sqlite3.Connection:
     """Connect for writing, having made sure that the file is ours, is writable and has the present schema."""
+    _create(path)
     connection = _connect(path)
     try:
         connection.execute("PRAGMA synchronous = FULL")
@@ -280,6 +316,7 @@ def _connect_for_writing(path: Path) -> sqlite3.Connection:
         _migrate(connection)
         connection.execute("COMMIT")
         _use_wal(connection)
+        _hide_from_others(path)
         # Pages of the log before it is copied into the file; a smaller log is copied more often than it helps.
         connection.execute("PRAGMA wal_autocheckpoint = 4000")
         connection.execute(f"PRAGMA journal_size_limit = {64 * 2**20}")

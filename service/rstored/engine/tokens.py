@@ -47,6 +47,7 @@ __all__ = [
     "NAMESPACES_MAX",
     "Tokens",
     "token_not_found",
+    "tokens_lost",
 ]
 
 GLOB_PATTERN: Final = r"^[A-Za-z0-9._*?-]{1,128}$"
@@ -185,13 +186,20 @@ class Tokens:
         return NewToken(_text(token_id, secret), await self._storage.update((place,), plan))
 
     async def verify(self, text: str) -> ValidToken | None:
-        """The token with this text, or None. An unknown id and a wrong secret cost the same."""
+        """The token with this text, or None. An unknown id and a wrong secret cost the same.
+
+        Raises ``tokens-lost`` if the storage does not know that a token was ever made in it.
+        """
         match = _TOKEN.match(text)
         if match is None:
             return None
         token_id, secret = match.groups()
         sent = _hash(secret)
-        head = await self._read(token_id)
+        head, closed = await self._storage.read(HeadRead(_place(token_id)), HeadRead(namespace_place(RESERVED)))
+        if closed is None:
+            raise tokens_lost()
+        if head is not None and _expired(head, self._clock()):
+            head = None
         record = None if head is None else _record(head)
         is_current = hmac.compare_digest(sent, record.secret_sha256 if record else _NOBODY)
         is_previous = hmac.compare_digest(sent, (record.previous_sha256 if record else None) or _NOBODY)
@@ -260,3 +268,11 @@ def _info(token_id: str, record: _Record, expires_ms: int | None) -> TokenInfo:
 
 def token_not_found() -> Problem:
     return Problem("token-not-found", "there is no token with this id: it never was, has expired or was revoked")
+
+
+def tokens_lost() -> Problem:
+    return Problem(
+        "tokens-lost",
+        "the store is closed, but its storage has no record that a token was ever made in it: it was emptied, or "
+        "RSTORED_DSN names another one; restore it, or make a token with `rstored token create`",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any, NamedTuple
 
@@ -266,6 +267,40 @@ async def test_cors_for_configured_origins(tmp_path):
             "access-control-allow-origin",
             "access-control-expose-headers",
         }
+
+
+# What browsers say of a request that they make with CORS, by what it is for; all of these carry the page's origin.
+WITH_CORS = ("empty", "image", "audio", "video", "track", "font", "script", "style", "manifest", "json", "xslt")
+# And of one that they make without: embedded, or shown in a frame or a tab.
+WITHOUT_CORS = ("image", "audio", "video", "track", "script", "style", "worker", "report")
+FRAMED = ("iframe", "frame", "embed", "object", "fencedframe")
+
+
+@pytest.mark.parametrize("admin_token", [None, SecretStr("x" * 40)])
+async def test_a_configured_origin_is_served_whatever_its_page_does_with_the_answer(tmp_path, admin_token):
+    settings = Settings(
+        dsn=f"sqlite:///{tmp_path / 'store.db'}", cors_origins="https://app.example", admin_token=admin_token
+    )
+    async with running_app(settings) as app, client(app) as http:
+        http.headers["Authorization"] = f"Bearer {'x' * 40}"
+        assert (await http.put("/kv/k", content=b"1")).status_code == 201
+        for site, destination in itertools.product(("cross-site", "same-site"), WITH_CORS):
+            said = {"Sec-Fetch-Mode": "cors", "Sec-Fetch-Site": site, "Sec-Fetch-Dest": destination}
+            ours, theirs = {**said, "Origin": "https://app.example"}, {**said, "Origin": "https://attacker.example"}
+            for method, path in (("GET", "/kv/k"), ("HEAD", "/kv/k"), ("GET", "/kv"), ("PUT", "/kv/k")):
+                served = await http.request(method, path, content=b"1" if method == "PUT" else b"", headers=ours)
+                assert served.status_code in (200, 204), (method, path, ours)
+                assert served.headers["access-control-allow-origin"] == "https://app.example"
+                # A stranger's page reads nothing: refused, or without the headers that let it.
+                assert cors(await http.request(method, path, headers=theirs)) == {}
+        for site, mode, destination in (
+            *itertools.product(("cross-site",), ("no-cors",), WITHOUT_CORS),
+            *itertools.product(("cross-site",), ("navigate",), FRAMED),
+        ):
+            # The browser does not say whose page it is.
+            said = {"Sec-Fetch-Mode": mode, "Sec-Fetch-Site": site, "Sec-Fetch-Dest": destination}
+            embedded = await http.get("/kv/k", headers=said)
+            assert (outcome(embedded) == (403, "cross-origin-request")) == (admin_token is None), said
 
 
 @pytest.mark.parametrize("origins", ["app.example", "https://app.example/", "*", "https://a.example https://b.example"])

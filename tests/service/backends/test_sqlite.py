@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -155,9 +156,74 @@ async def test_another_programs_database_is_refused_and_left_alone(path: Path) -
     connection = sqlite3.connect(path)
     connection.execute("CREATE TABLE record (id)")
     connection.close()
+    path.chmod(0o644)
     before = path.read_bytes()
     assert "another program" in (await refusal(path)).detail
     assert path.read_bytes() == before
+    assert modes(path.parent) == {path.name: 0o644}
+
+
+@contextmanager
+def under_umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def modes(folder: Path) -> dict[str, int]:
+    """What may be done with each file of a folder."""
+    return {file.name: stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("mask", [0, 0o022, 0o077, 0o277])
+@pytest.mark.parametrize("linked", [False, True])
+async def test_the_file_is_its_owners_alone_from_the_first_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: int, linked: bool
+) -> None:
+    path = tmp_path / "folder" / "store.db"
+    path.parent.mkdir()
+    opened = tmp_path / "link.db" if linked else path
+    if linked:
+        opened.symlink_to(path)
+    seen: list[dict[str, int]] = []
+    connect = sqlite_module._connect
+
+    def watching(file: Path) -> sqlite3.Connection:
+        """Look before SQLite has touched anything, and after every statement from then on."""
+        seen.append(modes(path.parent))
+        connection = connect(file)
+        connection.set_progress_handler(lambda: seen.append(modes(path.parent)), 1)
+        return connection
+
+    monkeypatch.setattr(sqlite_module, "_connect", watching)
+    with under_umask(mask):
+        backend = await SQLiteBackend.open(f"sqlite:///{opened}")
+        for number in range(100):
+            assert await backend.update([writing(PutHead(NS, Head(b"%d" % number)))]) == [None]
+    seen.append(modes(path.parent))
+    await backend.close()
+    assert seen[-1].keys() == {"store.db", "store.db-wal", "store.db-shm"}
+    assert "store.db-journal" in {name for found in seen for name in found}
+    assert {mode for found in seen for mode in found.values()} == {0o600}
+
+
+@pytest.mark.parametrize(("before", "after"), [(0o644, 0o640), (0o666, 0o660), (0o640, 0o640), (0o600, 0o600)])
+async def test_a_file_that_is_there_is_hidden_from_others_and_its_group_keeps_what_it_has(
+    path: Path, before: int, after: int
+) -> None:
+    first = await SQLiteBackend.open(f"sqlite:///{path}")
+    await first.update([writing(PutHead(NS, Head(b"")))])
+    assert len(modes(path.parent)) == 3
+    for file in path.parent.iterdir():
+        file.chmod(before)
+    second = await SQLiteBackend.open(f"sqlite:///{path}")
+    assert set(modes(path.parent).values()) == {after}
+    await second.close()
+    await first.close()
+    await (await SQLiteBackend.open(f"sqlite:///{path}")).close()
+    assert modes(path.parent) == {"store.db": after}
 
 
 async def test_a_read_only_file_or_folder(tmp_path: Path, path: Path) -> None:
