@@ -370,7 +370,7 @@ def _print_token(made: NewToken) -> None:
 def _without_password(dsn: str) -> str:
     # To the last @: a password may hold one unescaped. Drivers take passwords as parameters too.
     without = re.sub(r"(://[^/@:]*):.*@", r"\1:***@", dsn)
-    return re.sub(r"(password=)[^&]*", r"\1***", without, flags=re.IGNORECASE)
+    return re.sub(r"((?:password|secret|_key)=)[^&]*", r"\1***", without, flags=re.IGNORECASE)
 
 
 def main() -> None:

@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Self, TypeAlias, TypeVar
-from urllib.parse import unquote, urlsplit, urlunsplit
 from weakref import WeakKeyDictionary
 
 import psycopg
@@ -53,6 +52,7 @@ from rstored.backends.abc import (
 )
 from rstored.backends.migrations import SCHEMA_VERSION, pending
 from rstored.backends.postgresql_connection import OPTIONS, Connection, Parameter, Request, Rows, blobs, integers, texts
+from rstored.backends.postgresql_dsn import PostgreSQLDSN, parse_dsn, reason_of
 from rstored.backends.schema import ROOT_ID, Statements
 from rstored.backends.waves import waves
 from rstored.problems import Problem
@@ -87,6 +87,12 @@ _SETTINGS: Final = {
     "enable_bitmapscan": "off",
     # Plans without an alternative may look costly, and are not.
     "jit": "off",
+    # Of these the defaults are what is wanted, but a role, a database or the DSN's options may say otherwise. A wait
+    # for a replica that somebody cancels is told by a warning alone.
+    "client_encoding": "UTF8",
+    "client_min_messages": "warning",
+    "default_transaction_isolation": "read committed",
+    "transaction_timeout": "0",
 }
 _PURGE_ROWS_MAX: Final = 1_000
 _ROWS_BYTES_MAX: Final = 16 * 2**20
@@ -114,19 +120,19 @@ class PostgreSQLBackend(Backend):
     @classmethod
     async def open(cls, dsn: str) -> PostgreSQLBackend:
         """Connect, create or migrate the schema, and keep a small pool of connections."""
-        conninfo, schema = _conninfo(dsn)
-
-        settings = {"search_path": _quoted(schema), **_SETTINGS}
+        parsed = parse_dsn(dsn)
+        settings = {"search_path": _quoted(parsed.schema), **_SETTINGS}
 
         async def configure(connection: Connection) -> None:
             with _Watch(connection, _CONNECT_SECONDS):
                 await connection.execute(
-                    "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS each (name, value)",
+                    "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS each (name, value) "
+                    "WHERE current_setting(name, true) IS NOT NULL",
                     (list(settings), list(settings.values())),
                 )
 
         pool = AsyncConnectionPool[Connection](
-            conninfo,
+            parsed.conninfo,
             connection_class=Connection,
             kwargs=_OPTIONS,
             min_size=1,
@@ -138,29 +144,29 @@ class PostgreSQLBackend(Backend):
             name="rstored",
         )
         try:
-            async with await _connect(conninfo) as connection:
+            async with await _connect(parsed) as connection:
                 await configure(connection)
-                await _migrate(connection, schema)
+                await _migrate(connection, parsed.schema)
                 description = await _description(connection)
             await pool.open(wait=True, timeout=_POOL_WAIT_SECONDS)
         except psycopg.Error as error:
             await pool.close()
-            raise _translated(error) from error
+            raise _unusable(error, parsed) from error
         return cls(pool, description)
 
     @classmethod
     async def schema_versions(cls, dsn: str) -> SchemaVersions:
         """Read from the database; where nothing of the store is there, the version is 0."""
-        conninfo, schema = _conninfo(dsn)
-        table = f"{_quoted(schema)}.schema_version"
+        parsed = parse_dsn(dsn)
+        table = f"{_quoted(parsed.schema)}.schema_version"
         try:
-            async with await _connect(conninfo) as connection:
+            async with await _connect(parsed) as connection:
                 found = await (await connection.execute("SELECT to_regclass(%s)", (table,))).fetchone()
                 if found == (None,):
                     return SchemaVersions(0, SCHEMA_VERSION)
                 row = await (await connection.execute(f"SELECT version FROM {table}".encode())).fetchone()  # noqa: S608
         except psycopg.Error as error:
-            raise _translated(error) from error
+            raise _unusable(error, parsed) from error
         return SchemaVersions(0 if row is None else row[0], SCHEMA_VERSION)
 
     async def close(self) -> None:
@@ -314,32 +320,30 @@ class _Watch:
 # --- opening -----------------------------------------------------------------------------------------------
 
 
-def _conninfo(dsn: str) -> tuple[str, str]:
-    """What the driver connects to, and the schema's name.
-
-    >>> _conninfo("postgresql://db/store?schema=shop&sslmode=require")
-    ('postgresql://db/store?sslmode=require', 'shop')
-    """
-    parts = urlsplit(dsn)
-    # Taken apart by hand: to the driver, unlike to a form, a plus sign is no space.
-    parameters = dict(part.partition("=")[::2] for part in parts.query.split("&") if part)
-    schema = unquote(parameters.pop("schema", "rstore"))
-    if not schema or "\0" in schema:
-        raise Problem("backend-unavailable", "the DSN's schema is empty: write ?schema=name, or leave it out")
-    if "," in parts.netloc:
-        # Of several servers the one that takes writes is meant.
-        parameters = {"target_session_attrs": "read-write"} | parameters
-    query = "&".join(f"{name}={value}" for name, value in parameters.items())
-    return urlunsplit(("postgresql", parts.netloc, parts.path, query, "")), schema
-
-
-async def _connect(conninfo: str) -> Connection:
-    """A first connection. What keeps it from being made is as likely in the DSN as in the server."""
+async def _connect(dsn: PostgreSQLDSN) -> Connection:
+    """A first connection, to a database that can hold a store. What keeps it from that may be in the DSN."""
     try:
-        return await Connection.connect(conninfo, **_OPTIONS)
-    except psycopg.OperationalError as error:
-        detail = "cannot connect to PostgreSQL: see that it runs, and that host, user, password and database are right"
-        raise Problem("backend-unavailable", detail) from error
+        connection = await Connection.connect(dsn.conninfo, **_OPTIONS)
+    except (psycopg.Error, OSError, ValueError) as error:
+        reason = reason_of(error, dsn.secrets)
+        raise Problem("backend-unavailable", f"cannot connect to PostgreSQL: {reason}") from error
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        await connection.close()
+        raise Problem(
+            "backend-unavailable",
+            f"the database's encoding is {encoding}, which cannot hold every key: take a database that was made by "
+            "CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0",
+        )
+    return connection
+
+
+def _unusable(error: psycopg.Error, dsn: PostgreSQLDSN) -> Problem:
+    """The problem of a store that cannot be opened, in one line."""
+    problem = _translated(error)
+    if isinstance(problem, Problem) and problem.detail != _UNAVAILABLE:
+        return problem
+    return Problem("backend-unavailable", f"PostgreSQL cannot hold the store: {reason_of(error, dsn.secrets)}")
 
 
 def _quoted(name: str) -> str:
@@ -895,6 +899,7 @@ class _NoConnection(Problem):
     """There was no connection to be had, so nothing was sent."""
 
 
+_UNAVAILABLE: Final = "PostgreSQL does not answer or turns connections away: try again"
 _TOO_LONG: Final = "PostgreSQL took too long over a statement: try again"
 
 
@@ -915,9 +920,8 @@ def _translated(error: psycopg.Error) -> Exception:
         return Problem("backend-unavailable", "PostgreSQL refuses the DSN's user: grant it CREATE on the database")
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         return _Demoted("backend-unavailable", "PostgreSQL takes no writes: try again when a primary is there")
-    unavailable = "PostgreSQL does not answer or turns connections away: try again"
     if isinstance(error, PoolTimeout | PoolClosed | TooManyRequests):
-        return _NoConnection("backend-unavailable", unavailable)
+        return _NoConnection("backend-unavailable", _UNAVAILABLE)
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) or state[:2] in ("08", "25", "53", "57"):
-        return Problem("backend-unavailable", unavailable)
+        return Problem("backend-unavailable", _UNAVAILABLE)
     return error

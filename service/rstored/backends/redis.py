@@ -48,7 +48,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from rstored.backends.abc import Backend, Capabilities, Kind, Query, SchemaVersions, Update
-from rstored.backends.redis_servers import FAILURES, Call, Script, Servers, open_servers, translated
+from rstored.backends.redis_dsn import parse_dsn
+from rstored.backends.redis_servers import FAILURES, Call, Script, Servers, open_servers, translated, unusable
 from rstored.backends.redis_store import Bucket, Store, due_member, packed_update
 from rstored.backends.redis_updates import Attempt
 from rstored.problems import Problem
@@ -78,8 +79,8 @@ class RedisBackend(Backend):
     """A store under one prefix of a Redis server or Redis Cluster.
 
     The DSN takes ``prefix`` (``rstore``), ``buckets`` (1; a power of two; fixed when the store is first opened), and
-    ``eviction=accept``, without which a server that may evict the store's keys is refused; other parameters are
-    redis-py's.
+    ``eviction=accept``, without which a server that may evict the store's keys is refused; other
+    parameters are of the connection, see :mod:`rstored.backends.redis_dsn`.
     """
 
     def __init__(self, servers: Servers, prefix: bytes, buckets: int, description: dict[str, str]) -> None:
@@ -96,9 +97,9 @@ class RedisBackend(Backend):
         try:
             description = await _described(servers, accepts_eviction=accepts_eviction)
             buckets = await _claim(servers, prefix, wanted)
-        except FAILURES as error:
+        except Exception as error:
             await servers.close()
-            raise translated(error) from error
+            raise unusable(error) from error
         except BaseException:
             await servers.close()
             raise
@@ -111,12 +112,12 @@ class RedisBackend(Backend):
         try:
             await _described(servers)
             (layout,) = await servers.exchange([Call(servers.slot(_tag(prefix)), None, ("HGET", *_layout_at(prefix)))])
-        except FAILURES as error:
-            raise translated(error) from error
+            if isinstance(layout, Exception):
+                raise layout
+        except Exception as error:
+            raise unusable(error) from error
         finally:
             await servers.close()
-        if isinstance(layout, Exception):
-            raise translated(layout) from layout
         return SchemaVersions(int(layout or 0), _LAYOUT)
 
     async def close(self) -> None:
@@ -210,7 +211,8 @@ class RedisBackend(Backend):
 
 def _parsed(dsn: str) -> tuple[Servers, bytes, int | None, bool]:
     """The servers, the prefix, the number of buckets if the DSN says one, and whether eviction is accepted."""
-    servers, options = open_servers(dsn, "prefix", "buckets", "eviction")
+    parsed = parse_dsn(dsn, ("prefix", "buckets", "eviction"))
+    servers, options = open_servers(parsed), parsed.own
     prefix, text, eviction = options.get("prefix", "rstore"), options.get("buckets"), options.get("eviction")
     if _PREFIX.match(prefix) is None:
         detail = "the DSN's prefix is 1 to 64 characters out of A-Z, a-z, 0-9, '.', '_', ':' and '-'"
@@ -219,7 +221,7 @@ def _parsed(dsn: str) -> tuple[Servers, bytes, int | None, bool]:
         raise Problem("backend-unavailable", "the DSN's eviction can only be accept; leave it out to refuse eviction")
     if text is None:
         return servers, prefix.encode(), None, eviction is not None
-    buckets = int(text) if text.isdecimal() and len(text) < 6 else 0
+    buckets = int(text) if text.isascii() and text.isdecimal() and len(text) < 6 else 0
     if not 1 <= buckets <= _BUCKETS_MAX or buckets & (buckets - 1):
         raise Problem("backend-unavailable", f"the DSN's buckets is a power of two from 1 to {_BUCKETS_MAX}")
     return servers, prefix.encode(), buckets, eviction is not None

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import functools
 import hashlib
 import itertools
 import time
 from collections.abc import Callable, Collection, Sequence
 from importlib import resources
 from typing import Any, Final, NamedTuple, TypeAlias
-from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from hiredis import pack_command
-from redis.asyncio.connection import AbstractConnection, BlockingConnectionPool
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
@@ -36,11 +36,11 @@ from redis.exceptions import (
     TryAgainError,
 )
 
+from rstored.backends.redis_dsn import Address, RedisDSN
 from rstored.problems import Problem
 
 __all__ = [
     "FAILURES",
-    "Address",
     "Argument",
     "Call",
     "Cluster",
@@ -50,6 +50,7 @@ __all__ = [
     "open_servers",
     "problem_of",
     "translated",
+    "unusable",
 ]
 
 # To get a connection: a free one or a new one, greeted and logged in.
@@ -63,10 +64,7 @@ _REDIRECTIONS_MAX: Final = 3
 _FAILURES_MAX: Final = 1
 _PAUSE_SECONDS: Final = 0.05
 
-_PORT: Final = 6379
-
 Argument: TypeAlias = bytes | str | int
-Address: TypeAlias = tuple[str, int]
 
 # redis-py's own errors and those of the sockets below it; asyncio's TimeoutError is an OSError.
 FAILURES: Final = (RedisError, OSError)
@@ -118,18 +116,19 @@ class _Unsent(Exception):
 class _Node:
     """One server, and a few connections to it."""
 
-    def __init__(self, url: str) -> None:
-        # It knows the DSN's parameters and makes connections. To have it hand them out as well would cost more than to
-        # send a command.
-        self._pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=_CONNECTIONS_MAX,
+    def __init__(self, address: Address, dsn: RedisDSN) -> None:
+        # The driver's pool would cost more than sending a command does.
+        self._make_connection: Callable[[], AbstractConnection] = functools.partial(
+            SSLConnection if dsn.tls else Connection,
+            host=address[0],
+            port=address[1],
             protocol=2,
             retry=Retry(NoBackoff(), 0),
             socket_timeout=None,
             socket_connect_timeout=_CONNECT_SECONDS,
+            **dsn.connection,
         )
-        self._permits = asyncio.Semaphore(self._pool.max_connections)
+        self._permits = asyncio.Semaphore(_CONNECTIONS_MAX)
         # Those that nobody uses. Another list takes its place when what is in use is not to be used again.
         self._free: list[AbstractConnection] = []
 
@@ -173,7 +172,7 @@ class _Node:
     async def _connected(self) -> AbstractConnection:
         """A connection that nobody uses, the one that was used last, or a new one."""
         while self._free:
-            connection: AbstractConnection = self._free.pop()
+            connection = self._free.pop()
             try:
                 if not await connection.can_read():
                     return connection
@@ -181,7 +180,7 @@ class _Node:
                 pass
             # The server has closed it, or has answered what was not asked.
             await connection.disconnect(nowait=True)
-        connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        connection = self._make_connection()
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
         except BaseException:
@@ -226,8 +225,8 @@ class SingleServer(Servers):
 
     cluster = False
 
-    def __init__(self, url: str) -> None:
-        self._node = _Node(url)
+    def __init__(self, dsn: RedisDSN) -> None:
+        self._node = _Node(dsn.addresses[0], dsn)
 
     def slot(self, key: bytes) -> int:
         return 0
@@ -271,11 +270,9 @@ class Cluster(Servers):
 
     cluster = True
 
-    def __init__(self, scheme: str, login: str, addresses: Sequence[Address], query: str) -> None:
-        self._scheme = scheme
-        self._login = login
-        self._query = query
-        self._startup = list(addresses)
+    def __init__(self, dsn: RedisDSN) -> None:
+        self._dsn = dsn
+        self._startup = dsn.addresses
         self._nodes: dict[Address, _Node] = {}
         self._masters: list[Address] = []
         self._slots: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
@@ -394,9 +391,7 @@ class Cluster(Servers):
     def _node(self, address: Address) -> _Node:
         node = self._nodes.get(address)
         if node is None:
-            host, port = address
-            name = f"[{host}]" if ":" in host else host
-            node = self._nodes[address] = _Node(f"{self._scheme}://{self._login}{name}:{port}{self._query}")
+            node = self._nodes[address] = _Node(address, self._dsn)
         return node
 
     async def _reload(self) -> None:
@@ -459,38 +454,11 @@ async def _answers_of(node: _Node, commands: Sequence[tuple[Argument, ...]]) -> 
         raise unsent.__cause__ or unsent from None
 
 
-def open_servers(dsn: str, *own: str) -> tuple[Servers, dict[str, str]]:
-    """The servers that a DSN names, not yet connected to, and those of its parameters that are not the driver's.
-
-    Several addresses of a cluster are separated by commas; one that answers is enough.
-    """
-    parts = urlsplit(dsn)
-    scheme, _, kind = parts.scheme.partition("+")
-    scheme = "rediss" if scheme.endswith("s") and scheme != "redis" else "redis"
-    query = parse_qsl(parts.query, keep_blank_values=True)
-    options = {name: value for name, value in query if name in own}
-    rest = urlencode([(name, value) for name, value in query if name not in own])
-    rest = f"?{rest}" if rest else ""
-    try:
-        if kind != "cluster":
-            return SingleServer(f"{scheme}://{parts.netloc}{parts.path}{rest}"), options
-        login, at, hosts = parts.netloc.rpartition("@")
-        addresses = [_address(host) for host in hosts.split(",")]
-        return Cluster(scheme, login + at, addresses, rest), options
-    except (ValueError, TypeError):
-        detail = (
-            "the DSN does not parse: write redis://user:password@host:port/0 or redis+cluster://host:port,host:port"
-        )
-        raise Problem("backend-unavailable", detail) from None
-
-
-def _address(text: str) -> Address:
-    """
-    >>> _address("[::1]:7000"), _address("redis.local")
-    (('::1', 7000), ('redis.local', 6379))
-    """
-    parts = urlsplit(f"//{text}")
-    return parts.hostname or "localhost", parts.port or _PORT
+def open_servers(dsn: RedisDSN) -> Servers:
+    """The servers that a DSN names, not yet connected to. Of a cluster's addresses one that answers is enough."""
+    if dsn.cluster:
+        return Cluster(dsn)
+    return SingleServer(dsn)
 
 
 # --- failing -----------------------------------------------------------------------------------------------
@@ -518,4 +486,18 @@ def translated(error: BaseException) -> Exception:
         return AssertionError(text)
     if isinstance(error, ResponseError) and text.startswith("ERR") and "max number of clients" not in text:
         return error
-    return Problem("backend-unavailable", "Redis does not answer or turns requests away: try again")
+    if isinstance(error, ReadOnlyError) or text.startswith("READONLY"):
+        return Problem("backend-unavailable", "Redis is a replica and takes no writes: name its primary in the DSN")
+    return Problem("backend-unavailable", _UNAVAILABLE)
+
+
+_UNAVAILABLE: Final = "Redis does not answer or turns requests away: try again"
+
+
+def unusable(error: Exception) -> Problem:
+    """The problem of a store that cannot be opened, which is as likely to be in the DSN as in the server."""
+    problem = problem_of(error)
+    if isinstance(problem, Problem) and problem.detail != _UNAVAILABLE:
+        return problem
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return Problem("backend-unavailable", f"cannot connect to Redis: {reason[:300]}")

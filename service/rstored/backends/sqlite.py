@@ -237,6 +237,13 @@ class SQLiteBackend(Backend):
 
 def _check_path(path: Path) -> None:
     """Refuse a missing folder, and a file that SQLite did not write: it takes a few bytes for an empty file."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, UnicodeEncodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "the name is not text"
+        raise Problem("backend-unavailable", f"the file {str(path)!r} cannot be opened: {reason}") from None
     if not path.parent.is_dir():
         hint = "" if path.is_absolute() else "; an absolute path takes four slashes: sqlite:////…"
         raise Problem("backend-unavailable", f"there is no folder {str(path.parent)!r}: create it{hint}")

@@ -18,6 +18,7 @@ from tests import servers
 from rstore.encodings import JSON_MEDIA_TYPE, Encoding, Value
 from rstore.points import Points
 from rstored.backends import backend_class
+from rstored.backends.redis_dsn import PARAMETERS
 from rstored.engine.engine import Engine
 
 pytestmark = pytest.mark.anyio
@@ -30,6 +31,12 @@ SQLITE, DUMP, RESTORE, REDIS = re.findall(r"^```sh\n(.*?)^```$", BACKUP, re.MULT
 async def test_the_words_on_durability_are_those_of_the_backend(backend):
     for part in backend.describe()["durability"].split("; "):
         assert part in TEXT
+
+
+def test_every_parameter_of_a_redis_connection_is_explained():
+    table = TEXT.partition("#### Parameters of a Redis connection\n")[2].partition("\nThose that begin")[0]
+    told = [name for line in table.splitlines()[3:] for name in re.findall(r"`(\w+)`", line.split("|")[1])]
+    assert told == list(PARAMETERS)
 
 
 def test_a_backend_that_may_lose_writes_is_warned_of_at_the_start_and_at_the_root(serve):

@@ -129,8 +129,8 @@ async def test_what_a_dsn_may_say(own: servers.RedisServer) -> None:
     assert "prefix" in await refusal(f"{own.dsn}?prefix=a{{b}}")
     assert "eviction" in await refusal(f"{own.dsn}?eviction=refuse")
     assert "does not parse" in await refusal("redis://127.0.0.1:port")
-    assert "does not answer" in await refusal("redis://127.0.0.1:1")
-    assert "does not answer" in await refusal("redis+cluster://127.0.0.1:1")
+    assert "cannot connect" in await refusal("redis://127.0.0.1:1")
+    assert "cannot connect" in await refusal("redis+cluster://127.0.0.1:1")
     for scheme in ("redis", "valkey"):
         async with opened(f"{scheme}{own.dsn.removeprefix('redis')}/1?prefix=p&buckets=4"):
             pass
