@@ -33,12 +33,13 @@ from rstored.settings import Settings
 
 DOCUMENT = json.loads((Path(__file__).parents[1] / "openapi" / "openapi.json").read_text())
 ADMIN = secrets.token_hex(16)
-LEVELS = {"read": Access.READ, "write": Access.WRITE, "admin": Access.ADMIN}
+LEVELS = {"metrics": Access.METRICS, "read": Access.READ, "write": Access.WRITE, "admin": Access.ADMIN}
+NAMESPACE_LEVELS = ("read", "write", "admin")
 
 PUBLIC = {("get", "/healthz"), ("get", "/readyz")}
-ANY_TOKEN = {("get", "/"), ("get", "/ns")}
+ANY_READER = {("get", "/"), ("get", "/ns")}
 SERVICE_WIDE = {
-    ("get", "/metrics"): "read",
+    ("get", "/metrics"): "metrics",
     ("get", "/tokens"): "admin",
     ("post", "/tokens"): "admin",
     ("get", "/tokens/{token_id}"): "admin",
@@ -47,6 +48,8 @@ SERVICE_WIDE = {
 }
 # A request to each of these namespaces; "default" also without a name.
 OWN, THEIRS, ABSENT = "team-own", "other-full", "other-absent"
+# Of what takes access to any namespace, whichever it is.
+ANY = "any"
 NAMESPACES = (OWN, THEIRS, ABSENT, "default")
 SECRET = "content-of-theirs"
 
@@ -67,7 +70,7 @@ OPERATIONS = [
 
 
 class Holder(NamedTuple):
-    """Who sends requests: the header, what it reaches, and how far."""
+    """Who sends requests: the header, what it reaches, and how far. ``everywhere`` is to read every namespace."""
 
     name: str
     authorization: str | None
@@ -78,7 +81,9 @@ class Holder(NamedTuple):
     def allows(self, namespace: str | None, level: str) -> bool:
         if self.level is None or LEVELS[self.level] < LEVELS[level]:
             return False
-        return self.everywhere or namespace in self.reaches
+        if namespace is None and self.level == "metrics":
+            return True
+        return self.everywhere or namespace in self.reaches or (namespace == ANY and bool(self.reaches))
 
 
 class Asked(NamedTuple):
@@ -126,12 +131,12 @@ def default_of(path: str) -> str | None:
     return "default" if path.split("/")[1] in ("kv", "ts", "es") else None
 
 
-def needed(asked: Asked) -> tuple[str | None, str] | None:
-    """The namespace (None: all of them) and the access that a request takes; None if any token will do."""
+def needed(asked: Asked) -> tuple[str | None, str]:
+    """The namespace (None: the service, ANY: any one) and the access that a request takes."""
     method, path = asked.operation.method, asked.operation.path
     if asked.namespace is None:
-        if (method, path) in ANY_TOKEN:
-            return None
+        if (method, path) in ANY_READER:
+            return ANY, "read"
         return None, SERVICE_WIDE[method, path]
     if method in ("get", "head") or (asked.body is not None and asked.body.startswith(b'{"get": ["user:1"]}')):
         return asked.namespace, "read"
@@ -195,12 +200,13 @@ async def holders(engine: Engine) -> list[Holder]:
         Holder("revoked", revoked),
         Holder("rotated", rotated),
     ]
-    for level in LEVELS:
+    for level in NAMESPACE_LEVELS:
         found.append(Holder(f"{level} on its own", (await token(OWN, access=level))[0], frozenset({OWN}), level))
         found.append(Holder(f"{level} on a glob", (await token("team-*", access=level))[0], frozenset({OWN}), level))
     # All names have to be looked at for this one.
     found.append(Holder("read on an ending", (await token("*-own"))[0], frozenset({OWN}), "read"))
     found.append(Holder("read everywhere", (await token("*"))[0], level="read", everywhere=True))
+    found.append(Holder("metrics", (await token("*", access="metrics"))[0], level="metrics"))
     found.append(Holder("admin everywhere", f"Bearer {ADMIN}", level="admin", everywhere=True))
     return found
 
@@ -272,8 +278,7 @@ def check(request: Asked, holder: Holder, answer: httpx2.Response) -> None:
         assert answer.headers["www-authenticate"].startswith("Bearer"), about
         assert SECRET not in answer.text
         return
-    need = needed(request)
-    allowed = need is None or holder.allows(*need)
+    allowed = holder.allows(*needed(request))
     assert answer.status_code != 401, about
     assert (answer.status_code == 403) != allowed, about
     if not holder.everywhere:
@@ -282,7 +287,7 @@ def check(request: Asked, holder: Holder, answer: httpx2.Response) -> None:
         assert SECRET + "-" + THEIRS not in told, about
         assert SECRET + "-default" not in told, about
         assert THEIRS not in told, about
-    if request.operation.path == "/ns" and not holder.everywhere:
+    if request.operation.path == "/ns" and allowed and not holder.everywhere:
         assert [item["namespace"] for item in answer.json()["items"]] in ([OWN], []), about
 
 
@@ -306,7 +311,7 @@ def check_alike(holder: Holder, answers: list[tuple[Asked, httpx2.Response]]) ->
 
 def test_every_route_is_foreseen_here():
     """A new route outside the namespaces needs a line above, where somebody thinks about who may use it."""
-    known = PUBLIC | ANY_TOKEN | SERVICE_WIDE.keys()
+    known = PUBLIC | ANY_READER | SERVICE_WIDE.keys()
     for operation in OPERATIONS:
         if "{namespace}" not in operation.path and default_of(operation.path) is None:
             assert (operation.method, operation.path) in known, operation.path

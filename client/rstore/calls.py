@@ -18,7 +18,7 @@ import hashlib
 import re
 import uuid
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Final, Generic, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -43,6 +43,7 @@ __all__ = [
     "INT64_MAX",
     "INT64_MIN",
     "RETRIED_STATUSES",
+    "AccessLevel",
     "Answer",
     "Batch",
     "Call",
@@ -475,8 +476,11 @@ def ns_discard(namespace: str) -> Call[None]:
 # --- tokens ------------------------------------------------------------------------------------------------
 
 
+AccessLevel: TypeAlias = Literal["metrics", "read", "write", "admin"]
+
+
 class Token(msgspec.Struct, frozen=True):
-    """An access token, without its text: the globs of namespaces that it reaches, ``read``, ``write`` or ``admin``."""
+    """An access token, without its text: the globs of namespaces that it reaches, and its access."""
 
     id: str
     label: str
@@ -514,7 +518,7 @@ def token_list(cursor: str | None = None) -> Call[Page[Token]]:
 
 
 def token_create(
-    namespaces: Sequence[str], access: str, *, label: str, lifetime_seconds: float | None
+    namespaces: Sequence[str], access: AccessLevel, *, label: str, lifetime_seconds: float | None
 ) -> Call[NewToken]:
     """Make a token. Sent twice, it would make two."""
     body = msgspec.json.encode(

@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Annotated, Any, Final, Literal, NoReturn
+from typing import IO, Annotated, Any, Final, NoReturn
 
 try:
     import rich.console
@@ -28,6 +28,7 @@ import msgspec
 
 import rstore
 from rstore import calls
+from rstore.calls import AccessLevel
 from rstore.durations import InvalidDuration, parse_duration
 from rstore.operators import OPERATORS, UNARY
 from rstore.point_rows import CSV_HEADER, Form, parse_points
@@ -600,7 +601,7 @@ def token_create(
     namespace: Annotated[
         list[str], typer.Option(help="A namespace that it reaches, or a glob; may be given again. '*' is all.")
     ],
-    access: Annotated[Literal["read", "write", "admin"], typer.Option(help="What it allows.")],
+    access: Annotated[AccessLevel, typer.Option(help="What it allows; metrics is /metrics alone, of '*'.")],
     expires: Annotated[str | None, typer.Option(help="How long it lasts, like 90d; by default until revoked.")] = None,
     label: Annotated[str, typer.Option(help="What it is for.")] = "",
 ) -> None:

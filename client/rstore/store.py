@@ -24,7 +24,7 @@ from typing import Any, Concatenate, Final, Generic, Literal, NamedTuple, ParamS
 import httpx2
 
 from rstore import calls
-from rstore.calls import INT64_MAX, INT64_MIN, Call, Event, NewToken, Page, State, Steps, Token, TryAgain
+from rstore.calls import INT64_MAX, INT64_MIN, AccessLevel, Call, Event, NewToken, Page, State, Steps, Token, TryAgain
 from rstore.encodings import Encoding, InvalidJSON, Value, parse_json
 from rstore.errors import (
     FrozenStoreError,
@@ -939,7 +939,7 @@ class _Operations(Generic[TransportT]):
     def create_token(
         self,
         namespaces: str | Sequence[str],
-        access: Literal["read", "write", "admin"],
+        access: AccessLevel,
         *,
         label: str = "",
         lifetime: float | None = None,

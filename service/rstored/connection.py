@@ -139,11 +139,11 @@ class Connections(ServerState):
         self._closed[reason] += 1
         self._metrics.count_closed_connection(reason)
 
-    def log_refusal(self, request_id: str) -> None:
+    def log_refusal(self, request_id: str, client: str) -> None:
         """What arrived was no request. Of those of a second the log gets the first few, and how many there were."""
         self._refused += 1
         if self._refused <= _REFUSALS_LOGGED_MAX:
-            logger.info("malformed request", extra={"request_id": request_id})
+            logger.info("malformed request", extra={"request_id": request_id, "client": client})
 
     def sweep(self, now: float) -> None:
         """End what was idle too long and whose reader is too slow: one look at all, not a timer for each request."""
@@ -558,7 +558,7 @@ class Connection(asyncio.Protocol):
         if self.transport.is_closing():
             return
         request_id = secrets.token_hex(8)
-        self.server.log_refusal(request_id)
+        self.server.log_refusal(request_id, self.address)
         reply = problem_reply(problem, request_id)
         body = reply.body
         assert isinstance(body, bytes)

@@ -6,11 +6,15 @@ import datetime
 import logging
 import traceback
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
-__all__ = ["JSONFormatter", "configure_logging"]
+from rstored.engine.model import TokenInfo
+
+__all__ = ["JSONFormatter", "TokenChange", "configure_logging", "log_token_change"]
+
+TokenChange: TypeAlias = Literal["created", "rotated", "revoked"]
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 
@@ -37,6 +41,24 @@ class JSONFormatter(logging.Formatter):
 
 def _frames(trace: TracebackType | None) -> list[str]:
     return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(trace)]
+
+
+def log_token_change(change: TokenChange, token: TokenInfo | str, **by: Any) -> None:
+    """Log that a token was made, given another secret or revoked: which one it is, never its text.
+
+    ``token`` is its id where no more is known. ``by`` says who did it, and from where. It is told whether or not every
+    request is logged.
+    """
+    if isinstance(token, str):
+        told: dict[str, Any] = {"changed_token_id": token}
+    else:
+        told = {
+            "changed_token_id": token.id,
+            "access": token.access.name.lower(),
+            "namespaces": token.namespaces,
+            "expires": token.expires_ms,
+        }
+    logging.getLogger("rstored.tokens").info("token %s", change, extra=told | by)
 
 
 def configure_logging(level: str) -> None:

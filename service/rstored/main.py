@@ -14,7 +14,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Literal, NoReturn, TypeVar
+from typing import Annotated, NoReturn, TypeVar
 
 import typer
 import uvloop
@@ -26,8 +26,8 @@ from rstored.api.origins import is_loopback
 from rstored.app import running_app
 from rstored.backends import backend_class
 from rstored.engine.engine import Engine
-from rstored.engine.model import Access, NewToken, Page, TokenInfo
-from rstored.logs import configure_logging
+from rstored.engine.model import Access, AccessLevel, NewToken, Page, TokenInfo
+from rstored.logs import TokenChange, configure_logging, log_token_change
 from rstored.problems import Problem
 from rstored.server import Server, bind, within_open_files
 from rstored.settings import InvalidSettings, Settings, load_settings
@@ -275,21 +275,19 @@ def token_create(
     namespace: Annotated[
         list[str], typer.Option(help="A namespace that it reaches, or a glob; may be given again. '*' is all.")
     ],
-    access: Annotated[Literal["read", "write", "admin"], typer.Option(help="What it allows.")],
+    access: Annotated[AccessLevel, typer.Option(help="What it allows; metrics is /metrics alone, of '*'.")],
     expires: Annotated[str | None, typer.Option(help="How long it lasts, like 90d; by default until revoked.")] = None,
     label: Annotated[str, typer.Option(help="What it is for.")] = "",
     dsn: Annotated[str | None, _DSN_OPTION] = None,
 ) -> None:
     """Make a token and print it, this once. From the first one on, nobody is let in without."""
     lifetime = None if expires is None else _seconds(expires)
-    _print_token(
-        _in_storage(
-            dsn,
-            lambda engine: engine.tokens.create(
-                namespace, Access[access.upper()], label=label, lifetime_seconds=lifetime
-            ),
-        )
+    made = _in_storage(
+        dsn,
+        lambda engine: engine.tokens.create(namespace, Access[access.upper()], label=label, lifetime_seconds=lifetime),
     )
+    _log("created", made.info)
+    _print_token(made)
 
 
 @token.command("list")
@@ -321,6 +319,7 @@ def token_revoke(token_id: _IdArgument, dsn: Annotated[str | None, _DSN_OPTION] 
     """End a token. Services that run forget it within RSTORED_TOKEN_CACHE_SECONDS."""
     if not _in_storage(dsn, lambda engine: engine.tokens.revoke(token_id)):
         _fail("there is no token with this id")
+    _log("revoked", token_id)
 
 
 @token.command("rotate")
@@ -331,7 +330,9 @@ def token_rotate(
 ) -> None:
     """Give a token another secret and print it, this once."""
     seconds = _seconds(grace)
-    _print_token(_in_storage(dsn, lambda engine: engine.tokens.rotate(token_id, grace_seconds=seconds)))
+    made = _in_storage(dsn, lambda engine: engine.tokens.rotate(token_id, grace_seconds=seconds))
+    _log("rotated", made.info)
+    _print_token(made)
 
 
 def _in_storage(dsn: str | None, work: Callable[[Engine], Awaitable[T]]) -> T:
@@ -346,9 +347,16 @@ def _in_storage(dsn: str | None, work: Callable[[Engine], Awaitable[T]]) -> T:
             return await work(engine)
 
     try:
-        return asyncio.run(run(load_settings(dsn=dsn)))
+        settings = load_settings(dsn=dsn)
+        configure_logging(settings.log_level)
+        return asyncio.run(run(settings))
     except (InvalidSettings, Problem) as error:
         _fail(str(error))
+
+
+def _log(change: TokenChange, changed: TokenInfo | str) -> None:
+    """Log what was done to a token, and as which user of this machine."""
+    log_token_change(change, changed, uid=os.getuid())
 
 
 def _seconds(text: str) -> int:

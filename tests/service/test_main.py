@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sqlite3
 import subprocess
@@ -123,6 +124,13 @@ def test_ipv6(serve, tmp_path):
     assert httpx2.get(f"{server.url}/healthz").status_code == 200
 
 
+def changed(line: str) -> tuple[str, str]:
+    """What a line of the log says was done to which token; it says as which user too."""
+    logged = json.loads(line)
+    assert logged["uid"] == os.getuid()
+    return logged["message"], logged["changed_token_id"]
+
+
 def test_tokens(tmp_path):
     def token(*arguments: str) -> subprocess.CompletedProcess[str]:
         return run("token", *arguments, "--dsn", "sqlite:///store.db", cwd=tmp_path)
@@ -131,7 +139,10 @@ def test_tokens(tmp_path):
     assert made.returncode == 0
     text = made.stdout.strip()
     found = re.fullmatch(r"rst_([0-9a-f]{16})_[\w-]{43}", text)
-    assert made.stderr == f"rstored: this is token {found[1]}; it is not shown again\n"
+    logged, said = made.stderr.splitlines()
+    assert said == f"rstored: this is token {found[1]}; it is not shown again"
+    assert changed(logged) == ("token created", found[1])
+    assert json.loads(logged)["namespaces"] == ["team-*", "x"]
     (line,) = token("list").stdout.splitlines()
     listed = json.loads(line)
     assert text.split("_", 2)[2] not in line
@@ -140,7 +151,12 @@ def test_tokens(tmp_path):
     rotated = token("rotate", found[1], "--grace", "1h")
     assert rotated.stdout.startswith(f"rst_{found[1]}_")
     assert rotated.stdout.strip() != text
-    assert token("revoke", found[1]).returncode == 0
+    assert changed(rotated.stderr.splitlines()[0]) == ("token rotated", found[1])
+    revoked = token("revoke", found[1])
+    assert revoked.returncode == 0
+    assert changed(revoked.stderr) == ("token revoked", found[1])
+    for secret in (text.split("_", 2)[2], rotated.stdout.strip().split("_", 2)[2]):
+        assert secret not in made.stderr + rotated.stderr + revoked.stderr
     assert token("list").stdout == ""
     for wrong, said in (
         (("revoke", found[1]), "there is no token"),
@@ -156,3 +172,4 @@ def test_tokens(tmp_path):
         assert failed.stderr.count("\n") == 1
     assert token("create", "--namespace", "a", "--access", "all").returncode == 2
     assert token("create", "--access", "read").returncode == 2
+    assert token("create", "--namespace", "*", "--access", "metrics").returncode == 0

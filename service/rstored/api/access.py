@@ -8,6 +8,7 @@ revoked one ends within it, and a busy one costs a hash and a look into a dict.
 from __future__ import annotations
 
 import asyncio
+import enum
 import hashlib
 import hmac
 import ipaddress
@@ -24,7 +25,7 @@ from rstored.engine.tokens import Tokens, tokens_lost
 from rstored.limits import Limits
 from rstored.problems import Problem
 
-__all__ = ["ANY_TOKEN", "NOBODY", "OPEN", "PUBLIC", "Authentication", "Grant", "Rule", "denied"]
+__all__ = ["ANY_READER", "NOBODY", "OPEN", "PUBLIC", "Authentication", "Grant", "Reach", "Rule", "denied"]
 
 T = TypeVar("T")
 
@@ -76,6 +77,10 @@ class Grant:
                 return True
         return False
 
+    def permits(self, access: Access) -> bool:
+        """Whether the holder has this access to any namespace at all."""
+        return access <= self._access
+
     def allows(self, namespace: str | None, access: Access) -> bool:
         """Whether the holder may do what takes this access to a namespace, or to the whole service (None)."""
         if access > self._access:
@@ -86,28 +91,41 @@ class Grant:
 OPEN: Final = Grant("", ("*",), Access.ADMIN)
 """What everybody may do in an open store."""
 
-NOBODY: Final = Grant("", (), Access.READ)
+NOBODY: Final = Grant("", (), Access.METRICS)
 """What whoever was not asked for a token may do: nothing."""
 
 
+class Reach(enum.Enum):
+    """To what an operation takes access: the namespace of the request, any one namespace, or the whole service."""
+
+    NAMESPACE = enum.auto()
+    ANY_NAMESPACE = enum.auto()
+    SERVICE = enum.auto()
+
+
 class Rule(NamedTuple):
-    """What it takes to be let in: this access to the namespace of the request or, ``service_wide``, to all of them.
+    """What it takes to be let in: this access to all that ``reach`` says, or, unless it ``needs_token``, nothing."""
 
-    With None any valid token will do, or, unless it ``needs_token``, none.
-    """
-
-    access: Access | None
-    service_wide: bool = False
+    access: Access
+    reach: Reach = Reach.NAMESPACE
     needs_token: bool = True
 
     def check(self, grant: Grant, namespace: str) -> None:
         """Raises Problem ``access-denied``."""
-        if self.access is not None and not grant.allows(None if self.service_wide else namespace, self.access):
+        if self.reach is Reach.NAMESPACE:
+            allowed = grant.allows(namespace, self.access)
+        elif self.reach is Reach.SERVICE:
+            allowed = grant.allows(None, self.access)
+        else:
+            allowed = grant.permits(self.access)
+        if not allowed:
             raise denied()
 
 
-ANY_TOKEN: Final = Rule(None)
-PUBLIC: Final = Rule(None, needs_token=False)
+ANY_READER: Final = Rule(Access.READ, Reach.ANY_NAMESPACE)
+"""For every token but one for metrics."""
+
+PUBLIC: Final = Rule(Access.METRICS, Reach.SERVICE, needs_token=False)
 
 
 def denied() -> Problem:

@@ -21,13 +21,20 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import fastapi
 from starlette.routing import Route as StarletteRoute
 
-from rstored.api.access import OPEN
+from rstored.api.access import OPEN, Reach
 from rstored.api.media_types import negotiate
 from rstored.api.operations import Operation
 from rstored.api.parameters import Query, checked_key, checked_namespace, decode_text, parse_query
 from rstored.api.problems import problem_reply
 from rstored.api.replies import ON_ALL, Header, Reply
-from rstored.api.requests import UNCOUNTED_BYTES_MAX, ClientGone, Receive, Request, header_fields
+from rstored.api.requests import (
+    DEFAULT_NAMESPACE,
+    UNCOUNTED_BYTES_MAX,
+    ClientGone,
+    Receive,
+    Request,
+    header_fields,
+)
 from rstored.api.state import State
 from rstored.limits import Limits
 from rstored.problems import Problem
@@ -37,6 +44,8 @@ __all__ = ["FrontDoor", "Served"]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+# A variable of a route's path, and what stands for it in the path that was asked for.
+_Segment: TypeAlias = tuple[str, bytes]
 OpenState: TypeAlias = Callable[[], AbstractAsyncContextManager[State]]
 
 logger = logging.getLogger("rstored.requests")
@@ -84,7 +93,7 @@ class _Endpoint:
 class _Node:
     """A place in the tree of path segments: either literal segments follow, or one variable does."""
 
-    __slots__ = ("allow", "endpoints", "literals", "name", "variable")
+    __slots__ = ("allow", "endpoints", "literals", "name", "of_default", "variable")
 
     def __init__(self, name: str = "") -> None:
         self.name = name
@@ -92,6 +101,8 @@ class _Node:
         self.variable: _Node | None = None
         self.endpoints: dict[str, _Endpoint] = {}
         self.allow: Header = (b"allow", b"")
+        # Whether it is about the namespace that is meant where none is named.
+        self.of_default = False
 
     def child(self, segment: str) -> _Node:
         """The node that ``segment`` of a route's path leads to, made if it is not there."""
@@ -141,6 +152,8 @@ class FrontDoor:
         for method in route.methods or ():
             operation = endpoint if isinstance(endpoint, Operation) else None
             node.endpoints[method] = _Endpoint(route.path, method, operation)
+            if operation is not None and "{namespace}" not in route.path:
+                node.of_default = operation.rule.reach is Reach.NAMESPACE
         node.allow = (b"allow", ", ".join(sorted({*node.endpoints, "OPTIONS"})).encode())
 
     def table(self) -> list[Served]:
@@ -189,8 +202,13 @@ class FrontDoor:
         fields = header_fields(scope["headers"])
         request = Request(state, fields, receive, self._request_id(fields), started)
         request.on_all = _ON_ALL_OVER_TLS if scope.get("scheme") == "https" else ON_ALL
+        client = scope.get("client")
+        if client:
+            request.client = client[0]
         if b"origin" in fields:
             request.on_all += state.origins.headers(fields)
+        node: _Node | None = None
+        names: list[_Segment] = []
         endpoint: _Endpoint | None = None
         try:
             try:
@@ -219,7 +237,7 @@ class FrontDoor:
                     reply = _without_endpoint(node, method, request)
                 elif endpoint.operation is None:
                     status = await self._delegate(scope, receive, send, request)
-                    self._finish(state, endpoint, request, status, started)
+                    self._finish(endpoint, request, status, node, names)
                     return
                 else:
                     reply = await _call(endpoint, endpoint.operation, scope["query_string"], request)
@@ -241,7 +259,7 @@ class FrontDoor:
             except asyncio.CancelledError as error:
                 # Its reader is too slow. Returning without the end makes the server close the connection.
                 status = self._failed(error, endpoint, request).status
-            self._finish(state, endpoint, request, status, started)
+            self._finish(endpoint, request, status, node, names)
         finally:
             self._dismiss(request)
 
@@ -265,8 +283,6 @@ class FrontDoor:
         So one client that has many connections leaves room for the others.
         """
         limits = request.state.limits
-        client = scope.get("client")
-        request.client = client[0] if client else ""
         share = self._shares.get(request.client, 0)
         if not endpoint.is_probe:
             if len(self._under_way) >= limits.requests_in_flight_max:
@@ -311,7 +327,7 @@ class FrontDoor:
         given = fields.get(b"x-request-id")
         return given if given is not None and _REQUEST_ID.match(given) else next(self._ids)
 
-    def _find(self, scope: Scope, uri_bytes_max: int) -> tuple[_Node, list[tuple[str, bytes]]]:
+    def _find(self, scope: Scope, uri_bytes_max: int) -> tuple[_Node, list[_Segment]]:
         """The node of the path, and the segments that stand for names. Raises :class:`Problem`."""
         raw_path: bytes = scope["raw_path"]
         if self._root_path and (raw_path + b"/").startswith(self._root_path):
@@ -321,7 +337,7 @@ class FrontDoor:
                 "uri-too-long", f"the request target is longer than {uri_bytes_max} bytes", limit=uri_bytes_max
             )
         node = self._root
-        names: list[tuple[str, bytes]] = []
+        names: list[_Segment] = []
         segments = iter(raw_path.split(b"/"))
         next(segments)
         for segment in segments:
@@ -370,6 +386,7 @@ class FrontDoor:
                 exc_info=None if problem in (error, request.late) else error,
                 extra={
                     "request_id": request_id,
+                    "client": request.client,
                     "route": endpoint.template if endpoint else None,
                     "detail": problem.detail,
                 },
@@ -439,8 +456,12 @@ class FrontDoor:
         await self._declared(scope, receive, send_with_id)
         return status
 
-    def _finish(self, state: State, endpoint: _Endpoint, request: Request, status: int, started: float) -> None:
-        seconds = time.perf_counter() - started
+    def _finish(
+        self, endpoint: _Endpoint, request: Request, status: int, node: _Node | None, names: list[_Segment]
+    ) -> None:
+        """Count the request, and log it if that is wanted: refused or not, by what its path is about."""
+        seconds = time.perf_counter() - request.started
+        state = request.state
         state.metrics.observe_request(endpoint.template, endpoint.method, status, seconds)
         if state.access_log:
             logger.info(
@@ -449,7 +470,8 @@ class FrontDoor:
                     "request_id": request.id.decode("ascii"),
                     "method": endpoint.method,
                     "route": endpoint.template,
-                    "namespace": request.namespace,
+                    "namespace": _namespace_of(node, names, state.limits),
+                    "client": request.client,
                     "token_id": request.grant.token_id,
                     "status": status,
                     "milliseconds": round(seconds * 1000, 3),
@@ -475,6 +497,17 @@ def _decoded(segment: bytes, what: str) -> str:
         return decode_text(segment)
     except ValueError as error:
         raise Problem(f"invalid-{what}", f"the {what} cannot be read: {error}") from None
+
+
+def _namespace_of(node: _Node | None, names: list[_Segment], limits: Limits) -> str | None:
+    """The namespace that a path is about, whether or not whoever asked may know of it; None if it is about none."""
+    for name, segment in names:
+        if name == "namespace":
+            try:
+                return checked_namespace(_decoded(segment, name), limits)
+            except Problem:
+                return None
+    return DEFAULT_NAMESPACE if node is not None and node.of_default else None
 
 
 def _without_endpoint(node: _Node, method: str, request: Request) -> Reply:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
 
-from rstored.api.access import ANY_TOKEN, Rule
+from rstored.api.access import ANY_READER, Rule
 from rstored.api.bodies import answer, read_optional_body
 from rstored.api.conditions import IDEMPOTENCY_HEADER, write_id_of
 from rstored.api.operations import Answer, Operations, json_content
@@ -67,7 +67,7 @@ _EXAMPLE: Final[dict[str, Any]] = {"namespace": "team", "sealed_only": False, "k
     },
     problems=("backend-unavailable",),
     both_forms=False,
-    rule=ANY_TOKEN,
+    rule=ANY_READER,
 )
 async def list_namespaces(request: Request, query: ListQuery) -> Reply:
     """Those that the token reaches, in order of name. `cursor` asks for the next page; it is null on the last."""

@@ -237,9 +237,7 @@ def _codes(
     if "Idempotency-Key" in headers:
         codes.add("idempotency-conflict")
     if operation.rule.needs_token:
-        codes |= {"unauthenticated", "rate-limited", "backend-unavailable", "tokens-lost"}
-    if operation.rule.access is not None:
-        codes.add("access-denied")
+        codes |= {"unauthenticated", "access-denied", "rate-limited", "backend-unavailable", "tokens-lost"}
     codes |= {"invalid-namespace" if name == "namespace" else "invalid-key" for name in names}
     if operation.produces:
         codes.add("not-acceptable")

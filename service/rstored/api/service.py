@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from rstored import __version__
-from rstored.api.access import ANY_TOKEN, PUBLIC, Rule
+from rstored.api.access import ANY_READER, PUBLIC, Reach, Rule
 from rstored.api.bodies import answer
 from rstored.api.metrics import METRICS_MEDIA_TYPE
 from rstored.api.operations import Answer, Content, Operations, json_content
@@ -74,7 +74,7 @@ _EXAMPLE: Final[dict[str, Any]] = {
     summary="Describe the service",
     answers={200: Answer("What the service is", json_content(ServiceInfo, _EXAMPLE))},
     both_forms=False,
-    rule=ANY_TOKEN,
+    rule=ANY_READER,
 )
 async def index(request: Request) -> Reply:
     """Name and version, the backend and what its acknowledgements mean, every limit, and where the routes are."""
@@ -135,7 +135,7 @@ async def readyz(request: Request) -> Reply:
         )
     },
     both_forms=False,
-    rule=Rule(Access.READ, service_wide=True),
+    rule=Rule(Access.METRICS, Reach.SERVICE),
 )
 async def metrics(request: Request) -> Reply:
     """Requests by route, method, status and latency; batch sizes; backend latency; the process."""

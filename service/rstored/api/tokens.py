@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
 
-from rstored.api.access import OPEN, Rule
+from rstored.api.access import OPEN, Reach, Rule
 from rstored.api.bodies import answer, read_body, read_optional_body
 from rstored.api.conditions import IDEMPOTENCY_HEADER, write_id_of
 from rstored.api.operations import Answer, Operations, json_content
 from rstored.api.parameters import PageQuery, page_size, read_cursor, write_cursor
 from rstored.api.replies import NO_CONTENT, Reply
 from rstored.api.requests import Request
-from rstored.engine.model import Access, NewToken, TokenInfo
+from rstored.engine.model import Access, AccessLevel, NewToken, TokenInfo
 from rstored.engine.tokens import (
     GLOB_PATTERN,
     LABEL_LENGTH_MAX,
@@ -22,16 +22,18 @@ from rstored.engine.tokens import (
     NAMESPACES_MAX,
     token_not_found,
 )
+from rstored.logs import TokenChange, log_token_change
 from rstored.problems import Problem
 
 __all__ = ["operations"]
 
 operations: Final = Operations("tokens", "Access tokens; all of it takes admin access to every namespace.")
 
-_RULE: Final = Rule(Access.ADMIN, service_wide=True)
+_RULE: Final = Rule(Access.ADMIN, Reach.SERVICE)
 
 AccessLabel = Annotated[
-    Literal["read", "write", "admin"], Meta(description="what it allows; each includes those before it")
+    AccessLevel,
+    Meta(description="what it allows; each includes those before it; `metrics` is `GET /metrics` alone"),
 ]
 Globs = Annotated[
     list[Annotated[str, Meta(extra_json_schema={"pattern": GLOB_PATTERN})]],
@@ -122,6 +124,12 @@ def _issued(request: Request, token: NewToken, status: int) -> Reply:
     return answer(request, IssuedToken(*_members(token.info), token.text), status)
 
 
+def _log(request: Request, change: TokenChange, token: TokenInfo | str) -> None:
+    log_token_change(
+        change, token, token_id=request.grant.token_id, client=request.client, request_id=request.id.decode("ascii")
+    )
+
+
 def _check_closed(request: Request) -> None:
     """In an open store whoever made the first token would shut all others out, and could keep it for later."""
     if request.grant is OPEN:
@@ -166,6 +174,7 @@ async def create(request: Request) -> Reply:
     token = await request.engine.tokens.create(
         body.namespaces, Access[body.access.upper()], label=body.label, lifetime_seconds=body.lifetime_seconds
     )
+    _log(request, "created", token.info)
     return _issued(request, token, 201)
 
 
@@ -203,6 +212,7 @@ async def revoke(request: Request) -> Reply:
     _check_closed(request)
     if not await request.engine.tokens.revoke(request.key, write_id=write_id_of(request)):
         raise token_not_found()
+    _log(request, "revoked", request.key)
     return NO_CONTENT
 
 
@@ -221,4 +231,6 @@ async def rotate(request: Request) -> Reply:
     """The old secret counts for `grace_seconds` more, by default not at all. If the answer is lost, rotate again."""
     _check_closed(request)
     body = await read_optional_body(request, Rotation) or Rotation()
-    return _issued(request, await request.engine.tokens.rotate(request.key, grace_seconds=body.grace_seconds), 200)
+    token = await request.engine.tokens.rotate(request.key, grace_seconds=body.grace_seconds)
+    _log(request, "rotated", token.info)
+    return _issued(request, token, 200)

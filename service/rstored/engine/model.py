@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from rstore.encodings import Value
 
@@ -11,6 +11,7 @@ __all__ = [
     "ANY",
     "KEEP",
     "Access",
+    "AccessLevel",
     "BatchDelete",
     "BatchGet",
     "BatchResult",
@@ -225,9 +226,17 @@ class SequenceInfo(NamedTuple):
 # --- tokens ------------------------------------------------------------------------------------------------
 
 
-class Access(enum.IntEnum):
-    """What a token may do in its namespaces. Each level includes those before it."""
+AccessLevel: TypeAlias = Literal["metrics", "read", "write", "admin"]
+"""The names of :class:`Access`, in lower case."""
 
+
+class Access(enum.IntEnum):
+    """What a token may do in its namespaces. Each level includes those before it.
+
+    ``METRICS`` reads the service's metrics, which are no namespace's, and nothing else.
+    """
+
+    METRICS = 0
     READ = 1
     WRITE = 2
     ADMIN = 3

@@ -108,7 +108,7 @@ class Tokens:
 
         Raises ``invalid-body`` with a ``pointer``.
         """
-        _check(namespaces, label, lifetime_seconds)
+        _check(namespaces, access, label, lifetime_seconds)
         token_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
         now = self._clock()
         expires_ms = None if lifetime_seconds is None else now + max(1, int(lifetime_seconds * 1000))
@@ -220,7 +220,7 @@ class Tokens:
         return None if head is None or _expired(head, self._clock()) else head
 
 
-def _check(namespaces: Sequence[str], label: str, lifetime_seconds: float | None) -> None:
+def _check(namespaces: Sequence[str], access: Access, label: str, lifetime_seconds: float | None) -> None:
     """Raise Problem ``invalid-body`` if a token cannot be so."""
     if not 1 <= len(namespaces) <= NAMESPACES_MAX:
         detail = f"a token is for 1 to {NAMESPACES_MAX} namespaces or globs of them; `*` means all"
@@ -229,6 +229,9 @@ def _check(namespaces: Sequence[str], label: str, lifetime_seconds: float | None
         if _GLOB.match(glob) is None:
             detail = "a glob of namespaces is 1 to 128 characters out of A-Z, a-z, 0-9, '.', '_', '-', '*' and '?'"
             raise Problem("invalid-body", detail, pointer=f"/namespaces/{number}")
+    if access is Access.METRICS and "*" not in namespaces:
+        detail = "metrics are of the whole service: with access metrics the namespaces are `*`"
+        raise Problem("invalid-body", detail, pointer="/namespaces")
     if len(label) > LABEL_LENGTH_MAX or _LABEL.match(label) is None:
         detail = f"a label is at most {LABEL_LENGTH_MAX} characters, and no control characters"
         raise Problem("invalid-body", detail, pointer="/label")

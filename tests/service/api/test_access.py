@@ -32,6 +32,7 @@ from rstored.settings import Settings
 pytestmark = pytest.mark.anyio
 
 ADMIN = secrets.token_hex(16)
+PUBLIC = {"/healthz", "/readyz", "/docs", "/openapi.json"}
 
 
 def bearer(text: str) -> dict[str, str]:
@@ -160,7 +161,7 @@ async def outcomes(app: FrontDoor, headers: dict[str, str]) -> set[tuple[int, st
     found = set()
     async with client(app) as http:
         for path, method in app.table():
-            if path not in ("/healthz", "/readyz", "/docs", "/openapi.json") and method != "HEAD":
+            if path not in PUBLIC and method != "HEAD":
                 path = path.format(namespace="n", key="k", token_id="0" * 16)
                 found.add(code(await http.request(method, path, content=b"{}", headers=headers)))
     return found
@@ -625,7 +626,7 @@ async def test_what_is_counted_and_logged(settings, caplog, tmp_path):
     assert 'method="GET",route="/ns/{namespace}/kv",status="403"' in metrics
     assert 'method="GET",route="/",status="401"' in metrics
     records = [vars(record) for record in caplog.records if record.name == "rstored.requests"]
-    assert [record["token_id"] for record in records][:3] == ["RSTORED_ADMIN_TOKEN", made["id"], made["id"]]
+    assert [record["token_id"] for record in records][:4] == ["RSTORED_ADMIN_TOKEN", made["id"], made["id"], ""]
     secret = made["token"].split("_", 2)[2]
     for told in (str(records), caplog.text, metrics, repr(Settings(**settings)), str(Settings(**settings))):
         assert secret not in told
@@ -634,3 +635,105 @@ async def test_what_is_counted_and_logged(settings, caplog, tmp_path):
     assert made["id"].encode() in stored
     assert secret.encode() not in stored
     assert ADMIN.encode() not in stored
+
+
+def path_of(template: str) -> str:
+    return template.format(namespace="team-a", key="k", token_id="0" * 16)
+
+
+def namespace_of(template: str) -> str | None:
+    """What the log shall say of a path."""
+    if "{namespace}" in template:
+        return "team-a"
+    return "default" if template.split("/")[1] in ("kv", "ts", "es") else None
+
+
+async def test_the_access_log_says_who_asked_for_what_also_where_it_is_refused(settings, caplog):
+    """Every route, with every kind of refusal there is before a request is looked at, and without one."""
+    caplog.set_level("INFO")
+    limits = Limits(failed_authentications_per_minute_max=20)
+    async with running_app(Settings(**settings, access_log=True, limits=limits)) as app:
+        async with client(app, ADMIN) as admin:
+            beyond = await make(admin, "elsewhere", access="admin")
+        templates = sorted({path for path, _ in app.table()})
+        asked = [(path, method) for path, method in app.table()] + [(path, "PATCH") for path in templates]
+        holders = {"nobody": (None, ""), "stranger": ("x", ""), "beyond": (beyond["token"], beyond["id"])}
+        holders["admin"] = (ADMIN, "RSTORED_ADMIN_TOKEN")
+        statuses = set()
+        for number, (token, token_id) in enumerate(holders.values()):
+            address = f"192.0.2.{number}"
+            async with client(app, token, address) as http:
+                for template, method in asked:
+                    caplog.clear()
+                    answer = await http.request(method, path_of(template), content=b"{}")
+                    (line,) = [vars(record) for record in caplog.records if record.message == "request"]
+                    about = (template, method, token_id, answer.status_code)
+                    assert line["namespace"] == namespace_of(template), about
+                    assert line["client"] == address, about
+                    assert line["status"] == answer.status_code, about
+                    is_checked = method != "PATCH" and template not in PUBLIC
+                    assert line["token_id"] == (token_id if is_checked else ""), about
+                    assert method == "PATCH" or line["route"] == template, about
+                    statuses.add(answer.status_code)
+        assert {200, 401, 403, 404, 405, 422, 429} <= statuses
+
+
+@pytest.mark.parametrize(
+    ("path", "namespace"),
+    [
+        ("/ns/%74eam-a/kv/x", "team-a"),
+        ("/ns/team%2Fa/kv/x", None),
+        ("/ns/%FF/kv/x", None),
+        ("/ns/" + "x" * 129 + "/kv/x", None),
+        ("/ns/team-a/nowhere", None),
+        ("/nowhere", None),
+        ("/kv/" + "k" * 9000, None),
+    ],
+)
+async def test_a_path_that_names_no_namespace_is_logged_without_one(settings, caplog, path, namespace):
+    caplog.set_level("INFO")
+    async with running_app(Settings(**settings, access_log=True)) as app, client(app) as http:
+        await http.get(path)
+    (line,) = [vars(record) for record in caplog.records if record.message == "request"]
+    assert (line["namespace"], line["client"]) == (namespace, "192.0.2.1")
+
+
+async def test_what_is_done_to_tokens_is_logged_with_who_did_it(settings, caplog):
+    """Without the access log as well; and what is refused changes nothing, so it is not."""
+    caplog.set_level("INFO")
+    async with running_app(Settings(**settings)) as app, client(app, ADMIN) as admin:
+        deputy = await make(admin, "*", access="admin")
+        async with client(app, deputy["token"], "192.0.2.7") as http:
+            made = await make(http, "mine", "b-*", access="write", lifetime_seconds=60)
+            rotated = (await http.post(f"/tokens/{made['id']}/rotate", headers={"X-Request-Id": "r-1"})).json()
+            assert (await http.delete(f"/tokens/{made['id']}")).status_code == 204
+            for method, path in (("DELETE", made["id"]), ("POST", f"{made['id']}/rotate"), ("GET", deputy["id"])):
+                await http.request(method, f"/tokens/{path}")
+            assert (await http.post("/tokens", json={"namespaces": [], "access": "read"})).status_code == 422
+    lines = [vars(record) for record in caplog.records if record.name == "rstored.tokens"]
+    assert [(line["message"], line["changed_token_id"], line["token_id"], line["client"]) for line in lines] == [
+        ("token created", deputy["id"], "RSTORED_ADMIN_TOKEN", "192.0.2.1"),
+        ("token created", made["id"], deputy["id"], "192.0.2.7"),
+        ("token rotated", made["id"], deputy["id"], "192.0.2.7"),
+        ("token revoked", made["id"], deputy["id"], "192.0.2.7"),
+    ]
+    assert lines[2]["request_id"] == "r-1"
+    assert (lines[1]["access"], lines[1]["namespaces"]) == ("write", ("mine", "b-*"))
+    assert lines[1]["expires"] == made["expires"]
+    for text in (deputy["token"], made["token"], rotated["token"], ADMIN):
+        assert text.rpartition("_")[2] not in str([vars(record) for record in caplog.records])
+
+
+async def test_a_token_for_metrics_reads_them_and_nothing_else(closed, admin):
+    token = (await make(admin, "*", access="metrics"))["token"]
+    async with client(closed, token) as http, client(closed) as stranger:
+        assert (await http.get("/metrics")).status_code == 200
+        for path, method in closed.table():
+            if path != "/metrics":
+                held, public = [
+                    await sender.request(method, path_of(path), content=b"{}") for sender in (http, stranger)
+                ]
+                assert held.status_code == (403 if public.status_code == 401 else public.status_code), (path, method)
+    for namespaces in (["mine"], ["mine-*", "?"]):
+        refused = await admin.post("/tokens", json={"namespaces": namespaces, "access": "metrics"})
+        assert (code(refused), refused.json()["pointer"]) == ((422, "invalid-body"), "/namespaces")
