@@ -1,6 +1,7 @@
 # The service alone. Build:  docker build -t rstore .
-# Run:    docker run --read-only --tmpfs /tmp -v rstore:/data -p 127.0.0.1:8000:8000 rstore serve --host 0.0.0.0 --insecure
-# Without --insecure the service listens beyond loopback only if the store has a token (docs/operating.md), and says so.
+# Run:    docker run --read-only --tmpfs /tmp -v rstore:/data -e RSTORED_ADMIN_TOKEN="$(openssl rand -hex 32)" -p 127.0.0.1:8000:8000 rstore
+# Settings are environment variables (docs/operating.md). The service listens on all addresses of its container, and
+# therefore starts only if its store has a token, or with RSTORED_INSECURE=true.
 
 FROM python:3.11-slim AS build
 WORKDIR /src
@@ -8,7 +9,8 @@ COPY pyproject.toml README.md LICENSE ./
 COPY locks locks
 COPY client client
 COPY service service
-# Everything comes from the locks, hashes checked, the build backend too: it is installed first and the build is not isolated.
+# Everything comes from the locks with its hashes checked, the build backend too: it is installed first, and the build is
+# not isolated.
 RUN python -m venv /build \
     && /build/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: --no-deps -r locks/build.txt \
     && /build/bin/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir /wheels .
@@ -20,16 +22,17 @@ FROM python:3.11-slim
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin rstore \
     && install --directory --owner=rstore --group=rstore --mode=0700 /data
 COPY --from=build /opt/rstore /opt/rstore
+# What the image presets are variables too, not options: an option would win over whatever a container is given.
 ENV PATH=/opt/rstore/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    RSTORED_DSN=sqlite:////data/rstore.db
+    RSTORED_DSN=sqlite:////data/rstore.db \
+    RSTORED_HOST=0.0.0.0
 USER 10001
 WORKDIR /data
 VOLUME /data
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 \
-    CMD ["python", "-c", "import os, ssl, urllib.request as r; s = 's' * ('RSTORED_TLS_CERT' in os.environ); r.urlopen(f'http{s}://127.0.0.1:8000/healthz', timeout=4, context=ssl._create_unverified_context())"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 CMD ["python", "-m", "rstored.health"]
 ENTRYPOINT ["rstored"]
-CMD ["serve", "--host", "0.0.0.0"]
+CMD ["serve"]

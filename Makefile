@@ -9,7 +9,7 @@ COMPILE := .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.
 	--no-annotate --custom-compile-command 'make lock'
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve servers test crash-test fault-test stress-test fuzz check openapi bench bench-peers lock check-deps clean
+.PHONY: help install serve servers test container-test crash-test fault-test stress-test fuzz check openapi bench bench-peers lock check-deps clean
 # A recipe that fails half-way must not leave its target behind, or the next run would take it for done.
 .DELETE_ON_ERROR:
 
@@ -28,6 +28,9 @@ stress-test: $(INSTALLED)  ## the attacks on the service's limits, five times as
 
 crash-test: servers $(INSTALLED)  ## kill the service and its servers under load, 100 times on each backend (half an hour)
 	RSTORE_CRASH_KILLS=100 $(BIN)/pytest -q -s tests/crash
+
+container-test: $(INSTALLED)  ## build the image and run it and the Compose file, in a Docker engine of their own; as root on Linux
+	@scripts/containers.sh
 
 servers:  ## PostgreSQL, Redis and nginx for the tests: installed if missing, as root on Debian
 	@scripts/servers.sh

@@ -1,7 +1,8 @@
 """The Dockerfile and the Compose file, as far as they can be tried without a container engine.
 
-The Compose file is parsed by an implementation of the Compose specification; the Dockerfile's own RUN lines are
-carried out in an empty folder, and its ENTRYPOINT, CMD and HEALTHCHECK are run with what they installed.
+`tests/containers` runs both in one. Here the Compose file is parsed by an implementation of the Compose specification;
+the Dockerfile's own RUN lines are carried out in an empty folder, and its ENTRYPOINT, CMD and HEALTHCHECK are run with
+what they installed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +26,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from tests import servers
 from tests.test_locks import pins
+
+from rstored.limits import Limits
+from rstored.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 RUN_BY_THE_IMAGE_ALONE = ("useradd",)  # makes a user of the container; running it here would make one of this machine
@@ -42,9 +45,10 @@ def arguments(name: str) -> list[str]:
     return [argument for instruction, argument in instructions() if instruction == name]
 
 
-def healthcheck() -> list[str]:
-    (argument,) = arguments("HEALTHCHECK")
-    command: list[str] = json.loads(argument.partition("CMD ")[2])
+def command_of(name: str) -> list[str]:
+    """The command of an ENTRYPOINT, CMD or HEALTHCHECK."""
+    (argument,) = arguments(name)
+    command: list[str] = json.loads(argument[argument.index("[") :])
     return command
 
 
@@ -52,11 +56,16 @@ def compose() -> dict[str, dict]:
     return yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 
 
+def with_defaults(text: str) -> str:
+    """What Compose makes of a text if nobody sets any of its variables."""
+    return re.sub(r"(?<!\$)\$\{\w+-([^}]*)\}", r"\1", text)
+
+
 # --- Compose -----------------------------------------------------------------------------------------------
 
 
 def test_the_compose_file_obeys_the_specification():
-    text = (ROOT / "docker-compose.yml").read_text()
+    text = with_defaults((ROOT / "docker-compose.yml").read_text())
     parsed = compose_spec.PyOptions(apply_merge=True).from_yaml(text)
     parsed.validate()
     assert sorted(parsed.service_names()) == ["postgres", "redis", "rstore"]
@@ -84,20 +93,55 @@ def test_every_service_is_hardened(name):
     assert name == "rstore" or service["healthcheck"]["test"]
 
 
-def test_only_loopback_of_the_host_reaches_the_unprotected_service():
+def test_only_loopback_of_the_host_reaches_the_service():
     services = compose()["services"]
-    assert "--insecure" in services["rstore"]["command"]
-    assert services["rstore"]["ports"] == ["127.0.0.1:8000:8000"]
+    assert [port.split(":")[0] for port in services["rstore"]["ports"]] == ["127.0.0.1"]
     assert not any("ports" in services[name] for name in ("postgres", "redis"))
-    # The image itself does not say --insecure: `docker run -p 8000:8000` must not open a store to the world.
-    assert "--insecure" not in arguments("CMD")[0]
+    # The image does not open a store by itself: `docker run -p 8000:8000` must not open one to the world.
+    assert "insecure" not in (ROOT / "Dockerfile").read_text().partition("FROM")[2].lower()
+
+
+def test_every_setting_is_passed_on():
+    """An `.env` is passed whole. What the shell or `--env-file` sets is passed by name, so all names must be there."""
+    settings = [f"RSTORED_{name.upper()}" for name in Settings.model_fields if name != "limits"]
+    limits = [f"RSTORED_LIMITS__{name.upper()}" for name in Limits.model_fields]
+    passed = compose()["x-settings"]
+    missing = [f"  {name}:" for name in [*settings, *limits] if name not in passed]
+    assert not missing, "\n".join(["add to x-settings of docker-compose.yml:", *missing])
+    assert passed == dict.fromkeys([*settings, *limits])
+    service = compose()["services"]["rstore"]
+    assert service["env_file"] == [{"path": ".env", "required": False}]
+    assert service["environment"].keys() == passed.keys()
+    # An option would win over the variable, and `:-` would replace one that is set and empty, which is a mistake.
+    assert "command" not in service
+    assert (command_of("ENTRYPOINT"), command_of("CMD")) == (["rstored"], ["serve"])
+    for name, value in service["environment"].items():
+        assert value is None or value.startswith(f"${{{name}-"), name
+    # A name without a value takes away what the image presets.
+    presets = {name: value for name, value in variables("ENV").items() if name.startswith("RSTORED_")}
+    assert presets.items() <= environment_of("rstore").items()
+
+
+def test_what_is_under_way_may_finish_before_a_stop_becomes_a_kill():
+    grace = compose()["services"]["rstore"]["stop_grace_period"]
+    assert int(grace.removesuffix("s")) > Settings().drain_seconds + Settings().shutdown_grace_seconds
 
 
 def test_no_secret_stands_in_the_compose_file():
     for service in compose()["services"].values():
         for name, value in service["environment"].items():
-            if "PASSWORD" in name:
-                assert value == f"${{{name}:-}}"
+            if re.search("PASSWORD|TOKEN|KEY$", name):
+                assert value is None, name
+
+
+def environment_of(service: str) -> dict[str, str]:
+    """What the Compose file sets for a service if nobody sets anything."""
+    given = compose()["services"][service]["environment"]
+    return {name: with_defaults(value) for name, value in given.items() if value is not None}
+
+
+def variables(instruction: str) -> dict[str, str]:
+    return dict(pair.split("=", 1) for line in arguments(instruction) for pair in line.split())
 
 
 def example_dsn(scheme: str, name: str, password: str, port: int) -> str:
@@ -244,22 +288,25 @@ def copy(source: Path, target: Path) -> None:
         shutil.copy(source, target)
 
 
-def environment_of(image: Path) -> dict[str, str]:
-    """The Dockerfile's ENV, with its paths moved to where they stand here."""
-    variables = dict(pair.split("=", 1) for line in arguments("ENV") for pair in line.split())
+def environment_in(image: Path, port: int = 0) -> dict[str, str]:
+    """The Dockerfile's ENV with the Compose file's environment, with their paths moved to where they stand here.
+
+    Only the port is another one, so that it is free here.
+    """
+    given = {**variables("ENV"), **environment_of("rstore"), "RSTORED_PORT": str(port)}
     return {
-        **variables,
-        "PATH": variables["PATH"].replace("/opt/rstore", f"{image}/opt/rstore").replace("$PATH", "/usr/bin:/bin"),
-        "RSTORED_DSN": variables["RSTORED_DSN"].replace("/data/", f"{image}/data/"),
+        **given,
+        "PATH": given["PATH"].replace("/opt/rstore", f"{image}/opt/rstore").replace("$PATH", "/usr/bin:/bin"),
+        "RSTORED_DSN": given["RSTORED_DSN"].replace("/data/", f"{image}/data/"),
     }
 
 
-def run_in(image: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
+def run_in(image: Path, command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
     program = f"{image}/opt/rstore/bin/{command[0]}"
     return subprocess.run(
         [program, *command[1:]],
         cwd=image / "data",
-        env=environment_of(image),
+        env=environment_in(image) | variables,
         capture_output=True,
         text=True,
         timeout=30,
@@ -285,19 +332,18 @@ def test_the_image_has_the_service_and_nothing_of_development(image):
 
 @pytest.fixture
 def serving(image: Path) -> Iterator[int]:
-    """The image's ENTRYPOINT with the Compose file's command, from a folder that it may not write.
+    """What the image runs, from a folder that it may not write.
 
-    Only the port is another one, so that it is free here. Stopped as the engine stops it, it ends with 0 and has
-    written nowhere but in the volume: its root file system may be read-only.
+    Stopped as the engine stops it, it ends with 0 and has written nowhere but in the volume.
     """
-    (entrypoint,) = json.loads(arguments("ENTRYPOINT")[0])
+    program, *command = [*command_of("ENTRYPOINT"), *command_of("CMD")]
     nowhere = image / "nowhere"
     nowhere.mkdir(mode=0o500)
     before = files_of(image)
     process = subprocess.Popen(
-        [f"{image}/opt/rstore/bin/{entrypoint}", *compose()["services"]["rstore"]["command"], "--port", "0"],
+        [f"{image}/opt/rstore/bin/{program}", *command],
         cwd=nowhere,
-        env=environment_of(image),
+        env=environment_in(image),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -319,17 +365,14 @@ def serving(image: Path) -> Iterator[int]:
 
 
 def test_the_healthcheck_tells_a_serving_image_from_a_dead_one(image, serving):
-    command = [part.replace(":8000/", f":{serving}/") for part in healthcheck()]
-    deadline = time.monotonic() + 60
-    while (check := run_in(image, command)).returncode != 0:
-        assert time.monotonic() < deadline, check.stderr
-        time.sleep(0.2)
-    assert run_in(image, [part.replace(f":{serving}/", ":9/") for part in command]).returncode != 0
+    alive = run_in(image, command_of("HEALTHCHECK"), RSTORED_PORT=str(serving))
+    assert alive.returncode == 0, alive.stderr
+    dead = run_in(image, command_of("HEALTHCHECK"), RSTORED_PORT="9")
+    assert dead.returncode == 1
+    assert dead.stderr.startswith("rstored: unhealthy: ")
 
 
 def test_the_image_refuses_to_open_an_unprotected_store_to_the_world(image):
-    # On another port than its own, which a service on this machine may have.
-    command = [*json.loads(arguments("ENTRYPOINT")[0]), *json.loads(arguments("CMD")[0]), "--port", "0"]
-    refused = run_in(image, command)
-    assert refused.returncode != 0
-    assert "--insecure" in refused.stdout + refused.stderr
+    refused = run_in(image, [*command_of("ENTRYPOINT"), *command_of("CMD")], RSTORED_INSECURE="false")
+    assert refused.returncode == 1
+    assert "nothing keeps anybody out" in refused.stderr

@@ -49,6 +49,7 @@ def test_help_is_the_default_and_lists_every_command():
         "serve",
         "servers",
         "test",
+        "container-test",
         "crash-test",
         "stress-test",
         "fault-test",
@@ -65,7 +66,8 @@ def test_help_is_the_default_and_lists_every_command():
 
 
 @pytest.mark.parametrize(
-    "command", ["serve", "test", "crash-test", "fault-test", "fuzz", "check", "bench", "openapi", "install"]
+    "command",
+    ["serve", "test", "container-test", "crash-test", "fault-test", "fuzz", "check", "bench", "openapi", "install"],
 )
 def test_every_command_installs_first_on_a_fresh_machine(clone, command):
     plan = make("--dry-run", command, cwd=clone).stdout
@@ -283,4 +285,4 @@ def test_ci_runs_make_test_from_anywhere():
     lines = script.read_text().splitlines()
     assert lines[0] == "#!/usr/bin/env bash"
     assert "set -euo pipefail" in lines
-    assert lines[-1] == "exec make test"
+    assert "make test" in lines
