@@ -252,7 +252,7 @@ def at_a_past_time(http: httpx2.Client) -> httpx2.Response:
     sealed = encoded(350)["events"][0]
     for t, event in (
         (1, sealed),
-        (9, {"item": "a", "value": 1}),
+        (9, encoded(1)["events"][0]),
         (2, {**sealed, "op": "add"}),
         (3, {**sealed, "op": "add"}),
     ):
@@ -609,6 +609,6 @@ def test_what_sealing_does_not_promise_is_so(http, server):
         assert store.current("e") == {"balance": 5, "open": True}  # rolled back
         serve_only(1, 3)
         assert store.current("e") == {"balance": 10, "open": True}  # left out
-        forged = {"events": [{"item": "open", "op": "delitem"}], "timestamp": 4}
-        assert http.post("/ns/honest/es/e/events", json=forged).is_success
+        forged = {"item": "open", "op": "delitem", "value": "", "encoding": "sealed"}
+        assert http.post("/ns/honest/es/e/events", json={"events": [forged], "timestamp": 4}).is_success
         assert store.current("e") == {"balance": 10}  # an item withheld from the state

@@ -80,6 +80,9 @@ REQUESTS: dict[str, Callable[[httpx2.Client], httpx2.Response]] = {
     "timestamp-taken": lambda http: http.post(
         "/es/e/events", json={"timestamp": 1, "events": [{"item": "m", "value": 1}]}
     ),
+    "sealing-mismatch": lambda http: http.post(
+        "/es/e/events", json={"events": [{"item": "m", "value": "AAAA", "encoding": "sealed"}]}
+    ),
     "unfoldable-event": lambda http: http.post("/es/e/events", json={"events": [{"item": "m", "op": "delitem"}]}),
     "body-too-large": lambda http: http.post("/kv", content=b" " * 100_001, headers=JSON),
     "value-too-large": lambda http: http.put("/kv/k", json="x" * 20_001),

@@ -6,6 +6,7 @@ what is stored through plain REST, without a key.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import contextlib
@@ -16,6 +17,7 @@ import secrets
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 from urllib.parse import quote
 
 import httpx2
@@ -27,6 +29,12 @@ import rstore
 from rstore import AsyncStore, Store, StoreDecryptionError, StoreError
 from rstore.encodings import Encoding, Value
 from rstore.sealing import EventContext, Sealer
+from rstored.backends.sqlite import SQLiteBackend
+from rstored.engine import es as es_module
+from rstored.engine.batching import Storage
+from rstored.engine.es import EventSequences
+from rstored.engine.model import Change
+from rstored.limits import Limits
 
 SEALED = "application/vnd.rstore.sealed"
 
@@ -219,8 +227,9 @@ def test_equal_values_seal_differently_and_errors_hold_no_value(server):
 class Attacker:
     """Reads and rewrites what is stored, without a key."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, dsn: str) -> None:
         self.http = httpx2.Client(base_url=url)
+        self._dsn = dsn
 
     def pair(self, key: str, namespace: str = "vault") -> bytes:
         answer = self.http.get(f"/ns/{namespace}/kv/{key}")
@@ -264,16 +273,39 @@ class Attacker:
             assert answer.status_code == 200, answer.text
         return True
 
+    def forge(self, key: str, t: int, *changes: Change) -> None:
+        """Record events that the service would refuse in a sealed sequence, straight in its storage."""
+
+        def anything(place, meta, encodings):
+            return meta.sealed
+            yield
+
+        async def record() -> None:
+            backend = await SQLiteBackend.open(self._dsn)
+            sequences = EventSequences(Storage(backend), Limits(), lambda: 0)
+            revision = (await sequences.current("vault", key)).revision
+            await sequences.apply("vault", key, changes, timestamp=t, revision=revision)
+            await backend.close()
+
+        with mock.patch.object(es_module, "_sealed_after", anything):
+            asyncio.run(record())
+
 
 @pytest.fixture(scope="module")
-def vault(serve_module, tmp_path_factory):
+def vault_dsn(tmp_path_factory) -> str:
+    """Where the service of all attacks keeps its data."""
+    return f"sqlite:///{tmp_path_factory.mktemp('vault') / 'store.db'}"
+
+
+@pytest.fixture(scope="module")
+def vault(serve_module, vault_dsn):
     """One service process for all attacks."""
-    return serve_module(f"sqlite:///{tmp_path_factory.mktemp('vault') / 'store.db'}")
+    return serve_module(vault_dsn)
 
 
 @pytest.fixture
-def attacker(vault) -> Iterator[Attacker]:
-    attacker = Attacker(vault.url)
+def attacker(vault, vault_dsn) -> Iterator[Attacker]:
+    attacker = Attacker(vault.url, vault_dsn)
     yield attacker
     attacker.http.delete("/ns/vault")
     attacker.http.close()
@@ -380,7 +412,7 @@ def test_an_event_without_a_value_is_sealed_too(vault, store, attacker):
     ]
     unary = attacker.events("e")[2:]
     assert {event["encoding"] for event in unary} == {"sealed"}
-    assert {len(base64.b64decode(event["value"])) for event in unary} == {38 + len("null")}
+    assert {len(base64.b64decode(event["value"])) for event in unary} == {50 + len("null")}
     with Store(vault.url, "vault") as keyless:
         for read in (lambda: keyless.current("e"), lambda: keyless.events("e", start=6)):
             with pytest.raises(StoreDecryptionError, match="key"):
@@ -390,16 +422,14 @@ def test_an_event_without_a_value_is_sealed_too(vault, store, attacker):
 @pytest.mark.parametrize("op", ["neg", "not_"])
 def test_a_forged_event_without_a_value_is_refused(store, attacker, op):
     store.apply("e", {"a": 5, "b": (operator.setitem, 5)}, t=5)
-    forged = {"timestamp": 6, "events": [{"item": "a", "op": op}], "revision": 1}
-    assert attacker.http.post("/ns/vault/es/e/events", json=forged).status_code == 200
+    attacker.forge("e", 6, Change("a", op, None))
     opens_nowhere(store, "e")
 
 
 def test_a_forged_deletion_is_found_in_the_history(store, attacker):
     """In the state it is not: an item that is not there looks like one that the service withholds."""
     store.apply("e", {"a": 5, "b": 6}, t=5)
-    forged = {"timestamp": 6, "events": [{"item": "a", "op": "delitem"}]}
-    assert attacker.http.post("/ns/vault/es/e/events", json=forged).status_code == 200
+    attacker.forge("e", 6, Change("a", "delitem", None))
     refuses(store.events, "e")
     refuses(store.apply, "e", {"a": 7}, t=1)
     assert store.current("e") == {"b": 6}
@@ -570,12 +600,12 @@ def test_what_is_not_sealed_is_refused_never_passed_through(store, attacker, key
 
 def test_an_operation_injected_into_a_sealed_sequence_is_refused(store, attacker):
     store.apply("e", {"a": 1}, t=1)
-    answer = attacker.http.post(
-        "/ns/vault/es/e/events", json={"timestamp": 2, "events": [{"item": "a", "op": "add", "value": 1}]}
-    )
-    if answer.status_code == 200:
-        refuses(store.current, "e")
-        refuses(store.events, "e")
+    injected = {"timestamp": 2, "events": [{"item": "a", "op": "add", "value": 1}], "revision": 1}
+    answer = attacker.http.post("/ns/vault/es/e/events", json=injected)
+    assert (answer.status_code, answer.json()["code"]) == (409, "sealing-mismatch")
+    attacker.forge("e", 2, Change("a", "add", Value(Encoding.JSON, b"1")))
+    refuses(store.current, "e")
+    refuses(store.events, "e")
 
 
 def test_without_a_key_a_sealed_value_raises_a_clear_error(vault, store):

@@ -64,7 +64,9 @@ def main() -> None:
     try:
         cli()
     except rstore.StoreError as error:
-        _fail(str(error))
+        # Whoever repeats a command must know whether it has had an effect.
+        outcome = "; it was done" if error.done else "; it may have been done" if error.outcome_unknown else ""
+        _fail(f"{error}{outcome}")
     except BrokenPipeError:
         # Whoever read the output has seen enough. What is still buffered goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -47,10 +47,13 @@ class StoreError(Exception):
 
     ``code`` is the problem's stable code, or None where the service did not speak; ``status`` the HTTP
     status or None; ``request_id`` finds the request in the service's log; ``problem`` is the whole document.
-    ``outcome_unknown``: it was a write, and it may have happened, or may yet; False: it surely did not.
+    Of a write, ``done`` says that it was carried out, and that what failed came after it: do not send it again.
+    ``outcome_unknown`` says that it may have been carried out, in whole or in part, or may be yet. If both are False,
+    nothing of it was.
     """
 
     outcome_unknown: bool = False
+    done: bool = False
 
     def __init__(
         self,
@@ -153,6 +156,7 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
     "precondition-failed": ProblemType(412, "The condition does not hold", StoreConflictError),
     "revision-conflict": ProblemType(409, "The sequence is at another revision", StoreConflictError),
     "timestamp-taken": ProblemType(409, "The timestamp already has events", StoreIntegrityError),
+    "sealing-mismatch": ProblemType(409, "Either all events of a sequence are sealed, or none", StoreIntegrityError),
     "unfoldable-event": ProblemType(409, "The event cannot be applied", StoreIntegrityError),
     # Limits.
     "body-too-large": ProblemType(413, "The body is larger than the limit", StoreLimitError),

@@ -78,6 +78,10 @@ class _Cell(NamedTuple):
     value: Value
     seen: Any = None
 
+    def same_as(self, other: _Cell) -> bool:
+        """Whether a write that was conditional on the other cell is just as good on this one."""
+        return self.value == other.value and (not isinstance(self.place, PairContext) or self.seen == other.seen)
+
 
 class _Resealed(NamedTuple):
     cell: _Cell
@@ -93,7 +97,12 @@ def rotate(
     answer_bytes_max: int,
 ) -> Steps[Rotation]:
     """Seal every value of the namespace with the sealer's first key, or with ``check`` only count."""
-    return (yield from _Rotating(namespace, sealer, check, progress, answer_bytes_max).steps())
+    rotating = _Rotating(namespace, sealer, check, progress, answer_bytes_max)
+    try:
+        return (yield from rotating.steps())
+    except StoreError as error:
+        error.outcome_unknown |= rotating.rotation.resealed > 0
+        raise
 
 
 class _Rotating:
@@ -113,10 +122,10 @@ class _Rotating:
         self._check = check
         self._bytes_max = answer_bytes_max
         self._progress = progress
-        self._rotation = Rotation()
+        self.rotation = Rotation()
 
     def steps(self) -> Steps[Rotation]:
-        rotation, namespace = self._rotation, self._namespace
+        rotation, namespace = self.rotation, self._namespace
         info = yield from calls.ns_info(namespace)
         rotation.total["kv"] = 0 if info is None else info.kv
         series = functools.partial(calls.ts_sizes, namespace)
@@ -149,7 +158,7 @@ class _Rotating:
             last, cursor = names[-1] if names else None, page.cursor
 
     def _counted(self, kind: Kind, records: list[tuple[str, int]]) -> Steps[None]:
-        self._rotation.total[kind] += sum(size for _, size in records)
+        self.rotation.total[kind] += sum(size for _, size in records)
         return
         yield
 
@@ -226,30 +235,35 @@ class _Rotating:
 
     def _settle(self, kind: Kind, cells: list[_Cell]) -> Steps[None]:
         """Reseal what needs it, again and again where others write at the same time."""
-        for place in (yield from self._reseal(cells)):
+        for cell in (yield from self._reseal(cells)):
+            refused = [cell]
             for _ in range(_ROUNDS_MAX):
-                if not (yield from self._reseal((yield from self._read_again(place)))):
+                found = yield from self._read_again(cell.place)
+                if found and found[0].same_as(refused[0]):
+                    # To seal it once more would only give the service another envelope of it.
+                    self._fail(cell.place, "the service says that it has changed, and serves it as it was")
+                    break
+                refused = yield from self._reseal(found)
+                if not refused:
                     break
             else:
-                self._fail(place, "others kept writing it")
-        self._rotation.done[kind] += len(cells)
+                self._fail(cell.place, "others kept writing it")
+        self.rotation.done[kind] += len(cells)
         if self._progress is not None:
-            self._progress(self._rotation)
+            self._progress(self.rotation)
 
-    def _reseal(self, cells: list[_Cell]) -> Steps[list[Context]]:
-        """Reseal what needs it; the places of those that others have written since they were read."""
+    def _reseal(self, cells: list[_Cell]) -> Steps[list[_Cell]]:
+        """Reseal what needs it; those that others have written since they were read."""
         resealed: list[_Resealed] = []
         for cell in filter(self._is_stale, cells):
             if self._check:
-                self._rotation.stale += 1
+                self.rotation.stale += 1
                 continue
             try:
-                resealed.append(
-                    _Resealed(cell, self._sealer.seal(self._sealer.open(cell.value, cell.place), cell.place))
-                )
+                resealed.append(_Resealed(cell, self._sealer.reseal(cell.value, cell.place)))
             except StoreDecryptionError as error:
                 self._fail(cell.place, str(error))
-        changed: list[Context] = []
+        changed: list[_Cell] = []
         groups = [resealed] if resealed else []
         while groups:
             group = groups.pop()
@@ -262,15 +276,15 @@ class _Rotating:
                 if middle:
                     groups += [group[middle:], group[:middle]]
                 elif error.code in _CHANGED:
-                    changed.append(group[0].cell.place)
+                    changed.append(group[0].cell)
                 else:
                     self._fail(group[0].cell.place, str(error))
             else:
-                self._rotation.resealed += len(group)
+                self.rotation.resealed += len(group)
         return changed
 
     def _is_stale(self, cell: _Cell) -> bool:
-        rotation = self._rotation
+        rotation = self.rotation
         if cell.value.encoding is not Encoding.SEALED:
             rotation.unsealed += 1
             return False
@@ -282,9 +296,9 @@ class _Rotating:
         return False
 
     def _fail(self, place: Context, reason: str) -> None:
-        self._rotation.failed += 1
-        if len(self._rotation.unrotated) < _UNROTATED_LISTED_MAX:
-            self._rotation.unrotated.append(Unrotated(place, reason))
+        self.rotation.failed += 1
+        if len(self.rotation.unrotated) < _UNROTATED_LISTED_MAX:
+            self.rotation.unrotated.append(Unrotated(place, reason))
 
 
 def _alone(call: Call[T]) -> Call[T]:

@@ -33,6 +33,7 @@ __all__ = [
     "Sealer",
     "generate_key",
     "key_id_of",
+    "new_apply_id",
     "pack",
     "unpack",
 ]
@@ -50,6 +51,9 @@ _SUBKEYS_CACHED_MAX: Final = 4096
 _POINT_KIND: Final = "ts"
 _FERNET_PREFIX: Final = b"gAAAA"
 _INNER_ENCODINGS: Final = (Encoding.JSON, Encoding.BYTES, Encoding.PICKLE)
+_APPLY_ID_BYTES: Final = 12
+_WITH_APPLY_ID: Final = 0x10
+"""Is added to the encoding byte of an event's plaintext when an apply id follows it."""
 _int64: Final = struct.Struct(">q").pack
 
 
@@ -60,6 +64,11 @@ def generate_key() -> str:
     44
     """
     return base64.urlsafe_b64encode(os.urandom(_KEY_BYTES)).decode()
+
+
+def new_apply_id() -> bytes:
+    """A random id for the events of one apply: the same in all of them, and in each attempt to store them."""
+    return os.urandom(_APPLY_ID_BYTES)
 
 
 # --- what is sealed, and where -----------------------------------------------------------------------------
@@ -260,20 +269,31 @@ class Sealer:
 
     def seal(self, value: Value, context: Context) -> Value:
         """Encrypt ``value`` for the place ``context``; the result opens nowhere else."""
-        return _seal(self._first, value, context, os.urandom(_NONCE_BYTES))
+        return _seal(self._first, pack(value), context, os.urandom(_NONCE_BYTES))
+
+    def seal_event(self, value: Value, context: EventContext, apply_id: bytes) -> Value:
+        """Encrypt an event's value together with its apply id, as :func:`new_apply_id` makes it."""
+        packed = pack(value)
+        plaintext = bytes((packed[0] + _WITH_APPLY_ID,)) + apply_id + packed[1:]
+        return _seal(self._first, plaintext, context, os.urandom(_NONCE_BYTES))
 
     def open(self, value: Value, context: Context) -> Value:
-        """Decrypt what :meth:`seal` made for ``context``.
+        """Decrypt what :meth:`seal` or :meth:`seal_event` made for ``context``.
 
         Raises :class:`StoreDecryptionError` for a value that is not sealed, was altered, was sealed for another
         place, or under a key that this sealer does not have.
         """
-        encoding, envelope = value
-        if encoding != Encoding.SEALED or envelope[:1] != _VERSION:
-            return self._open_foreign(value)
-        key = self._key_of(envelope)
-        cipher = key.cipher(context.namespace, context.kind, context.key)
-        return unpack(_decrypt(cipher.decrypt, envelope, key.head + context.authenticated()))
+        return _unpack_at(context, self._plaintext(value, context))
+
+    def open_event(self, value: Value, context: EventContext) -> tuple[Value, bytes | None]:
+        """As :meth:`open`, with the event's apply id; None if an older client sealed it, without one."""
+        return _unpack_event(self._plaintext(value, context))
+
+    def reseal(self, value: Value, context: Context) -> Value:
+        """Open a value, and seal all that is in it with the first key. Raises as :meth:`open` does."""
+        plaintext = self._plaintext(value, context)
+        _unpack_at(context, plaintext)
+        return _seal(self._first, plaintext, context, os.urandom(_NONCE_BYTES))
 
     def seal_points(
         self, namespace: str, key: str, timestamps: Sequence[int], plaintexts: Sequence[bytes]
@@ -317,6 +337,15 @@ class Sealer:
             plaintexts.append(plaintext)
         return plaintexts
 
+    def _plaintext(self, value: Value, context: Context) -> bytes:
+        """What opens at this place; not checked yet."""
+        encoding, envelope = value
+        if encoding != Encoding.SEALED or envelope[:1] != _VERSION:
+            return pack(self._open_foreign(value))
+        key = self._key_of(envelope)
+        cipher = key.cipher(context.namespace, context.kind, context.key)
+        return _decrypt(cipher.decrypt, envelope, key.head + context.authenticated())
+
     def _key_of(self, envelope: bytes) -> _Key:
         if len(envelope) < _ENVELOPE_BYTES_MIN:
             raise StoreDecryptionError("the sealed value is cut short")
@@ -344,9 +373,24 @@ class Sealer:
         raise StoreDecryptionError("the sealed value is not an envelope of a version that this client knows")
 
 
-def _seal(key: _Key, value: Value, context: Context, nonce: bytes) -> Value:
+def _unpack_event(plaintext: bytes) -> tuple[Value, bytes | None]:
+    """The value in an event's opened plaintext, and its apply id; None in one that an older client sealed."""
+    if not plaintext or not plaintext[0] & _WITH_APPLY_ID:
+        return unpack(plaintext), None
+    end = 1 + _APPLY_ID_BYTES
+    if len(plaintext) < end:
+        raise StoreDecryptionError("the event opens, but its apply id is cut short")
+    return unpack(bytes((plaintext[0] - _WITH_APPLY_ID,)) + plaintext[end:]), plaintext[1:end]
+
+
+def _unpack_at(context: Context, plaintext: bytes) -> Value:
+    """The value in a plaintext that was opened at this place."""
+    return _unpack_event(plaintext)[0] if type(context) is EventContext else unpack(plaintext)
+
+
+def _seal(key: _Key, plaintext: bytes, context: Context, nonce: bytes) -> Value:
     cipher = key.cipher(context.namespace, context.kind, context.key)
-    ciphertext = cipher.encrypt(nonce, pack(value), key.head + context.authenticated())
+    ciphertext = cipher.encrypt(nonce, plaintext, key.head + context.authenticated())
     return Value(Encoding.SEALED, key.head + nonce + ciphertext)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import contextlib
 import enum
 import functools
 import inspect
@@ -17,7 +18,7 @@ import os
 import ssl
 import time
 from array import array
-from collections.abc import AsyncIterator, Callable, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Concatenate, Final, Generic, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, overload
 
@@ -43,7 +44,7 @@ from rstore.names import InvalidName, check_key, check_namespace
 from rstore.operators import OPERATOR_NAMES, OPERATORS, UNARY, UnfoldableEvent
 from rstore.points import Cells, InvalidPoints, Points, encode_stream
 from rstore.rotation import Rotation, rotate
-from rstore.sealing import EventContext, PairContext, PointContext, Sealer, pack, unpack
+from rstore.sealing import EventContext, PairContext, PointContext, Sealer, new_apply_id, pack, unpack
 from rstore.transport import (
     TOO_SLOW,
     Attempts,
@@ -72,7 +73,6 @@ _KEYS_PER_BATCH: Final = 1_000
 _APPLY_ROUNDS_MAX: Final = 100
 _NOTHING: Final = Value(Encoding.JSON, b"null")
 """What is sealed for an event of a unary operator: it proves that a holder of the key recorded the event."""
-_OPERATOR_MODULE: Final = frozenset(getattr(operator, name) for name in operator.__all__)
 
 
 class Keep(enum.Enum):
@@ -207,6 +207,7 @@ class _Operations(Generic[TransportT]):
     _freq: int | None = None
     _answer_bytes_max: int = 2**30
     _operation_seconds_max: float = 600.0
+    _ahead_seconds_max: float = 86_400.0
 
     def __init__(
         self,
@@ -447,14 +448,16 @@ class _Operations(Generic[TransportT]):
             part = names[start : start + _KEYS_PER_BATCH]
             try:
                 if len(part) > 1:
-                    yield from calls.kv_batch(self.namespace, deletes=part)
+                    with _part_of_a_write(start):
+                        yield from calls.kv_batch(self.namespace, deletes=part)
                     continue
             except StoreRequestError as error:
                 # A backend in several parts may not be able to delete these keys in one step.
                 if error.code != "batch-not-atomic":
                     raise
-            for key in part:
-                yield from calls.kv_delete(self.namespace, key)
+            for number, key in enumerate(part, start):
+                with _part_of_a_write(number):
+                    yield from calls.kv_delete(self.namespace, key)
 
     @operation
     def keys(self) -> Steps[list[str]]:
@@ -602,15 +605,16 @@ class _Operations(Generic[TransportT]):
             return
         taken = yield from calls.ts_extend(self.namespace, key, b"".join(encode_stream(packed)))
         if taken != len(packed):
-            raise StoreProtocolError(f"the service says it took {taken} of {len(packed)} points")
+            raise _contradiction(f"the service says it took {taken} of {len(packed)} points")
 
     @operation
     def remove(self, *keys: str, start: int | None = None, end: int | None = None) -> Steps[None]:
         """Remove the points from ``start`` to ``end``, both inclusive; without them all, and so the series."""
         self._check_writable()
         low, high = _checked_int(start, "start"), _checked_int(end, "end")
-        for key in [_checked_name(key) for key in keys]:
-            yield from calls.ts_remove(self.namespace, key, low, high)
+        for number, key in enumerate([_checked_name(key) for key in keys]):
+            with _part_of_a_write(number):
+                yield from calls.ts_remove(self.namespace, key, low, high)
 
     @operation
     def timeseries(self) -> Steps[list[str]]:
@@ -678,14 +682,18 @@ class _Operations(Generic[TransportT]):
     # Event sequences.
 
     @operation
-    def apply(self, key: str, changes: Mapping[str, Any], t: int | None = None) -> Steps[dict[str, Any]]:
+    def apply(self, key: str, changes: Mapping[str, Any], t: int | None = None) -> Steps[Any]:
         """Record one event for each item in ``changes`` and return the new current state.
 
         A change is a value to set, ``(operator, value)``, or ``(operator,)`` for a unary one; see
-        :data:`rstore.operators.OPERATORS`; any other function of the module operator in that place raises
-        :class:`StoreRequestError`. The events share one timestamp: ``t`` (POSIX milliseconds; it may lie in
-        the past), or now, but after the last one. If they cannot be applied, or ``t`` already has events, nothing is
-        stored and :class:`StoreIntegrityError` is raised. No changes: nothing is recorded.
+        :data:`rstore.operators.OPERATORS`. Any other use of a function raises :class:`StoreRequestError`; a value
+        with a function in its place is set by ``(operator.setitem, value)``. The events share one timestamp: ``t``
+        (POSIX milliseconds; it may lie in the past), or now, but after the last one. If they cannot be applied, or
+        ``t`` already has events, nothing is stored and :class:`StoreIntegrityError` is raised. Without changes nothing
+        is recorded, and the answer is that of :meth:`current`: None if there is no such sequence.
+
+        With a key the last event must open, and if it is more than ``_ahead_seconds_max`` ahead of this machine's
+        clock, ``t`` is needed. An error whose ``done`` is True comes after the events were recorded.
 
         >>> import operator
         >>> store.apply("basket", {"apples": 3, "pears": 1})
@@ -698,26 +706,28 @@ class _Operations(Generic[TransportT]):
         timestamp = _checked_int(t, "t")
         parts = [self._change(item, change) for item, change in changes.items()]
         if not parts:
-            state = yield from calls.es_current(self.namespace, key)
-            return {} if state is None else self._folded(key, state)
+            return (yield from self._told(key, (yield from calls.es_current(self.namespace, key))))
         if self._sealer is None and all(part.value is None or part.value.encoding is Encoding.JSON for part in parts):
             try:
                 state = yield from calls.es_apply(self.namespace, key, parts, timestamp=timestamp)
-                return self._folded(key, state)
             except StoreConflictError as error:
                 # The service asks for a revision where the item's earlier values are for the client to fold.
                 if error.code != "revision-conflict":
                     raise
+            else:
+                with _carried_out():
+                    return self._folded(state, self._opened(key, state.events))
         return (yield from self._apply_checked(key, parts, timestamp))
 
     @operation
     def current(self, key: str, withtimestamp: bool = False) -> Steps[Any]:
         """The state as a dict in order of item, or None if there is no such sequence.
 
-        With ``withtimestamp``: ``(t, state)``, ``t`` being the timestamp of the last event.
+        With ``withtimestamp``: ``(t, state)``, ``t`` being the timestamp of the last event. With a key it is that of
+        the last event that opens, and None if :meth:`prune` has left none.
         """
         state = yield from calls.es_current(self.namespace, _checked_name(key))
-        return self._told(key, state, withtimestamp)
+        return (yield from self._told(key, state, withtimestamp))
 
     @operation
     def past(self, key: str, t: int, withtimestamp: bool = False) -> Steps[Any]:
@@ -725,7 +735,7 @@ class _Operations(Generic[TransportT]):
         if t is None:
             raise StoreRequestError("t is needed: the time of the state", code="invalid-parameter")
         state = yield from calls.es_past(self.namespace, _checked_name(key), _checked_int(t, "t"))
-        return self._told(key, state, withtimestamp)
+        return (yield from self._told(key, state, withtimestamp))
 
     @operation
     def events(
@@ -757,8 +767,9 @@ class _Operations(Generic[TransportT]):
         Keys that are not there do no harm. The past of what is pruned is gone.
         """
         self._check_writable()
-        for key in [_checked_name(key) for key in keys]:
-            yield from calls.es_prune(self.namespace, key, remove=remove)
+        for number, key in enumerate([_checked_name(key) for key in keys]):
+            with _part_of_a_write(number):
+                yield from calls.es_prune(self.namespace, key, remove=remove)
 
     @operation
     def eventsources(self) -> Steps[list[str]]:
@@ -770,111 +781,183 @@ class _Operations(Generic[TransportT]):
     def _change(self, item: str, change: Any) -> _Change:
         """A change as given to :meth:`apply`, its value encoded."""
         _checked_name(item, "item")
-        if type(change) is not tuple or len(change) not in (1, 2) or not _is_in(_OPERATOR_MODULE, change[0]):
+        function = change[0] if isinstance(change, tuple | list) and change else change
+        if not callable(function):
             return _Change(item, "setitem", self._encode(change))
-        op = _operator_name(change[0])
-        operands = change[1:]
-        if op not in UNARY:
-            if not operands:
-                raise StoreRequestError(f"the operator {op} needs a value: ({op}, value)", code="invalid-body")
-            return _Change(item, op, self._encode(operands[0]))
-        if operands and operands[0] is not None:
-            raise StoreRequestError(f"the operator {op} takes no value", code="invalid-body")
-        return _Change(item, op, None)
+        op = _operator_name(function)
+        operands = change[1:] if type(change) is tuple else None
+        if op in UNARY:
+            if operands is None or len(operands) > 1 or (operands and operands[0] is not None):
+                raise StoreRequestError(f"the operator {op} takes no value: ({op},)", code="invalid-body")
+            return _Change(item, op, None)
+        if operands is None or len(operands) != 1:
+            raise StoreRequestError(f"the operator {op} needs one value: ({op}, value)", code="invalid-body")
+        return _Change(item, op, self._encode(operands[0]))
 
-    def _opened(self, key: str, events: Iterable[Event]) -> list[tuple[int, str, str, Any]]:
-        """The events with their values as Python has them."""
+    def _opened(
+        self, key: str, events: Iterable[Event], refused: bytes | None = None
+    ) -> list[tuple[int, str, str, Any]]:
+        """The events with their values as Python has them.
+
+        The events of one apply have one timestamp, and of the apply with the id ``refused`` there are none. Events that
+        contradict this are authentic all the same: the service has kept attempts that it said it refused.
+        """
         namespace = self.namespace
-        return [
-            (t, item, op, self._event_value(value, EventContext(namespace, key, t, item, op)))
-            for t, item, op, value in events
-        ]
-
-    def _event_value(self, value: Value | None, context: EventContext) -> Any:
-        if value is None:
-            if self._sealer is not None:
-                raise StoreDecryptionError(
-                    f"the event of {context.op} is not sealed, and a store with a key takes no event on trust"
+        times: dict[bytes, int] = {}
+        opened = []
+        for t, item, op, stored in events:
+            value, apply_id = self._opened_event(stored, EventContext(namespace, key, t, item, op))
+            if apply_id is not None and times.setdefault(apply_id, t) != t:
+                raise StoreProtocolError(
+                    f"the service serves one apply at {times[apply_id]} and at {t}: it kept an attempt that it refused"
                 )
-            return None
-        if self._sealer is None or context.op not in UNARY:
-            return self._open(value, context)
-        if self._sealer.open(value, context) != _NOTHING:
-            raise StoreDecryptionError(f"what is sealed for an event of {context.op} is not null")
-        return None
+            if apply_id is not None and apply_id == refused:
+                raise _contradiction(f"the service refused this apply, and serves its events at {t} all the same")
+            opened.append((t, item, op, value))
+        return opened
 
-    def _folded(self, key: str, state: State) -> dict[str, Any]:
-        """The state, in order of item: what the service folded, and what is for the client to fold."""
+    def _opened_event(self, value: Value | None, context: EventContext) -> tuple[Any, bytes | None]:
+        """An event's value as Python has it, and its apply id, if it has one."""
+        if self._sealer is None:
+            return None if value is None else self._open(value, context), None
+        if value is None:
+            raise StoreDecryptionError(
+                f"the event of {context.op} is not sealed, and a store with a key takes no event on trust"
+            )
+        opened, apply_id = self._sealer.open_event(value, context)
+        if context.op not in UNARY:
+            return self._decode(opened, trusted=True), apply_id
+        if opened != _NOTHING:
+            raise StoreDecryptionError(f"what is sealed for an event of {context.op} is not null")
+        return None, apply_id
+
+    def _folded(self, state: State, opened: list[tuple[int, str, str, Any]]) -> dict[str, Any]:
+        """The state, in order of item: what the service folded, and its opened events, which are for the client."""
         if self._sealer is not None and state.items:
             raise StoreDecryptionError(
                 "the sequence has items that are not sealed, and a store with a key takes no value on trust"
             )
         items = {item: self._decode(value, trusted=self._trust_pickle) for item, value in state.items.items()}
         try:
-            items |= fold(self._opened(key, state.events))
+            items |= fold(opened)
         except UnfoldableEvent as error:
             raise _unfoldable(error) from None
         return dict(sorted(items.items()))
 
-    def _told(self, key: str, state: State | None, withtimestamp: bool) -> Any:
+    def _told(self, key: str, state: State | None, withtimestamp: bool = False) -> Steps[Any]:
         if state is None:
             return None
-        folded = self._folded(key, state)
-        return (state.timestamp, folded) if withtimestamp else folded
+        opened = self._opened(key, state.events)
+        folded = self._folded(state, opened)
+        return ((yield from self._last_timestamp(key, state, opened)), folded) if withtimestamp else folded
+
+    def _last_timestamp(
+        self,
+        key: str,
+        state: State,
+        opened: list[tuple[int, str, str, Any]],
+        refused: bytes | None = None,
+    ) -> Steps[int | None]:
+        """The timestamp of a state's last event. With a key one that opens has it, whatever the service says.
+
+        ``opened`` are the state's events. None if there is no event at all.
+        """
+        last = opened[-1][0] if opened else None
+        if self._sealer is None or last == state.timestamp:
+            return state.timestamp
+        # The last event deleted an item, or one that came later has replaced it, or prune has erased it.
+        for start in (state.timestamp, INT64_MIN if last is None else last + 1):
+            found = yield from calls.es_events(self.namespace, key, start=start, end=state.timestamp)
+            if found:
+                return self._opened(key, found, refused)[-1][0]
+        return last
 
     def _apply_checked(self, key: str, parts: list[_Change], timestamp: int | None) -> Steps[dict[str, Any]]:
         """Apply what the service cannot fold: check it here, and let nobody write between the check and the write.
 
-        Without a timestamp one is proposed, because it is authenticated with each sealed value.
+        With a key, the timestamp is chosen here, because it is authenticated. A refusal is only the service's word,
+        and it may keep what it refuses. So the same bytes are sent again, unless an event that opens is in the way of
+        their timestamp; and all attempts have one apply id, by which readers see that they are one apply.
         """
         namespace, sealer = self.namespace, self._sealer
+        apply_id = new_apply_id()
+        now = time.time_ns() // 1_000_000
+        t = now if timestamp is None and sealer is not None else timestamp
+        sent, sealed_for = parts, None
+        before: State | None = None
         for _ in range(_APPLY_ROUNDS_MAX):
             state = yield from calls.es_current(namespace, key)
-            t = timestamp
-            if t is None:
-                t = max(time.time_ns() // 1_000_000, INT64_MIN if state is None else state.timestamp + 1)
-                if t > INT64_MAX:
-                    raise StoreIntegrityError("no timestamp follows the sequence's last one", code="timestamp-taken")
-            folded = {} if state is None else self._folded(key, state)
+            if state is not None and state == before:
+                raise _contradiction(
+                    "the service refused this apply as the sequence had changed, and serves it as before"
+                )
+            before = state
+            opened = [] if state is None else self._opened(key, state.events, apply_id)
+            folded = {} if state is None else self._folded(state, opened)
+            if sealer is not None and state is not None and t is not None and (not opened or t <= state.timestamp):
+                # The last event has to open, or whoever reads the others could not read what is added to them.
+                last = yield from self._last_timestamp(key, state, opened, apply_id)
+                if timestamp is None and last is not None and last >= t:
+                    t = self._following(last, now)
             try:
-                if state is not None and t <= state.timestamp:
+                if state is not None and t is not None and t <= state.timestamp:
                     for part in parts:
                         history = yield from calls.es_events(namespace, key, item=part.item)
                         folded.pop(part.item, None)
-                        folded |= fold(self._with_change(t, part, self._opened(key, history or [])))
+                        folded |= fold(self._with_change(t, part, self._opened(key, history or [], apply_id)))
                 else:
                     for part in parts:
                         apply_event(folded, part.item, part.op, self._operand(part))
             except UnfoldableEvent as error:
-                past = state is not None and t <= state.timestamp
                 # As the service does, this tells of the timestamp first.
-                if past and (yield from calls.es_events(namespace, key, start=t, end=t)):
+                if timestamp is not None and (yield from calls.es_events(namespace, key, start=t, end=t)):
                     raise StoreIntegrityError("the timestamp already has events", code="timestamp-taken") from None
                 raise _unfoldable(error) from None
-            sealed = (
-                parts
-                if sealer is None
-                else [
-                    part._replace(
-                        value=sealer.seal(part.value or _NOTHING, EventContext(namespace, key, t, part.item, part.op))
-                    )
-                    for part in parts
-                ]
-            )
+            if sealer is not None and t is not None and t != sealed_for:
+                sent, sealed_for = self._sealed(key, t, parts, apply_id), t
             try:
                 yield from calls.es_apply(
-                    namespace,
-                    key,
-                    sealed,
-                    timestamp=t,
-                    revision=0 if state is None else state.revision,
+                    namespace, key, sent, timestamp=t, revision=0 if state is None else state.revision
                 )
-            except (StoreConflictError, StoreIntegrityError) as error:
-                if error.code == "revision-conflict" or (error.code == "timestamp-taken" and timestamp is None):
-                    continue
+            except StoreConflictError as error:
+                if error.code != "revision-conflict":
+                    raise
+            except StoreIntegrityError as error:
+                if sealer is not None and error.code == "timestamp-taken":
+                    there = yield from calls.es_events(namespace, key, start=t, end=t)
+                    if not self._opened(key, there or [], apply_id):
+                        raise _contradiction(
+                            "the service says that the timestamp has events, and serves none"
+                        ) from None
                 raise
-            return dict(sorted(folded.items()))
+            else:
+                return dict(sorted(folded.items()))
         raise StoreConflictError("others kept changing the sequence; nothing was stored", code="revision-conflict")
+
+    def _following(self, last: int, now: int) -> int:
+        """The timestamp after the last event's."""
+        if last == INT64_MAX:
+            raise StoreIntegrityError(
+                "the sequence has the greatest timestamp already; none follows it: give an earlier t",
+                code="timestamp-taken",
+            )
+        if last - now > self._ahead_seconds_max * 1_000:
+            raise StoreIntegrityError(
+                f"the sequence's last event, at {last}, is more than {self._ahead_seconds_max:.0f} seconds ahead of"
+                " this machine's clock: give the t to apply at"
+            )
+        return last + 1
+
+    def _sealed(self, key: str, t: int, parts: list[_Change], apply_id: bytes) -> list[_Change]:
+        """The changes with their values sealed for ``t``."""
+        assert self._sealer is not None
+        seal, namespace = self._sealer.seal_event, self.namespace
+        return [
+            part._replace(
+                value=seal(part.value or _NOTHING, EventContext(namespace, key, t, part.item, part.op), apply_id)
+            )
+            for part in parts
+        ]
 
     def _operand(self, part: _Change) -> Any:
         """A change's value as it will be read, which is never the caller's own object."""
@@ -986,20 +1069,42 @@ def _key_of(pair: tuple[str, Any]) -> str:
     return pair[0]
 
 
-def _is_in(functions: Container[Any], candidate: Any) -> bool:
+@contextlib.contextmanager
+def _carried_out() -> Iterator[None]:
+    """What fails in here fails after the write was carried out, and says so."""
     try:
-        return candidate in functions
-    except TypeError:  # It is not hashable.
-        return False
+        yield
+    except StoreError as error:
+        error.done = True
+        raise
+
+
+@contextlib.contextmanager
+def _part_of_a_write(written: int) -> Iterator[None]:
+    """One of several writes of one call. If it fails after some have ``written``, the error says so."""
+    try:
+        yield
+    except StoreError as error:
+        error.outcome_unknown |= written > 0
+        raise
+
+
+def _contradiction(text: str) -> StoreProtocolError:
+    """The service contradicts itself about a write, so nobody knows what became of it."""
+    error = StoreProtocolError(text)
+    error.outcome_unknown = True
+    return error
 
 
 def _operator_name(function: Callable[..., Any]) -> str:
-    if not _is_in(OPERATOR_NAMES, function):
+    try:
+        return OPERATOR_NAMES[function]
+    except (KeyError, TypeError):  # It is none of them, or not even hashable.
         raise StoreRequestError(
-            f"the operators are these functions of the module operator: {', '.join(OPERATORS)}",
+            f"the operators are these functions of the module operator: {', '.join(OPERATORS)};"
+            " a value that has another function in this place is set by (operator.setitem, value)",
             code="invalid-parameter",
-        )
-    return OPERATOR_NAMES[function]
+        ) from None
 
 
 def _unfoldable(error: UnfoldableEvent) -> StoreIntegrityError:

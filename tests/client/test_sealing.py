@@ -67,6 +67,7 @@ class Case(NamedTuple):
     encoding: int
     data: bytes
     nonce: bytes
+    apply_id: bytes = b""
 
     def context(self) -> Context:
         place: dict[str, Any] = dict(self.place)
@@ -99,6 +100,18 @@ CASES = [
         *(OTHER_KEY, "es", place_of("shop", "stock", timestamp="1700000000002", item="äpfel", op="neg")),
         *(0, b"null", bytes(range(9, 21))),
     ),
+    Case(
+        *(OTHER_KEY, "es", place_of("shop", "stock", timestamp="1700000000003", item="äpfel", op="mul")),
+        *(0, b"7", bytes(range(10, 22)), bytes(range(200, 212))),
+    ),
+    Case(
+        *(OTHER_KEY, "es", place_of("shop", "stock", timestamp="1700000000003", item="birnen", op="setitem")),
+        *(2, pickle.dumps((1,), 5), bytes(range(11, 23)), bytes(range(200, 212))),
+    ),
+    Case(
+        *(OTHER_KEY, "es", place_of("shop", "stock", timestamp="1700000000004", item="birnen", op="delitem")),
+        *(0, b"null", bytes(range(12, 24)), bytes(range(201, 213))),
+    ),
 ]
 
 
@@ -121,11 +134,14 @@ def vector(case: Case) -> dict[str, Any]:
     if case.kind == "es":
         aad += lp(place["item"]) + lp(place["op"])
     plaintext = bytes([case.encoding]) + case.data
+    if case.apply_id:
+        plaintext = bytes([0x10 + case.encoding]) + case.apply_id + case.data
     envelope = b"\x01" + key_id + case.nonce + AESGCM(subkey).encrypt(case.nonce, plaintext, aad)
     return {
         "master_key": case.key,
         "kind": case.kind,
         **place,
+        **({"apply_id": case.apply_id.hex()} if case.apply_id else {}),
         "nonce": case.nonce.hex(),
         "plaintext": plaintext.hex(),
         "key_id": key_id.hex(),
@@ -144,8 +160,13 @@ def test_vectors(case: Case) -> None:
     envelope = base64.b64decode(vector(case)["envelope"])
     sealer = Sealer(case.key)
     value = Value(Encoding(case.encoding), case.data)
-    assert sealing._seal(sealer._first, value, case.context(), case.nonce) == (Encoding.SEALED, envelope)
-    assert sealer.open(Value(Encoding.SEALED, envelope), case.context()) == value
+    plaintext = bytes.fromhex(vector(case)["plaintext"])
+    assert sealing._seal(sealer._first, plaintext, case.context(), case.nonce) == (Encoding.SEALED, envelope)
+    context = case.context()
+    assert sealer.open(Value(Encoding.SEALED, envelope), context) == value
+    if isinstance(context, EventContext):
+        opened = sealer.open_event(Value(Encoding.SEALED, envelope), context)
+        assert opened == (value, case.apply_id or None)
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
@@ -332,6 +353,60 @@ def test_an_unknown_encoding_inside_is_refused(first: int) -> None:
             SEALER.open(Value(Encoding.SEALED, envelope), POINT)
         with pytest.raises(StoreDecryptionError):
             SEALER.open_points("default", "a/b", [POINT.timestamp], [envelope])
+
+
+events = st.builds(EventContext, names, names, int64s, names, names)
+apply_ids = st.binary(min_size=12, max_size=12)
+
+
+@given(stored, events, apply_ids)
+def test_an_event_is_sealed_with_the_id_of_its_apply(value: Value, place: EventContext, apply_id: bytes) -> None:
+    sealed = SEALER.seal_event(value, place, apply_id)
+    assert len(sealed.data) == 50 + len(value.data)
+    assert SEALER.open_event(sealed, place) == (value, apply_id)
+    assert SEALER.open(sealed, place) == value
+    # One from before there were ids has none.
+    assert SEALER.open_event(SEALER.seal(value, place), place) == (value, None)
+    for other in (place._replace(op=place.op + "x"), PointContext(*place[:3]), PairContext(*place[:2])):
+        with pytest.raises(StoreDecryptionError):
+            SEALER.open(sealed, other)
+
+
+def test_ids_of_applies_differ() -> None:
+    ids = {sealing.new_apply_id() for _ in range(1_000)}
+    assert len(ids) == 1_000
+    assert {len(apply_id) for apply_id in ids} == {12}
+
+
+@given(st.binary(max_size=16).filter(lambda data: len(data) < 13))
+def test_an_apply_id_that_is_cut_short_is_refused(data: bytes) -> None:
+    head, nonce = SEALER._first.head, bytes(12)
+    cipher = SEALER._first.cipher("default", "es", "a/b")
+    plaintext = b"\x10" + data[1:]
+    envelope = head + nonce + cipher.encrypt(nonce, plaintext, head + EVENT.authenticated())
+    for use in (SEALER.open, SEALER.open_event, SEALER.reseal):
+        with pytest.raises(StoreDecryptionError, match="cut short"):
+            use(Value(Encoding.SEALED, envelope), EVENT)
+
+
+@pytest.mark.parametrize("place", [PAIR, POINT])
+def test_nothing_but_an_event_has_an_apply_id(place: Context) -> None:
+    head, nonce = SEALER._first.head, bytes(12)
+    cipher = SEALER._first.cipher(place.namespace, place.kind, place.key)
+    envelope = head + nonce + cipher.encrypt(nonce, b"\x10" + bytes(12) + b"1", head + place.authenticated())
+    for use in (SEALER.open, SEALER.reseal):
+        with pytest.raises(StoreDecryptionError, match="no value"):
+            use(Value(Encoding.SEALED, envelope), place)
+
+
+@given(stored, places, apply_ids)
+def test_resealing_keeps_all_that_is_in_it(value: Value, place: Context, apply_id: bytes) -> None:
+    both, new = Sealer([OTHER_KEY, KEY]), Sealer(OTHER_KEY)
+    assert new.open(both.reseal(SEALER.seal(value, place), place), place) == value
+    if isinstance(place, EventContext):
+        resealed = both.reseal(SEALER.seal_event(value, place, apply_id), place)
+        assert new.open_event(resealed, place) == (value, apply_id)
+        assert new.open_event(both.reseal(SEALER.seal(value, place), place), place) == (value, None)
 
 
 @pytest.mark.parametrize("encoding", [Encoding.JSON, Encoding.BYTES, Encoding.PICKLE])

@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import decimal
 import doctest
+import functools
 import inspect
 import json
 import operator
@@ -14,6 +15,7 @@ import pickle
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import httpx2
 import pytest
@@ -34,6 +36,7 @@ from rstore import (
     StoreProtocolError,
     StoreRequestError,
 )
+from rstore.operators import OPERATORS, UNARY
 
 KEY = rstore.generate_key()
 
@@ -516,6 +519,12 @@ class Custom:
 
 Custom.__module__ = "test_store_custom"
 
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
 VALUES = [
     None,
     False,
@@ -838,12 +847,63 @@ def test_no_other_function_of_the_module_passes_for_a_value(store, function, res
     assert store.current("e", withtimestamp=True) == (1, {"a": 1})
 
 
-def test_a_tuple_that_begins_with_a_function_is_set_by_setitem(service_url, namespace):
-    with Store(service_url, namespace, KEY, frozen=False) as store:
-        for value in ((operator.xor, 1), (operator.add,), (len, 1), (operator.add, 1, 2)):
+class Called:
+    """Callable, though it is no function."""
+
+    def __call__(self):
+        return 1
+
+
+@pytest.mark.parametrize("key", [None, KEY], ids=["plain", "sealed"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        # An operator with too many values, too few, or without its tuple.
+        *((function, 2, 3) for function in OPERATORS.values()),
+        *(function for function in OPERATORS.values()),
+        *([function] for function in OPERATORS.values()),
+        *([function, 2] for function in OPERATORS.values()),
+        *((OPERATORS[op],) for op in sorted(OPERATORS.keys() - UNARY)),
+        *((OPERATORS[op], 2) for op in sorted(UNARY)),
+        Pair(operator.add, 2),
+        # What is no operator.
+        *(function for function in (len, lambda: 1, int, Custom, Called(), functools.partial(int, 1), str.upper)),
+        *((function, 2) for function in (len, lambda: 1, int, Custom, Called(), operator.xor, operator.iadd)),
+        (len,),
+        [len, 1],
+        (len, 1, 2, 3),
+    ],
+)
+def test_a_function_is_never_stored_as_a_value(facing, reply, key, change):
+    store = facing(reply(500), key=key)
+    for changes in ({"a": change}, {"a": 1, "b": change}):
+        with pytest.raises(StoreRequestError) as caught:
+            store.apply("e", changes)
+        # Nothing was sent, or this would be the answer.
+        assert (caught.value.code, caught.value.status) in (("invalid-body", None), ("invalid-parameter", None))
+
+
+def test_a_value_that_begins_with_a_function_is_set_by_setitem(service_url, namespace):
+    with Store(service_url, namespace, KEY, frozen=False, trust_pickle=True) as store:
+        for value in ((operator.xor, 1), (operator.add,), (len, 1), (operator.add, 1, 2), len, [len]):
             assert store.apply("e", {"a": (operator.setitem, value)}) == {"a": value}
-        for value in ((len, 1), (operator.add, 1, 2), (), ([], 1)):
+        for value in ((), [], ([], 1), (1, len), {"f": len}):
             assert store.apply("e", {"a": value}) == {"a": value}
+        assert store.apply("e", {"a": 5}) == {"a": 5}
+        assert store.apply("e", {"a": (operator.not_, None)}) == {"a": False}
+        store.discard()
+
+
+@pytest.mark.parametrize("key", [None, KEY], ids=["plain", "sealed"])
+def test_an_apply_without_changes_answers_what_current_does(service_url, namespace, key):
+    with Store(service_url, namespace, key, frozen=False) as store:
+        for t in (None, 0, 5, 2**63 - 1):
+            assert store.apply("e", {}, t=t) is None
+        assert store.eventsources() == []
+        store.apply("e", {"a": 1}, t=5)
+        store.apply("e", {"a": (operator.delitem,)}, t=6)
+        assert store.apply("e", {}) == store.current("e") == {}
+        assert store.apply("e", {}, t=5) == {}
         store.discard()
 
 

@@ -304,7 +304,7 @@ class EngineSubject(Conveniences):
 
     async def apply(self, key, changes, t=None):
         if not changes:
-            return await self.current(key) or {}
+            return await self.current(key)
         events = []
         for item, change in changes.items():
             op, *rest = change if is_operation(change) else (operator.setitem, change)

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from rstore import StoreError, StoreIntegrityError
+import rstore
+from rstore import StoreDecryptionError, StoreError, StoreIntegrityError
 
 pytestmark = pytest.mark.anyio
 
@@ -268,7 +269,8 @@ async def test_applies_within_one_millisecond_all_succeed(store):
 
 
 async def test_an_empty_apply_records_nothing(store):
-    assert await store.apply("e", {}) == {}
+    assert await store.apply("e", {}) is None
+    assert await store.apply("e", {}, t=5) is None
     assert await store.current("e") is None
     assert await store.eventsources() == []
     await store.apply("e", {"a": 1}, t=5)
@@ -365,6 +367,45 @@ async def test_an_apply_in_the_past_that_a_later_setitem_hides(store):
     assert await store.apply("e", {"a": (operator.delitem,)}, t=2_500) == {"a": 2}
     assert await store.past("e", 2_500) == {}
     assert await store.past("e", 2_000) == {"a": "text"}
+
+
+@pytest.mark.requires("sealing", "wire", "plain")
+async def test_a_client_without_the_key_does_not_break_a_sealed_sequence(driver, store, namespace):
+    sealed = await driver.open(namespace, key=rstore.generate_key())
+    await sealed.apply("e", {"a": 5, "b": 1}, t=10)
+    await sealed.apply("e", {"a": (operator.mul, 2), "b": (operator.delitem,)}, t=20)
+    before = await sealed.events("e")
+    for change in (1, (operator.add, 1), (operator.neg,), (operator.delitem,)):
+        for t in (None, 5, 15, 25):
+            await refused(store.apply("e", {"a": change}, t=t), "sealing-mismatch")
+    await refused(store.apply("e", {"c": 1, "d": 2}), "sealing-mismatch")
+    # What the SDK would have to fold first, it cannot read.
+    with pytest.raises(StoreDecryptionError):
+        await store.apply("e", {"c": (1, 2)})
+    raw = {"item": "c", "value": "AAAA", "encoding": "bytes"}
+    answer = await driver.http.post(f"/ns/{namespace}/es/e/events", json={"events": [raw]})
+    assert (answer.status_code, answer.json()["code"]) == (409, "sealing-mismatch")
+    assert await sealed.events("e") == before
+    assert await sealed.apply("e", {"a": (operator.add, 1)}) == {"a": 11}
+
+
+@pytest.mark.requires("sealing", "wire", "plain")
+async def test_a_client_with_a_key_does_not_break_a_plain_sequence(driver, store, namespace):
+    sealed = await driver.open(namespace, key=rstore.generate_key())
+    await store.apply("e", {"a": 5}, t=10)
+    await store.apply("e", {"a": (operator.delitem,)}, t=20)
+    before = await store.events("e")
+    for t in (None, 5, 15, 25):
+        with pytest.raises(StoreDecryptionError):
+            await sealed.apply("e", {"a": 1}, t=t)
+        event = {"item": "a", "value": "AAAA", "encoding": "sealed"}
+        body = {"events": [event]} if t is None else {"events": [event], "timestamp": t}
+        answer = await driver.http.post(f"/ns/{namespace}/es/e/events", json=body)
+        assert (answer.status_code, answer.json()["code"]) == (409, "sealing-mismatch")
+    assert await store.events("e") == before
+    await store.apply("e", {"a": (1, 2), "b": b"raw", "c": 1})
+    await store.prune("e")
+    assert await store.apply("e", {"b": (operator.delitem,)}) == {"a": (1, 2), "c": 1}
 
 
 # --- current, past, events ---------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import operator
 import tempfile
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
@@ -37,8 +38,13 @@ def plain(value):
 
 
 def sealed(value):
-    """What the service cannot read."""
+    """What the service cannot read, in a sequence of its own kind."""
     return Value(Encoding.SEALED, b"\x01" + json.dumps(value).encode())
+
+
+def opaque(value):
+    """What the service cannot read either, and which may stand beside plain JSON."""
+    return Value(Encoding.PICKLE, b"\x01" + json.dumps(value).encode())
 
 
 def put(item, value):
@@ -131,13 +137,13 @@ async def es(tmp_path):
 
 
 async def test_an_apply_answers_the_whole_new_state(es):
-    await es.put(put("a", 1), put("b", sealed("x")))
-    state = await es.put(do("a", "add", 2), do("b", "add", sealed("y")), put("c", [1]), timestamp=2_000)
+    await es.put(put("a", 1), put("b", opaque("x")))
+    state = await es.put(do("a", "add", 2), do("b", "add", opaque("y")), put("c", [1]), timestamp=2_000)
     assert state == State(
         2_000,
         2,
         {"a": plain(3), "c": plain([1])},
-        [StoredEvent(1_000, "b", "setitem", sealed("x")), StoredEvent(2_000, "b", "add", sealed("y"))],
+        [StoredEvent(1_000, "b", "setitem", opaque("x")), StoredEvent(2_000, "b", "add", opaque("y"))],
     )
     assert await es.current("n", "k") == state
 
@@ -157,11 +163,13 @@ async def test_the_next_timestamp(es):
 
 
 async def test_no_changes_record_nothing(es):
-    assert await es.put() == State(0, 0, {}, [])
-    assert await es.put(write_id="x") == State(0, 0, {}, [])
+    assert await es.put() is None
+    assert await es.put(write_id="x", revision=0) is None
+    await es.refused("revision-conflict", revision=1)
     assert (await es.list("n")).items == []
     first = await es.put(put("a", 1))
-    assert await es.put(timestamp=5) == first
+    assert await es.put(timestamp=5, revision=1) == first
+    await es.refused("revision-conflict", revision=0)
     assert await es.all() == [StoredEvent(1_000, "a", "setitem", plain(1))]
 
 
@@ -194,7 +202,7 @@ async def test_the_text_of_a_value_is_kept(es):
         ([do("b", "add", 1)], {}, "unfoldable-event", "/events/0"),
         ([do("b", "delitem")], {}, "unfoldable-event", "/events/0"),
         ([do("b", "neg")], {}, "unfoldable-event", "/events/0"),
-        ([do("b", "add", sealed(1))], {}, "unfoldable-event", "/events/0"),
+        ([do("b", "add", opaque(1))], {}, "unfoldable-event", "/events/0"),
         ([do("a", "truediv", 0)], {}, "unfoldable-event", "/events/0"),
         ([do("a", "pow", 10**9)], {"timestamp": 7_000}, "unfoldable-event", "/events/0"),
     ],
@@ -222,18 +230,18 @@ async def test_limits(es):
     await short.put(do("a", "add", "8"))
     await short.refused("unfoldable-event", do("a", "add", "9"))
     await short.refused("value-too-large", put("a", "123456789"))
-    await short.put(put("a", sealed("123456789")))
+    await short.put(put("a", opaque("123456789")))
     await es.under(value_bytes_max=5).refused("value-too-large", put("c", "1234"))
 
 
 async def test_the_state_of_a_sequence_is_limited(es):
     small = es.under(sequence_bytes_max=1_000)
-    await small.put(put("a", "x" * 400), put("b", sealed("y" * 400)))
+    await small.put(put("a", "x" * 400), put("b", opaque("y" * 400)))
     for _ in range(2):
-        await small.put(do("b", "add", sealed("")))
-    problem = await small.refused("value-too-large", do("b", "add", sealed("y" * 100)))
+        await small.put(do("b", "add", opaque("")))
+    problem = await small.refused("value-too-large", do("b", "add", opaque("y" * 100)))
     assert problem.members["limit"] == 1_000
-    await small.put(do("a", "delitem"), do("b", "add", sealed("y" * 100)))
+    await small.put(do("a", "delitem"), do("b", "add", opaque("y" * 100)))
     await small.put(put("b", 1))
     for _ in range(50):
         await small.put(do("b", "add", 1))
@@ -321,7 +329,7 @@ async def test_a_sealed_only_namespace(es):
 async def test_a_chain_is_folded_here_only_if_all_of_it_is_json(es):
     await es.put(put("a", 1))
     await es.put(do("a", "add", 1))
-    state = await es.put(do("a", "add", sealed(1)))
+    state = await es.put(do("a", "add", opaque(1)))
     assert state.items == {}
     assert brief(state.events) == [(1_000, "a", "setitem"), (1_001, "a", "add"), (1_002, "a", "add")]
     await es.refused("revision-conflict", do("a", "add", "what only the client can check"))
@@ -337,13 +345,12 @@ async def test_a_chain_is_folded_here_only_if_all_of_it_is_json(es):
     assert (await es.put(do("a", "not_"), revision=6)).events[1:] == [StoredEvent(1_006, "a", "not_", None)]
 
 
-@pytest.mark.parametrize("first", [1, sealed(1)], ids=["plain", "sealed"])
-async def test_a_sealed_value_of_a_unary_operator_is_kept_and_not_looked_at(es, first):
-    await es.put(put("a", first), timestamp=1)
+async def test_a_sealed_value_of_a_unary_operator_is_kept_and_not_looked_at(es):
+    await es.put(put("a", sealed(1)), timestamp=1)
     # What proves an event is for the client to read, so it is for the client to fold as well.
     state = await es.put(do("a", "neg", sealed(1)), timestamp=3)
     everything = [
-        StoredEvent(1, "a", "setitem", first if isinstance(first, Value) else plain(first)),
+        StoredEvent(1, "a", "setitem", sealed(1)),
         StoredEvent(2, "a", "not_", sealed("two")),
         StoredEvent(3, "a", "neg", sealed(1)),
         StoredEvent(4, "a", "delitem", sealed("")),
@@ -360,18 +367,18 @@ async def test_a_sealed_value_of_a_unary_operator_is_kept_and_not_looked_at(es, 
 @pytest.mark.parametrize("timestamp", [None, 1_005])
 @pytest.mark.parametrize("change", [do("a", "add", 1), do("a", "neg"), do("a", "not_")])
 async def test_what_only_a_client_can_check_needs_a_revision(es, timestamp, change):
-    await es.put(put("a", sealed(1)), put("b", 1))
-    await es.put(do("a", "add", sealed(1)), timestamp=1_010)
+    await es.put(put("a", opaque(1)), put("b", 1))
+    await es.put(do("a", "add", opaque(1)), timestamp=1_010)
     problem = await es.refused("revision-conflict", put("c", 1), change, timestamp=timestamp)
     assert problem.members == {"revision": 2, "timestamp": 1_010, "item": "a", "pointer": "/events/1"}
     assert len((await es.put(change, timestamp=timestamp, revision=2)).events) == 3
-    await es.put(do("a", "mul", sealed(2)), do("b", "add", 1))
+    await es.put(do("a", "mul", opaque(2)), do("b", "add", 1))
     await es.put(do("a", "delitem"))
 
 
 async def test_a_plain_event_before_sealed_ones_needs_a_revision(es):
     await es.put(put("a", 1), timestamp=10)
-    await es.put(do("a", "add", sealed(1)), timestamp=30)
+    await es.put(do("a", "add", opaque(1)), timestamp=30)
     await es.refused("revision-conflict", do("a", "add", 1), timestamp=20)
     await es.refused("revision-conflict", put("a", 1), timestamp=20)
     assert len((await es.put(put("a", 1), timestamp=20, revision=2)).events) == 2
@@ -380,7 +387,7 @@ async def test_a_plain_event_before_sealed_ones_needs_a_revision(es):
 async def test_an_event_in_the_past_can_seal_a_chain(es):
     await es.put(put("a", 1), timestamp=10)
     await es.put(do("a", "add", 1), timestamp=20)
-    state = await es.put(do("a", "mul", sealed(3)), timestamp=15)
+    state = await es.put(do("a", "mul", opaque(3)), timestamp=15)
     assert brief(state.events) == [(10, "a", "setitem"), (15, "a", "mul"), (20, "a", "add")]
     assert (state.items, state.timestamp) == ({}, 20)
     assert state == await es.current("n", "k")
@@ -407,15 +414,15 @@ async def test_a_refold_stops_at_what_hides_it(es):
 
 async def test_what_lies_before_a_chain_does_not_touch_it(es):
     await es.put(put("a", 1), timestamp=9)
-    await es.put(put("a", sealed(1)), timestamp=11)
+    await es.put(put("a", opaque(1)), timestamp=11)
     await es.put(*(put(f"x{number}", 1) for number in range(20)), timestamp=12)
     for t in range(20, 40):
-        await es.put(do("a", "add", sealed(1)), timestamp=t)
+        await es.put(do("a", "add", opaque(1)), timestamp=t)
     current = await es.current("n", "k")
     state = await es.put(do("a", "add", 1), timestamp=10)
     assert state.events == current.events
     assert folded(await es.past("n", "k", 10)) == {"a": 2}
-    state = await es.put(put("a", sealed(0)), timestamp=5)
+    state = await es.put(put("a", opaque(0)), timestamp=5)
     assert state.events == current.events == (await es.current("n", "k")).events
 
 
@@ -446,6 +453,93 @@ async def test_what_an_older_limit_allowed_goes_to_the_client(es):
     await es.put(put("a", 1))
     tight = es.under(state_bytes_max=50)
     assert brief((await tight.past("n", "k", 1_001)).events) == [(1_000, "a", "setitem"), (1_001, "a", "mul")]
+
+
+# --- either all sealed, or none ----------------------------------------------------------------------------
+
+UNSEALED = [put("b", 1), put("b", opaque(1)), put("b", Value(Encoding.BYTES, b"")), do("a", "neg"), do("a", "delitem")]
+SEALED = [put("b", sealed(1)), do("a", "neg", sealed(None)), do("a", "delitem", sealed(None))]
+
+
+@pytest.mark.parametrize("options", [{}, {"revision": 2}, {"timestamp": 5}, {"timestamp": 15}, {"timestamp": 25}])
+@pytest.mark.parametrize(
+    ("fitting", "others"),
+    [
+        ([put("a", sealed(1)), do("a", "neg", sealed(0)), *SEALED], UNSEALED),
+        ([put("a", 1), do("a", "neg"), *UNSEALED], SEALED),
+    ],
+    ids=["sealed", "unsealed"],
+)
+async def test_a_sequence_takes_no_event_that_its_readers_could_not_read(es, fitting, others, options):
+    begin, go_on, *more = fitting
+    await es.put(begin, timestamp=10)
+    await es.put(go_on, timestamp=20)
+    for number, other in enumerate(others):
+        assert (await es.refused("sealing-mismatch", other, **options)).members == {"pointer": "/events/0"}
+        mixed = await es.refused("sealing-mismatch", fitting[0]._replace(item="c"), other, **options)
+        assert mixed.members == {"pointer": "/events/1"}
+        # Nor does any other sequence take both at once.
+        await es.refused("sealing-mismatch", fitting[0]._replace(item="c"), other, key=f"new {number}")
+    for change in more:
+        await es.put(change, revision=(await es.current("n", "k")).revision)
+        await es.put(put("a", fitting[0].value))
+
+
+async def test_what_a_sequence_takes_is_known_again_when_its_events_are_gone(es):
+    await es.put(put("a", sealed(1)))
+    await es.put(do("a", "delitem", sealed(None)))
+    await es.refused("sealing-mismatch", put("a", 1))
+    await es.prune("n", "k", remove=False)
+    await es.put(put("a", 1))
+    await es.refused("sealing-mismatch", put("a", sealed(1)))
+    await es.delete("n", "k")
+    await es.put(put("a", sealed(1)))
+
+
+async def as_written_before(es, monkeypatch, *applies, key="k"):
+    """The sequence as an older version would have stored it: with a head that does not say whether it is sealed."""
+
+    def unknown(place, meta, encodings):
+        return None
+        yield
+
+    def pack(part):
+        return packed(msgspec.structs.astuple(part)[:6] if isinstance(part, es_module._Meta) else part)
+
+    packed = es_module._pack
+    with monkeypatch.context() as patch:
+        patch.setattr(es_module, "_sealed_after", unknown)
+        patch.setattr(es_module, "_pack", pack)
+        for number, changes in enumerate(applies, 1):
+            revision = number - 1
+            await es.put(*changes, timestamp=number, revision=revision, key=key)
+
+
+async def test_a_sequence_from_before_the_rule_is_held_to_it(es, monkeypatch):
+    for key, fitting, other in (("s", sealed(1), plain(1)), ("u", plain(1), sealed(1)), ("o", opaque(1), sealed(1))):
+        await as_written_before(es, monkeypatch, [put("a", fitting)], [put("b", fitting)], key=key)
+        await es.refused("sealing-mismatch", put("c", other), key=key)
+        await es.put(put("c", fitting), key=key)
+        # From now on the head says it, and nothing is looked up.
+        es.storage.rows = 0
+        await es.put(put("a", fitting), key=key)
+        assert es.storage.rows == 3
+
+
+async def test_a_mixed_sequence_from_before_the_rule_is_read_pruned_and_mended(es, monkeypatch):
+    await as_written_before(
+        es, monkeypatch, [put("a", sealed(1)), put("b", sealed(1))], [do("a", "add", 1)], [put("c", 5), do("b", "neg")]
+    )
+    state = await es.current("n", "k")
+    assert (folded(state), len(state.events)) == ({"c": 5}, 4)
+    assert len((await es.past("n", "k", 2)).events) == 3
+    assert len(await es.all()) == 5
+    # A client without the key takes out what that with the key cannot read, or the reverse; both are let.
+    await es.put(do("c", "delitem"), put("b", sealed(2)))
+    await es.put(put("a", sealed(2)), timestamp=20)
+    assert await es.prune("n", "k") == PruneResult(6, False)
+    assert {event.value.encoding for event in await es.all()} == {Encoding.SEALED}
+    await es.refused("sealing-mismatch", put("a", 1))
 
 
 # --- reading -----------------------------------------------------------------------------------------------
@@ -491,7 +585,7 @@ async def test_a_history_of_many_pages(es):
     await es.put(*(put(item, 0) for item in items))
     for _ in range(3):
         await es.put(*(do(item, "add", 1) for item in items))
-    await es.put(*(put(item, sealed(0)) for item in items))
+    await es.put(*(put(item, opaque(0)) for item in items))
     await es.put(*(do(item, "neg") for item in items), revision=5)
     everything = await es.all()
     assert brief(everything) == sorted(brief(everything), key=lambda event: event[:2])
@@ -514,7 +608,7 @@ async def test_the_cost_does_not_grow_with_the_history(es):
         await awaitable
         return es.storage.rows
 
-    await es.put(put("a", 0), put("b", sealed(0)), timestamp=1)
+    await es.put(put("a", 0), put("b", opaque(0)), timestamp=1)
     costs = []
     for _ in range(2):
         costs.append([await cost(es.put(do("a", "add", 1))), await cost(es.current("n", "k"))])
@@ -540,9 +634,9 @@ async def test_list(es):
 
 
 async def test_prune_keeps_what_the_state_needs(es):
-    await es.put(put("a", sealed(1)), put("b", 1), put("c", 1), timestamp=1)
-    await es.put(do("a", "add", sealed(1)), do("c", "delitem"), timestamp=2)
-    await es.put(put("a", sealed(5)), timestamp=3)
+    await es.put(put("a", opaque(1)), put("b", 1), put("c", 1), timestamp=1)
+    await es.put(do("a", "add", opaque(1)), do("c", "delitem"), timestamp=2)
+    await es.put(put("a", opaque(5)), timestamp=3)
     await es.put(do("a", "not_"), do("b", "neg"), timestamp=4, revision=3)
     await es.put(do("a", "not_"), timestamp=5, revision=4)
     state = await es.current("n", "k")
@@ -595,7 +689,7 @@ async def test_concurrent_applies_all_count(es):
 
 async def test_readers_see_whole_states_while_others_write_and_prune(es):
     """Items a (sealed) and b (plain) always get their events together, so every state has as many of each."""
-    await es.put(put("a", sealed(0)), put("b", 0))
+    await es.put(put("a", opaque(0)), put("b", 0))
     first = (await es.current("n", "k")).timestamp
     stop = False
 
@@ -603,9 +697,9 @@ async def test_readers_see_whole_states_while_others_write_and_prune(es):
         nonlocal stop
         for number in range(60):
             if number % 7 == 6:
-                await es.put(put("a", sealed(0)), put("b", 0))
+                await es.put(put("a", opaque(0)), put("b", 0))
             else:
-                await es.put(do("a", "add", sealed(1)), do("b", "add", 1))
+                await es.put(do("a", "add", opaque(1)), do("b", "add", 1))
         stop = True
 
     async def prune():
@@ -693,19 +787,26 @@ def seen_state(state):
 
 
 ITEMS = st.sampled_from(["a", "ab", "é"])
-VALUES = st.builds(
-    lambda make, value: make(value),
-    st.sampled_from([plain, plain, sealed]),
-    st.integers(-2, 3) | st.sampled_from(["x", [1], 0.5]),
-)
-CHANGES = st.dictionaries(
-    ITEMS,
-    st.sampled_from(["setitem"] * 6 + ["delitem"] * 2 + sorted(OPERATORS)).flatmap(
-        lambda op: st.tuples(st.just(op), st.none() | st.just(sealed(None)) if op in UNARY else VALUES)
-    ),
-    min_size=1,
-    max_size=3,
-).map(lambda changes: [Change(item, op, value) for item, (op, value) in changes.items()])
+
+
+def changes_of(makes, proofs):
+    """Changes whose values are made by one of ``makes``, those of unary operators being one of ``proofs``."""
+    values = st.builds(
+        lambda make, value: make(value), st.sampled_from(makes), st.integers(-2, 3) | st.sampled_from(["x", [1], 0.5])
+    )
+    return st.dictionaries(
+        ITEMS,
+        st.sampled_from(["setitem"] * 6 + ["delitem"] * 2 + sorted(OPERATORS)).flatmap(
+            lambda op: st.tuples(st.just(op), st.sampled_from(proofs) if op in UNARY else values)
+        ),
+        min_size=1,
+        max_size=3,
+    ).map(lambda changes: [Change(item, op, value) for item, (op, value) in changes.items()])
+
+
+UNSEALED_CHANGES = changes_of([plain, plain, opaque], [None])
+SEALED_CHANGES = changes_of([sealed], [sealed(None)])
+ANY_CHANGES = UNSEALED_CHANGES | SEALED_CHANGES | changes_of([plain, opaque, sealed], [None, sealed(None)])
 
 
 def is_sealed(event):
@@ -762,6 +863,12 @@ class Engine(RuleBasedStateMachine):
     def run(self, awaitable):
         return self.runner.run(awaitable)
 
+    def fitting_changes(self):
+        """Changes of the kind that the sequence has."""
+        if not self.events:
+            return UNSEALED_CHANGES | SEALED_CHANGES
+        return SEALED_CHANGES if is_sealed(self.events[0]) else UNSEALED_CHANGES
+
     def teardown(self):
         self.run(self.backend.close())
         self.runner.close()
@@ -769,13 +876,14 @@ class Engine(RuleBasedStateMachine):
         es_module._PAGE_EVENTS_MAX = self.usual
 
     @rule(
-        changes=CHANGES,
+        data=st.data(),
         timestamp=st.none() | st.integers(0, 40),
         tick=st.integers(0, 3),
         with_id=st.booleans(),
         with_revision=st.booleans(),
     )
-    def apply(self, changes, timestamp, tick, with_id, with_revision):
+    def apply(self, data, timestamp, tick, with_id, with_revision):
+        changes = data.draw(self.fitting_changes() if data.draw(st.integers(0, 5)) else ANY_CHANGES)
         self.clock.now += tick
         t = timestamp
         if t is None:
@@ -792,6 +900,8 @@ class Engine(RuleBasedStateMachine):
                 codes.add("unfoldable-event")
             if not with_revision and any(needs_client(events, event) for event in new):
                 codes.add("revision-conflict")
+        if len(set(map(is_sealed, events))) > 1:
+            codes = {"sealing-mismatch"}
         options = {
             "timestamp": timestamp,
             "write_id": f"id-{next(self.ids)}" if with_id else None,

@@ -290,6 +290,7 @@ async def _whole(request: Request, parts: AsyncIterator[list[StoredEvent]]) -> b
         "timestamp-taken",
         "unfoldable-event",
         "revision-conflict",
+        "sealing-mismatch",
         "invalid-value",
         "value-too-large",
         "batch-too-large",
@@ -302,7 +303,10 @@ async def _whole(request: Request, parts: AsyncIterator[list[StoredEvent]]) -> b
     headers=IDEMPOTENCY_HEADER,
 )
 async def apply(request: Request) -> Reply:
-    """All events at one timestamp, atomically; what cannot be folded is refused and nothing is stored."""
+    """All events at one timestamp, atomically; what cannot be folded is refused and nothing is stored.
+
+    Without events nothing is recorded, and the answer is the one that `current` gives.
+    """
     body = await read_body(request, Apply)
     request.engine.es.check_count(len(body.events))
     form = body_form(request)

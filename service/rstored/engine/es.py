@@ -6,6 +6,9 @@ to. So the current state, and an apply that follows the last one, cost what the 
 chain whose events are all JSON is *plain* and is folded here, event by event as they come; any other is *sealed* to
 the service, which follows its operators' names and hands its events out.
 
+The events of a sequence are all sealed, or none is: no client could read a mix. Only a sequence from before this rule
+may hold one; it can still be read, pruned and written to.
+
 History is only ever appended to, except by an apply in the past and by prune. Both change ``Meta.rewrites``, so that
 a reader that needs more than one query knows whether what it read belongs together. Resealing an event changes the
 bytes of its sealed value and leaves it the same event.
@@ -66,7 +69,10 @@ _EVENT_OVERHEAD_BYTES: Final = 32
 
 
 class _Meta(msgspec.Struct, array_like=True, frozen=True):
-    """The head of a sequence. ``size`` is what reading its state costs in bytes."""
+    """The head of a sequence. ``size`` is what reading its state costs in bytes.
+
+    ``sealed``: whether its events are. None if an older version wrote it, or if some are and some are not.
+    """
 
     revision: int
     last: int
@@ -74,6 +80,7 @@ class _Meta(msgspec.Struct, array_like=True, frozen=True):
     present: int
     size: int
     rewrites: int
+    sealed: bool | None = None
 
 
 class _EventRow(msgspec.Struct, array_like=True, frozen=True):
@@ -209,23 +216,27 @@ class EventSequences:
         timestamp: int | None = None,
         revision: int | None = None,
         write_id: str | None = None,
-    ) -> State:
+    ) -> State | None:
         """Record one event per change, all at one timestamp, or none; returns the whole new state.
 
         ``timestamp`` None is ``max(now, last + 1)``; one in the past is taken if it has no events yet and all that
         follows can still be folded. ``revision`` is the one that the sequence must be at, 0 meaning that it must not
         exist. An apply with a ``write_id`` happens once: a repeat answers timestamp and revision of then, and the state
-        as of that timestamp. No changes at all record nothing and answer the current state (revision and timestamp 0 if
-        the key is unknown).
+        as of that timestamp. No changes at all record nothing and answer the current state, None if the key is unknown.
 
         An event that would continue a chain that only a client can fold, and has no value or a JSON one, needs a
         ``revision``: it says that a client has checked what the service cannot.
 
         Raises Problem ``invalid-body``, ``batch-too-large``, ``value-too-large``, ``invalid-value``,
-        ``nesting-too-deep``, ``sealed-only``, ``revision-conflict`` (with ``revision`` and ``timestamp``),
-        ``timestamp-taken`` or ``unfoldable-event`` (with ``item``); those about one change have a ``pointer`` to it.
+        ``nesting-too-deep``, ``sealed-only``, ``sealing-mismatch``, ``revision-conflict`` (with ``revision`` and
+        ``timestamp``), ``timestamp-taken`` or ``unfoldable-event`` (with ``item``); those about one change have a
+        ``pointer`` to it.
         """
         self._check(changes, timestamp)
+        if not changes:
+            current = await self.current(namespace, key)
+            _check_revision(revision, *((0, 0) if current is None else (current.revision, current.timestamp)))
+            return current
         place = Place(namespace, Kind.ES, key)
         now = self._clock()
 
@@ -236,7 +247,11 @@ class EventSequences:
         answer = await self._once.update((place,), plan, write_id, request, _APPLIED)
         if isinstance(answer, State):
             return answer
-        state = await self.past(namespace, key, answer.timestamp) or State(0, 0, {}, [])
+        try:
+            state = await self.past(namespace, key, answer.timestamp) or State(0, 0, {}, [])
+        except Problem as problem:
+            # This apply was carried out. No answer may call it refused.
+            raise Problem("backend-unavailable", f"the apply was carried out, but: {problem.detail}") from None
         return state._replace(timestamp=answer.timestamp, revision=answer.revision)
 
     def check_count(self, events: int) -> None:
@@ -280,26 +295,19 @@ class EventSequences:
         revision: int | None,
         now: int,
     ) -> Generator[Query, list[Any], Commit[State | _Applied]]:
-        """The plan of :meth:`apply`."""
+        """The plan of :meth:`apply`, for one change or more."""
         head = heads[place]
         meta = _Meta(0, 0, 0, 0, 0, now) if head is None else _decode_meta(head.meta)
         rows: dict[str, _ItemRow] = {}
         if head is not None:
             found: list[Slice[Row]] = yield (RowScan(place, _ITEMS),)
             rows = {row.sort.decode(): _decode_item(row.value) for row in found[0].items}
-        if revision is not None and revision != meta.revision:
-            raise Problem(
-                "revision-conflict",
-                f"the sequence is at revision {meta.revision}",
-                revision=meta.revision,
-                timestamp=meta.last,
-            )
-        if not changes:
-            return Commit((), (yield from _state(place, meta, rows)))
+        _check_revision(revision, meta.revision, meta.last)
 
         # An event without a value proves nothing either, so to a policy it is one that is not sealed.
         encodings = [Encoding.JSON if change.value is None else change.value.encoding for change in changes]
         writes = admit(heads, place.namespace, encodings)
+        sealed = yield from _sealed_after(place, meta, encodings)
         t, in_order = yield from self._timestamp(place, None if head is None else meta, timestamp, now)
         events = [StoredEvent(t, *change) for change in changes]
         refolding = _Refolding(self._limits.refolded_events_max)
@@ -334,6 +342,7 @@ class EventSequences:
             present=meta.present + sum((new is not None) - (old is not None) for old, new in touched.values()),
             size=meta.size + sum(_state_size(new) - _state_size(old) for old, new in touched.values()),
             rewrites=meta.rewrites + (not in_order),
+            sealed=sealed,
         )
         if meta.size > self._limits.sequence_bytes_max:
             limit = self._limits.sequence_bytes_max
@@ -721,6 +730,37 @@ def _is_replaced(event: StoredEvent, reseal: Reseal) -> bool:
     if event.op != reseal.op or event.value is None or event.value.encoding is not Encoding.SEALED:
         return False
     return hashlib.sha256(event.value.data).hexdigest() == reseal.replaces
+
+
+def _sealed_after(place: Place, meta: _Meta, encodings: Sequence[Encoding]) -> Generator[Query, list[Any], bool | None]:
+    """``_Meta.sealed`` after an apply of values of these encodings.
+
+    Raises Problem ``sealing-mismatch`` if only some of the sequence's events would be sealed. A sequence that is mixed
+    already takes anything: nobody can read all of it, and an event more may be what mends it.
+    """
+    kinds = [encoding is Encoding.SEALED for encoding in encodings]
+    sealed = meta.sealed if meta.events else kinds[0]
+    if sealed is None:
+        # An older version wrote this head. The first and the last event are looked at, not all of the history.
+        first = RowScan(place, _EVENTS, limit=1)
+        results: list[Slice[Row]] = yield first, first._replace(descending=True)
+        ends = {_decode_event(row.value).encoding == Encoding.SEALED for found in results for row in found.items}
+        if len(ends) > 1:
+            return None
+        sealed = ends.pop()
+    if (not sealed) in kinds:
+        detail = (
+            "the events of this sequence are sealed, and this one is not: give the client the key"
+            if sealed
+            else "the events of this sequence are not sealed, and this one is: use a client without a key"
+        )
+        raise Problem("sealing-mismatch", detail, pointer=f"/events/{kinds.index(not sealed)}")
+    return sealed
+
+
+def _check_revision(wanted: int | None, revision: int, last: int) -> None:
+    if wanted is not None and wanted != revision:
+        raise Problem("revision-conflict", f"the sequence is at revision {revision}", revision=revision, timestamp=last)
 
 
 def _state(

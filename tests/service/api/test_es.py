@@ -110,12 +110,18 @@ async def test_conflicts(http):
 
 async def test_sealed_events(http):
     body = [{"item": "n", "value": "AAEC", "encoding": "sealed"}, {"item": "m", "value": 1}]
-    state = (await apply(http, body, timestamp=5)).json()
-    assert state["state"] == {"m": 1}
+    mixed = (await apply(http, body, timestamp=5)).json()
+    assert (mixed["status"], mixed["code"], mixed["pointer"]) == (409, "sealing-mismatch", "/events/1")
+    state = (await apply(http, body[:1], timestamp=5)).json()
+    assert state["state"] == {}
     event = {"timestamp": 5, "item": "n", "op": "setitem", "value": "AAEC", "encoding": "sealed"}
     assert state["events"] == [event]
     packed = msgspec.msgpack.decode((await http.get("/es/e/current", headers=MSGPACK)).content)
     assert packed["events"] == [{**event, "value": b"\0\1\2"}]
+    for plain in (body[1], {"item": "n", "op": "neg"}, {"item": "n", "op": "delitem", "value": None}):
+        refused = (await apply(http, [plain], revision=1)).json()
+        assert (refused["code"], refused["pointer"]) == ("sealing-mismatch", "/events/0")
+    assert (await apply(http, [])).json() == state
 
 
 async def test_unary_operators_take_a_sealed_value_or_none(http):
@@ -123,18 +129,23 @@ async def test_unary_operators_take_a_sealed_value_or_none(http):
     events = [
         {"item": "a", "op": "neg", "value": "AAED", "encoding": "sealed"},
         {"item": "b", "op": "delitem", "value": "", "encoding": "sealed"},
-        {"item": "c", "op": "not_", "value": None, "encoding": "json"},
     ]
-    state = (await apply(http, events, timestamp=6, revision=1)).json()
-    assert [event for event in state["events"] if event["timestamp"] == 6] == [
-        {"timestamp": 6, **events[0]},
-        {"timestamp": 6, "item": "c", "op": "not_", "value": None},
-    ]
+    state = (await apply(http, events, timestamp=6)).json()
+    assert [event for event in state["events"] if event["timestamp"] == 6] == [{"timestamp": 6, **events[0]}]
     stored = (await http.get("/es/e/events?start=6")).json()["events"]
     assert stored[1] == {"timestamp": 6, **events[1]}
     packed = {"events": [{"item": "a", "op": "neg", "value": b"\0\1\3", "encoding": "sealed"}], "timestamp": 7}
     answer = await http.post("/es/e/events", content=msgspec.msgpack.encode(packed), headers=MSGPACK)
     assert msgspec.msgpack.decode(answer.content)["events"][-1] == {"timestamp": 7, **packed["events"][0]}
+    await http.post("/es/plain/events", json={"events": [{"item": "c", "value": "AAEC", "encoding": "bytes"}]})
+    body = {
+        "events": [{"item": "c", "op": "not_", "value": None, "encoding": "json"}],
+        "timestamp": 2**60,
+        "revision": 1,
+    }
+    assert (await http.post("/es/plain/events", json=body)).json()["events"][1:] == [
+        {"timestamp": 2**60, "item": "c", "op": "not_", "value": None}
+    ]
 
 
 async def test_msgpack(http):
@@ -203,8 +214,13 @@ async def test_an_event_that_is_wrong_is_pointed_at_and_nothing_is_stored(http, 
 
 
 async def test_no_events_change_nothing(http):
-    assert (await apply(http, [])).json() == {"timestamp": 0, "revision": 0, "state": {}, "events": []}
+    for members in ({}, {"revision": 0}, {"timestamp": 5}):
+        answer = await apply(http, [], **members)
+        assert (answer.status_code, answer.json()["code"]) == (404, "sequence-not-found")
     assert (await http.get("/es")).json()["items"] == []
+    await apply(http, [{"item": "n", "value": 1}], timestamp=5)
+    assert (await apply(http, [], revision=1)).json() == (await http.get("/es/e/current")).json()
+    assert (await apply(http, [], revision=0)).json()["code"] == "revision-conflict"
 
 
 async def test_pruning_may_remove_the_whole(http):
