@@ -370,6 +370,31 @@ def test_a_draining_service_is_alive_but_not_ready(serve, dsn):
     assert server.process.wait(15) == 0
 
 
+@pytest.mark.parametrize("proxy", [{}, {"RSTORED_TRUSTED_PROXIES": "127.0.0.1"}])
+def test_every_line_about_a_request_has_its_clients_address(serve, dsn, tmp_path, proxy):
+    """The one that the limits of a client apply to: behind a trusted proxy the forwarded one."""
+    server = serve(dsn, env={"RSTORED_ACCESS_LOG": "true", **proxy})
+    client = "198.51.100.7" if proxy else "127.0.0.1"
+    with httpx2.Client(base_url=server.url, headers={"X-Forwarded-For": "198.51.100.7"}) as http:
+        for path, status in (("/ns/team-a/kv/k", 404), ("/nowhere", 404)):
+            assert http.get(path).status_code == status
+        (tmp_path / "store.db").rename(tmp_path / "away.db")
+        assert http.get("/readyz").status_code == 503
+        (tmp_path / "away.db").rename(tmp_path / "store.db")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(b"nonsense\r\n\r\n")
+        while connection.recv(4096):
+            pass
+    server.stop()
+    lines = [json.loads(line) for line in server.log.splitlines()]
+    requests = [line for line in lines if line["logger"] == "rstored.requests"]
+    assert [line["message"] for line in requests] == ["request", "request", "backend-unavailable", "request"]
+    assert {line["client"] for line in requests} == {client}
+    assert requests[0]["namespace"] == "team-a"
+    # What is no request comes from whoever is connected.
+    assert [line["client"] for line in lines if line["message"] == "malformed request"] == ["127.0.0.1"]
+
+
 def test_metrics(serve, dsn):
     server = serve(dsn)
     with httpx2.Client(base_url=server.url) as http:

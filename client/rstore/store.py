@@ -1029,6 +1029,7 @@ class _Operations(Generic[TransportT]):
     ) -> Steps[NewToken]:
         """Make an access token for namespaces (names or globs), to last ``lifetime`` seconds or until it is revoked.
 
+        ``access`` ``metrics`` reads the service's metrics and nothing else; it takes the namespace ``*``.
         Its ``text`` is what to keep. This is sent once and never again: after a lost answer look at ``tokens()``.
         """
         self._check_writable()

@@ -40,6 +40,12 @@ def test_blocking(url, namespace):
         store["k"] = 1
         with Store(url, namespace, token=made.text) as reader:
             assert reader["k"] == 1
+        metrics = store.create_token("*", "metrics")
+        assert (metrics.namespaces, metrics.access) == (["*"], "metrics")
+        with pytest.raises(rstore.StoreAccessError), Store(url, namespace, token=metrics.text) as nobody:
+            nobody.get("k")
+        with pytest.raises(rstore.StoreRequestError):
+            store.create_token(namespace, "metrics")
         with pytest.raises(rstore.StoreAccessError), Store(url, namespace, token=made.text, frozen=False):
             pass
         renewed = store.rotate_token(made.id)

@@ -82,15 +82,14 @@ class Origins:
                 "misdirected-request",
                 "an open store answers only at localhost, addresses of loopback, and the names in RSTORED_HOSTS",
             )
-        if fields.get(b"origin") in self._cors:
-            return
         if method in _SAFE:
             # A page sees whether a picture or a script that it embeds is there.
-            site, destination = fields.get(b"sec-fetch-site"), fields.get(b"sec-fetch-dest", b"empty")
-            foreign = site == b"cross-site" and destination not in _SHOWN
+            foreign = (
+                fields.get(b"sec-fetch-site") == b"cross-site" and fields.get(b"sec-fetch-dest", b"empty") not in _SHOWN
+            )
         else:
             foreign = is_cross_origin(fields)
-        if foreign:
+        if foreign and fields.get(b"origin") not in self._cors:
             raise Problem("cross-origin-request", "an open store does nothing for a page of another origin")
 
     def _is_ours(self, host: str) -> bool:
