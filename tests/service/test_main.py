@@ -28,6 +28,14 @@ def test_the_version(arguments):
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{__version__}\n", "")
 
 
+@pytest.mark.parametrize("missing", ["uvloop", "fastapi", "pydantic_settings", "prometheus_client", "typer"])
+def test_a_package_that_is_not_installed_is_named_with_the_extra_that_brings_it(missing):
+    code = f"import sys; sys.modules[{missing!r}] = None; from rstored.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"rstored: the package {missing} is missing; install rstore with its extra: rstore[service]\n"
+
+
 def test_the_document():
     done = run("openapi")
     assert done.returncode == 0
