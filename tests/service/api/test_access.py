@@ -21,7 +21,7 @@ from rstored.api.access import OPEN, Grant, Rate
 from rstored.api.front_door import FrontDoor
 from rstored.app import running_app
 from rstored.backends import backend_class
-from rstored.backends.abc import Commit, DeleteRecord, Slice, namespace_place
+from rstored.backends.abc import Commit, DeleteRecord, Slice, Update, namespace_place
 from rstored.engine.engine import Engine
 from rstored.engine.model import Access
 from rstored.engine.namespaces import RESERVED
@@ -195,7 +195,7 @@ async def test_a_store_that_is_said_to_be_closed_is_never_open(settings, tmp_pat
         # A process that was not told keeps what it has seen.
         async with running_app(Settings(dsn=dsn, token_cache_seconds=0, limits=limits)) as beside:
             assert await outcomes(beside, {}) == {(401, "unauthenticated")}
-            await lose_tokens(app.state.engine, made.info.id)
+            await lose_tokens(app, made.info.id)
             await never_open(app)
             await never_open(beside)
     async with running_app(said) as app:
@@ -220,7 +220,7 @@ async def test_a_flushed_redis_opens_no_store_that_is_said_to_be_closed():
             await never_open(app)
 
 
-async def lose_tokens(engine: Engine, *token_ids: str) -> None:
+async def lose_tokens(app: FrontDoor, *token_ids: str) -> None:
     """Delete the tokens, and the record by which the store is closed, as an eviction would."""
 
     place = namespace_place(RESERVED)
@@ -230,8 +230,8 @@ async def lose_tokens(engine: Engine, *token_ids: str) -> None:
         yield
 
     for token_id in token_ids:
-        assert await engine.tokens.revoke(token_id)
-    await engine.tokens._storage.update((place,), plan)
+        assert await app.state.engine.tokens.revoke(token_id)
+    assert await app.state.backend.update([Update((place,), plan)]) == [None]
 
 
 async def test_what_is_public_and_what_any_token_may(closed, admin):

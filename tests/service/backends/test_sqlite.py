@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -188,16 +189,16 @@ async def test_the_file_is_its_owners_alone_from_the_first_moment(
     if linked:
         opened.symlink_to(path)
     seen: list[dict[str, int]] = []
-    connect = sqlite_module._connect
+    connect = sqlite3.connect
 
-    def watching(file: Path) -> sqlite3.Connection:
-        """Look before SQLite has touched anything, and after every statement from then on."""
+    def watching(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        """Look before SQLite has touched anything, and at every step from then on."""
         seen.append(modes(path.parent))
-        connection = connect(file)
+        connection = connect(*arguments, **options)
         connection.set_progress_handler(lambda: seen.append(modes(path.parent)), 1)
         return connection
 
-    monkeypatch.setattr(sqlite_module, "_connect", watching)
+    monkeypatch.setattr(sqlite3, "connect", watching)
     with under_umask(mask):
         backend = await SQLiteBackend.open(f"sqlite:///{opened}")
         for number in range(100):
