@@ -12,6 +12,7 @@ import binascii
 import contextlib
 import json
 import operator
+import os
 import pickle
 import secrets
 import zlib
@@ -23,12 +24,13 @@ from urllib.parse import quote
 import httpx2
 import pytest
 from cryptography.fernet import Fernet
+from tests.picklable import Call
 from tests.relay import Relay
 
 import rstore
-from rstore import AsyncStore, Store, StoreDecryptionError, StoreError
+from rstore import AsyncStore, Store, StoreDecryptionError, StoreEncodingError, StoreError
 from rstore.encodings import Encoding, Value
-from rstore.sealing import EventContext, Sealer
+from rstore.sealing import EventContext, PairContext, PointContext, Sealer
 from rstored.backends.sqlite import SQLiteBackend
 from rstored.engine import es as es_module
 from rstored.engine.batching import Storage
@@ -709,6 +711,35 @@ def test_fernet_tokens_are_opened_only_when_asked_for(vault, key, store, attacke
         for body in (foreign, bytes(broken), token[:-4]):
             if attacker.put_pair("k", body):
                 refuses(accepting.get, "k")
+
+
+def test_who_has_the_key_runs_no_code_in_a_reader(vault, key, store, attacker, tmp_path):
+    """Somebody who may write, and has the key, seals a pickle that calls a function when it is loaded."""
+    trace = tmp_path / "ran"
+    evil = Value(Encoding.PICKLE, pickle.dumps(Call(os.mkdir, str(trace))))
+    sealer = Sealer(key)
+    assert attacker.put_pair("k", sealer.seal(evil, PairContext("vault", "k")).data)
+    assert attacker.put_point("s", 1, sealer.seal(evil, PointContext("vault", "s", 1)).data)
+    place = EventContext("vault", "e", 1, "a", "setitem")
+    assert attacker.put_events("e", {1: [event(sealer.seal(evil, place).data)]})
+    tokens = Fernet(key.encode()).encrypt(evil.data)
+    assert attacker.put_pair("token", tokens)
+    reads = [
+        *((method, name) for name in ("k", "token") for method in ("get", "entry", "find", "__getitem__")),
+        ("get_many", ["k"]),
+        *(("range", "s"), ("first", "s"), ("last", "s")),
+        *(("current", "e"), ("events", "e")),
+    ]
+    with Store(vault.url, "vault", key, accept_fernet=True) as reader:
+        for method, argument in [*reads, ("past", "e")]:
+            with pytest.raises(StoreEncodingError, match=r"\.mkdir.*trust_pickle=True"):
+                getattr(reader, method)(argument, *([1] if method == "past" else []))
+    with pytest.raises(StoreEncodingError):
+        store.apply("e", {"a": (operator.add, 1)})
+    assert not trace.exists()
+    with Store(vault.url, "vault", key, trust_pickle=True) as trusting:
+        assert trusting.get("k") is None
+    assert trace.exists()
 
 
 def test_a_key_of_the_original_works(vault, attacker):

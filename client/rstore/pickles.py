@@ -1,8 +1,9 @@
-"""Pickles: made as usual, and read without trusting whoever sends them.
+"""Pickles of harmless types: made so that they can be read, and read without trusting whoever made them.
 
-Unpickling is code execution, and the service is not trusted. So an unsealed pickle never reaches Python's
-unpickler. :func:`loads` runs it on a small machine of its own, whose whole instruction set is what protocol 5 makes of
-harmless types, and in which a name means a row of the table below or nothing:
+Unpickling is code execution, and neither the service nor everybody who may write to a store should run code in
+everybody who reads it. So no pickle reaches Python's unpickler, whether it was sealed or not. :func:`loads` runs it on
+a small machine of its own, whose whole instruction set is what protocol 5 makes of harmless types, and in which a name
+means a row of the table below or nothing:
 
 * Nothing is imported, looked up by attribute, given state (``BUILD``) or made without its constructor
   (``NEWOBJ``). ``REDUCE`` calls no class: it calls the row's function here, which takes only arguments of the shape
@@ -13,16 +14,18 @@ harmless types, and in which a name means a row of the table below or nothing:
   their parts, keys chosen to collide), so a composite key is measured before it is hashed, and both are held to an
   allowance of CPU time that grows with the size of the pickle.
 
-A sealed pickle is authentic, because only a holder of the key can have made it; it is read as usual (``trusted=True``).
+:func:`dumps` makes nothing that :func:`loads` would refuse: the pickler takes the types of the table and no others, and
+the machine reads each pickle once before anybody stores it. With ``trusted=True`` both also take what Python's own
+pickler and unpickler take.
 """
 
 from __future__ import annotations
 
 import collections
-import copyreg
 import datetime
 import decimal
 import fractions
+import functools
 import io
 import ipaddress
 import pathlib
@@ -33,40 +36,51 @@ import sys
 import time
 import uuid
 import zoneinfo
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from rstore.errors import StoreEncodingError
+from rstore.numeric import plain_number
 
 __all__ = ["dumps", "loads"]
 
 
-def dumps(value: object) -> bytes:
-    """Pickle ``value`` with protocol 5; :class:`StoreEncodingError` names its type if it cannot be pickled.
+def dumps(value: object, *, trusted: bool = False) -> bytes:
+    """The pickle of ``value``, which :func:`loads` with the same ``trusted`` reads.
+
+    Raises :class:`StoreEncodingError` that names the type which cannot be stored, and the remedy. With ``trusted`` that
+    is a type which Python itself cannot pickle, or cannot load again, which is tried.
 
     >>> loads(dumps({1: {"a", "b"}}), trusted=False) == {1: {"a", "b"}}
     True
+    >>> import enum
+    >>> dumps(enum.Enum("Size", "SMALL").SMALL)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    rstore.errors.StoreEncodingError: a value of type ...Size is not stored: ...
     """
-    buffer = io.BytesIO()
     try:
-        _Pickler(buffer, protocol=5).dump(value)
-    except Exception as error:
-        # Pickling runs methods of the value's classes, so it can fail with anything.
-        raise StoreEncodingError(f"a value of type {_name(type(value))} cannot be pickled: {error}") from error
-    return buffer.getvalue()
+        return _harmless_pickle(value)
+    except StoreEncodingError:
+        if not trusted:
+            raise
+    data = _pickled(pickle.Pickler, value)
+    kind, found = type(value), type(loads(data, trusted=True))
+    if found is not kind:
+        raise StoreEncodingError(f"a value of type {_name(kind)} would come back as one of type {_name(found)}")
+    return data
 
 
 def loads(data: bytes, *, trusted: bool) -> object:
-    """The value of a pickle that :func:`dumps` made.
+    """The value of a pickle.
 
-    ``trusted`` runs Python's own unpickler, and so whatever code the pickle names: only for a pickle that is known to
-    be authentic. Otherwise only the types of the table in this module are made. Every failure is a
-    :class:`StoreEncodingError`; for a type that is not in the table it names the type and the remedy.
+    ``trusted`` runs Python's own unpickler, and so whatever code the pickle names. Otherwise only the types of the
+    table in this module are made. Every failure is a :class:`StoreEncodingError`; for a type that is not in the table
+    it names the type and the remedy.
 
-    >>> import enum
-    >>> loads(dumps(enum.Enum), trusted=False)  # doctest: +ELLIPSIS
+    >>> import enum, pickle
+    >>> loads(pickle.dumps(enum.Enum), trusted=False)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    rstore.errors.StoreEncodingError: the pickle holds 'enum.Enum', which an unsealed value may not; ...
+    rstore.errors.StoreEncodingError: the pickle holds 'enum.Enum', which is not among the harmless types; ...
     """
     if trusted:
         try:
@@ -75,17 +89,18 @@ def loads(data: bytes, *, trusted: bool) -> object:
             raise StoreEncodingError(f"the pickle cannot be loaded: {type(error).__name__}: {error}") from error
     try:
         return _Machine(data).run()
-    except StoreEncodingError:
-        raise
+    except _Refusal as refusal:
+        reason = str(refusal)
     except Exception as error:
-        raise _refusal(f"the pickle is malformed ({type(error).__name__})") from None
-
-
-def _refusal(reason: str) -> StoreEncodingError:
-    return StoreEncodingError(
-        f"{reason}; seal values to make them authentic, or open the store with trust_pickle=True "
-        "if you trust the service and everyone who writes to it"
+        reason = f"the pickle is malformed ({type(error).__name__})"
+    raise StoreEncodingError(
+        f"{reason}; open the store with trust_pickle=True to load any pickle, "
+        "if you trust everyone who can write to it not to run code here"
     )
+
+
+class _Refusal(Exception):
+    """What the machine does not do; the message says why."""
 
 
 def _name(kind: type) -> str:
@@ -93,6 +108,61 @@ def _name(kind: type) -> str:
 
 
 # --- making ------------------------------------------------------------------------------------------------
+
+
+def _pickled(pickler: type[pickle.Pickler], value: object) -> bytes:
+    buffer = io.BytesIO()
+    try:
+        pickler(buffer, protocol=5).dump(value)
+    except StoreEncodingError:
+        raise
+    except Exception as error:
+        # Pickling runs methods of the value's classes, so it can fail with anything.
+        raise StoreEncodingError(f"a value of type {_name(type(value))} cannot be pickled: {error}") from error
+    return buffer.getvalue()
+
+
+def _harmless_pickle(value: object) -> bytes:
+    data = _pickled(_HarmlessPickler, value)
+    try:
+        _Machine(data, share=_WRITING_SHARE).run()
+    except Exception as error:
+        reason = str(error) if isinstance(error, _Refusal) else f"the reader stops at it ({type(error).__name__})"
+        raise _beyond(f"a value of type {_name(type(value))}", reason) from None
+    return data
+
+
+def _beyond(what: str, reason: str) -> StoreEncodingError:
+    return StoreEncodingError(
+        f"{what} is not stored: {reason}; convert it, or open the store with trust_pickle=True, here and to read it"
+    )
+
+
+class _HarmlessPickler(pickle.Pickler):
+    """Python's pickler for the types of the table alone, and with calls of constructors for each of them.
+
+    Subclasses are refused, because they would come back as something else. Numbers of other types are the numbers that
+    they are equal to.
+    """
+
+    def reducer_override(self, value: Any) -> Any:
+        # Python's pickler asks for everything but plain data.
+        kind = type(value)
+        if isinstance(value, type):
+            if any(value is named for named in _GLOBALS.values()):
+                return NotImplemented
+            raise _beyond(f"the class {_name(value)}", _NOT_HARMLESS)
+        if kind in _REDUCERS:
+            return _REDUCERS[kind](value)
+        if kind in _CONSTRUCTORS or value is ... or value is NotImplemented:
+            return NotImplemented
+        number = plain_number(value)
+        if number is not None:
+            return type(number), (number,)
+        raise _beyond(f"a value of type {_name(kind)}", _NOT_HARMLESS)
+
+
+_NOT_HARMLESS: Final = "only harmless types are, because loading any other can run code"
 
 
 def _reduce_uuid(value: uuid.UUID) -> tuple[type, tuple[str]]:
@@ -110,16 +180,23 @@ def _reduce_counter(value: collections.Counter[Any]) -> tuple[Any, ...]:
     return collections.Counter, (), None, None, iter(value.items())
 
 
-class _Pickler(pickle.Pickler):
-    """Python's pickler, but with constructor calls for the harmless types that otherwise need more than that."""
-
-    dispatch_table: Mapping[type, Callable[[Any], Any]] = collections.ChainMap(
-        {uuid.UUID: _reduce_uuid, zoneinfo.ZoneInfo: _reduce_zone, collections.Counter: _reduce_counter},
-        copyreg.dispatch_table,
-    )
+def _reduce_path(value: pathlib.PurePath) -> tuple[type, tuple[str]]:
+    # Its own reduction shares the parts of paths in one folder, so that few bytes would make many long paths.
+    return type(value), (str(value),)
 
 
-# --- the table: which types an unsealed pickle may make, and from which arguments --------------------------
+_PATHS: Final = (pathlib.PurePosixPath, pathlib.PureWindowsPath, type(pathlib.Path()))
+
+_REDUCERS: Final[dict[type, Callable[[Any], Any]]] = {
+    uuid.UUID: _reduce_uuid,
+    zoneinfo.ZoneInfo: _reduce_zone,
+    collections.Counter: _reduce_counter,
+    **dict.fromkeys(_PATHS, _reduce_path),
+}
+"""Types whose own reduction needs more than the call of a constructor, or is too short for the reader's bounds."""
+
+
+# --- the table: which types a pickle may make, and from which arguments --------------------------
 
 _INT_BITS_MAX: Final = 32_768
 _ZONE: Final = re.compile(r"[A-Za-z0-9_+-]{1,32}(/[A-Za-z0-9_+-]{1,32}){0,2}\Z")
@@ -138,6 +215,10 @@ def _integer(value: object) -> int:
     if number.bit_length() > _INT_BITS_MAX:
         raise ValueError
     return number
+
+
+def _same(kind: type, value: object) -> object:
+    return _exact(value, kind)
 
 
 def _complex(real: object, imag: object) -> complex:
@@ -226,6 +307,8 @@ def _path(kind: type) -> Callable[..., object]:
 
 
 _CONSTRUCTORS: Final[dict[Any, Callable[..., object]]] = {
+    # So a number of another type is written: as the number that it is equal to.
+    **{kind: functools.partial(_same, kind) for kind in (bool, int, float)},
     complex: _complex,
     range: _range,
     slice: _slice,
@@ -253,7 +336,7 @@ _CONSTRUCTORS: Final[dict[Any, Callable[..., object]]] = {
             ipaddress.IPv6Interface,
         )
     },
-    **{kind: _path(kind) for kind in (pathlib.PurePosixPath, pathlib.PureWindowsPath, type(pathlib.Path()))},
+    **{kind: _path(kind) for kind in _PATHS},
 }
 
 _FACTORIES: Final[Sequence[type]] = (
@@ -267,12 +350,7 @@ _GLOBALS: Final[dict[tuple[str, str], object]] = {
     ("builtins", "NotImplemented"): NotImplemented,
     **{(kind.__module__, kind.__qualname__): kind for kind in (*_FACTORIES, *_CONSTRUCTORS)},
     # Since Python 3.13 the paths say that they live in a private module.
-    **{
-        (module, kind.__qualname__): kind
-        for kind in _CONSTRUCTORS
-        if issubclass(kind, pathlib.PurePath)
-        for module in ("pathlib", "pathlib._local")
-    },
+    **{(module, kind.__qualname__): kind for kind in _PATHS for module in ("pathlib", "pathlib._local")},
 }
 
 # --- the machine -------------------------------------------------------------------------------------------
@@ -282,10 +360,14 @@ _COPIES_PER_BYTE_MAX: Final = 16
 _KEY_BYTES_MAX: Final = 65_536
 _FROZEN_NESTING_MAX: Final = 500
 _CPU_SECONDS: Final = 2.0
-_CPU_SECONDS_PER_BYTE: Final = 2e-6
-_CHEAP_KEYS_PER_CHECK: Final = 64
+_CPU_SECONDS_PER_BYTE: Final = 4e-6
+_WRITING_SHARE: Final = 0.5
+"""The share of this time that has to do for what is written, so that a slower reader can read it too."""
+_STEPS_PER_CHECK: Final = 64
+_KEY_BYTES_PER_STEP: Final = 64
+_STEPS_PER_CALL: Final = 4
 _CHEAP_KEY_TYPES: Final = frozenset({str, bytes, int, float, bool, type(None)})
-_CHEAP_KEY_BYTES_MAX: Final = 4096
+_COPIED: Final = frozenset({str, bytes, int})
 _FROZEN: Final = frozenset({tuple, frozenset})
 _DICTS: Final = frozenset({dict, collections.OrderedDict, collections.defaultdict, collections.Counter})
 
@@ -293,7 +375,8 @@ _DICTS: Final = frozenset({dict, collections.OrderedDict, collections.defaultdic
 class _Machine:
     """Runs one untrusted pickle. Raises anything on a malformed one; it is used once and thrown away."""
 
-    def __init__(self, data: bytes, *, cpu_seconds: float = _CPU_SECONDS) -> None:
+    def __init__(self, data: bytes, *, share: float = 1.0) -> None:
+        """``share`` of the time that such a pickle may take is what this one has."""
         self.data = data
         self.position = 0
         self.frame_end = 0
@@ -303,10 +386,10 @@ class _Machine:
         self.objects = 0
         self.copies = 0
         self.copies_max = _COPIES_PER_BYTE_MAX * (len(data) + 4096)
-        self.cheap_keys = 0
+        self.steps = 0
         self.key_sizes: dict[int, tuple[object, int]] = {}
         self.nestings: dict[int, tuple[object, int]] = {}
-        self.deadline = time.thread_time() + cpu_seconds + _CPU_SECONDS_PER_BYTE * len(data)
+        self.deadline = time.thread_time() + share * (_CPU_SECONDS + _CPU_SECONDS_PER_BYTE * len(data))
 
     def run(self) -> object:
         data, instructions, stop = self.data, _INSTRUCTIONS, pickle.STOP[0]
@@ -314,7 +397,7 @@ class _Machine:
             self.position += 1
             instruction = instructions.get(code)
             if instruction is None:
-                raise _refusal(f"the pickle uses opcode 0x{code:02x}, which no harmless type needs")
+                raise _Refusal(f"the pickle uses opcode 0x{code:02x}, which no harmless type needs")
             instruction(self)
         if self.position + 1 != len(data) or len(self.stack) != 1 or self.marks:
             raise ValueError
@@ -324,22 +407,24 @@ class _Machine:
 
     def check_cpu(self) -> None:
         if time.thread_time() > self.deadline:
-            raise _refusal("the pickle takes far more time than its size explains")
+            raise _Refusal("the pickle takes far more time than its size explains")
 
     def count_object(self) -> None:
         self.objects += 1
         if self.objects > _OBJECTS_MAX:
-            raise _refusal(f"the pickle makes more than {_OBJECTS_MAX:,} containers")
+            raise _Refusal(f"the pickle makes more than {_OBJECTS_MAX:,} containers")
+
+    def spend(self, steps: int) -> None:
+        """Count work, and look at the clock after every so many steps of it."""
+        self.steps += steps
+        if self.steps >= _STEPS_PER_CHECK:
+            self.steps = 0
+            self.check_cpu()
 
     def allow_hashing(self, key: object) -> None:
         """Called before ``key`` is hashed into a dict or set; raises if that could cost too much."""
-        if type(key) in _CHEAP_KEY_TYPES and sys.getsizeof(key) <= _CHEAP_KEY_BYTES_MAX:
-            self.cheap_keys += 1
-            if self.cheap_keys % _CHEAP_KEYS_PER_CHECK == 0:
-                self.check_cpu()
-        else:
-            self.measure_key(key)
-            self.check_cpu()
+        size = sys.getsizeof(key) if type(key) in _CHEAP_KEY_TYPES else self.measure_key(key)
+        self.spend(1 + size // _KEY_BYTES_PER_STEP)
 
     def measure_key(self, key: object) -> int:
         """How many bytes hashing or comparing a key goes through; parts that it shares count each time."""
@@ -351,7 +436,7 @@ class _Machine:
         for part in key:  # type: ignore[attr-defined]
             size += self.measure_key(part)
             if size > _KEY_BYTES_MAX:
-                raise _refusal("the pickle has a dict key or set member that is too large to hash")
+                raise _Refusal("the pickle has a dict key or set member that is too large to hash")
         # Keeping the key itself keeps its id from being taken over by another object.
         self.key_sizes[id(key)] = key, size
         return size
@@ -366,11 +451,16 @@ class _Machine:
             raise EOFError
         return self.data[start:end]
 
+    def take_byte(self) -> int:
+        byte = self.data[self.position]
+        self.position += 1
+        return byte
+
     def take_size(self, width: int) -> int:
         return int.from_bytes(self.take(width), "little")
 
     def begin_protocol(self) -> None:
-        if self.take_size(1) > pickle.HIGHEST_PROTOCOL:
+        if self.take_byte() > pickle.HIGHEST_PROTOCOL:
             raise ValueError
 
     def begin_frame(self) -> None:
@@ -406,21 +496,18 @@ class _Machine:
         below = [self.nestings.get(id(part), (part, 1))[1] for part in value if type(part) in _FROZEN]
         if below:
             if max(below) >= _FROZEN_NESTING_MAX:
-                raise _refusal(f"the pickle nests tuples or frozensets more than {_FROZEN_NESTING_MAX} deep")
+                raise _Refusal(f"the pickle nests tuples or frozensets more than {_FROZEN_NESTING_MAX} deep")
             self.nestings[id(value)] = value, max(below) + 1
         self.push_new(value)
 
     def memoize(self) -> None:
         self.memo.append(self.stack[-1])
 
-    def get(self, width: int) -> None:
-        self.stack.append(self.memo[self.take_size(width)])
-
     def integer(self, size: int) -> None:
         self.stack.append(int.from_bytes(self.take(size), "little", signed=True))
 
-    def text(self, width: int) -> None:
-        self.stack.append(str(self.take(self.take_size(width)), "utf-8", "surrogatepass"))
+    def text(self, size: int) -> None:
+        self.stack.append(str(self.take(size), "utf-8", "surrogatepass"))
 
     def float(self) -> None:
         self.stack.append(struct.unpack(">d", self.take(8))[0])
@@ -453,7 +540,7 @@ class _Machine:
         name, module = self.stack.pop(), self.stack.pop()
         found = _GLOBALS.get((_exact(module, str), _exact(name, str)), self)
         if found is self:
-            raise _refusal(f"the pickle holds {f'{module}.{name}'[:200]!a}, which an unsealed value may not")
+            raise _Refusal(f"the pickle holds {f'{module}.{name}'[:200]!a}, which is not among the harmless types")
         self.stack.append(found)
 
     def reduce(self) -> None:
@@ -462,11 +549,11 @@ class _Machine:
         if not isinstance(kind, type):
             raise TypeError
         constructor = _CONSTRUCTORS[kind]
-        self.copies += sum(map(sys.getsizeof, arguments))
+        self.copies += sum(sys.getsizeof(part) for part in arguments if type(part) in _COPIED)
         if self.copies > self.copies_max:
-            raise _refusal("the pickle takes far more memory than its size explains")
+            raise _Refusal("the pickle takes far more memory than its size explains")
         self.push_new(constructor(*arguments))
-        self.check_cpu()
+        self.spend(_STEPS_PER_CALL)
 
 
 _INSTRUCTIONS: Final[dict[int, Callable[[_Machine], None]]] = {
@@ -478,21 +565,21 @@ _INSTRUCTIONS: Final[dict[int, Callable[[_Machine], None]]] = {
         pickle.POP: _Machine.pop,
         pickle.POP_MARK: _Machine.pop_to_mark,
         pickle.MEMOIZE: _Machine.memoize,
-        pickle.BINGET: lambda m: m.get(1),
-        pickle.LONG_BINGET: lambda m: m.get(4),
+        pickle.BINGET: lambda m: m.stack.append(m.memo[m.take_byte()]),
+        pickle.LONG_BINGET: lambda m: m.stack.append(m.memo[m.take_size(4)]),
         pickle.NONE: lambda m: m.stack.append(None),
         pickle.NEWTRUE: lambda m: m.stack.append(True),
         pickle.NEWFALSE: lambda m: m.stack.append(False),
         pickle.BININT: lambda m: m.integer(4),
-        pickle.BININT1: lambda m: m.stack.append(m.take_size(1)),
+        pickle.BININT1: lambda m: m.stack.append(m.take_byte()),
         pickle.BININT2: lambda m: m.stack.append(m.take_size(2)),
-        pickle.LONG1: lambda m: m.integer(m.take_size(1)),
+        pickle.LONG1: lambda m: m.integer(m.take_byte()),
         pickle.LONG4: lambda m: m.integer(m.take_size(4)),
         pickle.BINFLOAT: _Machine.float,
-        pickle.SHORT_BINUNICODE: lambda m: m.text(1),
-        pickle.BINUNICODE: lambda m: m.text(4),
-        pickle.BINUNICODE8: lambda m: m.text(8),
-        pickle.SHORT_BINBYTES: lambda m: m.stack.append(m.take(m.take_size(1))),
+        pickle.SHORT_BINUNICODE: lambda m: m.text(m.take_byte()),
+        pickle.BINUNICODE: lambda m: m.text(m.take_size(4)),
+        pickle.BINUNICODE8: lambda m: m.text(m.take_size(8)),
+        pickle.SHORT_BINBYTES: lambda m: m.stack.append(m.take(m.take_byte())),
         pickle.BINBYTES: lambda m: m.stack.append(m.take(m.take_size(4))),
         pickle.BINBYTES8: lambda m: m.stack.append(m.take(m.take_size(8))),
         pickle.BYTEARRAY8: lambda m: m.push_new(bytearray(m.take(m.take_size(8)))),

@@ -32,6 +32,7 @@ from rstore.encodings import (
     parse_json,
     render_json,
 )
+from rstore.numeric import integer, plain_number
 
 __all__ = [
     "FRAME_BYTES_MAX",
@@ -60,6 +61,7 @@ _STREAM_POINTS: Final = 65_536
 _STREAM_BYTES: Final = 2**20
 _INT64_MAX: Final = 2**63 - 1
 _NUMBERS: Final = frozenset({int, float})
+_NO_NUMBERS: Final = frozenset({bool, str, bytes, list, dict, tuple, Value, type(None)})
 _ENCODINGS: Final = tuple(Encoding)
 _ENCODING_BYTES: Final = bytes(Encoding)
 _BIG_ENDIAN: Final = sys.byteorder == "big"
@@ -204,9 +206,9 @@ class Points:
     def from_pairs(cls, pairs: Iterable[tuple[int, Any]], dump: Callable[[Any], Value] | None = None) -> Points:
         """Points from ``(timestamp, value)`` pairs in any order; the last of equal timestamps wins.
 
-        Numbers (exactly ``int`` or ``float``, finite) become columns or JSON text. If any value is something
+        Finite numbers (see :mod:`rstore.numeric`) become columns or JSON text. If any value is something
         else, ``dump`` turns each into a :class:`~rstore.encodings.Value`; without ``dump`` they must be Values.
-        Raises :class:`InvalidPoints` for a timestamp that is not an int within int64, and TypeError for a value
+        Raises :class:`InvalidPoints` for a timestamp that is not an integer within int64, and TypeError for a value
         that would need ``dump``.
 
         >>> list(Points.from_pairs([(1, True)], lambda value: Value(Encoding.JSON, b"true")))
@@ -408,9 +410,12 @@ def _unzipped(pairs: Iterable[tuple[int, Any]]) -> tuple[array[int], list[Any]]:
     except (TypeError, KeyError):
         raise InvalidPoints("a point is a pair: (timestamp, value)") from None
     if not set(map(type, timestamps)) <= {int}:
-        index = next(i for i, t in enumerate(timestamps) if type(t) is not int)
-        message = f"a timestamp is an int, not {type(timestamps[index]).__name__}"
-        raise InvalidPoints(message, pointer=f"/points/{index}")
+        integers = list(map(integer, timestamps))
+        if None in integers:
+            index = integers.index(None)
+            message = f"a timestamp is an int, not {type(timestamps[index]).__name__}"
+            raise InvalidPoints(message, pointer=f"/points/{index}")
+        timestamps = integers
     try:
         return array("q", timestamps), values
     except OverflowError:
@@ -422,6 +427,9 @@ def _unzipped(pairs: Iterable[tuple[int, Any]]) -> tuple[array[int], list[Any]]:
 def _numbers(values: list[Any]) -> Column | None:
     """The column of values that are all finite numbers, else None. A bool is no number here."""
     types = set(map(type, values))
+    if not types <= _NUMBERS and types.isdisjoint(_NO_NUMBERS):
+        values = list(map(plain_number, values))
+        types = set(map(type, values))
     if types <= {float}:
         floats = array("d", values)
         return floats if _finite(floats) else None

@@ -41,6 +41,7 @@ from rstore.errors import (
 )
 from rstore.folding import apply_event, fold
 from rstore.names import InvalidName, check_key, check_namespace
+from rstore.numeric import integer, real
 from rstore.operators import OPERATOR_NAMES, OPERATORS, UNARY, UnfoldableEvent
 from rstore.points import Cells, InvalidPoints, Points, encode_stream
 from rstore.rotation import Rotation, rotate
@@ -57,7 +58,7 @@ from rstore.transport import (
     leave_to_parent,
     translated,
 )
-from rstore.values import dump, dump_plaintexts, load, load_plaintexts
+from rstore.values import dump, dump_numbers, load, load_plaintexts
 
 __all__ = ["KEEP", "AsyncStore", "Entry", "Keep", "Store"]
 
@@ -155,19 +156,20 @@ def _checked_name(name: str, what: str = "key") -> str:
 
 
 @overload
-def _checked_int(number: int, what: str = ..., low: int = ...) -> int: ...
+def _checked_int(value: int, what: str = ..., low: int = ...) -> int: ...
 @overload
-def _checked_int(number: int | None, what: str = ..., low: int = ...) -> int | None: ...
-def _checked_int(number: int | None, what: str = "timestamp", low: int = INT64_MIN) -> int | None:
-    """The number if it is an int from ``low`` to the greatest int64, or None."""
-    if number is None:
+def _checked_int(value: int | None, what: str = ..., low: int = ...) -> int | None: ...
+def _checked_int(value: int | None, what: str = "timestamp", low: int = INT64_MIN) -> int | None:
+    """The integer, of any type, if it is one from ``low`` to the greatest int64; None for None."""
+    if value is None:
         return None
-    if not isinstance(number, int) or isinstance(number, bool):
-        raise StoreRequestError(f"the {what} is an int, not {type(number).__name__}", code="invalid-parameter")
-    if not low <= number <= INT64_MAX:
+    found = integer(value)
+    if found is None:
+        raise StoreRequestError(f"the {what} is an int, not {type(value).__name__}", code="invalid-parameter")
+    if not low <= found <= INT64_MAX:
         least = "-2**63" if low == INT64_MIN else str(low)
         raise StoreRequestError(f"the {what} is an int from {least} to 2**63-1", code="invalid-parameter")
-    return int(number)
+    return found
 
 
 def _expiry(ttl: float | Literal[Keep.KEEP] | None) -> str | float | None:
@@ -176,9 +178,10 @@ def _expiry(ttl: float | Literal[Keep.KEEP] | None) -> str | float | None:
         return None
     if ttl is None:
         return "never"
-    if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not 0 < ttl < math.inf:
+    seconds = real(ttl)
+    if seconds is None or not 0 < seconds < math.inf:
         raise StoreRequestError("ttl is seconds greater than 0, None (never) or KEEP", code="invalid-parameter")
-    return ttl
+    return seconds
 
 
 class _Home(NamedTuple):
@@ -277,7 +280,7 @@ class _Operations(Generic[TransportT]):
 
     def _dump(self, value: Any) -> str | bytes | Value:
         """Encode a value. May be overridden to return ``str`` or ``bytes``; JSON text stays readable from anywhere."""
-        return dump(value)
+        return dump(value, trusted=self._trust_pickle)
 
     def _load(self, data: str | bytes) -> Any:
         """Decode what ``_dump`` made: ``str`` if it is JSON, else ``bytes``. May be overridden."""
@@ -285,7 +288,7 @@ class _Operations(Generic[TransportT]):
 
     def _encode(self, value: Any) -> Value:
         if not self._dumps_itself:
-            return dump(value)
+            return dump(value, trusted=self._trust_pickle)
         dumped = self._dump(value)
         if isinstance(dumped, str):
             try:
@@ -302,10 +305,10 @@ class _Operations(Generic[TransportT]):
             return dumped
         raise StoreEncodingError(f"_dump returns str or bytes, not {type(dumped).__name__}")
 
-    def _decode(self, value: Value, *, trusted: bool) -> Any:
+    def _decode(self, value: Value) -> Any:
         encoding, data = value
         if not self._loads_itself or encoding not in (Encoding.JSON, Encoding.BYTES):
-            return load(value, trusted=trusted)
+            return load(value, trusted=self._trust_pickle)
         if encoding is Encoding.BYTES:
             return self._load(data)
         try:
@@ -318,9 +321,7 @@ class _Operations(Generic[TransportT]):
         return value if self._sealer is None else self._sealer.seal(value, context)
 
     def _open(self, value: Value, context: PairContext | PointContext | EventContext) -> Any:
-        if self._sealer is None:
-            return self._decode(value, trusted=self._trust_pickle)
-        return self._decode(self._sealer.open(value, context), trusted=True)
+        return self._decode(value if self._sealer is None else self._sealer.open(value, context))
 
     def _connect(self) -> None:
         """Be open, without asking the service. Each process and each event loop connects when it makes a call."""
@@ -646,14 +647,14 @@ class _Operations(Generic[TransportT]):
                 # Each value goes through `_dump`, once it is sure that these are points.
                 packed = Points.from_values([(t, self._encode(value)) for t, value in map(_pair, pairs)])
             else:
-                packed = Points.from_pairs(list(pairs), dump)
+                packed = Points.from_pairs(list(pairs), self._encode)
         except InvalidPoints as error:
             problem = {} if error.pointer is None else {"pointer": error.pointer}
             raise StoreRequestError(str(error), code=error.code, problem=problem) from None
         if self._sealer is None:
             return packed
         column = packed.values
-        plaintexts = list(map(pack, column)) if isinstance(column, Cells) else dump_plaintexts(column)
+        plaintexts = list(map(pack, column)) if isinstance(column, Cells) else dump_numbers(column)
         envelopes = self._sealer.seal_points(self.namespace, key, packed.timestamps, plaintexts)
         sealed = bytes((Encoding.SEALED,)) * len(envelopes)
         return Points(packed.timestamps, Cells(sealed, array("I", map(len, envelopes)), b"".join(envelopes)))
@@ -670,9 +671,9 @@ class _Operations(Generic[TransportT]):
         elif self._sealer is not None and packed.encodings == {Encoding.SEALED} and isinstance(column, Cells):
             plaintexts = self._sealer.open_points(self.namespace, key, times, column.parts())
             if self._loads_itself:
-                found = [self._decode(unpack(plaintext), trusted=True) for plaintext in plaintexts]
+                found = [self._decode(unpack(plaintext)) for plaintext in plaintexts]
             else:
-                found = load_plaintexts(plaintexts)
+                found = load_plaintexts(plaintexts, trusted=self._trust_pickle)
         else:
             cells = column if isinstance(column, Cells) else map(dump, column)
             contexts = map(functools.partial(PointContext, self.namespace, key), times)
@@ -826,7 +827,7 @@ class _Operations(Generic[TransportT]):
             )
         opened, apply_id = self._sealer.open_event(value, context)
         if context.op not in UNARY:
-            return self._decode(opened, trusted=True), apply_id
+            return self._decode(opened), apply_id
         if opened != _NOTHING:
             raise StoreDecryptionError(f"what is sealed for an event of {context.op} is not null")
         return None, apply_id
@@ -837,7 +838,7 @@ class _Operations(Generic[TransportT]):
             raise StoreDecryptionError(
                 "the sequence has items that are not sealed, and a store with a key takes no value on trust"
             )
-        items = {item: self._decode(value, trusted=self._trust_pickle) for item, value in state.items.items()}
+        items = {item: self._decode(value) for item, value in state.items.items()}
         try:
             items |= fold(opened)
         except UnfoldableEvent as error:
@@ -961,7 +962,7 @@ class _Operations(Generic[TransportT]):
 
     def _operand(self, part: _Change) -> Any:
         """A change's value as it will be read, which is never the caller's own object."""
-        return None if part.value is None else self._decode(part.value, trusted=True)
+        return None if part.value is None else self._decode(part.value)
 
     def _with_change(
         self, t: int, part: _Change, history: list[tuple[int, str, str, Any]]
@@ -1131,10 +1132,11 @@ class Store(_Operations[httpx2.BaseTransport]):
     the store is opened and from then on, whatever is not sealed, from anybody; False lifts that; None leaves it as it
     is. ``token`` (``RSTORE_TOKEN``) is the bearer token.
 
-    ``accept_fernet`` opens tokens of rlib-store too. ``trust_pickle`` loads any unsealed pickle, which runs whatever
-    code the server's side put there. ``timeout`` is how many seconds the service may be silent, ``retries`` how
-    often a call is sent again when the service is away for a moment; no attempt begins later than ``deadline`` seconds
-    after the first. Where that was in vain, ``outcome_unknown`` of the error says whether a write may have happened.
+    ``accept_fernet`` opens tokens of rlib-store too. ``trust_pickle`` writes values of types beyond the harmless ones,
+    and loads any pickle, which runs whatever code is in it: that of whoever can write to the store. ``timeout`` is how
+    many seconds the service may be silent, ``retries`` how often a call is sent again when the service is away for a
+    moment; no attempt begins later than ``deadline`` seconds after the first. Where that was in vain,
+    ``outcome_unknown`` of the error says whether a write may have happened.
     ``verify`` is a CA file (``RSTORE_CA``), an ``ssl.SSLContext``, or False; ``cert`` (``RSTORE_CERT``) a PEM file of
     a client certificate and its key, or a pair of two. Proxies of the environment are not used, pass a ``transport``
     (``httpx2.HTTPTransport(proxy=…)``) for that.

@@ -1,7 +1,10 @@
 """Python values and stored values: what is exactly JSON is stored as JSON, the rest as bytes or a pickle.
 
-"Exactly" counts types: a tuple, an int key, an IntEnum or NaN would come back as something else, so they are
-pickled. Thus plain data is readable from every language, and every value comes back equal and of the same type.
+"Exactly" counts types: a tuple, an int key or NaN would come back as something else, so they are pickled. Thus plain
+data is readable from every language, and every value comes back equal and of the same type. Numbers of other types are
+the exception: numpy's scalars and their like are stored as the int, float or bool that they are equal to.
+
+What could not be read back is refused when it is written: see :mod:`rstore.pickles`.
 """
 
 from __future__ import annotations
@@ -16,8 +19,9 @@ import msgspec
 from rstore import pickles
 from rstore.encodings import JSON_INTEGER_MAX, JSON_INTEGER_MIN, Encoding, InvalidJSON, Value, parse_json
 from rstore.errors import StoreDecryptionError, StoreEncodingError
+from rstore.numeric import plain_number
 
-__all__ = ["dump", "dump_plaintexts", "load", "load_plaintexts"]
+__all__ = ["dump", "dump_numbers", "load", "load_plaintexts"]
 
 _NESTING_MAX: Final = 100
 _NUMBER_END: Final = 1e300
@@ -29,14 +33,15 @@ _JSON_TYPES: Final = frozenset({dict, list, str, int, float, bool, NoneType})
 _STR: Final = frozenset({str})
 _CONTAINER_TYPES: Final = frozenset({dict, list})
 
-_encode: Final = msgspec.json.Encoder().encode
+_encode: Final = msgspec.json.Encoder(enc_hook=plain_number).encode
 _decode: Final = msgspec.json.Decoder().decode
 
 
-def dump(value: object) -> Value:
-    """Encode ``value``: exactly JSON as ``json``, ``bytes`` as they are, anything else picklable as ``pickle``.
+def dump(value: object, *, trusted: bool = False) -> Value:
+    """Encode ``value``: exactly JSON as ``json``, ``bytes`` as they are, anything else as ``pickle``.
 
-    Raises :class:`StoreEncodingError` that names the type of a value that cannot be pickled.
+    :func:`load` with the same ``trusted`` reads it. Raises :class:`StoreEncodingError` that names the type of a value
+    that cannot be stored; without ``trusted`` those are all but the harmless ones.
 
     >>> dump({"a": [1, 2.5, None]})
     Value(encoding=<Encoding.JSON: 0>, data=b'{"a":[1,2.5,null]}')
@@ -54,11 +59,11 @@ def dump(value: object) -> Value:
             return Value(Encoding.JSON, _encode(value))
         except UnicodeEncodeError:
             pass  # A lone surrogate has no UTF-8 form; a pickle can hold it.
-    return Value(Encoding.PICKLE, pickles.dumps(value))
+    return Value(Encoding.PICKLE, pickles.dumps(value, trusted=trusted))
 
 
 def load(value: Value, *, trusted: bool) -> object:
-    """Decode what :func:`dump` made. ``trusted``: see :func:`rstore.pickles.loads`; only an authentic value is.
+    """Decode what :func:`dump` made. ``trusted`` loads any pickle: see :func:`rstore.pickles.loads`.
 
     Raises :class:`StoreEncodingError`, or :class:`StoreDecryptionError` for a value that is still sealed.
 
@@ -78,41 +83,34 @@ def load(value: Value, *, trusted: bool) -> object:
     raise StoreDecryptionError("the value is sealed; open the store with the key that sealed it")
 
 
-def dump_plaintexts(values: Iterable[Any]) -> list[bytes]:
-    """What sealing encrypts, for each value: its encoding byte and its data (``sealing.pack(dump(value))``, faster).
+def dump_numbers(numbers: Iterable[float]) -> list[bytes]:
+    """What sealing encrypts, for each of a column's numbers (``sealing.pack(dump(number))``, faster).
 
-    >>> dump_plaintexts([1.5, b"ab"])
-    [b'\\x001.5', b'\\x01ab']
+    >>> dump_numbers([1.5, 2])
+    [b'\\x001.5', b'\\x002']
     """
-    return [
-        b"\0" + _encode(value)
-        if type(value) in _NUMBERS and -_NUMBER_END < value < _NUMBER_END
-        else _plaintext(dump(value))
-        for value in values
-    ]
+    return [b"\0" + _encode(number) for number in numbers]
 
 
-def load_plaintexts(plaintexts: Iterable[bytes]) -> list[object]:
-    """The values of opened plaintexts, which are authentic (``load(sealing.unpack(…), trusted=True)``, faster).
+def load_plaintexts(plaintexts: Iterable[bytes], *, trusted: bool) -> list[object]:
+    """The values of opened plaintexts (``load(sealing.unpack(…), trusted=…)``, faster).
 
-    >>> load_plaintexts([b"\\x001.5", b"\\x01ab"])
+    >>> load_plaintexts([b"\\x001.5", b"\\x01ab"], trusted=False)
     [1.5, b'ab']
     """
     try:
         return [
-            load(Value(Encoding(plaintext[0]), plaintext[1:]), trusted=True) if plaintext[0] else _decode(plaintext[1:])
+            load(Value(Encoding(plaintext[0]), plaintext[1:]), trusted=trusted)
+            if plaintext[0]
+            else _decode(plaintext[1:])
             for plaintext in plaintexts
         ]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, IndexError, ValueError) as error:
         raise StoreEncodingError(f"the opened value does not decode: {error}") from None
 
 
-def _plaintext(value: Value) -> bytes:
-    return bytes((value.encoding,)) + value.data
-
-
 def _is_json(level: list[Any]) -> bool:
-    """Whether every one of these values is exactly JSON, but for strings that have no UTF-8 form.
+    """Whether every one of these values is exactly JSON, but for numbers of other types and text without a UTF-8 form.
 
     Goes down level by level, so that each level is checked by a few passes in C. A value that contains itself is
     nested without end, or fills a level without end.
@@ -120,7 +118,13 @@ def _is_json(level: list[Any]) -> bool:
     for _ in range(_NESTING_MAX + 1):
         kinds = set(map(type, level))
         if not kinds <= _JSON_TYPES:
-            return False
+            plain: list[Any] = []
+            for value in level:
+                number = value if type(value) in _JSON_TYPES else plain_number(value)
+                if number is None and value is not None:
+                    return False
+                plain.append(number)
+            level, kinds = plain, set(map(type, plain))
         if float in kinds and not all(map(isfinite, _of_kind(float, kinds, level))):
             return False
         if int in kinds:

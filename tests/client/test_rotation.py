@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
+import os
 import pickle
 from collections.abc import Callable
 
 import httpx2
 import pytest
 from cryptography.fernet import Fernet
+from tests.picklable import Call, Position
 
 import rstore
 from rstore import Store, StoreConflictError
@@ -292,6 +294,34 @@ def test_fernet_tokens_that_are_sealed_become_bound_to_their_place(opened):
     found = opened(NEW, OLD, accept_fernet=True).rotate()
     assert (found.resealed, found.keys) == (1, {"unknown": 1})
     assert opened(NEW).get("k") == (1, "x")
+
+
+def test_pickles_of_any_type_are_sealed_anew_and_not_loaded(opened, tmp_path):
+    trace = tmp_path / "ran"
+    ran = Call(os.mkdir, str(trace))
+    values = {"type": Position(1, 2), "class": Position, "call": ran}
+    old = opened(OLD, trust_pickle=True)
+    encode = old._encode
+    old._encode = lambda value: Value(Encoding.PICKLE, pickle.dumps(value)) if value is ran else encode(value)
+    for name, value in values.items():
+        old.set(name, value)
+        old.extend(name, (1, value))
+        if value is not ran:
+            old.apply("e", {name: (operator.setitem, value)})
+    found = opened(NEW, OLD).rotate()
+    assert (found.resealed, found.failed) == (8, 0)
+    assert not trace.exists()
+    new = opened(NEW, trust_pickle=True)
+    assert new.get("type") == new.last("type")[1] == new.current("e")["type"] == Position(1, 2)
+    assert new.get("class") is new.last("class")[1] is new.current("e")["class"] is Position
+    untrusting = opened(NEW)
+    for name in values:
+        for read in (untrusting.get, untrusting.range):
+            with pytest.raises(rstore.StoreEncodingError, match="trust_pickle=True"):
+                read(name)
+    assert not trace.exists()
+    new.get("call")
+    assert trace.exists()
 
 
 def test_an_etag_from_before_is_one_from_before(opened):

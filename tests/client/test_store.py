@@ -500,7 +500,7 @@ class Evil:
         return exec, ("raise SystemExit('it ran')",)
 
 
-def test_an_unsealed_pickle_runs_nothing(facing, reply, json_reply):
+def test_a_pickle_runs_nothing(facing, reply, json_reply):
     evil = pickle.dumps(Evil())
     headers = {"content_type": "application/vnd.rstore.pickle", "etag": '"x"'}
     with pytest.raises(StoreEncodingError, match="trust_pickle"):

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import datetime
 import decimal
-import enum
 import fractions
 import functools
 import json
@@ -22,42 +21,12 @@ import zoneinfo
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.picklable import Call, Chameleon, Colour, Flags, Level, Name, Pair, Point, Position, Unloadable
 
 import rstore
 from rstore import StoreEncodingError, StoreError
 
 pytestmark = pytest.mark.anyio
-
-
-class Colour(enum.Enum):
-    RED = "red"
-
-
-class Level(enum.IntEnum):
-    HIGH = 1
-
-
-class Flags(enum.Flag):
-    A = 1
-    B = 2
-
-
-class Name(str):
-    __slots__ = ()
-
-
-@dataclasses.dataclass
-class Point:
-    x: object
-    y: object = None
-
-
-@dataclasses.dataclass(frozen=True)
-class FrozenPoint:
-    x: int
-
-
-Pair = collections.namedtuple("Pair", "left right")  # noqa: PYI024 (the untyped form pickles by another path)
 
 
 def exactly(value):
@@ -143,7 +112,7 @@ any_values = st.recursive(
     st.one_of(
         harmless_scalars,
         st.sampled_from(
-            [Colour.RED, Level.HIGH, Flags.A | Flags.B, Name("n"), FrozenPoint(1), Ellipsis, range(3), print, Point]
+            [Colour.RED, Level.HIGH, Flags.A | Flags.B, Name("n"), Position(1), Ellipsis, range(3), print, Point]
         ),
     ),
     lambda inner: st.one_of(
@@ -190,19 +159,35 @@ async def test_harmless_python_values(store, value):
     await stands_everywhere(store, value)
 
 
-@pytest.mark.requires("sealed")
-@quick
-@given(value=any_values)
-async def test_any_picklable_value_when_sealed(store, value):
-    await stands_everywhere(store, value)
-
-
-@pytest.mark.requires("client", "plain")
+@pytest.mark.requires("client")
 @settings(quick, max_examples=20)
 @given(value=any_values)
 async def test_any_picklable_value_when_trusted(driver, store, value):
-    trusting = await driver.open(store.namespace, trust_pickle=True)
+    trusting = await driver.open(store.namespace, trust_pickle=True, like=store)
     await stands_everywhere(trusting, value)
+
+
+async def write_everywhere(store, value):
+    """Each way to write a value, as calls yet to be made."""
+    yield store.set("v", value)
+    yield store.set_many({"w": 1, "v": value})
+    yield store.extend("v", (0, 1), (1, value))
+    yield store.apply("v", {"a": 1, "v": (operator.setitem, value)})
+    yield store.apply("v", {"v": (operator.add, value)})
+
+
+@pytest.mark.requires("client")
+@quick
+@given(value=any_values)
+async def test_what_is_written_is_read_back_or_refused_as_a_whole(store, value):
+    await store.discard()
+    try:
+        await stands_everywhere(store, value)
+    except StoreEncodingError:
+        async for write in write_everywhere(store, value):
+            with pytest.raises(StoreEncodingError, match="trust_pickle=True"):
+                await write
+        assert [await store.keys(), await store.timeseries(), await store.eventsources()] == [[], [], []]
 
 
 VALUES = [
@@ -211,7 +196,7 @@ VALUES = [
     Flags.A | Flags.B,
     Name("subclass"),
     Point(1, (2, Point(3))),
-    FrozenPoint(5),
+    Position(5),
     Pair(1, [2]),
     range(5),
     slice(1, 2, 3),
@@ -269,16 +254,30 @@ async def test_a_harmless_value_needs_no_trust(store, value):
     await stands_everywhere(store, value)
 
 
-@pytest.mark.requires("sealed")
+@pytest.mark.requires("client")
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
-async def test_any_value_when_sealed(store, value):
-    await store.set("v", value)
-    got = await store.get("v")
+async def test_any_value_when_trusted(driver, store, value):
+    trusting = await driver.open(store.namespace, trust_pickle=True, like=store)
+    await trusting.set("v", value)
+    got = await trusting.get("v")
     assert type(got) is type(value)
     if isinstance(value, functools.partial):
         assert (got.func, got.args) == (value.func, value.args)
     else:
         assert got == value
+
+
+@pytest.mark.requires("client")
+@pytest.mark.parametrize("trusting", [False, True])
+@pytest.mark.parametrize(
+    "value", [Unloadable(1, 2), Chameleon(), threading.Lock(), lambda: 1], ids=lambda value: type(value).__name__
+)
+async def test_what_would_not_come_back_is_refused_when_it_is_written(driver, store, trusting, value):
+    store = await driver.open(store.namespace, trust_pickle=trusting, like=store)
+    async for write in write_everywhere(store, value):
+        with pytest.raises(StoreEncodingError, match=r"Unloadable|Chameleon|lock|function"):
+            await write
+    assert [await store.keys(), await store.timeseries(), await store.eventsources()] == [[], [], []]
 
 
 @pytest.mark.requires("client")
@@ -331,16 +330,6 @@ async def test_what_cannot_be_pickled_is_refused(store):
 # --- what the service hands back is not trusted ------------------------------------------------------------
 
 
-class Call:
-    """Pickles as a call of a function."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
 MALICIOUS = {
     "os.system": lambda: pickle.dumps(Call(os.system, "touch /tmp/rstore-was-here")),
     "eval": lambda: pickle.dumps(Call(eval, "1 + 1")),
@@ -383,13 +372,19 @@ async def test_a_malicious_pickle_is_refused(driver, store, name):
         await store.get("evil")
 
 
-@pytest.mark.requires("client", "plain")
-async def test_a_refused_type_is_named_with_the_remedy(store):
-    await store.set("v", Point(1, 2))
-    with pytest.raises(StoreEncodingError) as caught:
-        await store.get("v")
-    assert "Point" in str(caught.value)
-    assert "trust_pickle=True" in str(caught.value)
+@pytest.mark.requires("client")
+async def test_a_pickle_of_another_type_is_read_in_trust_alone(driver, store):
+    trusting = await driver.open(store.namespace, trust_pickle=True, like=store)
+    value = Point(1, 2)
+    await trusting.set("v", value)
+    await trusting.extend("v", (1, value))
+    await trusting.apply("v", {"v": value})
+    for read in (store.get, store.range, store.last, store.current, store.events):
+        with pytest.raises(StoreEncodingError, match=r"Point.*trust_pickle=True"):
+            await read("v")
+    assert await trusting.get("v") == value
+    assert await trusting.range("v") == [(1, value)]
+    assert await trusting.current("v") == {"v": value}
 
 
 # --- the wire ----------------------------------------------------------------------------------------------
