@@ -28,6 +28,7 @@ import msgspec
 
 import rstore
 from rstore import calls
+from rstore.arguments import check_environment
 from rstore.calls import AccessLevel
 from rstore.durations import InvalidDuration, parse_duration
 from rstore.operators import OPERATORS, UNARY
@@ -104,7 +105,10 @@ def _root(
     ] = None,
 ) -> None:
     """Talk to an rstore service."""
-    context.obj = {"dsn": url, "namespace": namespace, "key": key, "token": token, "verify": ca or True, "cert": cert}
+    # What is set and empty would count as not set.
+    check_environment()
+    verify = True if ca is None else ca
+    context.obj = {"dsn": url, "namespace": namespace, "key": key, "token": token, "verify": verify, "cert": cert}
 
 
 def _store(context: typer.Context, *, write: bool = False, **changed: Any) -> rstore.Store:

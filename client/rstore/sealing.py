@@ -23,7 +23,7 @@ from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from rstore.encodings import Encoding, Value
-from rstore.errors import StoreDecryptionError, StoreEncodingError, StoreError, StoreRequestError
+from rstore.errors import StoreDecryptionError, StoreEncodingError, StoreRequestError
 
 __all__ = [
     "Context",
@@ -199,7 +199,7 @@ class _Key:
         return expanding.digest()
 
 
-def _decode_key(key: str | bytes) -> bytes | None:
+def _decode_key(key: object) -> bytes | None:
     """The 32 bytes of a key, or None if it is not one."""
     text = key.decode("latin-1") if isinstance(key, bytes) else key
     if not isinstance(text, str) or _KEY_TEXT.match(text) is None:
@@ -223,7 +223,7 @@ class Sealer:
 
     ``keys`` is one key or a sequence of keys, as :func:`generate_key` makes them. To rotate, put the new key first
     and keep the old ones until every value is rewritten. ``accept_fernet`` also opens the Fernet tokens of
-    rlib-store (pickles, which are bound to no place). Raises :class:`StoreError` for what is not a key.
+    rlib-store (pickles, which are bound to no place). Raises :class:`StoreRequestError` for what is not a key.
     Safe to share between threads.
 
     >>> sealer = Sealer(generate_key())
@@ -240,19 +240,20 @@ class Sealer:
 
     def __init__(self, keys: str | bytes | Sequence[str | bytes], *, accept_fernet: bool = False) -> None:
         self._keys: dict[bytes, _Key] = {}
-        masters = [_decode_key(key) for key in ([keys] if isinstance(keys, str | bytes) else keys)]
+        alone = isinstance(keys, str | bytes) or not isinstance(keys, Iterable)
+        masters = list(map(_decode_key, (keys,) if alone else keys))
         # Where the error is raised no variable holds a key.
         del keys
         ordinal = masters.index(None) + 1 if None in masters else 0
         made = [_Key(master, with_fernet=accept_fernet) for master in masters if master is not None]
         del masters
         if ordinal:
-            raise StoreError(
+            raise StoreRequestError(
                 f"key {ordinal} is not a key: a key is 32 bytes in URL-safe base64, which is 44 characters; "
                 "rstore.generate_key() makes one"
             )
         if not made:
-            raise StoreError("the list of keys is empty; the first key seals, so there has to be one")
+            raise StoreRequestError("the list of keys is empty; the first key seals, so there has to be one")
         self._first = made[0]
         self._keys = {key.head: key for key in made}
 

@@ -12,7 +12,6 @@ import contextlib
 import enum
 import functools
 import inspect
-import math
 import operator
 import os
 import ssl
@@ -25,6 +24,20 @@ from typing import Any, Concatenate, Final, Generic, Literal, NamedTuple, ParamS
 import httpx2
 
 from rstore import calls
+from rstore.arguments import (
+    Count,
+    Item,
+    Name,
+    Seconds,
+    Signature,
+    Step,
+    check_environment,
+    check_flag,
+    check_int,
+    check_name,
+    check_seconds,
+    refuse,
+)
 from rstore.calls import INT64_MAX, INT64_MIN, AccessLevel, Call, Event, NewToken, Page, State, Steps, Token, TryAgain
 from rstore.encodings import Encoding, InvalidJSON, Value, parse_json
 from rstore.errors import (
@@ -40,8 +53,7 @@ from rstore.errors import (
     StoreRequestError,
 )
 from rstore.folding import apply_event, fold
-from rstore.names import InvalidName, check_key, check_namespace
-from rstore.numeric import integer, real
+from rstore.names import InvalidName, check_namespace
 from rstore.operators import OPERATOR_NAMES, OPERATORS, UNARY, UnfoldableEvent
 from rstore.points import Cells, InvalidPoints, Points, encode_stream
 from rstore.rotation import Rotation, rotate
@@ -104,11 +116,16 @@ class operation(Generic[P, T]):  # noqa: N801 (a decorator)
     """Makes a generator of calls a method: one that returns its result on Store, one to await on AsyncStore."""
 
     def __init__(self, steps: Callable[Concatenate[Any, P], Steps[T]]) -> None:
+        checked = Signature(steps).checked
+        make: Callable[..., Steps[T]] = steps
+
         def blocking(store: Store, /, *args: P.args, **kwargs: P.kwargs) -> T:
-            return store._run(steps(store, *args, **kwargs))  # noqa: SLF001
+            arguments, options = checked(args, kwargs)
+            return store._run(make(store, *arguments, **options))  # noqa: SLF001
 
         async def awaited(store: AsyncStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
-            return await store._run(steps(store, *args, **kwargs))  # noqa: SLF001
+            arguments, options = checked(args, kwargs)
+            return await store._run(make(store, *arguments, **options))  # noqa: SLF001
 
         self.steps = steps
         self.__doc__ = steps.__doc__
@@ -146,49 +163,19 @@ def _dressed(method: Callable[..., Any], steps: Callable[..., Any]) -> Callable[
 # --- arguments ---------------------------------------------------------------------------------------------
 
 
-def _checked_name(name: str, what: str = "key") -> str:
-    if not isinstance(name, str):
-        raise StoreRequestError(f"the {what} is a str, not {type(name).__name__}", code="invalid-key")
-    try:
-        return check_key(name, what)
-    except InvalidName as error:
-        raise StoreRequestError(str(error), code="invalid-key") from None
-
-
-@overload
-def _checked_int(value: int, what: str = ..., low: int = ...) -> int: ...
-@overload
-def _checked_int(value: int | None, what: str = ..., low: int = ...) -> int | None: ...
-def _checked_int(value: int | None, what: str = "timestamp", low: int = INT64_MIN) -> int | None:
-    """The integer, of any type, if it is one from ``low`` to the greatest int64; None for None."""
-    if value is None:
-        return None
-    found = integer(value)
-    if found is None:
-        raise StoreRequestError(f"the {what} is an int, not {type(value).__name__}", code="invalid-parameter")
-    if not low <= found <= INT64_MAX:
-        least = "-2**63" if low == INT64_MIN else str(low)
-        raise StoreRequestError(f"the {what} is an int from {least} to 2**63-1", code="invalid-parameter")
-    return found
-
-
 def _expiry(ttl: float | Literal[Keep.KEEP] | None) -> str | float | None:
     """A ttl as the wire has it."""
     if ttl is KEEP:
         return None
     if ttl is None:
         return "never"
-    seconds = real(ttl)
-    if seconds is None or not 0 < seconds < math.inf:
+    if not ttl > 0:
         raise StoreRequestError("ttl is seconds greater than 0, None (never) or KEEP", code="invalid-parameter")
-    return seconds
+    return ttl
 
 
-class _Home(NamedTuple):
-    """Where connections can be used: in one process, and if they are awaited, under one event loop."""
-
-    process: int
-    loop: asyncio.AbstractEventLoop | None = None
+_Home: TypeAlias = "tuple[int, asyncio.AbstractEventLoop | None]"
+"""Where connections can be used: in one process, and if they are awaited, under one event loop."""
 
 
 class _Change(NamedTuple):
@@ -206,6 +193,7 @@ class _Operations(Generic[TransportT]):
     """Every operation, for both classes."""
 
     _namespace: str | None = None
+    _transport_type: type[TransportT]
     _key: Key | None = None
     _freq: int | None = None
     _answer_bytes_max: int = 2**30
@@ -230,37 +218,35 @@ class _Operations(Generic[TransportT]):
         cert: Certificate | None = None,
         transport: TransportT | None = None,
     ) -> None:
+        check_environment()
         if key is None:
-            key = self._key if self._key is not None else _environment("RSTORE_KEY") or None
+            key = self._key if self._key is not None else _environment("RSTORE_KEY")
         sealed = key is not None
         # A traceback may show every variable. What an iterator holds it does not show.
-        secrets: Iterator[Any] = iter((token or _environment("RSTORE_TOKEN"), key))
+        secrets: Iterator[Any] = iter((_environment("RSTORE_TOKEN") if token is None else token, key))
         del key, token
-        name = namespace or self._namespace or _environment("RSTORE_NAMESPACE") or _DEFAULT_NAMESPACE
-        try:
-            self.namespace = check_namespace(name)
-        except (InvalidName, TypeError) as error:
-            raise StoreRequestError(str(error), code="invalid-namespace") from None
+        self.namespace = _chosen_namespace(self._namespace if namespace is None else namespace)
+        self.frozen = check_flag(frozen, "frozen")
+        self._sealed_only = None if sealed_only is None else check_flag(sealed_only, "sealed_only")
         if frozen and sealed_only is not None:
             raise StoreRequestError(
                 "sealed_only changes the namespace; open it with frozen=False", code="invalid-parameter"
             )
-        if not isinstance(sealed_only, bool | None):
-            raise StoreRequestError("sealed_only is a bool, or None", code="invalid-parameter")
-        self.frozen = frozen
-        self._sealed_only = sealed_only
         self._service = Service(
-            dsn or _environment("RSTORE_URL") or _DEFAULT_URL,
+            _environment("RSTORE_URL") or _DEFAULT_URL if dsn is None else dsn,
             token=next(secrets),
             timeout=timeout,
-            verify=(_environment("RSTORE_CA") or True) if verify is True else verify,
-            cert=cert or _environment("RSTORE_CERT"),
+            verify=_environment("RSTORE_CA") or True if verify is True else verify,
+            cert=_environment("RSTORE_CERT") if cert is None else cert,
         )
+        self._trust_pickle = check_flag(trust_pickle, "trust_pickle")
+        accept_fernet = check_flag(accept_fernet, "accept_fernet")
         # An empty key or list is a mistake to be refused, not a wish to write in the open.
         self._sealer = Sealer(next(secrets), accept_fernet=accept_fernet) if sealed else None
-        self._trust_pickle = trust_pickle
-        self._retries = retries
-        self._deadline = deadline
+        self._retries = check_int(retries, "retries", 0)
+        self._deadline = check_seconds(deadline, "deadline")
+        if not isinstance(transport, self._transport_type | None):
+            refuse("transport", f"an httpx2.{self._transport_type.__name__}", transport)
         self._given_transport = transport
         self._given_process = os.getpid()
         # None as long as the store is not open.
@@ -334,7 +320,7 @@ class _Operations(Generic[TransportT]):
         self._leave_inherited(home)
         if self._given_transport is None:
             return make(self._tls)
-        if home.process != self._given_process or self._connected.keys() - {home}:
+        if home[0] != self._given_process or self._connected.keys() - {home}:
             raise StoreError(
                 "the `transport` that the store was given belongs to another process or event loop; "
                 "open a store with a transport of its own here"
@@ -343,7 +329,7 @@ class _Operations(Generic[TransportT]):
 
     def _leave_inherited(self, home: _Home) -> None:
         for other in list(self._connected):
-            if other.process != home.process:
+            if other[0] != home[0]:
                 leave_to_parent(self._connected.pop(other, None))
 
     # Steps that several operations share.
@@ -383,7 +369,7 @@ class _Operations(Generic[TransportT]):
     # Key/value.
 
     @operation
-    def get(self, key: str, default: Any = None) -> Steps[Any]:
+    def get(self, key: Name, default: Any = None) -> Steps[Any]:
         """The value of ``key``, or ``default`` if it is not there. A stored None is a value.
 
         >>> store.set("color", "green") and store.get("color")
@@ -391,29 +377,29 @@ class _Operations(Generic[TransportT]):
         >>> store.get("taste", "unknown")
         'unknown'
         """
-        found = yield from calls.kv_get(self.namespace, _checked_name(key))
+        found = yield from calls.kv_get(self.namespace, key)
         return default if found is None else self._open(found.value, PairContext(self.namespace, key))
 
     @operation
-    def entry(self, key: str) -> Steps[Entry | None]:
+    def entry(self, key: Name) -> Steps[Entry | None]:
         """The value of ``key`` with its ETag and expiry, or None if it is not there."""
-        found = yield from calls.kv_get(self.namespace, _checked_name(key))
+        found = yield from calls.kv_get(self.namespace, key)
         if found is None:
             return None
         return Entry(self._open(found.value, PairContext(self.namespace, key)), found.etag, found.expires_ms)
 
     @operation
-    def has(self, key: str) -> Steps[bool]:
+    def has(self, key: Name) -> Steps[bool]:
         """Whether ``key`` is there. Its value is not fetched."""
-        return (yield from calls.kv_has(self.namespace, _checked_name(key)))
+        return (yield from calls.kv_has(self.namespace, key))
 
     @operation
     def set(
         self,
-        key: str,
+        key: Name,
         value: Any,
         *,
-        ttl: float | Literal[Keep.KEEP] | None = KEEP,
+        ttl: Seconds | Literal[Keep.KEEP] | None = KEEP,
         if_match: str | None = None,
         if_absent: bool = False,
     ) -> Steps[str]:
@@ -431,7 +417,7 @@ class _Operations(Generic[TransportT]):
         rstore.errors.StoreConflictError: ...
         """
         self._check_writable()
-        value = self._seal(self._encode(value), PairContext(self.namespace, _checked_name(key)))
+        value = self._seal(self._encode(value), PairContext(self.namespace, key))
         if if_match is not None and if_absent:
             raise StoreRequestError("if_match and if_absent exclude each other", code="invalid-parameter")
         return (
@@ -441,10 +427,10 @@ class _Operations(Generic[TransportT]):
         )
 
     @operation
-    def delete(self, *keys: str) -> Steps[None]:
+    def delete(self, *keys: Name) -> Steps[None]:
         """Delete keys; those that are not there do no harm. A failure may leave some of them deleted and others not."""
         self._check_writable()
-        names = list(dict.fromkeys(map(_checked_name, keys)))
+        names = list(dict.fromkeys(keys))
         for start in range(0, len(names), _KEYS_PER_BATCH):
             part = names[start : start + _KEYS_PER_BATCH]
             try:
@@ -489,14 +475,14 @@ class _Operations(Generic[TransportT]):
         return 0 if info is None else info.kv
 
     @operation
-    def get_many(self, keys: Iterable[str]) -> Steps[dict[str, Any]]:
+    def get_many(self, keys: Iterable[Name]) -> Steps[dict[str, Any]]:
         """The values of those ``keys`` that are there. Up to 1,000 keys are read as of one moment.
 
         >>> _ = store.set("cow/1", "Bella")
         >>> store.get_many(["cow/1", "cow/2"])
         {'cow/1': 'Bella'}
         """
-        names = list(dict.fromkeys(map(_checked_name, keys)))
+        names = list(dict.fromkeys(keys))
         found: dict[str, Any] = {}
         size = _KEYS_PER_BATCH
         start = 0
@@ -517,15 +503,12 @@ class _Operations(Generic[TransportT]):
 
     @operation
     def set_many(
-        self, mapping: Mapping[str, Any], *, ttl: float | Literal[Keep.KEEP] | None = KEEP
+        self, mapping: Mapping[Name, Any], *, ttl: Seconds | Literal[Keep.KEEP] | None = KEEP
     ) -> Steps[dict[str, str]]:
         """Store pairs, all or none, and return their ETags. ``ttl`` as in :meth:`set`."""
         self._check_writable()
         namespace = self.namespace
-        sets = [
-            (key, self._seal(self._encode(value), PairContext(namespace, _checked_name(key))))
-            for key, value in mapping.items()
-        ]
+        sets = [(key, self._seal(self._encode(value), PairContext(namespace, key))) for key, value in mapping.items()]
         expiry = _expiry(ttl)
         return (yield from calls.kv_batch(namespace, sets=sets, ttl=expiry)).etags if sets else {}
 
@@ -534,12 +517,12 @@ class _Operations(Generic[TransportT]):
     @operation
     def range(
         self,
-        key: str,
+        key: Name,
         start: int | None = None,
         *,
-        n: int | None = None,
+        n: Count | None = None,
         end: int | None = None,
-        freq: int | None = None,
+        freq: Step | None = None,
     ) -> Steps[list[tuple[int, Any]]]:
         """The points from ``start`` to ``end``, both inclusive, in order of time; an unknown series has none.
 
@@ -555,28 +538,28 @@ class _Operations(Generic[TransportT]):
         return (
             yield from calls.ts_range(
                 self.namespace,
-                _checked_name(key),
+                key,
                 functools.partial(self._unpacked, key),
-                start=_checked_int(start, "start"),
-                end=_checked_int(end, "end"),
-                n=_checked_int(n, "n", 0),
+                start=start,
+                end=end,
+                n=n,
                 freq=self._frequency(freq),
                 bytes_max=self._answer_bytes_max,
             )
         )
 
     @operation
-    def first(self, key: str) -> Steps[tuple[int, Any] | None]:
+    def first(self, key: Name) -> Steps[tuple[int, Any] | None]:
         """The first point ``(t, value)``, or None if there is none."""
         return (yield from self._end_point(key, "first"))
 
     @operation
-    def last(self, key: str) -> Steps[tuple[int, Any] | None]:
+    def last(self, key: Name) -> Steps[tuple[int, Any] | None]:
         """The last point ``(t, value)``, or None if there is none."""
         return (yield from self._end_point(key, "last"))
 
     @operation
-    def missing(self, key: str, start: int, end: int | None = None, freq: int | None = None) -> Steps[list[int]]:
+    def missing(self, key: Name, start: int, end: int | None = None, freq: Step | None = None) -> Steps[list[int]]:
         """Those timestamps out of ``start, start+freq, …`` up to ``end`` that have no point.
 
         ``end`` defaults to the last point; ``freq`` to ``_freq`` of the class, and one of them is needed.
@@ -586,22 +569,22 @@ class _Operations(Generic[TransportT]):
         [120, 240]
         """
         grid = self._grid(start, end, freq)
-        return (yield from calls.ts_missing(self.namespace, _checked_name(key), *grid))
+        return (yield from calls.ts_missing(self.namespace, key, *grid))
 
     @operation
-    def iscomplete(self, key: str, start: int, end: int | None = None, freq: int | None = None) -> Steps[bool]:
+    def iscomplete(self, key: Name, start: int, end: int | None = None, freq: Step | None = None) -> Steps[bool]:
         """Whether no timestamp is :meth:`missing`."""
         grid = self._grid(start, end, freq)
-        return (yield from calls.ts_complete(self.namespace, _checked_name(key), *grid))
+        return (yield from calls.ts_complete(self.namespace, key, *grid))
 
     @operation
-    def extend(self, key: str, *points: tuple[int, Any]) -> Steps[None]:
+    def extend(self, key: Name, *points: tuple[int, Any]) -> Steps[None]:
         """Add points ``(t, value)`` in any order, all or none; a point replaces the one at its timestamp.
 
         A timestamp is an int64. Of two equal timestamps the last wins.
         """
         self._check_writable()
-        packed = self._packed(_checked_name(key), points)
+        packed = self._packed(key, points)
         if not len(packed):
             return
         taken = yield from calls.ts_extend(self.namespace, key, b"".join(encode_stream(packed)))
@@ -609,13 +592,12 @@ class _Operations(Generic[TransportT]):
             raise _contradiction(f"the service says it took {taken} of {len(packed)} points")
 
     @operation
-    def remove(self, *keys: str, start: int | None = None, end: int | None = None) -> Steps[None]:
+    def remove(self, *keys: Name, start: int | None = None, end: int | None = None) -> Steps[None]:
         """Remove the points from ``start`` to ``end``, both inclusive; without them all, and so the series."""
         self._check_writable()
-        low, high = _checked_int(start, "start"), _checked_int(end, "end")
-        for number, key in enumerate([_checked_name(key) for key in keys]):
+        for number, key in enumerate(keys):
             with _part_of_a_write(number):
-                yield from calls.ts_remove(self.namespace, key, low, high)
+                yield from calls.ts_remove(self.namespace, key, start, end)
 
     @operation
     def timeseries(self) -> Steps[list[str]]:
@@ -623,18 +605,18 @@ class _Operations(Generic[TransportT]):
         return (yield from self._names(functools.partial(calls.ts_list, self.namespace)))
 
     def _frequency(self, freq: int | None) -> int | None:
-        return _checked_int(self._freq if freq is None else freq, "freq", 1)
+        if freq is None and self._freq is not None:
+            return check_int(self._freq, "_freq of the class", 1)
+        return freq
 
     def _grid(self, start: int, end: int | None, freq: int | None) -> tuple[int, int | None, int]:
         step = self._frequency(freq)
         if step is None:
             raise StoreRequestError("freq is needed, here or as _freq of the class", code="invalid-parameter")
-        if start is None:
-            raise StoreRequestError("start is needed: the grid begins there", code="invalid-parameter")
-        return _checked_int(start, "start"), _checked_int(end, "end"), step
+        return start, end, step
 
     def _end_point(self, key: str, which: Literal["first", "last"]) -> Steps[tuple[int, Any] | None]:
-        found = yield from calls.ts_end(self.namespace, _checked_name(key), which)
+        found = yield from calls.ts_end(self.namespace, key, which)
         if found is None:
             return None
         t, value = found
@@ -642,10 +624,10 @@ class _Operations(Generic[TransportT]):
 
     def _packed(self, key: str, pairs: tuple[tuple[int, Any], ...]) -> Points:
         """Points as they are sent: numbers as columns, anything else as encoded cells, sealed if there is a key."""
+        _check_pairs(pairs)
         try:
             if self._dumps_itself:
-                # Each value goes through `_dump`, once it is sure that these are points.
-                packed = Points.from_values([(t, self._encode(value)) for t, value in map(_pair, pairs)])
+                packed = Points.from_values([(t, self._encode(value)) for t, value in pairs])
             else:
                 packed = Points.from_pairs(list(pairs), self._encode)
         except InvalidPoints as error:
@@ -683,7 +665,7 @@ class _Operations(Generic[TransportT]):
     # Event sequences.
 
     @operation
-    def apply(self, key: str, changes: Mapping[str, Any], t: int | None = None) -> Steps[Any]:
+    def apply(self, key: Name, changes: Mapping[Item, Any], t: int | None = None) -> Steps[Any]:
         """Record one event for each item in ``changes`` and return the new current state.
 
         A change is a value to set, ``(operator, value)``, or ``(operator,)`` for a unary one; see
@@ -703,14 +685,12 @@ class _Operations(Generic[TransportT]):
         {'apples': 5}
         """
         self._check_writable()
-        _checked_name(key)
-        timestamp = _checked_int(t, "t")
         parts = [self._change(item, change) for item, change in changes.items()]
         if not parts:
             return (yield from self._told(key, (yield from calls.es_current(self.namespace, key))))
         if self._sealer is None and all(part.value is None or part.value.encoding is Encoding.JSON for part in parts):
             try:
-                state = yield from calls.es_apply(self.namespace, key, parts, timestamp=timestamp)
+                state = yield from calls.es_apply(self.namespace, key, parts, timestamp=t)
             except StoreConflictError as error:
                 # The service asks for a revision where the item's earlier values are for the client to fold.
                 if error.code != "revision-conflict":
@@ -718,30 +698,28 @@ class _Operations(Generic[TransportT]):
             else:
                 with _carried_out():
                     return self._folded(state, self._opened(key, state.events))
-        return (yield from self._apply_checked(key, parts, timestamp))
+        return (yield from self._apply_checked(key, parts, t))
 
     @operation
-    def current(self, key: str, withtimestamp: bool = False) -> Steps[Any]:
+    def current(self, key: Name, withtimestamp: bool = False) -> Steps[Any]:
         """The state as a dict in order of item, or None if there is no such sequence.
 
         With ``withtimestamp``: ``(t, state)``, ``t`` being the timestamp of the last event. With a key it is that of
         the last event that opens, and None if :meth:`prune` has left none.
         """
-        state = yield from calls.es_current(self.namespace, _checked_name(key))
+        state = yield from calls.es_current(self.namespace, key)
         return (yield from self._told(key, state, withtimestamp))
 
     @operation
-    def past(self, key: str, t: int, withtimestamp: bool = False) -> Steps[Any]:
+    def past(self, key: Name, t: int, withtimestamp: bool = False) -> Steps[Any]:
         """The state as of ``t``, or None if there was no event until then. Otherwise like :meth:`current`."""
-        if t is None:
-            raise StoreRequestError("t is needed: the time of the state", code="invalid-parameter")
-        state = yield from calls.es_past(self.namespace, _checked_name(key), _checked_int(t, "t"))
+        state = yield from calls.es_past(self.namespace, key, t)
         return (yield from self._told(key, state, withtimestamp))
 
     @operation
     def events(
         self,
-        key: str,
+        key: Name,
         start: int | None = None,
         end: int | None = None,
         ops: Iterable[Callable[..., Any]] | None = None,
@@ -751,24 +729,22 @@ class _Operations(Generic[TransportT]):
         Only those of the operators ``ops``, if given. None if there is no such sequence. The value of a
         unary operator is None.
         """
-        _checked_name(key)
-        low, high = _checked_int(start, "start"), _checked_int(end, "end")
         names = None if ops is None else frozenset(map(_operator_name, ops))
         if names is not None and not names:
             return None if (yield from calls.es_current(self.namespace, key)) is None else []
-        found = yield from calls.es_events(self.namespace, key, start=low, end=high, ops=names)
+        found = yield from calls.es_events(self.namespace, key, start=start, end=end, ops=names)
         if found is None:
             return None
         return [(t, item, OPERATORS[op], value) for t, item, op, value in self._opened(key, found)]
 
     @operation
-    def prune(self, *keys: str, remove: bool = True) -> Steps[None]:
+    def prune(self, *keys: Name, remove: bool = True) -> Steps[None]:
         """Delete every event that the current state no longer needs; with ``remove`` also sequences without any item.
 
         Keys that are not there do no harm. The past of what is pruned is gone.
         """
         self._check_writable()
-        for number, key in enumerate([_checked_name(key) for key in keys]):
+        for number, key in enumerate(keys):
             with _part_of_a_write(number):
                 yield from calls.es_prune(self.namespace, key, remove=remove)
 
@@ -781,7 +757,6 @@ class _Operations(Generic[TransportT]):
 
     def _change(self, item: str, change: Any) -> _Change:
         """A change as given to :meth:`apply`, its value encoded."""
-        _checked_name(item, "item")
         function = change[0] if isinstance(change, tuple | list) and change else change
         if not callable(function):
             return _Change(item, "setitem", self._encode(change))
@@ -1022,11 +997,11 @@ class _Operations(Generic[TransportT]):
     @operation
     def create_token(
         self,
-        namespaces: str | Sequence[str],
+        namespaces: str | Iterable[str],
         access: AccessLevel,
         *,
         label: str = "",
-        lifetime: float | None = None,
+        lifetime: Seconds | None = None,
     ) -> Steps[NewToken]:
         """Make an access token for namespaces (names or globs), to last ``lifetime`` seconds or until it is revoked.
 
@@ -1038,22 +1013,22 @@ class _Operations(Generic[TransportT]):
         return (yield from calls.token_create(globs, access, label=label, lifetime_seconds=lifetime))
 
     @operation
-    def rotate_token(self, token_id: str, *, grace: float = 0) -> Steps[NewToken]:
+    def rotate_token(self, token_id: Name, *, grace: Seconds = 0) -> Steps[NewToken]:
         """Give a token another text; the one that it has counts for ``grace`` more seconds. It is sent once."""
         self._check_writable()
-        return (yield from calls.token_rotate(_checked_name(token_id, "token id"), grace_seconds=grace))
+        return (yield from calls.token_rotate(token_id, grace_seconds=grace))
 
     @operation
-    def revoke_token(self, token_id: str) -> Steps[None]:
+    def revoke_token(self, token_id: Name) -> Steps[None]:
         """End a token; StoreNotFoundError if it is not there. Services forget it within seconds."""
         self._check_writable()
-        yield from calls.token_revoke(_checked_name(token_id, "token id"))
+        yield from calls.token_revoke(token_id)
 
 
 def _here() -> _Home:
     """This process and the running event loop."""
     try:
-        return _Home(os.getpid(), asyncio.get_running_loop())
+        return os.getpid(), asyncio.get_running_loop()
     except RuntimeError:
         raise StoreError("an AsyncStore is awaited under an event loop of asyncio, and none is running here") from None
 
@@ -1061,6 +1036,17 @@ def _here() -> _Home:
 def _environment(name: str) -> str | None:
     """A variable of the environment. A name for ``os.environ.get`` would show all of it in a traceback."""
     return os.environ.get(name)
+
+
+def _chosen_namespace(name: Any) -> str:
+    if name is None:
+        name = _environment("RSTORE_NAMESPACE") or _DEFAULT_NAMESPACE
+    if not isinstance(name, str):
+        refuse("the namespace", "a str", name, "invalid-namespace")
+    try:
+        return check_namespace(str.__str__(name))
+    except InvalidName as error:
+        raise StoreRequestError(str(error), code="invalid-namespace") from None
 
 
 def _id_of(token: Token) -> str:
@@ -1113,10 +1099,17 @@ def _unfoldable(error: UnfoldableEvent) -> StoreIntegrityError:
     return StoreIntegrityError(f"the event of item {error.item!r} cannot be applied: {error}", code="unfoldable-event")
 
 
-def _pair(point: Any) -> Any:
-    if not isinstance(point, tuple | list) or len(point) != 2:
-        raise InvalidPoints("a point is a pair: (timestamp, value)")
-    return point
+def _check_pairs(points: tuple[Any, ...]) -> None:
+    """Raise unless these are pairs. There may be a million, so only where one is wrong each is looked at."""
+    if set(map(type, points)) <= {tuple, list} and set(map(len, points)) <= {2}:
+        return
+    for number, point in enumerate(points, 2):
+        wrong = "" if isinstance(point, tuple | list) else f"is of type {type(point).__name__}"
+        if wrong or len(point) != 2:
+            raise StoreRequestError(
+                f"points are (timestamp, value) pairs; argument {number} {wrong or f'has {len(point)} members'}",
+                code="invalid-body",
+            )
 
 
 # --- Store -------------------------------------------------------------------------------------------------
@@ -1150,6 +1143,8 @@ class Store(_Operations[httpx2.BaseTransport]):
     {'age': 7}
     """
 
+    _transport_type = httpx2.BaseTransport
+
     def open(self) -> Store:
         """Connect. Creates the namespace unless frozen; raises :class:`StoreNotAvailableError` if that fails."""
         if self._tls is None:
@@ -1163,7 +1158,7 @@ class Store(_Operations[httpx2.BaseTransport]):
 
     def close(self) -> None:
         """Close the connections. The store may be opened again; closing twice does no harm."""
-        home = _Home(os.getpid())
+        home = (os.getpid(), None)
         self._tls = None
         self._leave_inherited(home)
         transport = self._connected.pop(home, None)
@@ -1211,7 +1206,7 @@ class Store(_Operations[httpx2.BaseTransport]):
 
     def _transport(self) -> httpx2.BaseTransport:
         """A new transport for this process."""
-        home = _Home(os.getpid())
+        home = (os.getpid(), None)
         made = self._new_transport(home, functools.partial(blocking_transport, seconds_max=self._operation_seconds_max))
         transport: httpx2.BaseTransport = self._connected.setdefault(home, made)
         if transport is not made:  # Another thread was faster, and this one has no connections yet.
@@ -1219,7 +1214,7 @@ class Store(_Operations[httpx2.BaseTransport]):
         return transport
 
     def _exchange(self, call: Call[T], budget: Budget) -> T:
-        transport = self._connected.get(_Home(os.getpid())) or self._transport()
+        transport = self._connected.get((os.getpid(), None)) or self._transport()
         request = self._service.request(call)
         with translated():
             response = transport.handle_request(request)
@@ -1247,7 +1242,7 @@ class Store(_Operations[httpx2.BaseTransport]):
     def __delitem__(self, key: str) -> None:
         """Delete ``key``; ``KeyError`` if it is not there."""
         self._check_writable()
-        if not self._run(iter(calls.kv_delete_present(self.namespace, _checked_name(key)))):
+        if not self._run(iter(calls.kv_delete_present(self.namespace, check_name(key, "key")))):
             raise KeyError(key)
 
     def __contains__(self, key: str) -> bool:
@@ -1270,6 +1265,8 @@ class AsyncStore(_Operations[httpx2.AsyncBaseTransport]):
     ``async for key in store``; ``transport`` is an asynchronous one, for instance ``httpx2.ASGITransport(app)`` to
     reach a service in the same process.
     """
+
+    _transport_type = httpx2.AsyncBaseTransport
 
     async def open(self) -> AsyncStore:
         """Connect. Creates the namespace unless frozen; raises :class:`StoreNotAvailableError` if that fails."""
@@ -1344,9 +1341,9 @@ class AsyncStore(_Operations[httpx2.AsyncBaseTransport]):
         """New connections for this process and event loop."""
         home = _here()
         if self._given_transport is None:
-            for other in list(self._connected):
-                if other.loop is not None and other.loop.is_closed():
-                    self._connected.pop(other, None)
+            for process, loop in list(self._connected):
+                if loop is not None and loop.is_closed():
+                    self._connected.pop((process, loop), None)
         transport = self._new_transport(home, awaited_transport)
         connected = await Awaited(transport, owned=self._given_transport is None).begin()
         self._connected[home] = connected

@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 
 import httpx2
 
+from rstore.arguments import check_seconds, check_text, refuse
 from rstore.calls import Call, Head, Reader, TryAgain
 from rstore.errors import PROBLEMS, StoreError, StoreNotAvailableError, StoreProtocolError, StoreRequestError
 
@@ -42,6 +43,8 @@ TOO_SLOW: Final = "the service took longer than an operation may take"
 _ANSWER_OVERHEAD_BYTES: Final = 1024
 # All that a burst opened are kept, and for less time than services (75 s) and what stands before them (60 s) keep them.
 _CONNECTIONS: Final = httpx2.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=50)
+# What the system can wait for on a socket: some 24 days.
+_TIMEOUT_SECONDS_MAX: Final = 2_000_000
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,4096}\Z")
 # The jitter keeps clients apart from each other, those that are forks of one process too.
 _jitter: Final = random.SystemRandom()
@@ -67,19 +70,28 @@ class Service:
     ) -> None:
         self._headers: list[tuple[bytes, bytes]] = []
         if isinstance(token, str) and _TOKEN.match(token):
-            self._headers.append((b"authorization", _Secret(b"Bearer " + token.encode("ascii"))))
-        wrong = bool(token) and not self._headers
+            self._headers.append((b"authorization", _Secret(b"Bearer " + str.encode(token, "ascii"))))
+        wrong = token is not None and not self._headers
         # No traceback shows it among the variables.
         del token
         if wrong:
-            raise StoreRequestError("the token is not one: it has characters that no token has")
+            raise StoreRequestError("the token is not one: it is empty, no str, or has characters that no token has")
         self.url = _base_url(url)
         self._base = str(self.url).rstrip("/")
+        if not isinstance(verify, bool | ssl.SSLContext) and not _is_path(verify):
+            refuse("verify", "True, False, a file or an ssl.SSLContext", verify)
         self._verify = verify
+        if not (
+            cert is None
+            or _is_path(cert)
+            or (isinstance(cert, tuple | list) and list(map(_is_path, cert)) == [True, True])
+        ):
+            refuse("cert", "a file, or the pair of a file with the certificate and one with its key", cert)
         self._cert = cert
-        if not timeout > 0:
-            raise StoreRequestError("timeout is a number of seconds greater than 0")
-        self._extensions = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), float(timeout))}
+        seconds = check_seconds(timeout, "timeout")
+        if not 0 < seconds <= _TIMEOUT_SECONDS_MAX:
+            raise StoreRequestError("timeout is a number of seconds greater than 0, of a few days at most")
+        self._extensions = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), float(seconds))}
         self._headers += [
             (b"host", self.url.netloc),
             (b"user-agent", b"rstore-python"),
@@ -134,10 +146,15 @@ def _named(what: str) -> Iterator[None]:
         raise StoreRequestError(f"{what} cannot be used: {reason}") from None
 
 
+def _is_path(value: object) -> bool:
+    return isinstance(value, os.PathLike) or (isinstance(value, str) and value != "")
+
+
 def _base_url(text: str) -> httpx2.URL:
+    text = check_text(text, "dsn")
     try:
         url = httpx2.URL(text)
-    except (httpx2.InvalidURL, TypeError):
+    except (httpx2.InvalidURL, ValueError):
         raise StoreRequestError(
             "the dsn is not a URL; it is that of a running service, like http://127.0.0.1:8000"
         ) from None
@@ -146,6 +163,8 @@ def _base_url(text: str) -> httpx2.URL:
             "the dsn is the URL of a running service, like http://127.0.0.1:8000; "
             "the DSN of a database is for the service itself"
         )
+    if url.port is not None and not 0 < url.port < 2**16:
+        raise StoreRequestError("the port in the dsn is a number from 1 to 65535")
     if url.userinfo:
         raise StoreRequestError("the dsn holds a user or a password; give the service's token as `token`")
     if url.query or url.fragment:

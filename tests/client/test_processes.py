@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -21,21 +23,24 @@ def test_everybody_gets_the_values_that_they_asked_for(program, service_url, nam
 
 
 def test_an_event_loop_that_ends_leaves_no_connection_open(service_url, namespace):
-    store = AsyncStore(service_url, namespace)
-    store._connect()
-    sockets = []
-    for _ in range(2):
+    store = AsyncStore(service_url, namespace, frozen=False)
+    asyncio.run(store.open())
 
-        async def used() -> None:
-            assert await asyncio.gather(*[store.get("k", 0) for _ in range(5)]) == [0] * 5
-            (connected,) = store._connected.values()
-            streams = [one._connection._network_stream for one in connected.transport._pool.connections]
-            sockets.extend(stream.get_extra_info("socket") for stream in streams)
+    async def used() -> None:
+        assert await asyncio.gather(*[store.get("k", 0) for _ in range(5)]) == [0] * 5
+        assert len(sockets()) > before
 
+    before = len(sockets())
+    for _ in range(3):
         asyncio.run(used())
-        assert sockets
-        assert all(connected.fileno() == -1 for connected in sockets)
+        assert len(sockets()) == before
     asyncio.run(store.close())
+
+
+def sockets() -> list[str]:
+    """The sockets that this process has open."""
+    files = [os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+    return [file for file in files if file.startswith("socket:")]
 
 
 def test_a_transport_that_was_given_stays_under_its_event_loop(service_url, namespace):

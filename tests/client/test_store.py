@@ -198,7 +198,6 @@ def test_settings_come_from_the_environment_last(monkeypatch):
     monkeypatch.setenv("RSTORE_NAMESPACE", "env")
     monkeypatch.setenv("RSTORE_URL", "http://env:1")
     assert repr(Store()) == "<Store http://env:1 env, frozen>"
-    assert repr(Store("", "")) == "<Store http://env:1 env, frozen>"
     assert repr(Store("http://arg:2", "arg", frozen=False)) == "<Store http://arg:2 arg>"
     assert repr(Fixed()) == "<Fixed http://env:1 fixed, frozen, sealed>"
     assert repr(Fixed(None, "arg")) == "<Fixed http://env:1 arg, frozen, sealed>"

@@ -1,0 +1,246 @@
+"""Checks of arguments: a method says by its annotations what it takes, and anything else is refused before it begins.
+
+:class:`Signature` reads the annotations of a function once. It then turns the arguments of each call into objects of
+exactly these types (a subclass of ``str`` becomes a plain ``str``, an integer of numpy an ``int``), or raises
+:class:`StoreRequestError`. What the caller's own objects raise while they are gone through is not caught.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+import os
+import types
+import typing
+from collections import abc
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Final, Literal, NoReturn, TypeAlias, Union
+
+from rstore.errors import StoreRequestError
+from rstore.names import InvalidName, check_key
+from rstore.numeric import integer, plain_number, real
+
+__all__ = [
+    "INT64_MAX",
+    "INT64_MIN",
+    "Count",
+    "Item",
+    "Name",
+    "Seconds",
+    "Signature",
+    "Step",
+    "check_environment",
+    "check_flag",
+    "check_int",
+    "check_name",
+    "check_seconds",
+    "check_text",
+    "refuse",
+]
+
+INT64_MIN: Final = -(2**63)
+INT64_MAX: Final = 2**63 - 1
+_SECONDS_MAX: Final = 10**10
+
+Check: TypeAlias = Callable[[Any, str], Any]
+"""Takes an argument and its name. Returns it as it is to be used, or raises StoreRequestError."""
+
+
+def refuse(what: str, expected: str, given: object, code: str = "invalid-parameter") -> NoReturn:
+    """Raise the error for an argument of a wrong type. It names the type and never a value."""
+    raise StoreRequestError(f"{what} is {expected}, not {type(given).__name__}", code=code)
+
+
+def check_environment() -> None:
+    """Raise for a variable of rstore's that is set and empty. To take it for unset could mean to write in the open."""
+    for name in sorted(os.environ):
+        if name.startswith("RSTORE_") and not os.environ[name]:
+            raise StoreRequestError(f"{name} is set and empty; give it a value, or unset it", code="invalid-parameter")
+
+
+def check_name(value: Any, what: str) -> str:
+    """A key or something like it: see :func:`rstore.names.check_key`."""
+    if type(value) is not str:
+        if not isinstance(value, str):
+            refuse(f"the {what}", "a str", value, "invalid-key")
+        value = str.__str__(value)
+    try:
+        return check_key(value, what)
+    except InvalidName as error:
+        raise StoreRequestError(str(error), code="invalid-key") from None
+
+
+def check_text(value: Any, what: str) -> str:
+    """Text that can be sent."""
+    if type(value) is not str:
+        if not isinstance(value, str):
+            refuse(what, "a str", value)
+        value = str.__str__(value)
+    text: str = value
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            reason = f"{what} contains a lone surrogate, so it has no UTF-8 form"
+            raise StoreRequestError(reason, code="invalid-parameter") from None
+    return text
+
+
+def check_flag(value: Any, what: str) -> bool:
+    """True or False, and nothing else that counts as one of them: the text "no" would count as True."""
+    flag = plain_number(value)
+    if not isinstance(flag, bool):
+        refuse(what, "True or False", value)
+    return flag
+
+
+def check_int(value: Any, what: str, low: int = INT64_MIN) -> int:
+    """An integer from ``low`` to the greatest of 64 bits."""
+    found = integer(value)
+    if found is None:
+        refuse(what, "an int", value)
+    if not low <= found <= INT64_MAX:
+        least = "-2**63" if low == INT64_MIN else str(low)
+        raise StoreRequestError(f"{what} is an int from {least} to 2**63-1", code="invalid-parameter")
+    return found
+
+
+def check_seconds(value: Any, what: str) -> float:
+    """A number of seconds: 0 or more, and no more than centuries."""
+    seconds = real(value)
+    if seconds is None:
+        refuse(what, "a number of seconds", value)
+    if not 0 <= seconds <= _SECONDS_MAX:
+        raise StoreRequestError(f"{what} is a number of seconds from 0 to 10**10", code="invalid-parameter")
+    return seconds
+
+
+def _anything(value: Any, what: str) -> Any:
+    return value
+
+
+def _check_item(value: Any, what: str) -> str:
+    return check_name(value, "item")
+
+
+def _check_callable(value: Any, what: str) -> Any:
+    if not callable(value):
+        refuse(what, "a function", value)
+    return value
+
+
+Name: TypeAlias = Annotated[str, check_name]
+Item: TypeAlias = Annotated[str, _check_item]
+Count: TypeAlias = Annotated[int, functools.partial(check_int, low=0)]
+Step: TypeAlias = Annotated[int, functools.partial(check_int, low=1)]
+Seconds: TypeAlias = Annotated[float, check_seconds]
+
+_CHECKS: Final[dict[Any, Check]] = {str: check_text, bool: check_flag, int: check_int, abc.Callable: _check_callable}
+
+
+def _each(check: Check) -> Check:
+    def check_each(value: Any, what: str) -> list[Any]:
+        # A text is gone through letter by letter, which is never what was meant.
+        try:
+            items = None if isinstance(value, str | bytes) else iter(value)
+        except TypeError:
+            items = None
+        if items is None:
+            refuse(what, "a list or another iterable", value)
+        one = what.removesuffix("s")
+        return [check(item, one) for item in items]
+
+    return check_each
+
+
+def _mapping(check: Check) -> Check:
+    def check_mapping(value: Any, what: str) -> dict[str, Any]:
+        if not isinstance(value, abc.Mapping):
+            refuse(what, "a dict or another mapping", value)
+        return {check(key, "key"): item for key, item in value.items()}
+
+    return check_mapping
+
+
+def _one_of(choices: tuple[Any, ...], other: Check | None = None) -> Check:
+    """One of these values, or what the other check takes."""
+
+    def check_choice(value: Any, what: str) -> Any:
+        for choice in choices:
+            if value is choice or (type(value) is str and value == choice):
+                return value
+        if other is None:
+            expected = " or ".join(map(repr, choices))
+            raise StoreRequestError(f"{what} is {expected}", code="invalid-parameter")
+        return other(value, what)
+
+    return check_choice
+
+
+def _text_or(other: Check) -> Check:
+    return lambda value, what: (check_text if isinstance(value, str) else other)(value, what)
+
+
+def _check_of(annotation: Any) -> Check:
+    """The check of what is annotated so."""
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Any:
+        return _anything
+    if origin is Annotated:
+        check: Check = parts[1]
+        return check
+    if origin in (Union, types.UnionType):
+        choices = [choice for part in parts if typing.get_origin(part) is Literal for choice in typing.get_args(part)]
+        others = [part for part in parts if part is not type(None) and typing.get_origin(part) is not Literal]
+        check = _check_of(others[-1])
+        if len(others) == 2 and others[0] is str:
+            check = _text_or(check)
+        elif len(others) != 1:
+            raise TypeError(f"no check for {annotation}")
+        none = (None,) if type(None) in parts else ()
+        return _one_of((*none, *choices), check)
+    if origin is Literal:
+        return _one_of(parts)
+    if origin is abc.Mapping:
+        return _mapping(_check_of(parts[0]))
+    if origin is abc.Iterable:
+        return _each(_check_of(parts[0]))
+    if origin is tuple:
+        return _anything  # Points: there may be a million, and they are checked all at once.
+    return _CHECKS[origin or annotation]
+
+
+class Signature:
+    """What a method takes, after ``self``.
+
+    >>> def method(self, key: Name, *, n: int | None = None): ...
+    >>> Signature(method).checked(("roof",), {"n": 3})
+    (['roof'], {'n': 3})
+    >>> Signature(method).checked(("roof",), {"n": "3"})
+    Traceback (most recent call last):
+    rstore.errors.StoreRequestError: n is an int, not str
+    """
+
+    __slots__ = ("_checks", "_named", "_names", "_rest")
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        hints = typing.get_type_hints(method, include_extras=True)
+        parameters = list(inspect.signature(method).parameters.values())[1:]
+        self._named = {parameter.name: _check_of(hints[parameter.name]) for parameter in parameters}
+        kinds = {parameter.name: parameter.kind for parameter in parameters}
+        self._names = [name for name, kind in kinds.items() if kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+        self._checks = [self._named[name] for name in self._names]
+        self._rest = next((name for name, kind in kinds.items() if kind is inspect.Parameter.VAR_POSITIONAL), "")
+
+    def checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:
+        """The arguments as they are to be used. Python itself says whether there are too many or too few."""
+        # No Python code runs for each argument but its check: every call of every operation comes through here.
+        done: list[Any] = list(map(operator.call, self._checks, args, self._names))
+        if len(args) > len(done):
+            check, one = self._named.get(self._rest, _anything), self._rest.removesuffix("s")
+            rest = args[len(done) :]
+            done += rest if check is _anything else [check(value, one) for value in rest]
+        if kwargs:
+            kwargs = {name: self._named.get(name, _anything)(value, name) for name, value in kwargs.items()}
+        return done, kwargs
