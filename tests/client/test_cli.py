@@ -291,3 +291,15 @@ def read_terminal(descriptor):
         return os.read(descriptor, 65536)
     except OSError:  # Nobody writes to it any more.
         return b""
+
+
+def test_an_error_after_a_write_says_that_it_was_done(run, service_url, namespace):
+    unreadable = {"item": "odd", "value": "gASV", "encoding": "pickle"}
+    assert httpx2.post(f"{service_url}/ns/{namespace}/es/e/events", json={"events": [unreadable]}).is_success
+    done = run("es", "apply", "e", "n=1")
+    assert done.code == 1
+    assert done.err.endswith("; it was done\n")
+    assert [event["item"] for event in httpx2.get(f"{service_url}/ns/{namespace}/es/e/events").json()["events"]] == [
+        "odd",
+        "n",
+    ]

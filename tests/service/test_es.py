@@ -302,6 +302,17 @@ async def test_a_repeated_apply_is_answered_as_it_was(es):
     assert (await es.put(put("a", 1), write_id="one", revision=0, key="other")).timestamp == 1_000
 
 
+async def test_no_repeat_of_an_apply_that_was_done_is_called_refused(es):
+    await es.put(put("a", opaque("x" * 100)), timestamp=10, write_id="one")
+    await es.put(put("a", 1), timestamp=20)
+    with pytest.raises(Problem) as caught:
+        await es.under(sequence_bytes_max=80).put(put("a", opaque("x" * 100)), timestamp=10, write_id="one")
+    # Its state is too large now. That is told by a code that leaves the outcome open, never by that of a refusal.
+    assert caught.value.code == "backend-unavailable"
+    assert "was carried out" in caught.value.detail
+    assert len(await es.all()) == 2
+
+
 async def test_a_refused_apply_stays_refused_under_its_id(es):
     await es.put(put("a", 1))
     await es.refused("unfoldable-event", do("b", "neg"), write_id="x")

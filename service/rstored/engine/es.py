@@ -371,7 +371,10 @@ class EventSequences:
             return now if timestamp is None else timestamp, True
         if timestamp is None:
             if meta.last == TIMESTAMP_MAX:
-                raise Problem("timestamp-taken", "the sequence has the greatest timestamp already; none follows it")
+                raise Problem(
+                    "timestamp-taken",
+                    "the sequence has the greatest timestamp already; none follows it: give an earlier one",
+                )
             return max(now, meta.last + 1), True
         if timestamp > meta.last:
             return timestamp, True
