@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import typer.main
 
-import rstore.cli
 import rstore.errors
+from rstore.cli.program import cli as rstore_commands
 from rstore.errors import PROBLEMS
 from rstored.api.metrics import Metrics
 from rstored.api.openapi import declare_routes, document
@@ -100,7 +100,7 @@ def commands(group, prefix: str = "") -> dict[str, set[str]]:
 
 
 def test_every_command_of_rstore_is_told_with_its_options():
-    program = typer.main.get_command(rstore.cli.cli)
+    program = typer.main.get_command(rstore_commands)
     rows = {
         re.match(r"`rstore ([a-z ]+?)(?= [A-Z\[]|`)", row[0])[1]: row[1] for row in table("docs/cli.md", "Commands")
     }

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
+from rstore.command import Program, run, typer_program
+
 __all__ = ["main"]
 
 
-def main() -> None:
-    """Run the command, or say in one line which package is missing: the SDK alone is installed without them."""
-    try:
-        from rstored.main import main as run
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "rstored":
-            raise
-        raise SystemExit(
-            f"rstored: the package {error.name} is missing; install rstore with its extra: rstore[service]"
-        ) from None
-    run()
+def main() -> NoReturn:
+    """Run the command."""
+    run("rstored", _load, extra="service")
+
+
+def _load() -> Program:
+    from rstored.main import cli
+
+    return typer_program("rstored", cli)
 
 
 if __name__ == "__main__":

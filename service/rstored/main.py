@@ -19,6 +19,7 @@ from typing import Annotated, NoReturn, TypeVar
 import typer
 import uvloop
 
+from rstore.command import run, typer_program
 from rstore.durations import InvalidDuration, parse_duration
 from rstored import __version__
 from rstored.api.openapi import declare_routes, document
@@ -41,12 +42,14 @@ cli = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # In markup an [env: NAME] in a help text would vanish.
 )
 
 token = typer.Typer(
     help="Access tokens, straight in the storage, while services run on it or not.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 cli.add_typer(token, name="token")
 
@@ -368,8 +371,9 @@ def _seconds(text: str) -> int:
 
 def _print_token(made: NewToken) -> None:
     """The text alone on standard output, so that it can be piped to where it is kept."""
-    print(made.text)  # noqa: T201
+    # The id comes first: if the text cannot be written, it says which token to revoke.
     print(f"rstored: this is token {made.info.id}; it is not shown again", file=sys.stderr)  # noqa: T201
+    print(made.text)  # noqa: T201
 
 
 # --- addresses ---------------------------------------------------------------------------------------------
@@ -381,9 +385,9 @@ def _without_password(dsn: str) -> str:
     return re.sub(r"((?:password|secret|_key)=)[^&]*", r"\1***", without, flags=re.IGNORECASE)
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the command."""
-    cli()
+    run("rstored", lambda: typer_program("rstored", cli), extra="service")
 
 
 if __name__ == "__main__":

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
+import json
 import socket
 import socketserver
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
+
+from rstore import cli
 
 
 @pytest.fixture(scope="session")
@@ -144,3 +149,40 @@ def closed_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+class Done(NamedTuple):
+    """How a command ended, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> list[Any]:
+        """The lines of its output, once it succeeded."""
+        assert self.code == 0, self.err
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch,
+    capfdbinary: pytest.CaptureFixture[bytes],
+    service_url: str,
+    namespace: str,
+) -> Callable[..., Done]:
+    """``run(*arguments, stdin=b"")`` runs the command ``rstore`` in this process."""
+    monkeypatch.setenv("RSTORE_URL", service_url)
+    monkeypatch.setenv("RSTORE_NAMESPACE", namespace)
+
+    def run(*arguments: object, stdin: bytes = b"") -> Done:
+        monkeypatch.setattr(sys, "argv", ["rstore", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), "utf-8"))
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        sys.stdout.flush()
+        out, err = capfdbinary.readouterr()
+        return Done(int(end.value.code or 0), out.decode(errors="replace"), err.decode())
+
+    return run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pty
@@ -13,42 +12,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import httpx2
 import pytest
 
 import rstore
-from rstore import cli
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self):
-        assert self.code == 0, self.err
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-@pytest.fixture
-def run(monkeypatch, capfdbinary, service_url, namespace):
-    """``run(*arguments, stdin=b"")`` runs the command in this process."""
-    monkeypatch.setenv("RSTORE_URL", service_url)
-    monkeypatch.setenv("RSTORE_NAMESPACE", namespace)
-
-    def run(*arguments, stdin=b""):
-        monkeypatch.setattr(sys, "argv", ["rstore", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), "utf-8"))
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        sys.stdout.flush()
-        out, err = capfdbinary.readouterr()
-        return Done(end.value.code or 0, out.decode(errors="replace"), err.decode())
-
-    return run
+from rstore.cli import ts
+from rstore.cli.plot import plot
 
 
 def test_key_value(run):
@@ -101,7 +71,7 @@ def test_time_series(run, tmp_path):
 
 
 def test_a_large_file_goes_in_parts(run, monkeypatch):
-    monkeypatch.setattr(cli, "_LINES_AT_ONCE", 100)
+    monkeypatch.setattr(ts, "_LINES_AT_ONCE", 100)
     body = b"timestamp,value\n" + b"".join(b"%d,%d\n" % (t, t) for t in range(1_000))
     assert run("ts", "extend", "s", "--csv", stdin=body).json == [{"points": 1_000}]
     assert len(run("ts", "range", "s").json) == 1_000
@@ -112,17 +82,17 @@ def test_a_large_file_goes_in_parts(run, monkeypatch):
 
 
 def test_a_plot_has_its_extremes():
-    lines = list(cli._plot([(t, float(t)) for t in range(1_000)], 60, 4))
+    lines = list(plot([(t, float(t)) for t in range(1_000)], 60, 4))
     assert len(lines) == 5
     assert lines[0].endswith("█")
     assert lines[3].startswith("  0 │▁")
     assert lines[4].split() == ["└0", "999"]
-    assert len(list(cli._plot([(5, 1.5)], 10, 1))) == 2
+    assert len(list(plot([(5, 1.5)], 10, 1))) == 2
 
 
 def test_event_sequences(run):
     assert run("es", "apply", "e", "apples=5", 'name="x=y"', "--t", "1000").json == [{"apples": 5, "name": "x=y"}]
-    assert run("es", "apply", "e", "apples:add=3", "name:delitem", "a:b=1").json == [{"a:b": 1, "apples": 8}]
+    assert run("es", "apply", "e", "apples:add=3", "name:delitem", "a:b:setitem=1").json == [{"a:b": 1, "apples": 8}]
     assert run("es", "past", "e", "1000").json == [{"apples": 5, "name": "x=y"}]
     assert run("es", "current", "e").json == [{"a:b": 1, "apples": 8}]
     assert run("es", "events", "e", "--end", "1000").json[0] == [1000, "apples", "setitem", 5]
@@ -231,10 +201,10 @@ def test_without_a_service(closed_port):
 
 
 def test_without_typer():
-    code = "import sys; sys.modules['typer'] = None; import rstore.cli"
+    code = "import sys; sys.modules['typer'] = None; import rstore.cli; rstore.cli.main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "rstore: the command line needs two more packages: pip install 'rstore[cli]'\n"
+    assert done.stderr == "rstore: the package typer is missing; install rstore with its extra: rstore[cli]\n"
 
 
 # --- rotate ------------------------------------------------------------------------------------------------

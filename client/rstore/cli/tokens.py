@@ -1,0 +1,86 @@
+"""Access tokens: ``rstore token …``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import typer
+
+import rstore
+from rstore.calls import AccessLevel
+from rstore.cli.arguments import Commands, duration
+from rstore.cli.connection import connected
+from rstore.cli.output import print_line, print_values
+
+__all__ = ["token"]
+
+token = Commands("Access tokens, for those who may administer everything.")
+
+TokenArgument = Annotated[str, typer.Argument(metavar="ID", help="The token's id, as `list` shows it.")]
+
+
+@token.command("list")
+def token_list(context: typer.Context) -> None:
+    """Print every token, without its text, one per line."""
+    with connected(context) as store:
+        print_values(*map(msgspec.to_builtins, store.tokens()))
+
+
+@token.command("create")
+def token_create(
+    context: typer.Context,
+    namespace: Annotated[
+        list[str],
+        typer.Option(metavar="GLOB", help="A namespace or glob that it reaches; may be given again. '*' is all."),
+    ],
+    access: Annotated[AccessLevel, typer.Option(help="What it allows; metrics is /metrics alone, of '*'.")],
+    expires: Annotated[
+        int | None,
+        typer.Option(
+            parser=duration,
+            metavar="SPAN",
+            help="How long it lasts, like 90d; by default until it is revoked.",
+            show_default=False,
+        ),
+    ] = None,
+    label: Annotated[str, typer.Option(metavar="TEXT", help="What it is for.", show_default=False)] = "",
+) -> None:
+    """Make a token and print it, this once."""
+    with connected(context, write=True) as store:
+        _print_token(store.create_token(namespace, access, label=label, lifetime=expires))
+
+
+@token.command("rotate")
+def token_rotate(
+    context: typer.Context,
+    token_id: TokenArgument,
+    grace: Annotated[
+        int | None,
+        typer.Option(
+            parser=duration,
+            metavar="SPAN",
+            help="How much longer the old text counts, like 1h; by default no longer.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Give a token another text and print it, this once."""
+    with connected(context, write=True) as store:
+        _print_token(store.rotate_token(token_id, grace=grace or 0))
+
+
+@token.command("revoke")
+def token_revoke(context: typer.Context, token_id: TokenArgument) -> None:
+    """End a token. One that is not there is a failure: it may be another that was meant."""
+    with connected(context, write=True) as store:
+        store.revoke_token(token_id)
+
+
+def _print_token(made: rstore.NewToken) -> None:
+    """The text alone on standard output, so that it can be piped to where it is kept.
+
+    The id comes first: if the text cannot be written, it says which token to revoke.
+    """
+    typer.echo(f"rstore: this is token {made.id}; it is not shown again", err=True)
+    print_line(made.text)
