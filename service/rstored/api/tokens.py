@@ -38,7 +38,8 @@ AccessLabel = Annotated[
 Globs = Annotated[
     list[Annotated[str, Meta(extra_json_schema={"pattern": GLOB_PATTERN})]],
     Meta(
-        description="names or globs of the namespaces that it reaches; `*` is all, and the service itself",
+        description="names or globs of the namespaces that it reaches; `*` is all, and the service itself, "
+        "which access `metrics` needs",
         extra_json_schema={"minItems": 1, "maxItems": NAMESPACES_MAX},
     ),
 ]
