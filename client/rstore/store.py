@@ -1065,6 +1065,11 @@ def _carried_out() -> Iterator[None]:
     except StoreError as error:
         error.done = True
         raise
+    except Exception as error:
+        # A `_load` of a subclass may raise anything.
+        failure = StoreEncodingError(f"the answer could not be decoded: {type(error).__name__}")
+        failure.done = True
+        raise failure from error
 
 
 @contextlib.contextmanager
