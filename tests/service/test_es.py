@@ -10,7 +10,6 @@ import operator
 import tempfile
 from pathlib import Path
 
-import msgspec
 import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
@@ -505,52 +504,6 @@ async def test_what_a_sequence_takes_is_known_again_when_its_events_are_gone(es)
     await es.refused("sealing-mismatch", put("a", sealed(1)))
     await es.delete("n", "k")
     await es.put(put("a", sealed(1)))
-
-
-async def as_written_before(es, monkeypatch, *applies, key="k"):
-    """The sequence as an older version would have stored it: with a head that does not say whether it is sealed."""
-
-    def unknown(place, meta, encodings):
-        return None
-        yield
-
-    def pack(part):
-        return packed(msgspec.structs.astuple(part)[:6] if isinstance(part, es_module._Meta) else part)
-
-    packed = es_module._pack
-    with monkeypatch.context() as patch:
-        patch.setattr(es_module, "_sealed_after", unknown)
-        patch.setattr(es_module, "_pack", pack)
-        for number, changes in enumerate(applies, 1):
-            revision = number - 1
-            await es.put(*changes, timestamp=number, revision=revision, key=key)
-
-
-async def test_a_sequence_from_before_the_rule_is_held_to_it(es, monkeypatch):
-    for key, fitting, other in (("s", sealed(1), plain(1)), ("u", plain(1), sealed(1)), ("o", opaque(1), sealed(1))):
-        await as_written_before(es, monkeypatch, [put("a", fitting)], [put("b", fitting)], key=key)
-        await es.refused("sealing-mismatch", put("c", other), key=key)
-        await es.put(put("c", fitting), key=key)
-        # From now on the head says it, and nothing is looked up.
-        es.storage.rows = 0
-        await es.put(put("a", fitting), key=key)
-        assert es.storage.rows == 3
-
-
-async def test_a_mixed_sequence_from_before_the_rule_is_read_pruned_and_mended(es, monkeypatch):
-    await as_written_before(
-        es, monkeypatch, [put("a", sealed(1)), put("b", sealed(1))], [do("a", "add", 1)], [put("c", 5), do("b", "neg")]
-    )
-    state = await es.current("n", "k")
-    assert (folded(state), len(state.events)) == ({"c": 5}, 4)
-    assert len((await es.past("n", "k", 2)).events) == 3
-    assert len(await es.all()) == 5
-    # A client without the key takes out what that with the key cannot read, or the reverse; both are let.
-    await es.put(do("c", "delitem"), put("b", sealed(2)))
-    await es.put(put("a", sealed(2)), timestamp=20)
-    assert await es.prune("n", "k") == PruneResult(6, False)
-    assert {event.value.encoding for event in await es.all()} == {Encoding.SEALED}
-    await es.refused("sealing-mismatch", put("a", 1))
 
 
 # --- reading -----------------------------------------------------------------------------------------------
