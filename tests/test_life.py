@@ -19,7 +19,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from tests.waiting import until
+from tests.waiting import SECONDS_MAX, until
 
 from rstore import Store, StoreNotAvailableError
 
@@ -55,7 +55,7 @@ def test_a_signal_finishes_what_is_in_flight_and_exits_with_zero(serve, dsn, how
     for connection, _ in in_flight:
         assert connection.recv(4096).startswith(b"HTTP/1.1 201")
         connection.close()
-    assert server.process.wait(15) == 0
+    assert server.process.wait(SECONDS_MAX) == 0
     assert "Traceback" not in server.log
     again = serve(dsn)
     with Store(again.url) as store:
@@ -68,7 +68,7 @@ def test_an_idle_service_stops_at_once(serve, dsn):
         assert http.get("/healthz").status_code == 200
         started = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(10) == 0
+        assert server.process.wait(SECONDS_MAX) == 0
         assert time.monotonic() - started < 5
     with pytest.raises(StoreNotAvailableError), Store(server.url, retries=0) as store:
         store.get("k")
@@ -79,7 +79,7 @@ def test_a_stop_under_load_loses_no_acknowledged_write(serve, dsn):
     acknowledged, writers = start_writers(server.url)
     until(lambda: all(mine["es"] > 20 for mine in acknowledged))
     server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(15) == 0
+    assert server.process.wait(SECONDS_MAX) == 0
     for writer in writers:
         writer.join(20)
         assert not writer.is_alive()
@@ -150,7 +150,7 @@ def test_kill_9_loses_no_acknowledged_write(serve, dsn, tmp_path):
     acknowledged, writers = start_writers(server.url)
     until(lambda: all(mine["es"] > 20 for mine in acknowledged))
     server.process.send_signal(signal.SIGKILL)
-    assert server.process.wait(10) == -signal.SIGKILL
+    assert server.process.wait(SECONDS_MAX) == -signal.SIGKILL
     for writer in writers:
         writer.join(20)
         assert not writer.is_alive()
@@ -170,7 +170,7 @@ def test_a_client_survives_a_restart(serve, dsn):
     with Store(server.url, "space", frozen=False, retries=8) as store:
         store.set("k", 1)
         server.process.send_signal(signal.SIGKILL)
-        server.process.wait(10)
+        server.process.wait(SECONDS_MAX)
         timer = threading.Timer(0.4, serve, args=(dsn,), kwargs={"port": server.port})
         timer.start()
         try:
@@ -187,7 +187,7 @@ def test_a_client_survives_a_restart(serve, dsn):
 def refused(serve, dsn: str, *words: str, **options) -> str:
     """The service does not start, and says so in one clear line that has these words; returns the line."""
     server = serve(dsn, wait=False, **options)
-    assert server.process.wait(20) not in (0, None)
+    assert server.process.wait(SECONDS_MAX) not in (0, None)
     lines = [line for line in server.log.splitlines() if line.strip()]
     assert len(lines) == 1, server.log
     assert "Traceback" not in lines[0]
@@ -367,7 +367,7 @@ def test_a_draining_service_is_alive_but_not_ready(serve, dsn):
     connection.sendall(rest)
     assert connection.recv(4096).startswith(b"HTTP/1.1 201")
     connection.close()
-    assert server.process.wait(15) == 0
+    assert server.process.wait(SECONDS_MAX) == 0
 
 
 @pytest.mark.parametrize("proxy", [{}, {"RSTORED_TRUSTED_PROXIES": "127.0.0.1"}])

@@ -21,6 +21,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from tests import servers
+from tests.waiting import SECONDS_MAX
 
 import rstore
 from rstore import Store
@@ -178,7 +179,7 @@ def test_shutting_down(serve, tmp_path):
         assert in_flight.recv(65536).startswith(b"HTTP/1.1 201")
     assert answer.startswith(b"HTTP/1.1 503"), answer
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "shutting-down"
-    assert server.process.wait(15) == 0
+    assert server.process.wait(SECONDS_MAX) == 0
 
 
 def test_a_closed_store(serve, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from tests.waiting import SECONDS_MAX
 
 from rstore import Store
 
@@ -62,7 +63,7 @@ def nginx(tmp_path):
     yield start
     for process in processes:
         process.terminate()
-        process.wait(10)
+        process.wait(SECONDS_MAX)
 
 
 def site(port: int, location: str, target: str, more: str = "") -> str:

@@ -138,10 +138,10 @@ def test_json_results_are_json_of_the_size_said(op, current, operand):
     ids=lambda part: str(type(part).__name__),
 )
 def test_what_would_eat_memory_or_time_is_refused_quickly(op, current, operand):
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(UnfoldableEvent):
         apply_operator(op, current, operand)
-    assert time.perf_counter() - started < 0.5
+    assert time.thread_time() - started < 0.5
 
 
 @pytest.mark.parametrize(
@@ -248,10 +248,10 @@ def test_a_bytes_format_is_bounded_like_a_str():
     ids=lambda part: str(part)[:20],
 )
 def test_what_is_no_json_within_the_limits_is_refused(op, current, operand):
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(UnfoldableEvent):
         fold_json(op, current, operand)
-    assert time.perf_counter() - started < 0.5
+    assert time.thread_time() - started < 0.5
 
 
 def test_the_largest_json_integers():

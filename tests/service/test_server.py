@@ -13,7 +13,7 @@ import time
 
 import httpx2
 import pytest
-from tests.waiting import until
+from tests.waiting import SECONDS_MAX, until
 
 from rstored.api.metrics import Metrics
 from rstored.connection import Connection, Connections
@@ -289,7 +289,7 @@ def test_the_grace_period_is_bounded(serve, tmp_path):
         server.wait_until_read()
         started = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(10) == 0
+        assert server.process.wait(SECONDS_MAX) == 0
         assert 0.8 < time.monotonic() - started < 5
 
 
@@ -302,7 +302,7 @@ def test_draining_serves_on_and_says_that_it_stops(serve, tmp_path):
         assert http.get("/readyz").json()["code"] == "shutting-down"
         assert http.put("/kv/k", json=1).status_code == 201
         assert httpx2.get(f"{server.url}/healthz").status_code == 200
-    assert server.process.wait(10) == 0
+    assert server.process.wait(SECONDS_MAX) == 0
 
 
 def test_a_second_signal_skips_the_waiting(serve, tmp_path):
@@ -477,7 +477,7 @@ def test_at_the_end_what_has_begun_is_finished_and_nothing_else_begins(streaming
         stream.sendall(PUT_HALF.replace(b"/half", b"/late") % 1)
         assert statuses(read_to_end(body)) == [201]
         received += read_to_end(stream)
-    assert server.process.wait(10) == 0
+    assert server.process.wait(SECONDS_MAX) == 0
     assert statuses(received) == [200, 201]
     assert len(json.loads(unchunked(received))["points"]) == 16_000
     again = streaming()
