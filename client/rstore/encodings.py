@@ -150,8 +150,8 @@ def check_numbers(data: bytes) -> None:
 
 def has_small_numbers(data: bytes) -> bool:
     """Whether JSON text may hold a number so small that it is read as 0. It is quick, and False of most texts."""
-    # Such a number has a negative exponent or hundreds of zeros.
-    return (b"-" in data and (b"e-" in data or b"E-" in data)) or _ZEROS in data
+    # Such a number has an exponent of three digits, below 0, or hundreds of zeros.
+    return (b"-" in data and any(pattern.search(data) for pattern in _SMALL)) or _ZEROS in data
 
 
 def _number(text: str) -> float:
@@ -161,6 +161,8 @@ def _number(text: str) -> float:
     return number
 
 
+# Two patterns, since one that begins with plain text is found a hundred times as fast as one with a choice.
+_SMALL: Final = (re.compile(rb"e-0*[1-9][0-9]{2}"), re.compile(rb"E-0*[1-9][0-9]{2}"))
 _ZEROS: Final = b"0" * 200
 _IS_ZERO: Final = re.compile(r"-?[0.]+([eE]|\Z)")
 _decode_numbers: Final = msgspec.json.Decoder(float_hook=_number).decode

@@ -321,8 +321,9 @@ _CONSTRUCTORS: Final[dict[Any, Callable[..., object]]] = {
     decimal.Decimal: _decimal,
     fractions.Fraction: _fraction,
     uuid.UUID: _uuid,
-    collections.OrderedDict: lambda: collections.OrderedDict[Any, Any](),
-    collections.Counter: lambda: collections.Counter[Any](),
+    # Without type arguments, which would stay on the dict as an attribute and be pickled again.
+    collections.OrderedDict: lambda: collections.OrderedDict(),
+    collections.Counter: lambda: collections.Counter(),
     collections.defaultdict: _default_dict,
     collections.deque: _deque,
     **{
@@ -389,7 +390,9 @@ class _Machine:
         self.steps = 0
         self.key_sizes: dict[int, tuple[object, int]] = {}
         self.nestings: dict[int, tuple[object, int]] = {}
-        self.deadline = time.thread_time() + share * (_CPU_SECONDS + _CPU_SECONDS_PER_BYTE * len(data))
+        self.seconds = share * (_CPU_SECONDS + _CPU_SECONDS_PER_BYTE * len(data))
+        # From the first look at the clock on, which a small pickle does not live to see.
+        self.deadline: float | None = None
 
     def run(self) -> object:
         data, instructions, stop = self.data, _INSTRUCTIONS, pickle.STOP[0]
@@ -406,7 +409,10 @@ class _Machine:
     # Bounds
 
     def check_cpu(self) -> None:
-        if time.thread_time() > self.deadline:
+        now = time.thread_time()
+        if self.deadline is None:
+            self.deadline = now + self.seconds
+        elif now > self.deadline:
             raise _Refusal("the pickle takes far more time than its size explains")
 
     def count_object(self) -> None:

@@ -309,7 +309,7 @@ def test_plain_data_is_far_from_the_bounds() -> None:
     machine = pickles._Machine(data)
     start = time.thread_time()
     assert machine.run() == value
-    assert time.thread_time() - start < (machine.deadline - start) / 4
+    assert time.thread_time() - start < machine.seconds / 4
 
 
 # --- anything else -----------------------------------------------------------------------------------------

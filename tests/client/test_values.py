@@ -203,8 +203,17 @@ def test_json_values_are_stored_as_json_and_come_back(value: Any) -> None:
 def test_harmless_values_come_back_without_trust(value: Any) -> None:
     stored = values.dump(value)
     assert (stored.encoding is Encoding.JSON) == is_json(value)
-    assert same(values.load(stored, trusted=False), value)
-    assert same(values.load(stored, trusted=True), value)
+    for trusted in (False, True):
+        back = values.load(stored, trusted=trusted)
+        assert same(back, value)
+        # What was read can be written again.
+        assert same(values.load(values.dump(back), trusted=trusted), value)
+        assert vars_of(back) == vars_of(value)
+
+
+def vars_of(value: Any) -> dict[str, Any]:
+    """The attributes of a value that has any."""
+    return getattr(value, "__dict__", {})
 
 
 @settings(max_examples=300)
@@ -380,6 +389,27 @@ def test_a_value_that_contains_itself_is_pickled() -> None:
     back: Any = values.load(values.dump(loop), trusted=False)
     assert back[0] == 1
     assert back[1] is back
+
+
+@st.composite
+def webs(draw: st.DrawFn) -> Any:
+    """Containers that hold one another, and themselves, in any way."""
+    kinds = [list, dict, collections.deque, collections.OrderedDict, lambda: collections.defaultdict(list)]
+    parts = [draw(st.sampled_from(kinds))() for _ in range(draw(st.integers(1, 5)))]
+    for number in range(draw(st.integers(0, 12))):
+        part = draw(st.sampled_from(parts))
+        inner = draw(st.sampled_from(parts) | st.tuples(st.integers(), st.sampled_from(parts)) | st.integers())
+        if isinstance(part, dict):
+            part[number] = inner
+        else:
+            part.append(inner)
+    return draw(st.sampled_from(parts))
+
+
+@given(webs())
+def test_values_that_hold_themselves_come_back(value: Any) -> None:
+    for trusted in (False, True):
+        assert alike(values.load(values.dump(value, trusted=trusted), trusted=trusted), value)
 
 
 def test_a_value_nested_in_itself_twice_is_pickled_in_time() -> None:
