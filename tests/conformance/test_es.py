@@ -9,7 +9,7 @@ import time
 import pytest
 
 import rstore
-from rstore import StoreDecryptionError, StoreError, StoreIntegrityError
+from rstore import StoreDecryptionError, StoreError, StoreIntegrityError, StoreRequestError
 
 pytestmark = pytest.mark.anyio
 
@@ -124,9 +124,12 @@ async def test_none_is_a_value_of_an_item(store):
 
 
 @pytest.mark.requires("client")
-async def test_a_tuple_that_names_no_operator_is_a_value(store):
-    changes = {"pair": (1, 2), "name": ("add", 3), "function": (max, 3), "one": (5,), "empty": ()}
+async def test_a_tuple_that_begins_with_no_function_is_a_value(store):
+    changes = {"pair": (1, 2), "name": ("add", 3), "one": (5,), "empty": ()}
     assert exactly(await store.apply("e", changes)) == exactly(changes)
+    with pytest.raises(StoreRequestError, match="operators are"):
+        await store.apply("e", {"function": (max, 3)})
+    assert exactly(await store.current("e")) == exactly(changes)
 
 
 UNFOLDABLE = [
