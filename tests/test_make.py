@@ -286,3 +286,44 @@ def test_ci_runs_make_test_from_anywhere():
     assert lines[0] == "#!/usr/bin/env bash"
     assert "set -euo pipefail" in lines
     assert "make test" in lines
+
+
+# --- scripts/containers.sh ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("has", "reason"),
+    [
+        ({"uname": "echo Darwin"}, "takes Linux"),
+        ({"uname": "echo Linux", "id": "echo 1000"}, "takes root"),
+        ({"uname": "echo Linux", "id": "echo 0", "unshare": "exit 1"}, "no namespaces"),
+        (
+            {"uname": "echo Linux", "id": "echo 0", "unshare": "exit 0", "flock": "exit 0"},
+            "missing, by the names of their Debian packages: docker.io docker-cli containerd runc debootstrap",
+        ),
+        (
+            {"uname": "echo Linux", "id": "echo 0", "unshare": "exit 0", "flock": "exit 1"},
+            "another container-test runs",
+        ),
+    ],
+    ids=["system", "user", "namespaces", "programs", "twice"],
+)
+def test_container_test_says_what_it_lacks(machine, tmp_path, has, reason):
+    scripts = tmp_path / "scripts"
+    scripts.mkdir()
+    shutil.copy(ROOT / "scripts" / "containers.sh", scripts)
+    for needed in ("dirname", "mkdir"):
+        (machine.path / needed).symlink_to(shutil.which(needed))
+    for name, does in has.items():
+        machine.has(name, does=does)
+    failed = subprocess.run(
+        ["/bin/sh", scripts / "containers.sh"],
+        env={"PATH": str(machine.path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("container-test cannot run: ")
+    assert reason in failed.stderr
