@@ -47,11 +47,10 @@ class Limits(BaseModel):
     write_id_retention_seconds: int = Field(
         default=1_200, ge=1, le=10**9, description="how long a repeated write is known"
     )
-    header_bytes_max: int = Field(default=32 * 2**10, ge=1024, description="a request's head, or its trailers")
-    headers_max: int = Field(default=100, ge=10, description="header fields in one request")
-    pipelined_requests_max: int = Field(
-        default=16, ge=1, description="requests that wait on one connection behind the one that is answered"
+    header_bytes_max: int = Field(
+        default=32 * 2**10, ge=1024, description="a request's head, request line included, or its trailers"
     )
+    headers_max: int = Field(default=100, ge=10, description="header fields in one request")
     connections_max: int = Field(default=10_000, ge=1, description="open connections")
     connections_per_client_max: int = Field(
         default=5_000, ge=1, description="open connections of one client; a trusted proxy may have all"

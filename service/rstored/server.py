@@ -20,7 +20,9 @@ import uvicorn
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from rstored.api.front_door import FrontDoor
-from rstored.connection import App, Connections, Entrance
+from rstored.http.connections import Connections
+from rstored.http.entrance import Entrance
+from rstored.http.exchange import App
 from rstored.limits import Limits
 from rstored.settings import Settings
 
@@ -31,8 +33,6 @@ logger = logging.getLogger("rstored.server")
 _GARBAGE_OBJECTS_MAX: Final = 10_000
 _MMAP_THRESHOLD: Final = -3  # as malloc.h names it
 _LARGE_BYTES: Final = 2**20
-# uvicorn ticks ten times a second.
-_TICKS_A_SWEEP: Final = 10
 # Open beside the connections: the backend's, the log, what listens, and what is opened for a moment.
 _OTHER_FILES: Final = 100
 
@@ -119,6 +119,7 @@ class Server(uvicorn.Server):
             for listener in sockets or ()
         ]
         self.started = True
+        self._sweeper = asyncio.create_task(self._connections.keep_sweeping())
         # What has been imported and built by now lives as long as the process: never look at it again. And a request
         # makes hundreds of objects that leave no cycles behind, so to look after every 700 costs a tenth of all time.
         gc.collect()
@@ -149,9 +150,12 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if self._told_to_stop is not None and time.monotonic() - self._told_to_stop >= self._drain_seconds:
             self.should_exit = True
-        if counter % _TICKS_A_SWEEP == 0:
-            self._connections.sweep(asyncio.get_running_loop().time())
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let what is under way finish within the grace period. Whoever is too slow is looked for all the while."""
+        await super().shutdown(sockets)
+        self._sweeper.cancel()
 
 
 def _give_large_memory_back() -> None:

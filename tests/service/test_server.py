@@ -16,7 +16,8 @@ import pytest
 from tests.waiting import SECONDS_MAX, until
 
 from rstored.api.metrics import Metrics
-from rstored.connection import Connection, Connections
+from rstored.http.connection import Connection
+from rstored.http.connections import Connections
 from rstored.limits import Limits
 
 
@@ -84,6 +85,29 @@ def test_requests_in_one_packet_are_answered_in_order(server):
         b"4",
         b"0",
     ]
+
+
+@pytest.mark.parametrize("fields", [b"", b"Upgrade: x\r\nConnection: upgrade\r\n"], ids=["plain", "upgrade"])
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n%b\r\n",
+        b"PUT /kv/ahead HTTP/1.1\r\nHost: localhost\r\n%bContent-Length: 1\r\n\r\n1",
+    ],
+    ids=["reads", "writes"],
+)
+def test_a_thousand_requests_in_one_packet_are_answered_in_turn(server, request_, fields):
+    answer = talk(server, request_ % fields * 1000 + b"GET /kv/nowhere HTTP/1.1\r\n" + CLOSE + b"\r\n")
+    assert {*statuses(answer)[:1000]} <= {200, 201, 204}
+    assert statuses(answer)[1000:] == [404]
+    assert "Traceback" not in server.log
+
+
+def test_a_client_that_sends_on_after_its_last_request_gets_the_answer(server):
+    """Also where the system has more of what it sent than the service reads: closing would reset the connection."""
+    last = b"GET /healthz HTTP/1.1\r\n" + CLOSE + b"\r\n"
+    for _ in range(5):
+        assert statuses(talk(server, last + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20_000)) == [200]
 
 
 def test_http_1_0(server):
@@ -484,6 +508,12 @@ def test_at_the_end_what_has_begun_is_finished_and_nothing_else_begins(streaming
     assert [httpx2.get(f"{again.url}/kv/{key}").status_code for key in ("half", "body", "late")] == [200, 200, 404]
 
 
+def arrive(connection: Connection, data: bytes) -> None:
+    """What the event loop does when a read has brought this."""
+    connection.get_buffer(-1)[: len(data)] = data
+    connection.buffer_updated(len(data))
+
+
 @pytest.mark.anyio
 async def test_what_is_cancelled_before_its_task_has_begun_is_undone():
     """As by the end of the grace time: the app has begun outside of the task."""
@@ -503,7 +533,7 @@ async def test_what_is_cancelled_before_its_task_has_begun_is_undone():
     with theirs:
         made = Connection(app, connections, ours, None)
         await asyncio.get_running_loop().connect_accepted_socket(lambda: made, ours)
-        made.data_received(PUT_HALF[:-2])
+        arrive(made, PUT_HALF[:-2])
         (task,) = connections.tasks
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -537,10 +567,10 @@ async def test_what_may_come_late_in_a_round_is_answered_from_what_is_stored_the
     with theirs:
         made = Connection(app, connections, ours, None)
         transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: made, ours)
-        made.data_received(b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\nGET /3")
-        made.data_received(b" HTTP/1.1\r\nHost: a\r\n\r\n")
-        made.data_received(b"PUT /4 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n")
-        made.data_received(b"1GET /5 HTTP/1.1\r\nHost: a\r\n\r\n")
+        arrive(made, b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\nGET /3")
+        arrive(made, b" HTTP/1.1\r\nHost: a\r\n\r\n")
+        arrive(made, b"PUT /4 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n")
+        arrive(made, b"1GET /5 HTTP/1.1\r\nHost: a\r\n\r\n")
         await asyncio.sleep(0.1)
         transport.abort()
     assert told == expected

@@ -33,7 +33,10 @@ from tests.test_tls import settings as tls_settings
 
 from rstored.api.requests import Request
 from rstored.app import running_app
-from rstored.connection import Connection, Connections, Entrance, Exchange
+from rstored.http.connection import Connection
+from rstored.http.connections import Connections
+from rstored.http.entrance import Entrance
+from rstored.http.exchange import Exchange
 from rstored.limits import Limits
 from rstored.server import bind
 from rstored.settings import Settings

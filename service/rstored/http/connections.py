@@ -1,0 +1,128 @@
+"""Every open connection of the process, and what bounds them: their number, their idle time, and one look a second."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Container
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from uvicorn.server import ServerState
+
+from rstored.api.metrics import Metrics
+from rstored.limits import Limits
+
+if TYPE_CHECKING:
+    from rstored.http.connection import Connection
+
+__all__ = ["Connections"]
+
+logger = logging.getLogger("rstored.server")
+
+# What one read takes of a connection. A client that sends ahead of its turn has as much in the service's memory.
+_READ_BYTES: Final = 64 * 1024
+_SWEEP_SECONDS: Final = 1.0
+# How many malformed requests a second get a line in the log; of the others it gets the count.
+_REFUSALS_LOGGED_MAX: Final = 50
+
+
+class Connections(ServerState):
+    """Every open connection: which are idle, the longest idle first, and how many each client has.
+
+    A connection is idle while it has no request under way, also during a TLS handshake and while a head arrives. So
+    whoever sends a head byte by byte has no more time than an idle connection, and makes room for others as one.
+    """
+
+    def __init__(
+        self, limits: Limits, metrics: Metrics, trusted: Container[str], renew: Callable[[], None] = lambda: None
+    ) -> None:
+        """``renew`` is called where what is read next may not be older than that moment (``Backend.renew``)."""
+        super().__init__()
+        self.limits = limits
+        self.renew = renew
+        self.idle: dict[Connection, float] = {}
+        self.trusted = trusted
+        # All connections read into the same buffer, since each takes out what it read at once.
+        self.read_buffer = bytearray(_READ_BYTES)
+        self._metrics = metrics
+        self._of_client: Counter[str] = Counter()
+        self._closed: Counter[str] = Counter()
+        self._refused = 0
+
+    def admit(self, connection: Connection, now: float) -> bool:
+        """Whether a new connection may stay, which then is one of these. If there are too many, the longest idle one
+        is closed for it."""
+        client = connection.address
+        if self._of_client[client] >= self.limits.connections_per_client_max and client not in self.trusted:
+            self.count_closed("client-connections")
+            return False
+        if len(self.connections) >= self.limits.connections_max and not self.evict("evicted"):
+            self.count_closed("connections")
+            return False
+        self._of_client[client] += 1
+        connections: set[Any] = self.connections
+        connections.add(connection)
+        self.idle[connection] = now
+        return True
+
+    def evict(self, reason: str) -> bool:
+        """Close the longest idle connection at once, if any is idle."""
+        longest_idle = next(iter(self.idle), None)
+        if longest_idle is None:
+            return False
+        self.count_closed(reason)
+        del self.idle[longest_idle]
+        # With TLS a proper close would wait for the client, and the connection would be there as long.
+        longest_idle.abort()
+        return True
+
+    def forget(self, connection: Connection) -> None:
+        """The connection is closed; nothing happens if it was no longer one of these."""
+        connections: set[Any] = self.connections
+        if connection in connections:
+            connections.remove(connection)
+            self.idle.pop(connection, None)
+            client = connection.address
+            self._of_client[client] -= 1
+            if not self._of_client[client]:
+                del self._of_client[client]
+
+    def count_closed(self, reason: str) -> None:
+        """One connection was closed by the service; the log gets one line for those of a second."""
+        self._closed[reason] += 1
+        self._metrics.count_closed_connection(reason)
+
+    def log_refusal(self, request_id: str, client: str) -> None:
+        """What arrived was no request. Of those of a second the log gets the first few, and how many there were."""
+        self._refused += 1
+        if self._refused <= _REFUSALS_LOGGED_MAX:
+            logger.info("malformed request", extra={"request_id": request_id, "client": client})
+
+    async def keep_sweeping(self) -> None:
+        """Call :meth:`sweep` once a second until the task is cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            self.sweep(loop.time())
+
+    def sweep(self, now: float) -> None:
+        """End what was idle too long, whose reader is too slow, and what has no owner: one look at all connections
+        costs less than a timer for each request."""
+        for idle, since in list(self.idle.items()):
+            if now - since < self.limits.idle_seconds_max:
+                break
+            idle.close_idle()
+        for connection in cast("list[Connection]", list(self.connections)):
+            try:
+                connection.check(now)
+            except Exception:
+                logger.exception("a connection failed")
+                connection.abort()
+        self._metrics.connections = len(self.connections)
+        if self._closed:
+            logger.warning("connections closed", extra={"open": len(self.connections), **self._closed})
+            self._closed.clear()
+        if self._refused > _REFUSALS_LOGGED_MAX:
+            logger.info("malformed requests", extra={"count": self._refused})
+        self._refused = 0
