@@ -66,5 +66,7 @@ def configure_logging(level: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JSONFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # Its warnings are about clients: one is gone while something is still written to it, once for each write.
+    logging.getLogger("asyncio").setLevel("ERROR")
     # uvicorn tells of its own start and stop at this level, which the service does itself.
     logging.getLogger("uvicorn").setLevel("WARNING")
