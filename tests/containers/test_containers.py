@@ -427,12 +427,15 @@ def test_an_admin_token_closes_the_store(project):
     assert ask("/kv", headers={"Authorization": f"Bearer {TOKEN}"})[0] == 200
 
 
-def test_the_port_is_the_one_of_the_setting(project):
-    here = project({"RSTORED_PORT": "8123"})
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_port_is_the_one_of_the_setting(project, workers):
+    here = project({"RSTORED_PORT": "8123", "RSTORED_WORKERS": workers})
     here.up()
     assert ask("/healthz", url="http://127.0.0.1:8123")[0] == 200
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", 8000), timeout=5)
+    assert here.compose("stop").returncode == 0
+    assert here.inspect()["State"]["ExitCode"] == 0, here.logs()
 
 
 @pytest.mark.parametrize("client_ca", [False, True], ids=["server", "mutual"])
