@@ -18,6 +18,7 @@ import ssl
 import time
 from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from types import TracebackType
 from typing import Any, Concatenate, Final, Generic, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, overload
 
@@ -55,7 +56,7 @@ from rstore.errors import (
 from rstore.folding import apply_event, fold
 from rstore.names import InvalidName, check_namespace
 from rstore.operators import OPERATOR_NAMES, OPERATORS, UNARY, UnfoldableEvent
-from rstore.points import Cells, InvalidPoints, Points, encode_stream
+from rstore.points import Cells, InvalidPoints, Points, encode_stream, stored_text
 from rstore.rotation import Rotation, rotate
 from rstore.sealing import EventContext, PairContext, PointContext, Sealer, new_apply_id, pack, unpack
 from rstore.transport import (
@@ -628,6 +629,8 @@ class _Operations(Generic[TransportT]):
         try:
             if self._dumps_itself:
                 packed = Points.from_values([(t, self._encode(value)) for t, value in pairs])
+                if self._sealer is None:
+                    _check_digits(packed)
             else:
                 packed = Points.from_pairs(list(pairs), self._encode)
         except InvalidPoints as error:
@@ -1115,6 +1118,25 @@ def _check_pairs(points: tuple[Any, ...]) -> None:
                 f"points are (timestamp, value) pairs; argument {number} {wrong or f'has {len(point)} members'}",
                 code="invalid-body",
             )
+
+
+def _check_digits(points: Points) -> None:
+    """Raise for a bare number that a `_dump` wrote as JSON, and of which the service would keep fewer digits."""
+    for t, (encoding, data) in points:
+        try:
+            exact = encoding is not Encoding.JSON or (stored := stored_text(data)) == data or _equal(stored, data)
+        except InvalidJSON:
+            exact = False
+        if not exact:
+            raise StoreEncodingError(
+                f"_dump returned a number at timestamp {t} that neither an int nor a float holds; "
+                "let it return a JSON string or list with the digits in it"
+            )
+
+
+def _equal(one: bytes, other: bytes) -> bool:
+    """Whether two JSON numbers are equal, digit for digit."""
+    return Decimal(one.decode()) == Decimal(other.decode())
 
 
 # --- Store -------------------------------------------------------------------------------------------------

@@ -564,6 +564,35 @@ class JsonStore(Store):
         return json.loads(data)
 
 
+class ExactStore(Store):
+    """Decimals as JSON numbers, with all their digits."""
+
+    def _dump(self, value):
+        return str(value)
+
+    def _load(self, data):
+        return decimal.Decimal(data)
+
+
+@pytest.mark.parametrize("text", ["12345678901234567.25", "0.1234567890123456789", "1e-400"])
+def test_digits_of_a_dump_of_ones_own_are_kept_or_refused(service_url, namespace, text):
+    exact = decimal.Decimal(text)
+    with ExactStore(service_url, namespace, KEY, frozen=False) as sealed:
+        sealed.extend("s", (1, exact))
+        assert sealed.range("s") == [(1, exact)]
+        sealed.discard()
+    with ExactStore(service_url, namespace, frozen=False) as store:
+        store.set("k", exact)
+        store.apply("e", {"n": exact})
+        assert store.get("k") == store.current("e")["n"] == exact
+        points = [(1, decimal.Decimal("1.50")), (2, decimal.Decimal(2**70)), (3, decimal.Decimal("1E+3"))]
+        store.extend("s", *points)
+        with pytest.raises(StoreEncodingError, match="at timestamp 5 that neither"):
+            store.extend("s", (4, decimal.Decimal(1)), (5, exact))
+        assert store.range("s") == points
+        store.discard()
+
+
 class BytesStore(Store):
     def _dump(self, value):
         return b"<" + repr(value).encode() + b">"
