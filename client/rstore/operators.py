@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import operator
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
@@ -72,7 +73,8 @@ class Bounds(NamedTuple):
     """What a result may not exceed: bits of an integer; characters, bytes or members of a sequence.
 
     They bound the time of every operator too, to some tenths of a second. They hold for ``int``, ``Fraction``, ``str``,
-    ``bytes``, ``bytearray``, ``list`` and ``tuple``; other types bound themselves (``Decimal`` by its context).
+    ``bytes``, ``bytearray``, ``list``, ``tuple`` and ``deque`` (one with a ``maxlen`` has that bound as well); other
+    types bound themselves (``Decimal`` by its context).
     """
 
     integer_bits_max: int = 2**20
@@ -195,7 +197,7 @@ def _joined_size(op: str, current: JsonValue, operand: JsonValue | None) -> int 
 
 # --- bounds ------------------------------------------------------------------------------------------------
 
-_SEQUENCES: Final = (str, bytes, bytearray, list, tuple)
+_SEQUENCES: Final = (str, bytes, bytearray, list, tuple, deque)
 _CONVERSIONS_MAX: Final = 10_000
 
 
@@ -211,9 +213,15 @@ def _bits(number: int | Fraction) -> int:
     return max(number.numerator.bit_length(), number.denominator.bit_length())
 
 
+def _length_at_most(sequence: Any, length: int) -> int:
+    """The length, or the ``maxlen`` of a deque that drops whatever is more."""
+    maxlen = sequence.maxlen if isinstance(sequence, deque) else None
+    return length if maxlen is None else min(length, maxlen)
+
+
 def _check_join(op: str, current: Any, operand: Any, bounds: Bounds) -> None:
     both = isinstance(current, _SEQUENCES) and isinstance(operand, _SEQUENCES)
-    if both and len(current) + len(operand) > bounds.length_max:
+    if both and _length_at_most(current, len(current) + len(operand)) > bounds.length_max:
         raise _too_long(op, bounds)
 
 
@@ -224,8 +232,10 @@ def _check_mul(op: str, current: Any, operand: Any, bounds: Bounds) -> None:
             raise _too_many_bits(op, bounds)
         return
     sequence, count = (operand, current) if isinstance(current, int) else (current, operand)
-    if isinstance(sequence, _SEQUENCES) and isinstance(count, int) and len(sequence) * count > bounds.length_max:
-        raise _too_long(op, bounds)
+    if isinstance(sequence, _SEQUENCES) and isinstance(count, int):
+        length = _length_at_most(sequence, len(sequence) * count)
+        if length > bounds.length_max:
+            raise _too_long(op, bounds)
 
 
 def _check_pow(op: str, current: Any, operand: Any, bounds: Bounds) -> None:

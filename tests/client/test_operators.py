@@ -6,6 +6,7 @@ import doctest
 import math
 import operator
 import time
+from collections import deque
 from decimal import Decimal
 from fractions import Fraction
 
@@ -144,6 +145,12 @@ def test_what_would_eat_memory_or_time_is_refused_quickly(op, current, operand):
     assert time.thread_time() - started < 0.5
 
 
+def test_a_deque_that_drops_what_is_more_is_bounded_by_its_maxlen():
+    bounds = Bounds(length_max=10)
+    assert apply_operator("mul", deque([1, 2, 3], maxlen=10), 10**15, bounds) == deque([3, *[1, 2, 3] * 3])
+    assert apply_operator("add", deque([1] * 8, maxlen=10), deque([2] * 8), bounds) == deque([1, 1, *[2] * 8])
+
+
 @pytest.mark.parametrize(
     ("op", "current", "inside", "outside"),
     [
@@ -153,6 +160,9 @@ def test_what_would_eat_memory_or_time_is_refused_quickly(op, current, operand):
         ("mul", 2**32 - 1, 2**32, 2**32 + 3),
         ("mul", "ab", 32, 33),
         ("mul", [1], 64, 65),
+        ("mul", deque([1]), 64, 65),
+        ("mul", deque([1] * 8, maxlen=65), 8, 9),
+        ("add", deque([1] * 60), deque([1] * 4), deque([1] * 5)),
         ("mul", "ab", -(10**15), 10**30),
         ("add", 2**64 - 2, 1, 2),
         ("add", "a" * 60, "bbbb", "bbbbb"),

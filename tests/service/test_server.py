@@ -116,6 +116,25 @@ def test_http_1_0(server):
     assert (status, body, headers["connection"]) == (200, b"abc", "close")
 
 
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        (b"http://localhost/ns", b"attacker.example", 200),
+        (b"http://LOCALHOST:8000/ns?limit=1", b"localhost", 200),
+        (b"http://[::1]", b"attacker.example", 200),
+        (b"http://attacker.example/ns", b"localhost", 421),
+        (b"http://attacker.example:8000?http://localhost/", b"localhost", 421),
+        (b"http://localhost@attacker.example/ns", b"localhost", 421),
+    ],
+)
+def test_a_target_that_names_the_host_counts_for_more_than_the_field(server, version, target, host, status):
+    request = b"GET %b HTTP/%b\r\nHost: %b\r\nConnection: close\r\n\r\n" % (target, version, host)
+    assert split(talk(server, request))[0] == status
+    if version == b"1.0":
+        assert split(talk(server, b"GET %b HTTP/1.0\r\n\r\n" % target))[0] == status
+
+
 def test_a_body_is_asked_for_only_if_it_is_wanted(server):
     head = b"PUT /kv/c HTTP/1.1\r\n" + CLOSE + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n"
     answer = talk(server, head % 3, b"abc")

@@ -51,6 +51,14 @@ def is_cross_origin(fields: Mapping[bytes, bytes]) -> bool:
     return origin not in (b"http://" + host, b"https://" + host)
 
 
+def _shortest(address: str) -> str:
+    """An IPv6 address in the form that settings have; browsers send no other, but people type others."""
+    try:
+        return str(ipaddress.IPv6Address(address))
+    except ValueError:
+        return address
+
+
 class Origins:
     """What the settings say of pages: the names of an open store, and the origins whose pages may read answers."""
 
@@ -83,9 +91,10 @@ class Origins:
                 "an open store answers only at localhost, addresses of loopback, and the names in RSTORED_HOSTS",
             )
         if method in _SAFE:
-            # A page sees whether a picture or a script that it embeds is there.
-            foreign = (
-                fields.get(b"sec-fetch-site") == b"cross-site" and fields.get(b"sec-fetch-dest", b"empty") not in _SHOWN
+            # A page sees whether a picture or a script that it embeds is there. Without CORS it also sees whether what
+            # it prefetches is there, and may read no answer.
+            foreign = fields.get(b"sec-fetch-site") == b"cross-site" and (
+                fields.get(b"sec-fetch-dest", b"empty") not in _SHOWN or fields.get(b"sec-fetch-mode") == b"no-cors"
             )
         else:
             foreign = is_cross_origin(fields)
@@ -97,5 +106,5 @@ class Origins:
         match = _HOST.match(host)
         if match is None:
             return False
-        name = match[1] or match[2]
+        name = match[2] or _shortest(match[1])
         return name in self._names or name.endswith(".localhost") or is_loopback(name)

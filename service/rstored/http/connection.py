@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import re
 import secrets
 import socket
 from collections.abc import Coroutine, Generator
@@ -49,6 +50,8 @@ _BLANK_LINE: Final = b"\r\n\r\n"
 _OTHER_VERSIONS: Final = frozenset(
     {"Invalid HTTP version", "Pause on PRI/Upgrade", "Expected HTTP/2 Connection Preface"}
 )
+# What stands before and behind the authority in a target that is a whole URL.
+_BESIDE_AUTHORITY: Final = re.compile(rb"\A[^:/?#]*://|[/?#].*\Z", re.DOTALL)
 _NOTHING: Final = bytearray()
 # Where a transport is not to know its connection any more.
 _NOBODY: Final = asyncio.BufferedProtocol()
@@ -444,8 +447,11 @@ class Connection(asyncio.BufferedProtocol):
         self._silent_bytes = 0
         self._url = b""
         self._fields = []
+        authority = None
         if not target.startswith(b"/"):
             parts = httptools.parse_url(target)
+            if parts.host is not None:
+                authority = _BESIDE_AUTHORITY.sub(b"", target)
             target = (parts.path or b"/") + (b"?" + parts.query if parts.query else b"")
         raw_path, _, query = target.partition(b"?")
         scope: Message = {**self._base}
@@ -468,6 +474,9 @@ class Connection(asyncio.BufferedProtocol):
         elif names.count(b"host") != 1:
             # RFC 9112, 3.2: a proxy that sees another one than we do must not be believed.
             raise Problem("malformed-request", "An HTTP/1.1 request has one Host.")
+        if authority is not None:
+            # RFC 9112, 3.2.2: a target that names the host counts, and not the field.
+            scope["headers"] = [(b"host", authority), *(field for field in fields if field[0] != b"host")]
         if b"expect" in names:
             exchange.expects_continue = (b"expect", b"100-continue") in fields
         self._body_left = int(fields[names.index(b"content-length")][1]) if b"content-length" in names else -1

@@ -101,6 +101,24 @@ async def test_a_strangers_page_embeds_nothing_of_an_open_store(app, site, dest,
             assert (answer.status_code == 403) is not allowed, (method, path)
 
 
+async def test_a_strangers_page_learns_nothing_by_prefetching(app):
+    """A browser sends no more than that for a `<link rel=prefetch>`, and tells the page whether it failed."""
+    said = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "empty"}
+    async with client(app) as http:
+        await http.put("/kv/k", content=b"1")
+        answers = [await http.request("GET", path, headers=said) for path in ("/kv/k", "/kv/absent")]
+        assert list(map(outcome, answers)) == [(403, "cross-origin-request")] * 2
+
+
+async def test_an_address_is_the_same_in_whatever_form_it_is_written(tmp_path):
+    settings = Settings(dsn=f"sqlite:///{tmp_path / 'store.db'}", hosts="2001:DB8:0::1")
+    async with running_app(settings) as app, client(app) as http:
+        for host in ("[2001:db8::1]", "[2001:DB8:0::1]:8000", "[2001:db8:0:0:0:0:0:1]"):
+            assert (await http.get("/ns", headers={"Host": host})).status_code == 200
+        for host in ("[2001:db8::2]", "2001:db8::1", "[2001:db8::1]x", "[:::]"):
+            assert outcome(await http.get("/ns", headers={"Host": host})) == (421, "misdirected-request")
+
+
 # How the service may be set up to listen. None of it has a say in which names and pages an open store lets in.
 LISTENING = [
     {"host": "127.0.0.1"},
