@@ -82,6 +82,13 @@ def test_every_limit_is_in_its_table_as_it_is():
         assert set(codes) <= set(PROBLEMS)
 
 
+def test_the_compose_file_passes_every_setting():
+    names = [f"RSTORED_{name.upper()}" for name in Settings.model_fields if name != "limits"]
+    names += [f"RSTORED_LIMITS__{name.upper()}" for name in Limits.model_fields]
+    block = "".join(f"  {name}:\n" for name in names)
+    assert f"\nx-settings: &settings\n{block}\n" in text("docker-compose.yml"), f"it must be\n{block}"
+
+
 def options(command) -> set[str]:
     """The long options of a command; of a pair of which one is the default (`--a/--b`) both."""
     given = {option for parameter in command.params for option in [*parameter.opts, *parameter.secondary_opts]}
