@@ -59,7 +59,7 @@ ASSIGNING: Final = frozenset({"setitem", "delitem"})
 class UnfoldableEvent(Exception):
     """An event that cannot be applied. ``reason`` says why and holds no value.
 
-    ``item`` and ``timestamp`` say which event it is, where that is known.
+    ``item`` and ``timestamp`` say which event it is, where that is known. The text of the exception names the item.
     """
 
     def __init__(self, reason: str, *, item: str | None = None, timestamp: int | None = None) -> None:
@@ -67,6 +67,11 @@ class UnfoldableEvent(Exception):
         self.reason = reason
         self.item = item
         self.timestamp = timestamp
+
+    def __str__(self) -> str:
+        if self.item is None:
+            return self.reason
+        return f"the event of item {self.item!r} cannot be applied: {self.reason}"
 
 
 class Bounds(NamedTuple):

@@ -1104,7 +1104,7 @@ def _operator_name(function: Callable[..., Any]) -> str:
 
 
 def _unfoldable(error: UnfoldableEvent) -> StoreIntegrityError:
-    return StoreIntegrityError(f"the event of item {error.item!r} cannot be applied: {error}", code="unfoldable-event")
+    return StoreIntegrityError(str(error), code="unfoldable-event")
 
 
 def _check_pairs(points: tuple[Any, ...]) -> None:

@@ -119,6 +119,15 @@ def test_a_refused_value_changes_nothing(run, routes):
     assert "never-made" not in run("ns", "list").json
 
 
+@pytest.mark.parametrize(
+    ("text", "is_word"), [("word", True), ("two words", True), ("1e400", False), ("[1,", False), ("", False)]
+)
+def test_only_a_word_is_told_that_a_string_needs_quotes(run, routes, text, is_word):
+    for done in (run("set", "k", text), run("es", "apply", "e", f"a={text}")):
+        assert done.code == 1
+        assert ("a string needs its quotes" in done.err) is is_word
+
+
 @SLOW
 @given(TEXTS)
 @example("0.12345678901234567890123456789")
@@ -221,7 +230,7 @@ def test_an_operator_that_is_none_is_refused_and_the_nearest_named(run, routes, 
     for change in (f"x:{op}=3", f"a:x:{op}=3", f"x:{op}"):
         done = run("es", "apply", "e", change)
         assert done.code == 1
-        assert "there is no operator" in done.err
+        assert f"there is no operator {op!r}: " in done.err
         assert f"did you mean {nearest}?" in done.err if nearest else "did you mean" not in done.err or op == "ADD"
     assert run("es", "list").json == []
 

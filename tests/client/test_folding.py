@@ -35,6 +35,7 @@ def test_a_refused_event_changes_nothing_and_is_named():
         with pytest.raises(UnfoldableEvent) as caught:
             apply_event(state, item, op, value, Bounds(integer_bits_max=8))
         assert caught.value.item == item
+        assert str(caught.value) == f"the event of item {item!r} cannot be applied: {caught.value.reason}"
         assert state == {"a": 1}
     with pytest.raises(UnfoldableEvent) as caught:
         fold([(1, "a", "setitem", 1), (7, "a", "truediv", 0)])

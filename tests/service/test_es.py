@@ -211,7 +211,9 @@ async def test_what_is_refused_stores_nothing(es, changes, options, code, pointe
     problem = await es.refused(code, *changes, **options)
     assert problem.members["pointer"] == pointer
     if code == "unfoldable-event":
-        assert problem.members["item"] == changes[int(pointer[-1])].item
+        item = problem.members["item"]
+        assert item == changes[int(pointer[-1])].item
+        assert problem.detail.startswith(f"the event of item {item!r} cannot be applied: ")
     assert (await es.list("n")).items == [SequenceInfo("k", 1, 1, 1_000, 1)]
 
 

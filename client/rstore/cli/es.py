@@ -64,10 +64,10 @@ def _change(text: str) -> tuple[str, tuple[Any, ...]]:
             raise Failure(f"not a change: {text[:60]!r}; write ITEM=JSON, ITEM:OPERATOR=JSON or ITEM:delitem")
     elif op not in OPERATORS:
         nearest = difflib.get_close_matches(op, OPERATORS, n=1, cutoff=0.4)
-        meant = f"; did you mean {nearest[0]}?" if nearest else ""
+        meant = f"did you mean {nearest[0]}? " if nearest else ""
         raise Failure(
-            f"there is no operator {op[:60]!r}{meant} The operators are {', '.join(OPERATORS)}. "
-            f"To set an item with a colon in its name, write {left[:60]}:setitem=JSON"
+            f"there is no operator {op[:60]!r}: {meant}the operators are {', '.join(OPERATORS)}; "
+            f"to set an item with a colon in its name, write {left[:60]}:setitem=JSON"
         )
     function = OPERATORS[op]
     if op in UNARY:

@@ -42,7 +42,9 @@ def json_text(text: str | bytes) -> JsonText:
         data = text.encode() if isinstance(text, str) else text
         parse_json(data)
     except InvalidJSON as error:
-        raise Failure(f"{error} (a string needs its quotes: '\"text\"')") from None
+        # Whoever writes a word means a string; of a number that is out of range the quotes say nothing.
+        hint = " (a string needs its quotes: '\"text\"')" if data[:1].isalpha() else ""
+        raise Failure(f"{error}{hint}") from None
     return JsonText(data)
 
 

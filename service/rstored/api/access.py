@@ -214,6 +214,8 @@ class Authentication:
         # Only a token that failed counts, and only against itself: a valid one is let in whatever others at its
         # address send.
         self._failures.take(client, now)
+        if not _token(header):
+            raise Problem("unauthenticated", "the header holds no token: send it as `Authorization: Bearer …`")
         raise Problem("unauthenticated", "the token is not known: it never was, has expired or was revoked")
 
     async def _verify(self, token: bytes, digest: bytes) -> Grant | None:

@@ -332,7 +332,8 @@ class EventSequences:
                     pointer=f"/events/{index}",
                 ) from None
             except UnfoldableEvent as error:
-                raise Problem("unfoldable-event", error.reason, item=event.item, pointer=f"/events/{index}") from None
+                error.item = event.item
+                raise Problem("unfoldable-event", str(error), item=event.item, pointer=f"/events/{index}") from None
             touched[event.item] = _Touched(row, new_row)
 
         meta = _Meta(
