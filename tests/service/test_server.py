@@ -9,13 +9,17 @@ import re
 import signal
 import socket
 import sqlite3
+import threading
 import time
 
 import httpx2
 import pytest
+import uvloop
 from tests.waiting import SECONDS_MAX, until
 
 from rstored.api.metrics import Metrics
+from rstored.backends.abc import Commit, Head, HeadRead, Kind, Place, PutHead, Update, namespace_place
+from rstored.backends.sqlite import SQLiteBackend
 from rstored.http.connection import Connection
 from rstored.http.connections import Connections
 from rstored.limits import Limits
@@ -566,7 +570,7 @@ async def test_what_is_cancelled_before_its_task_has_begun_is_undone():
 @pytest.mark.parametrize(
     ("others", "expected"),
     [
-        (0, ["/1", "renewed", "/2", "/3", "/4", "renewed", "/5"]),
+        (0, ["renewed", "/1", "renewed", "/2", "/3", "/4", "renewed", "/5"]),
         (1_001, ["renewed", "/1", "renewed", "/2", "renewed", "/3", "renewed", "/4", "renewed", "/5"]),
     ],
 )
@@ -593,3 +597,55 @@ async def test_what_may_come_late_in_a_round_is_answered_from_what_is_stored_the
         await asyncio.sleep(0.1)
         transport.abort()
     assert told == expected
+
+
+def test_what_a_task_saw_before_is_not_what_the_next_request_gets(tmp_path):
+    """Another process may write after a task of this one has read, and before this one reads its next request."""
+    # The service's own event loop calls what reads from sockets at once, and other callbacks after it.
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(read_after_a_task(tmp_path))
+
+
+async def read_after_a_task(tmp_path):
+    dsn = f"sqlite:///{tmp_path / 'store.db'}"
+    namespace, pair = namespace_place("ns"), Place("ns", Kind.KV, "k")
+
+    async def write(content: bytes) -> None:
+        backend = await SQLiteBackend.open(dsn)
+        try:
+            assert await backend.update([Update((namespace, pair), lambda heads: putting(content))]) == [None]
+        finally:
+            await backend.close()
+
+    def putting(content: bytes):
+        yield from ()
+        return Commit([PutHead(namespace, Head(b"")), PutHead(pair, Head(b"", content))], None)
+
+    def write_meanwhile(content: bytes) -> None:
+        writer = threading.Thread(target=lambda: asyncio.run(write(content)))
+        writer.start()
+        writer.join()
+
+    write_meanwhile(b"before")
+    backend = await SQLiteBackend.open(dsn)
+
+    async def app(scope, receive, send):
+        await receive()
+        ((head,),) = await backend.read([(HeadRead(pair),)])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": head.value})
+
+    connections = Connections(Limits(), Metrics(None), (), backend.renew)
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.setblocking(False)
+        transport, _ = await loop.connect_accepted_socket(lambda: Connection(app, connections, ours, None), ours)
+        for round_number in range(5):
+            await backend.read([(HeadRead(pair),)])
+            content = b"after-%d" % round_number
+            write_meanwhile(content)
+            theirs.send(b"GET /k HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert (await loop.sock_recv(theirs, 10_000)).endswith(content)
+        transport.abort()
+    await backend.close()

@@ -241,9 +241,12 @@ class Connection(asyncio.BufferedProtocol):
         server.idle.pop(self, None)
         self._ends_at = math.inf
         exchange.begun = True
-        if pipelined or len(server.connections) > _CONNECTIONS_A_ROUND_MAX:
-            # It may have been sent long after the round of the event loop began in which it arrived.
+        if pipelined or self._base["scheme"] == "https" or len(server.connections) > _CONNECTIONS_A_ROUND_MAX:
+            # It may have been sent long after the round of the event loop began in which it arrived. Over TLS it may
+            # have been decrypted outside of the round.
             server.renew()
+        else:
+            server.join_round()
         running = self._app(exchange.scope, exchange.receive, exchange.send)
         try:
             awaited = running.send(None)

@@ -49,6 +49,22 @@ class Connections(ServerState):
         self._of_client: Counter[str] = Counter()
         self._closed: Counter[str] = Counter()
         self._refused = 0
+        self._in_round = False
+
+    def join_round(self) -> None:
+        """Called before the app answers: what it reads may not be older than this round of reading.
+
+        The requests of one round may share what the storage showed at one moment of it. A task may have looked at the
+        storage before the round, and what it saw would stay until the round is over. So the first request renews.
+        """
+        if not self._in_round:
+            self._in_round = True
+            self.renew()
+            # The event loop reads from all sockets that are ready, and then runs this.
+            asyncio.get_running_loop().call_soon(self._leave_round)
+
+    def _leave_round(self) -> None:
+        self._in_round = False
 
     def admit(self, connection: Connection, now: float) -> bool:
         """Whether a new connection may stay, which then is one of these. If there are too many, the longest idle one
