@@ -207,6 +207,18 @@ def _decode_key(key: object) -> bytes | None:
     return base64.urlsafe_b64decode(text)
 
 
+def _decode_keys(keys: object) -> list[bytes | None]:
+    """The 32 bytes of a key or of several, and None for what is not one."""
+    if not isinstance(keys, str | bytes) and isinstance(keys, Iterable):
+        try:
+            several = iter(keys)
+        except TypeError:
+            # An array of no dimension says that it is iterable.
+            several = iter((None,))
+        return list(map(_decode_key, several))
+    return [_decode_key(keys)]
+
+
 def key_id_of(value: Value) -> str | None:
     """The id of the key that a sealed value names, in hexadecimal; None if it is no envelope. Nothing is decrypted."""
     encoding, envelope = value
@@ -240,8 +252,7 @@ class Sealer:
 
     def __init__(self, keys: str | bytes | Sequence[str | bytes], *, accept_fernet: bool = False) -> None:
         self._keys: dict[bytes, _Key] = {}
-        alone = isinstance(keys, str | bytes) or not isinstance(keys, Iterable)
-        masters = list(map(_decode_key, (keys,) if alone else keys))
+        masters = _decode_keys(keys)
         # Where the error is raised no variable holds a key.
         del keys
         ordinal = masters.index(None) + 1 if None in masters else 0

@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy
 import pytest
 import rich.console
 import rich.pretty
@@ -559,6 +560,9 @@ def test_there_has_to_be_a_key() -> None:
         Sealer([])
     with pytest.raises(StoreError, match="key 1 is not a key"):
         Sealer([None])  # type: ignore[list-item]
+    for array in (numpy.array(1), numpy.array([[1]])):
+        with pytest.raises(StoreError, match="key 1 is not a key"):
+            Sealer(array)
 
 
 def test_a_repr_shows_key_ids_and_no_key() -> None:
