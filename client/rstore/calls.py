@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import hashlib
 import re
+import sys
 import uuid
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
@@ -36,6 +37,8 @@ from rstore.errors import (
     StoreProtocolError,
     StoreRequestError,
 )
+from rstore.memory import PAGE_ITEMS_MAX, Spend, free, json_memory
+from rstore.names import KEY_BYTES_MAX
 from rstore.operators import OPERATORS, UNARY
 from rstore.points import FrameReader, InvalidPoints, Points
 
@@ -104,7 +107,19 @@ INT64_MAX: Final = 2**63 - 1
 # What says that the service, or a proxy before it, is busy or away for a moment.
 RETRIED_STATUSES: Final = frozenset({429, 502, 503, 504})
 
+# What is kept of an answer takes at most so many bytes, beside names and data: CPython's objects, on 64 bits.
+_TUPLE_BYTES: Final = 112
+_SLOT_BYTES: Final = 16
+_INTEGER_BYTES: Final = 48
+_POINT_BYTES: Final = 152
+_ENTRY_BYTES: Final = 600
+_ITEM_BYTES: Final = 200
+_EVENT_BYTES: Final = 560
+_INT64_CHARACTERS: Final = 21
+
+_CURSOR_LENGTH_MAX: Final = 4_096
 _MESSAGE_LENGTH_MAX: Final = 500
+_PROBLEM_BYTES_MAX: Final = 2**16
 _RETRY_AFTER: Final = re.compile(r"[0-9]{1,6}\Z")
 _ETAG: Final = re.compile(r'"([\x21\x23-\x7e]{1,256})"\Z')
 _BARE_ETAG: Final = re.compile(r"[\x21\x23-\x7e]{1,256}\Z")
@@ -122,10 +137,11 @@ class Head(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A whole answer."""
+    """A whole answer. ``spend`` is told how much memory is taken by what is made of it, before it is made."""
 
     head: Head
     body: bytes
+    spend: Spend = free
 
 
 class Reader(Protocol[T_co]):
@@ -140,15 +156,18 @@ class Reader(Protocol[T_co]):
 class Call(Generic[T]):
     """A request, and what reads its answer. ``target`` is percent-encoded path and query.
 
+    A reader is made of the answer's head and of what counts the memory that it takes: it says how much that will be
+    before it takes it. The bytes that it is fed are counted already.
+
     An operation of one or several steps is a generator of calls: ``found = yield from call`` yields the call and is
-    sent what its reader made of the answer. ``own_budget``: what the answers of an operation may have in bytes is not
+    sent what its reader made of the answer. ``own_budget``: the memory that the answers of an operation may take is not
     shared with this one, as the operation keeps nothing of it. What is not ``repeatable`` must not be carried out twice
     and has no id by which the service would see to that.
     """
 
     method: str
     target: str
-    reader: Callable[[Head], Reader[T]]
+    reader: Callable[[Head, Spend], Reader[T]]
     headers: tuple[tuple[bytes, bytes], ...] = ()
     body: bytes = b""
     own_budget: bool = False
@@ -179,21 +198,29 @@ class TryAgain(Exception):
 class _Whole(Generic[T]):
     """A reader that gathers the body and decodes it at once."""
 
-    __slots__ = ("_chunks", "_decode", "_head")
+    __slots__ = ("_body", "_decode", "_head", "_spend")
 
-    def __init__(self, decode: Callable[[Answer], T], head: Head) -> None:
+    def __init__(self, decode: Callable[[Answer], T], head: Head, spend: Spend) -> None:
         self._decode = decode
         self._head = head
-        self._chunks: list[bytes] = []
+        self._spend = spend
+        self._body: bytes | bytearray = b""
 
     def feed(self, chunk: bytes, /) -> None:
-        self._chunks.append(chunk)
+        if not self._body:
+            self._body = chunk
+            return
+        # Many small chunks would take many times their bytes in a list.
+        if isinstance(self._body, bytes):
+            self._body = bytearray(self._body)
+        self._body += chunk
 
     def finish(self) -> T:
-        return self._decode(Answer(self._head, b"".join(self._chunks)))
+        body, self._body = bytes(self._body), b""
+        return self._decode(Answer(self._head, body, self._spend))
 
 
-def _whole(decode: Callable[[Answer], T]) -> Callable[[Head], Reader[T]]:
+def _whole(decode: Callable[[Answer], T]) -> Callable[[Head, Spend], Reader[T]]:
     return functools.partial(_Whole, decode)
 
 
@@ -235,6 +262,11 @@ def _media_type(head: Head) -> str:
     return head.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
+def _is_problem(answer: Answer) -> bool:
+    """Whether it is a problem document, which is never as long as some answers that are none."""
+    return _media_type(answer.head) == "application/problem+json" and len(answer.body) <= _PROBLEM_BYTES_MAX
+
+
 def _refusal(answer: Answer) -> Exception:
     """The exception for an answer that is none of those asked for."""
     head = answer.head
@@ -243,7 +275,7 @@ def _refusal(answer: Answer) -> Exception:
         return StoreProtocolError(f"the server answered with status {head.status}{location}", status=head.status)
     problem = _Problem()
     document: dict[str, Any] = {}
-    if _media_type(head) == "application/problem+json":
+    if _is_problem(answer):
         try:
             problem = _PROBLEM.decode(answer.body)
             document = msgspec.json.decode(answer.body)
@@ -271,22 +303,51 @@ def _refusal(answer: Answer) -> Exception:
     return TryAgain(error, float(after) if _RETRY_AFTER.match(after) else None)
 
 
-def _json(answer: Answer, decoder: msgspec.json.Decoder[T], *statuses: int) -> T:
-    """The body of an answer that must be JSON of a given shape with one of these statuses."""
-    if answer.head.status not in statuses:
+def _json(answer: Answer, decoder: msgspec.json.Decoder[T], *statuses: int, **most: int) -> T:
+    """The body of an answer that must be JSON of a given shape with one of these statuses.
+
+    ``most`` says how many objects an array of that name may have. What has more, or would take too much memory, is not
+    decoded. What has been decoded counts no more: what is made of it is for the caller to count.
+    """
+    head, body, spend = answer
+    if head.status not in statuses:
         raise _refusal(answer)
-    if _media_type(answer.head) != JSON_MEDIA_TYPE:
-        _malformed("it is not JSON", answer.head)
+    if _media_type(head) != JSON_MEDIA_TYPE:
+        _malformed("it is not JSON", head)
+    size = json_memory(body)
+    spend(size)
     try:
-        return decoder.decode(answer.body)
+        if most and body.count(b"{") > 1 + sum(most.values()):
+            arrays = _ARRAYS.decode(body)
+            if any(len(getattr(arrays, name)) > number for name, number in most.items()):
+                _malformed("there are more items than were asked for", head)
+        return decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else _printable(str(error))
-        _malformed(reason, answer.head)
+        _malformed(reason, head)
+    finally:
+        spend(-size)
+
+
+class _Object(msgspec.Struct, gc=False):
+    """An object of which nothing is kept."""
+
+
+class _Arrays(msgspec.Struct):
+    """The arrays of an answer, decoded as far as it takes to count their objects."""
+
+    items: list[_Object] = []
+    events: list[_Object] = []
+    get: list[_Object] = []
+    set: list[_Object] = []
+
+
+_ARRAYS: Final = msgspec.json.Decoder(_Arrays)
 
 
 def _code(answer: Answer, status: int) -> str | None:
     """The problem code of an answer with this status; None if it has another status or is no problem document."""
-    if answer.head.status != status or _media_type(answer.head) != "application/problem+json":
+    if answer.head.status != status or not _is_problem(answer):
         return None
     try:
         return _PROBLEM.decode(answer.body).code
@@ -304,6 +365,7 @@ def _nothing(*statuses: int) -> Callable[[Answer], None]:
 
 # --- values in JSON ----------------------------------------------------------------------------------------
 
+_Name = Annotated[str, msgspec.Meta(max_length=KEY_BYTES_MAX)]
 _Int64 = Annotated[int, msgspec.Meta(ge=INT64_MIN, le=INT64_MAX)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
 _NULL: Final = msgspec.Raw(b"null")
@@ -380,21 +442,21 @@ class Page(NamedTuple, Generic[T]):
 
 class _Page(msgspec.Struct, Generic[T]):
     items: list[T]
-    cursor: str | None
+    cursor: Annotated[str, msgspec.Meta(max_length=_CURSOR_LENGTH_MAX)] | None
 
 
 class _Key(msgspec.Struct):
-    key: str
+    key: _Name
 
 
 class _Sized(msgspec.Struct):
-    key: str
+    key: _Name
     points: _Count = 0
     events: _Count = 0
 
 
 class _Namespace(msgspec.Struct):
-    namespace: str
+    namespace: _Name
 
 
 _KEY_PAGE: Final = msgspec.json.Decoder(_Page[_Key])
@@ -402,13 +464,25 @@ _SIZE_PAGE: Final = msgspec.json.Decoder(_Page[_Sized])
 _NAMESPACE_PAGE: Final = msgspec.json.Decoder(_Page[_Namespace])
 
 
+def _page(answer: Answer, decoder: msgspec.json.Decoder[_Page[T]]) -> _Page[T]:
+    return _json(answer, decoder, 200, items=PAGE_ITEMS_MAX)
+
+
+def _names(answer: Answer, names: list[str]) -> list[str]:
+    """The names of a listing, counted."""
+    answer.spend(sum(map(sys.getsizeof, names)) + _SLOT_BYTES * len(names))
+    return names
+
+
 def _key_page(answer: Answer) -> Page[str]:
-    page = _json(answer, _KEY_PAGE, 200)
-    return Page([item.key for item in page.items], page.cursor)
+    page = _page(answer, _KEY_PAGE)
+    return Page(_names(answer, [item.key for item in page.items]), page.cursor)
 
 
 def _size_page(answer: Answer) -> Page[tuple[str, int]]:
-    page = _json(answer, _SIZE_PAGE, 200)
+    page = _page(answer, _SIZE_PAGE)
+    _names(answer, [item.key for item in page.items])
+    answer.spend(_TUPLE_BYTES * len(page.items))
     return Page([(item.key, item.points + item.events) for item in page.items], page.cursor)
 
 
@@ -442,8 +516,8 @@ def ns_list(cursor: str | None = None) -> Call[Page[str]]:
     """One page of the names of the namespaces that the token reaches."""
 
     def decode(answer: Answer) -> Page[str]:
-        page = _json(answer, _NAMESPACE_PAGE, 200)
-        return Page([item.namespace for item in page.items], page.cursor)
+        page = _page(answer, _NAMESPACE_PAGE)
+        return Page(_names(answer, [item.namespace for item in page.items]), page.cursor)
 
     return Call("GET", "/ns" + _query(cursor=cursor), _whole(decode), _ACCEPT_JSON)
 
@@ -511,7 +585,8 @@ def token_list(cursor: str | None = None) -> Call[Page[Token]]:
     """One page of tokens."""
 
     def decode(answer: Answer) -> Page[Token]:
-        page = _json(answer, _TOKEN_PAGE, 200)
+        page = _page(answer, _TOKEN_PAGE)
+        answer.spend(json_memory(answer.body))
         return Page(page.items, page.cursor)
 
     return Call("GET", "/tokens" + _query(cursor=cursor), _whole(decode), _ACCEPT_JSON)
@@ -562,18 +637,15 @@ class Batch(NamedTuple):
 
 
 class _Entry(msgspec.Struct):
-    key: str
+    key: _Name
     etag: str
     value: msgspec.Raw
     encoding: str = "json"
     expires: _Int64 | None = None
 
-    def stored(self) -> StoredEntry:
-        return StoredEntry(_value(self.value, self.encoding), _etag(self.etag), self.expires)
-
 
 class _Put(msgspec.Struct):
-    key: str
+    key: _Name
     etag: str
 
 
@@ -604,13 +676,22 @@ def kv_find(namespace: str, match: str | None, cursor: str | None = None) -> Cal
     """One page of the pairs whose key matches the glob."""
 
     def decode(answer: Answer) -> Page[tuple[str, StoredEntry]]:
-        page = _json(answer, _ENTRY_PAGE, 200)
+        page = _page(answer, _ENTRY_PAGE)
         if match is not None and not all(map(_glob(match).match, [item.key for item in page.items])):
             _malformed("there are other keys than were asked for", answer.head)
-        return Page([(item.key, item.stored()) for item in page.items], page.cursor)
+        return Page(_entries(answer, page.items), page.cursor)
 
     query = _query(match=match, values="true", cursor=cursor)
     return Call("GET", _target(namespace, "kv", query=query), _whole(decode), _ACCEPT_JSON)
+
+
+def _entries(answer: Answer, found: list[_Entry]) -> list[tuple[str, StoredEntry]]:
+    """The pairs, counted."""
+    answer.spend(sum(_ENTRY_BYTES + sys.getsizeof(entry.key) + len(entry.value) for entry in found))
+    return [
+        (entry.key, StoredEntry(_value(entry.value, entry.encoding), _etag(entry.etag), entry.expires))
+        for entry in found
+    ]
 
 
 def _glob(pattern: str) -> re.Pattern[str]:
@@ -736,8 +817,8 @@ def kv_batch(
     written = {part.key for part in parts}
 
     def decode(answer: Answer) -> Batch:
-        result = _json(answer, _BATCH, 200)
-        entries = [(entry.key, entry.stored()) for entry in result.get]
+        result = _json(answer, _BATCH, 200, get=len(asked), set=len(written))
+        entries = _entries(answer, result.get)
         etags = {put.key: _etag(put.etag) for put in result.set}
         if not asked.issuperset(key for key, _ in entries) or etags.keys() != written:
             _malformed("it speaks of other keys than were asked for", answer.head)
@@ -796,20 +877,16 @@ class _PointsReader(Generic[T]):
     """Reads frames as they come, and checks that they are what was asked for."""
 
     def __init__(
-        self,
-        unpack: Callable[[Points], list[T]],
-        low: int,
-        high: int,
-        n: int | None,
-        step: int,
-        bytes_max: int,
+        self, unpack: Callable[[Points], list[T]], low: int, high: int, n: int | None, step: int, spend: Spend
     ) -> None:
-        self._frames = FrameReader(stream_bytes_max=bytes_max)
+        self._frames = FrameReader(admit=self._admit)
         self._unpack = unpack
         self._next = low
         self._high = high
         self._n = n
         self._step = step
+        self._spend = spend
+        self._count = 0
         self._points: list[T] = []
 
     def feed(self, chunk: bytes, /) -> None:
@@ -818,6 +895,13 @@ class _PointsReader(Generic[T]):
                 self._take(points)
         except InvalidPoints as error:
             _malformed(str(error))
+
+    def _admit(self, count: int, size: int) -> None:
+        """Before a frame is decoded: it says that it holds so many points, in columns of so many bytes."""
+        self._count += count
+        if self._n is not None and self._count > self._n:
+            _malformed("there are more points than were asked for")
+        self._spend(size + _POINT_BYTES * count)
 
     def _take(self, points: Points) -> None:
         times = points.timestamps
@@ -829,8 +913,6 @@ class _PointsReader(Generic[T]):
             _malformed("points are closer to each other than `freq`")
         self._next = times[-1] + self._step
         self._points += self._unpack(points)
-        if self._n is not None and len(self._points) > self._n:
-            _malformed("there are more points than were asked for")
 
     def finish(self) -> list[T]:
         try:
@@ -849,31 +931,27 @@ def ts_range(
     end: int | None,
     n: int | None,
     freq: int | None,
-    bytes_max: int,
 ) -> Call[list[T]]:
-    """The points from ``start`` to ``end``, each frame of them turned into a list by ``unpack`` as it arrives.
-
-    ``bytes_max`` bounds what the frames decompress to.
-    """
+    """The points from ``start`` to ``end``, each frame of them turned into a list by ``unpack`` as it arrives."""
     low = INT64_MIN if start is None else start
     high = INT64_MAX if end is None else end
 
-    def reader(head: Head) -> Reader[list[T]]:
+    def reader(head: Head, spend: Spend) -> Reader[list[T]]:
         if head.status != 200:
-            return _Whole(_raise_refusal, head)
+            return _Whole(_raise_refusal, head, spend)
         if _media_type(head) != POINTS_MEDIA_TYPE:
             _malformed("it is not of the points form", head)
-        return _PointsReader(unpack, low, high, n, freq or 1, bytes_max)
+        return _PointsReader(unpack, low, high, n, freq or 1, spend)
 
     query = _query(start=start, end=end, n=n, freq=freq)
     return Call("GET", _target(namespace, "ts", key, "range", query), reader, _ACCEPT_POINTS)
 
 
 def ts_points(
-    namespace: str, key: str, *, start: int, end: int | None = None, n: int | None = None, bytes_max: int
+    namespace: str, key: str, *, start: int, end: int | None = None, n: int | None = None
 ) -> Call[list[Points]]:
     """The points from ``start`` to ``end`` as they are stored, in parts."""
-    return ts_range(namespace, key, lambda points: [points], start=start, end=end, n=n, freq=None, bytes_max=bytes_max)
+    return ts_range(namespace, key, lambda points: [points], start=start, end=end, n=n, freq=None)
 
 
 def _raise_refusal(answer: Answer) -> NoReturn:
@@ -902,8 +980,11 @@ def ts_missing(namespace: str, key: str, start: int, end: int | None, freq: int)
     """The timestamps of the grid that have no point."""
 
     def decode(answer: Answer) -> list[int]:
-        missing = _json(answer, _MISSING, 200).missing
         last = INT64_MAX if end is None else end
+        if len(answer.body) > 1_024 + _INT64_CHARACTERS * max((last - start) // freq + 1, 0):
+            _malformed("there are more timestamps than were asked for", answer.head)
+        missing = _json(answer, _MISSING, 200).missing
+        answer.spend(_INTEGER_BYTES * len(missing))
         ascending = all(map(int.__lt__, missing, missing[1:]))
         if not ascending or any((t - start) % freq or not start <= t <= last for t in missing):
             _malformed("it names timestamps that are not on the grid", answer.head)
@@ -967,7 +1048,7 @@ class State(NamedTuple):
 
 class _Event(msgspec.Struct):
     timestamp: _Int64
-    item: str
+    item: _Name
     op: str
     value: msgspec.Raw = _NULL
     encoding: str = "json"
@@ -992,7 +1073,7 @@ class _Change(msgspec.Struct):
 class _State(msgspec.Struct):
     timestamp: _Int64
     revision: _Count
-    state: dict[str, msgspec.Raw] = {}
+    state: dict[_Name, msgspec.Raw] = {}
     events: list[_Event] = []
 
 
@@ -1015,18 +1096,21 @@ _RESEALED: Final = msgspec.json.Decoder(_Resealed)
 _PRUNED: Final = msgspec.json.Decoder(_Pruned)
 
 
-def _in_order(events: list[Event], head: Head) -> list[Event]:
-    """The events, checked to be in order of timestamp, then item, and none twice."""
+def _in_order(answer: Answer, found: list[_Event]) -> list[Event]:
+    """The events, counted, and checked to be in order of timestamp, then item, and none twice."""
+    answer.spend(sum(_EVENT_BYTES + sys.getsizeof(event.item) + len(event.value) for event in found))
+    events = [event.event() for event in found]
     places = [(event.timestamp, event.item) for event in events]
     if not all(map(tuple.__lt__, places, places[1:])):
-        _malformed("events are out of order", head)
+        _malformed("events are out of order", answer.head)
     return events
 
 
 def _state(answer: Answer, *, until: int = INT64_MAX) -> State:
     found = _json(answer, _STATE, 200)
+    answer.spend(sum(_ITEM_BYTES + sys.getsizeof(item) + len(raw) for item, raw in found.state.items()))
     items = {item: Value(Encoding.JSON, bytes(raw)) for item, raw in found.state.items()}
-    events = _in_order([event.event() for event in found.events], answer.head)
+    events = _in_order(answer, found.events)
     if found.timestamp > until or (events and events[-1].timestamp > found.timestamp):
         _malformed("the state includes later events than it says", answer.head)
     if not items.keys().isdisjoint(event.item for event in events):
@@ -1081,7 +1165,8 @@ def es_events(
     def decode(answer: Answer) -> list[Event] | None:
         if _code(answer, 404) == "sequence-not-found":
             return None
-        events = _in_order([event.event() for event in _json(answer, _EVENTS, 200).events], answer.head)
+        most = {} if n is None else {"events": n}
+        events = _in_order(answer, _json(answer, _EVENTS, 200, **most).events)
         if events and not (low <= events[0].timestamp and events[-1].timestamp <= high):
             _malformed("there are events outside the range asked for", answer.head)
         if any((names is not None and e.op not in names) or (item is not None and e.item != item) for e in events):

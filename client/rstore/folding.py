@@ -11,9 +11,11 @@ order is the same whoever folds, and pruning does not change it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
+from rstore.memory import Spend, free
 from rstore.operators import Bounds, UnfoldableEvent, apply_operator
 
 __all__ = ["apply_event", "fold", "present_after", "relevant"]
@@ -34,10 +36,13 @@ def present_after(op: str, present: bool) -> bool:
     return op != "delitem"
 
 
-def apply_event(state: dict[str, Any], item: str, op: str, value: Any, bounds: Bounds | None = None) -> None:
+def apply_event(
+    state: dict[str, Any], item: str, op: str, value: Any, bounds: Bounds | None = None, spend: Spend = free
+) -> None:
     """Change ``state`` as one event says. Values in it are replaced, never changed.
 
-    Raises :class:`~rstore.operators.UnfoldableEvent`; the state is then as it was.
+    ``spend`` is told how much more memory a computed value takes than the one that it replaces. Raises
+    :class:`~rstore.operators.UnfoldableEvent`; the state is then as it was.
 
     >>> state = {"a": 1}
     >>> apply_event(state, "a", "add", 2)
@@ -50,16 +55,21 @@ def apply_event(state: dict[str, Any], item: str, op: str, value: Any, bounds: B
         elif op == "setitem":
             state[item] = value
         else:
-            state[item] = apply_operator(op, state[item], value, bounds or Bounds())
+            current = state[item]
+            state[item] = result = apply_operator(op, current, value, bounds or Bounds())
+            spend(sys.getsizeof(result) - sys.getsizeof(current))
     except UnfoldableEvent as error:
         error.item = item
         raise
 
 
-def fold(events: Iterable[tuple[int, str, str, Any]], bounds: Bounds | None = None) -> dict[str, Any]:
+def fold(
+    events: Iterable[tuple[int, str, str, Any]], bounds: Bounds | None = None, spend: Spend = free
+) -> dict[str, Any]:
     """The state that events make, in order of item. The events come in order of timestamp, their values decoded.
 
-    Raises :class:`~rstore.operators.UnfoldableEvent` with the ``item`` and ``timestamp`` of what cannot be applied.
+    ``spend`` as in :func:`apply_event`. Raises :class:`~rstore.operators.UnfoldableEvent` with the ``item`` and
+    ``timestamp`` of what cannot be applied.
 
     >>> fold([(1, "b", "setitem", 5), (1, "a", "setitem", "x"), (2, "b", "mul", 2), (3, "a", "concat", "y")])
     {'a': 'xy', 'b': 10}
@@ -67,7 +77,7 @@ def fold(events: Iterable[tuple[int, str, str, Any]], bounds: Bounds | None = No
     state: dict[str, Any] = {}
     for timestamp, item, op, value in events:
         try:
-            apply_event(state, item, op, value, bounds)
+            apply_event(state, item, op, value, bounds, spend)
         except UnfoldableEvent as error:
             error.timestamp = timestamp
             raise

@@ -39,7 +39,8 @@ import zoneinfo
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from rstore.errors import StoreEncodingError
+from rstore.errors import StoreEncodingError, StoreError
+from rstore.memory import Spend, free
 from rstore.numeric import plain_number
 
 __all__ = ["dumps", "loads"]
@@ -70,8 +71,8 @@ def dumps(value: object, *, trusted: bool = False) -> bytes:
     return data
 
 
-def loads(data: bytes, *, trusted: bool) -> object:
-    """The value of a pickle.
+def loads(data: bytes, *, trusted: bool, spend: Spend = free) -> object:
+    """The value of a pickle. ``spend`` is told how much memory it takes, before it takes it.
 
     ``trusted`` runs Python's own unpickler, and so whatever code the pickle names. Otherwise only the types of the
     table in this module are made. Every failure is a :class:`StoreEncodingError`; for a type that is not in the table
@@ -83,12 +84,15 @@ def loads(data: bytes, *, trusted: bool) -> object:
     rstore.errors.StoreEncodingError: the pickle holds 'enum.Enum', which is not among the harmless types; ...
     """
     if trusted:
+        spend(_MEMORY_PER_BYTE * len(data))
         try:
             return pickle.loads(data)  # noqa: S301 - the caller vouches for the pickle
         except Exception as error:
             raise StoreEncodingError(f"the pickle cannot be loaded: {type(error).__name__}: {error}") from error
     try:
-        return _Machine(data).run()
+        return _Machine(data, spend=spend).run()
+    except StoreError:
+        raise
     except _Refusal as refusal:
         reason = str(refusal)
     except Exception as error:
@@ -357,6 +361,15 @@ _GLOBALS: Final[dict[tuple[str, str], object]] = {
 # --- the machine -------------------------------------------------------------------------------------------
 
 _OBJECTS_MAX: Final = 2_000_000
+# The most bytes of memory that are taken: by a byte of text, which one wide character makes wide; by a number and its
+# places in stack, memo and dict; by a member's place in a set; by an empty container; by what a constructor makes.
+_MEMORY_PER_BYTE: Final = 5
+_MEMORY_PER_INSTRUCTION: Final = 104
+_MEMORY_PER_MEMBER: Final = 160
+_MEMORY_PER_CONTAINER: Final = 240
+_MEMORY_PER_CALL: Final = 600
+_MEMORY_PER_COPIED_BYTE: Final = 8
+_INSTRUCTIONS_PER_COUNT: Final = 256
 _COPIES_PER_BYTE_MAX: Final = 16
 _KEY_BYTES_MAX: Final = 65_536
 _FROZEN_NESTING_MAX: Final = 500
@@ -376,8 +389,12 @@ _DICTS: Final = frozenset({dict, collections.OrderedDict, collections.defaultdic
 class _Machine:
     """Runs one untrusted pickle. Raises anything on a malformed one; it is used once and thrown away."""
 
-    def __init__(self, data: bytes, *, share: float = 1.0) -> None:
-        """``share`` of the time that such a pickle may take is what this one has."""
+    def __init__(self, data: bytes, *, share: float = 1.0, spend: Spend = free) -> None:
+        """``share`` of the time that such a pickle may take is what this one has; ``spend`` counts its memory."""
+        self.spend_memory = spend
+        self.members = 0
+        self.calls = 0
+        self.counted = 0
         self.data = data
         self.position = 0
         self.frame_end = 0
@@ -396,17 +413,35 @@ class _Machine:
 
     def run(self) -> object:
         data, instructions, stop = self.data, _INSTRUCTIONS, pickle.STOP[0]
+        executed = 0
+        self.spend_memory(_MEMORY_PER_BYTE * len(data))
         while (code := data[self.position]) != stop:
             self.position += 1
             instruction = instructions.get(code)
             if instruction is None:
                 raise _Refusal(f"the pickle uses opcode 0x{code:02x}, which no harmless type needs")
             instruction(self)
+            executed += 1
+            if executed == _INSTRUCTIONS_PER_COUNT:
+                self.count_memory(executed)
+                executed = 0
+        self.count_memory(executed)
         if self.position + 1 != len(data) or len(self.stack) != 1 or self.marks:
             raise ValueError
         return self.stack[0]
 
     # Bounds
+
+    def count_memory(self, executed: int) -> None:
+        """Count what so many instructions have made since this was called last."""
+        made = (
+            _MEMORY_PER_CONTAINER * self.objects
+            + _MEMORY_PER_MEMBER * self.members
+            + _MEMORY_PER_CALL * self.calls
+            + _MEMORY_PER_COPIED_BYTE * self.copies
+        )
+        self.spend_memory(_MEMORY_PER_INSTRUCTION * executed + made - self.counted)
+        self.counted = made
 
     def check_cpu(self) -> None:
         now = time.thread_time()
@@ -537,6 +572,7 @@ class _Machine:
             target[key] = value
 
     def add_items(self, items: list[Any], target: set[Any]) -> set[Any]:
+        self.members += len(items)
         for item in items:
             self.allow_hashing(item)
             target.add(item)
@@ -558,6 +594,7 @@ class _Machine:
         self.copies += sum(sys.getsizeof(part) for part in arguments if type(part) in _COPIED)
         if self.copies > self.copies_max:
             raise _Refusal("the pickle takes far more memory than its size explains")
+        self.calls += 1
         self.push_new(constructor(*arguments))
         self.spend(_STEPS_PER_CALL)
 

@@ -71,6 +71,10 @@ _PROGRESSION: Final = struct.Struct("<qq")
 _SIZE: Final = struct.Struct("<I")
 
 
+# A timestamp, an encoding, a length, and where the value begins.
+_COLUMNS: Final = 8 + 1 + 4 + 8
+
+
 class _Kind(enum.IntEnum):
     FLOATS = 0
     INTEGERS = 1
@@ -566,6 +570,8 @@ class FrameReader:
 
     ``frame_bytes_max`` bounds one frame, before and after decompression; ``stream_bytes_max``, if given, what the
     values of all frames together decode to. More is refused with :class:`InvalidPoints` before it takes memory.
+    ``admit`` is called before a frame is decoded, with how many points it says it holds and how many bytes their
+    columns then take; it may raise.
 
     >>> reader = FrameReader()
     >>> frame = encode(Points.from_pairs([(1, 10)]))
@@ -574,8 +580,15 @@ class FrameReader:
     >>> reader.finish()
     """
 
-    def __init__(self, *, frame_bytes_max: int = FRAME_BYTES_MAX, stream_bytes_max: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        frame_bytes_max: int = FRAME_BYTES_MAX,
+        stream_bytes_max: int | None = None,
+        admit: Callable[[int, int], None] | None = None,
+    ) -> None:
         self._frame_bytes_max = frame_bytes_max
+        self._admit = admit
         self._stream_bytes_left = stream_bytes_max
         self._buffer = bytearray()
 
@@ -609,6 +622,8 @@ class FrameReader:
 
     def _decode(self, frame: bytes) -> Points:
         bytes_max = self._frame_bytes_max
+        if self._admit is not None:
+            self._admit(count_of(frame), _decoded_size(frame))
         if self._stream_bytes_left is None:
             return decode(frame, bytes_max=bytes_max)
         points = decode(frame, bytes_max=min(bytes_max, self._stream_bytes_left))
@@ -617,6 +632,16 @@ class FrameReader:
         if self._stream_bytes_left < 0:
             raise _too_large("points larger than the limit")
         return points
+
+
+def _decoded_size(frame: bytes) -> int:
+    """How many bytes the columns of a whole frame say they take, without decoding it."""
+    _, _, _, flags, _, count = _HEADER.unpack_from(frame)
+    size: int = len(frame)
+    if flags & _Flag.COMPRESSED:
+        at = _HEADER.size + (_PROGRESSION.size if flags & _Flag.PROGRESSION else 8 * count)
+        size = max(size, int.from_bytes(frame[at : at + _SIZE.size], "little"))
+    return size + _COLUMNS * int(count)
 
 
 def _check_header(frame: bytes, size: int) -> None:

@@ -28,6 +28,7 @@ T = TypeVar("T")
 Kind: TypeAlias = Literal["kv", "ts", "es"]
 
 _UNROTATED_LISTED_MAX: Final = 1_000
+_KEYS_COUNTED_MAX: Final = 1_000
 _ROUNDS_MAX: Final = 100
 _ROWS_FIRST: Final = 64
 _ROWS_MAX: Final[dict[Kind, int]] = {"ts": 4_000, "es": 1_000}
@@ -51,8 +52,8 @@ class Rotation:
     ``resealed`` now are under the first key, ``current`` were before. ``stale`` are under another one; only a check
     leaves such. ``unsealed`` are not sealed and stay so. ``failed`` could not be opened or written;
     ``unrotated`` says of the first 1,000 of them where and why. ``keys`` counts the values found by the id of their key
-    (``unknown`` for what is no envelope), ``done`` and ``total`` by kind (``kv``, ``ts``, ``es``): how far it
-    has come.
+    (``unknown`` for what is no envelope, ``other`` for every id after the first 1,000), ``done`` and ``total`` by kind
+    (``kv``, ``ts``, ``es``): how far it has come.
     """
 
     resealed: int = 0
@@ -94,10 +95,9 @@ def rotate(
     *,
     check: bool,
     progress: Callable[[Rotation], object] | None,
-    answer_bytes_max: int,
 ) -> Steps[Rotation]:
     """Seal every value of the namespace with the sealer's first key, or with ``check`` only count."""
-    rotating = _Rotating(namespace, sealer, check, progress, answer_bytes_max)
+    rotating = _Rotating(namespace, sealer, check, progress)
     try:
         return (yield from rotating.steps())
     except StoreError as error:
@@ -114,13 +114,11 @@ class _Rotating:
         sealer: Sealer,
         check: bool,
         progress: Callable[[Rotation], object] | None,
-        answer_bytes_max: int,
     ) -> None:
         self._namespace = namespace
         self._sealer = sealer
         self._key_id = sealer.key_id
         self._check = check
-        self._bytes_max = answer_bytes_max
         self._progress = progress
         self.rotation = Rotation()
 
@@ -199,7 +197,7 @@ class _Rotating:
 
     def _read(self, kind: Kind, key: str, **bounds: Any) -> Steps[list[_Cell]]:
         if kind == "ts":
-            parts = yield from _alone(calls.ts_points(self._namespace, key, **bounds, bytes_max=self._bytes_max))
+            parts = yield from _alone(calls.ts_points(self._namespace, key, **bounds))
             points = Points.from_values([(t, _as_value(value)) for part in parts for t, value in part])
             return [_Cell(PointContext(self._namespace, key, t), value, points) for t, value in points]
         events = yield from _alone(calls.es_events(self._namespace, key, **bounds))
@@ -289,7 +287,8 @@ class _Rotating:
             rotation.unsealed += 1
             return False
         key_id = key_id_of(cell.value) or "unknown"
-        rotation.keys[key_id] = rotation.keys.get(key_id, 0) + 1
+        counted = key_id if key_id in rotation.keys or len(rotation.keys) < _KEYS_COUNTED_MAX else "other"
+        rotation.keys[counted] = rotation.keys.get(counted, 0) + 1
         if key_id != self._key_id:
             return True
         rotation.current += 1

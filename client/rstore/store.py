@@ -18,6 +18,7 @@ import ssl
 import time
 from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, Concatenate, Final, Generic, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, overload
@@ -54,8 +55,9 @@ from rstore.errors import (
     StoreRequestError,
 )
 from rstore.folding import apply_event, fold
+from rstore.memory import Spend, free, json_memory, texts_memory
 from rstore.names import InvalidName, check_namespace
-from rstore.operators import OPERATOR_NAMES, OPERATORS, UNARY, UnfoldableEvent
+from rstore.operators import OPERATOR_NAMES, OPERATORS, UNARY, Bounds, UnfoldableEvent
 from rstore.points import Cells, InvalidPoints, Points, encode_stream, stored_text
 from rstore.rotation import Rotation, rotate
 from rstore.sealing import EventContext, PairContext, PointContext, Sealer, new_apply_id, pack, unpack
@@ -81,12 +83,17 @@ TransportT = TypeVar("TransportT")
 
 Key: TypeAlias = "str | bytes | Sequence[str | bytes]"
 
+_ANSWER_BYTES_MIN: Final = 2**20
 _DEFAULT_URL: Final = "http://127.0.0.1:8000"
 _DEFAULT_NAMESPACE: Final = "default"
 _KEYS_PER_BATCH: Final = 1_000
 _APPLY_ROUNDS_MAX: Final = 100
 _NOTHING: Final = Value(Encoding.JSON, b"null")
 """What is sealed for an event of a unary operator: it proves that a holder of the key recorded the event."""
+
+
+_spending: Final[ContextVar[Spend]] = ContextVar("spending", default=free)
+"""What the running operation may still take of memory: :meth:`Budget.spend` of its budget."""
 
 
 class Keep(enum.Enum):
@@ -197,7 +204,6 @@ class _Operations(Generic[TransportT]):
     _transport_type: type[TransportT]
     _key: Key | None = None
     _freq: int | None = None
-    _answer_bytes_max: int = 2**30
     _operation_seconds_max: float = 600.0
     _ahead_seconds_max: float = 86_400.0
 
@@ -215,6 +221,7 @@ class _Operations(Generic[TransportT]):
         timeout: float = 30.0,
         retries: int = 4,
         deadline: float = 60.0,
+        answer_bytes_max: int = 2**30,
         verify: Any = True,
         cert: Certificate | None = None,
         transport: TransportT | None = None,
@@ -246,6 +253,9 @@ class _Operations(Generic[TransportT]):
         self._sealer = Sealer(next(secrets), accept_fernet=accept_fernet) if sealed else None
         self._retries = check_int(retries, "retries", 0)
         self._deadline = check_seconds(deadline, "deadline")
+        self._answer_bytes_max = check_int(answer_bytes_max, "answer_bytes_max", _ANSWER_BYTES_MIN)
+        # A member of a list takes eight bytes.
+        self._bounds = Bounds(length_max=min(Bounds().length_max, self._answer_bytes_max // 8))
         if not isinstance(transport, self._transport_type | None):
             refuse("transport", f"an httpx2.{self._transport_type.__name__}", transport)
         self._given_transport = transport
@@ -294,10 +304,12 @@ class _Operations(Generic[TransportT]):
 
     def _decode(self, value: Value) -> Any:
         encoding, data = value
+        spend = _spending.get()
         if not self._loads_itself or encoding not in (Encoding.JSON, Encoding.BYTES):
-            return load(value, trusted=self._trust_pickle)
+            return load(value, trusted=self._trust_pickle, spend=spend)
         if encoding is Encoding.BYTES:
             return self._load(data)
+        spend(json_memory(data))
         try:
             text = data.decode()
         except UnicodeDecodeError:
@@ -308,7 +320,11 @@ class _Operations(Generic[TransportT]):
         return value if self._sealer is None else self._sealer.seal(value, context)
 
     def _open(self, value: Value, context: PairContext | PointContext | EventContext) -> Any:
-        return self._decode(value if self._sealer is None else self._sealer.open(value, context))
+        if self._sealer is None:
+            return self._decode(value)
+        # The opened bytes exist twice for a moment: with the byte that names their encoding, and without it.
+        _spending.get()(2 * len(value.data))
+        return self._decode(self._sealer.open(value, context))
 
     def _connect(self) -> None:
         """Be open, without asking the service. Each process and each event loop connects when it makes a call."""
@@ -545,7 +561,6 @@ class _Operations(Generic[TransportT]):
                 end=end,
                 n=n,
                 freq=self._frequency(freq),
-                bytes_max=self._answer_bytes_max,
             )
         )
 
@@ -647,18 +662,23 @@ class _Operations(Generic[TransportT]):
     def _unpacked(self, key: str, packed: Points) -> list[tuple[int, Any]]:
         """The Python pairs in received points."""
         times, column = packed.timestamps.tolist(), packed.values
+        trusted, spend = self._trust_pickle, _spending.get()
         found: Iterable[Any]
         if self._sealer is None and not self._loads_itself:
-            if isinstance(column, Cells):
-                found = [load(value, trusted=self._trust_pickle) for value in column]
-            else:
+            if not isinstance(column, Cells):
                 found = column.tolist()
+            elif Encoding.PICKLE in column.encodings:
+                found = [load(value, trusted=trusted, spend=spend) for value in column]
+            else:
+                spend(texts_memory(column.data, len(column)))
+                found = [load(value, trusted=trusted) for value in column]
         elif self._sealer is not None and packed.encodings == {Encoding.SEALED} and isinstance(column, Cells):
+            spend(len(column.data))
             plaintexts = self._sealer.open_points(self.namespace, key, times, column.parts())
             if self._loads_itself:
                 found = [self._decode(unpack(plaintext)) for plaintext in plaintexts]
             else:
-                found = load_plaintexts(plaintexts, trusted=self._trust_pickle)
+                found = load_plaintexts(plaintexts, trusted=trusted, spend=spend)
         else:
             cells = column if isinstance(column, Cells) else map(dump, column)
             contexts = map(functools.partial(PointContext, self.namespace, key), times)
@@ -803,6 +823,7 @@ class _Operations(Generic[TransportT]):
             raise StoreDecryptionError(
                 f"the event of {context.op} is not sealed, and a store with a key takes no event on trust"
             )
+        _spending.get()(2 * len(value.data))
         opened, apply_id = self._sealer.open_event(value, context)
         if context.op not in UNARY:
             return self._decode(opened), apply_id
@@ -818,7 +839,7 @@ class _Operations(Generic[TransportT]):
             )
         items = {item: self._decode(value) for item, value in state.items.items()}
         try:
-            items |= fold(opened)
+            items |= fold(opened, self._bounds, _spending.get())
         except UnfoldableEvent as error:
             raise _unfoldable(error) from None
         return dict(sorted(items.items()))
@@ -883,10 +904,11 @@ class _Operations(Generic[TransportT]):
                     for part in parts:
                         history = yield from calls.es_events(namespace, key, item=part.item)
                         folded.pop(part.item, None)
-                        folded |= fold(self._with_change(t, part, self._opened(key, history or [], apply_id)))
+                        changed = self._with_change(t, part, self._opened(key, history or [], apply_id))
+                        folded |= fold(changed, self._bounds, _spending.get())
                 else:
                     for part in parts:
-                        apply_event(folded, part.item, part.op, self._operand(part))
+                        apply_event(folded, part.item, part.op, self._operand(part), self._bounds, _spending.get())
             except UnfoldableEvent as error:
                 # As the service does, this tells of the timestamp first.
                 if timestamp is not None and (yield from calls.es_events(namespace, key, start=t, end=t)):
@@ -967,15 +989,7 @@ class _Operations(Generic[TransportT]):
             raise StoreRequestError(
                 "a rotation needs keys: open the store with key=[new, old]", code="invalid-parameter"
             )
-        return (
-            yield from rotate(
-                self.namespace,
-                self._sealer,
-                check=check,
-                progress=progress,
-                answer_bytes_max=self._answer_bytes_max,
-            )
-        )
+        return (yield from rotate(self.namespace, self._sealer, check=check, progress=progress))
 
     # Namespaces.
 
@@ -1156,7 +1170,8 @@ class Store(_Operations[httpx2.BaseTransport]):
     and loads any pickle, which runs whatever code is in it: that of whoever can write to the store. ``timeout`` is how
     many seconds the service may be silent, ``retries`` how often a call is sent again when the service is away for a
     moment; no attempt begins later than ``deadline`` seconds after the first. Where that was in vain,
-    ``outcome_unknown`` of the error says whether a write may have happened.
+    ``outcome_unknown`` of the error says whether a write may have happened. ``answer_bytes_max`` is how many bytes of
+    memory the answers to one call may take: more raises :class:`~rstore.errors.StoreProtocolError`.
     ``verify`` is a CA file (``RSTORE_CA``), an ``ssl.SSLContext``, or False; ``cert`` (``RSTORE_CERT``) a PEM file of
     a client certificate and its key, or a pair of two. Proxies of the environment are not used, pass a ``transport``
     (``httpx2.HTTPTransport(proxy=…)``) for that.
@@ -1205,6 +1220,7 @@ class Store(_Operations[httpx2.BaseTransport]):
     def _run(self, steps: Steps[T]) -> T:
         """Carry out an operation: send each call that it yields, and give it the answer or the error."""
         budget = Budget(self._answer_bytes_max, self._operation_seconds_max)
+        _spending.set(budget.spend)
         try:
             call = next(steps)
             while True:
@@ -1248,7 +1264,7 @@ class Store(_Operations[httpx2.BaseTransport]):
             try:
                 reader = budget.reader(call, response)
                 for chunk in response.stream:  # type: ignore[union-attr]
-                    budget.spend(len(chunk))
+                    budget.receive(len(chunk))
                     reader.feed(chunk)
             finally:
                 response.close()
@@ -1334,6 +1350,7 @@ class AsyncStore(_Operations[httpx2.AsyncBaseTransport]):
     async def _run(self, steps: Steps[T]) -> T:
         """Carry out an operation: send each call that it yields, and give it the answer or the error."""
         budget = Budget(self._answer_bytes_max, self._operation_seconds_max)
+        _spending.set(budget.spend)
         try:
             call = next(steps)
             while True:
@@ -1383,7 +1400,7 @@ class AsyncStore(_Operations[httpx2.AsyncBaseTransport]):
             try:
                 reader = budget.reader(call, response)
                 async for chunk in response.stream:  # type: ignore[union-attr]
-                    budget.spend(len(chunk))
+                    budget.receive(len(chunk))
                     reader.feed(chunk)
             finally:
                 await response.aclose()

@@ -173,7 +173,7 @@ def _base_url(text: str) -> httpx2.URL:
 
 
 class Budget:
-    """How many bytes of answers one operation may still receive, and until when."""
+    """How many bytes of memory the answers to one operation may still take, and until when."""
 
     __slots__ = ("_end", "_left")
 
@@ -182,10 +182,14 @@ class Budget:
         self._end = time.monotonic() + seconds
 
     def spend(self, size: int) -> None:
-        """Take ``size`` bytes; raises StoreProtocolError if that is too much, StoreNotAvailableError if too late."""
+        """Take ``size`` bytes, or give them back if it is negative. Raises StoreProtocolError if that is too much."""
+        if size > self._left:
+            raise StoreProtocolError("the answer takes more memory than answer_bytes_max allows")
         self._left -= size
-        if self._left < 0:
-            raise StoreProtocolError("the answer is larger than this client accepts")
+
+    def receive(self, size: int) -> None:
+        """Take ``size`` bytes that have come. Raises as :meth:`spend`, and StoreNotAvailableError if it is too late."""
+        self.spend(size)
         if time.monotonic() > self._end:
             raise StoreNotAvailableError(TOO_SLOW)
 
@@ -194,12 +198,21 @@ class Budget:
 
     def reader(self, call: Call[T], response: httpx2.Response) -> Reader[T]:
         """What reads this answer to the call."""
-        headers = response.headers
+        headers = _fields(response)
         # A server that answers a paged listing with empty pages for ever runs out of budget as well.
-        self.spend(_ANSWER_OVERHEAD_BYTES)
+        self.receive(_ANSWER_OVERHEAD_BYTES)
         if headers.get("content-encoding", "identity") != "identity":
             raise StoreProtocolError("the answer is compressed, which was not asked for", status=response.status_code)
-        return call.reader(Head(response.status_code, headers))
+        return call.reader(Head(response.status_code, headers), self.spend)
+
+
+def _fields(response: httpx2.Response) -> dict[str, str]:
+    """The fields of an answer's head by lower-case name. Those of one name are joined, as in RFC 9110, 5.2."""
+    fields: dict[str, str] = {}
+    for raw_name, raw_value in response.headers.raw:
+        name, value = raw_name.lower().decode("latin-1"), raw_value.decode("latin-1")
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    return fields
 
 
 _inherited: Final[list[object]] = []

@@ -9,7 +9,7 @@ What could not be read back is refused when it is written: see :mod:`rstore.pick
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import isfinite
 from types import NoneType
 from typing import Any, Final
@@ -19,6 +19,7 @@ import msgspec
 from rstore import pickles
 from rstore.encodings import JSON_INTEGER_MAX, JSON_INTEGER_MIN, Encoding, InvalidJSON, Value, parse_json
 from rstore.errors import StoreDecryptionError, StoreEncodingError
+from rstore.memory import Spend, free, json_memory, texts_memory
 from rstore.numeric import plain_number
 
 __all__ = ["dump", "dump_numbers", "load", "load_plaintexts"]
@@ -62,8 +63,10 @@ def dump(value: object, *, trusted: bool = False) -> Value:
     return Value(Encoding.PICKLE, pickles.dumps(value, trusted=trusted))
 
 
-def load(value: Value, *, trusted: bool) -> object:
+def load(value: Value, *, trusted: bool, spend: Spend = free) -> object:
     """Decode what :func:`dump` made. ``trusted`` loads any pickle: see :func:`rstore.pickles.loads`.
+
+    ``spend`` is told how much memory it takes, before it takes it.
 
     Raises :class:`StoreEncodingError`, or :class:`StoreDecryptionError` for a value that is still sealed.
 
@@ -72,6 +75,7 @@ def load(value: Value, *, trusted: bool) -> object:
     """
     encoding, data = value
     if encoding == Encoding.JSON:
+        spend(json_memory(data))
         try:
             return parse_json(data)
         except InvalidJSON as error:
@@ -79,7 +83,7 @@ def load(value: Value, *, trusted: bool) -> object:
     if encoding == Encoding.BYTES:
         return data
     if encoding == Encoding.PICKLE:
-        return pickles.loads(data, trusted=trusted)
+        return pickles.loads(data, trusted=trusted, spend=spend)
     raise StoreDecryptionError("the value is sealed; open the store with the key that sealed it")
 
 
@@ -92,15 +96,16 @@ def dump_numbers(numbers: Iterable[float]) -> list[bytes]:
     return [b"\0" + _encode(number) for number in numbers]
 
 
-def load_plaintexts(plaintexts: Iterable[bytes], *, trusted: bool) -> list[object]:
+def load_plaintexts(plaintexts: Sequence[bytes], *, trusted: bool, spend: Spend = free) -> list[object]:
     """The values of opened plaintexts (``load(sealing.unpack(…), trusted=…)``, faster).
 
     >>> load_plaintexts([b"\\x001.5", b"\\x01ab"], trusted=False)
     [1.5, b'ab']
     """
+    spend(texts_memory(b"".join(plaintexts), len(plaintexts)))
     try:
         return [
-            load(Value(Encoding(plaintext[0]), plaintext[1:]), trusted=trusted)
+            load(Value(Encoding(plaintext[0]), plaintext[1:]), trusted=trusted, spend=spend)
             if plaintext[0]
             else _decode(plaintext[1:])
             for plaintext in plaintexts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rstore.memory import PAGE_ITEMS_MAX
 from rstore.names import KEY_BYTES_MAX, NAMESPACE_LENGTH_MAX
 
 __all__ = ["Limits"]
@@ -27,7 +28,9 @@ class Limits(BaseModel):
     batch_parts_max: int = Field(default=10_000, ge=1, description="gets, sets and deletes in one batch")
     points_per_call_max: int = Field(default=4_000_000, ge=1, description="points in one extend")
     events_per_call_max: int = Field(default=1_000, ge=1, description="events in one apply")
-    page_size_max: int = Field(default=1_000, ge=1, description="items on one page of a listing")
+    page_size_max: int = Field(
+        default=1_000, ge=1, le=PAGE_ITEMS_MAX, description="items on one page of a listing, at most 10,000"
+    )
     page_bytes_max: int = Field(default=8 * 2**20, ge=1, description="values on one page, before the last")
     answer_points_max: int = Field(default=1_000_000, ge=1, description="points in one unstreamed answer")
     grid_steps_max: int = Field(default=10_000_000, ge=1, description="timestamps that `missing` may test")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import json
+import struct
 
 import httpx2
 import pytest
@@ -26,15 +27,16 @@ from rstore.errors import (
     StoreProtocolError,
     StoreRequestError,
 )
+from rstore.memory import free
 from rstore.points import Points, encode
 
 ETAG = '"abc"'
 
 
-def answered(call, status=200, body=b"", **headers):
-    """What a call makes of an answer, whose body comes byte by byte."""
+def answered(call, status=200, body=b"", *, spend=free, **headers):
+    """What a call makes of an answer, whose body comes in small pieces."""
     fields = httpx2.Headers({name.replace("_", "-"): value for name, value in headers.items()})
-    reader = call.reader(Head(status, fields))
+    reader = call.reader(Head(status, fields), spend)
     for index in range(0, len(body), 7):
         reader.feed(body[index : index + 7])
     return reader.finish()
@@ -83,7 +85,7 @@ def test_the_url_library_leaves_every_key_as_it_is(key):
 
 
 def test_parameters_that_are_none_are_left_out():
-    call = calls.ts_range("n", "k", list, start=-5, end=None, n=0, freq=None, bytes_max=100)
+    call = calls.ts_range("n", "k", list, start=-5, end=None, n=0, freq=None)
     assert call.target == "/ns/n/ts/k/range?start=-5&n=0"
     assert calls.kv_find("n", "a&b=*", None).target == "/ns/n/kv?match=a%26b%3D%2A&values=true"
 
@@ -236,17 +238,16 @@ def test_a_deletion_says_whether_the_key_was_there():
     assert answered(call, 412) is False
 
 
-RANGE = {"start": 0, "end": 100, "n": 3, "freq": 10, "bytes_max": 10_000}
+RANGE = {"start": 0, "end": 100, "n": 3, "freq": 10}
 
 
 def frame(*points):
     return encode(Points.from_pairs(points))
 
 
-def ranged(body, **changed):
-    return answered(
-        calls.ts_range("n", "k", list, **{**RANGE, **changed}), 200, body, content_type="application/vnd.rstore.points"
-    )
+def ranged(body, *, spend=free, **changed):
+    call = calls.ts_range("n", "k", list, **{**RANGE, **changed})
+    return answered(call, 200, body, spend=spend, content_type="application/vnd.rstore.points")
 
 
 def test_a_range_comes_in_frames():
@@ -280,11 +281,27 @@ def test_a_range_that_was_not_asked_for_is_refused(body):
         ranged(body)
 
 
-def test_a_range_that_unpacks_to_too_much_is_refused():
+def test_a_range_says_what_memory_it_takes_before_it_is_unpacked():
     zeros = Points.from_values([(t, Value(Encoding.BYTES, bytes(1_000))) for t in range(0, 100, 10)])
     assert len(encode(zeros)) < 1_000
-    with pytest.raises(StoreProtocolError):
-        ranged(encode(zeros), n=None, bytes_max=5_000)
+    unpacked = []
+
+    def spend(size):
+        assert not unpacked
+        assert size > 10_000
+        raise StoreProtocolError("too much")
+
+    with pytest.raises(StoreProtocolError, match="too much"):
+        ranged(encode(zeros), n=None, spend=spend)
+
+
+def test_more_points_than_were_asked_for_are_not_decoded():
+    # A frame of which nothing but its head is right.
+    many = struct.pack("<IBBBBI", 8, 1, 0, 0, 0, 4)
+    with pytest.raises(StoreProtocolError, match="more points than were asked for"):
+        ranged(many, n=3)
+    with pytest.raises(StoreProtocolError, match="cut off"):
+        ranged(many, n=4)
 
 
 def test_a_range_of_another_form_is_refused():
@@ -446,7 +463,7 @@ EVERY_CALL: list[Call[object]] = [
     calls.ts_list("n"),
     calls.ts_sizes("n"),
     calls.ts_range("n", "k", list, **RANGE),
-    calls.ts_points("n", "k", start=0, bytes_max=1_000),
+    calls.ts_points("n", "k", start=0),
     calls.ts_end("n", "k", "first"),
     calls.ts_missing("n", "k", 0, None, 10),
     calls.ts_complete("n", "k", 0, None, 10),

@@ -135,10 +135,6 @@ def test_small_limits_make_small_steps(serve, tmp_path, opened):
     assert everything(opened(NEW, url=service.url)) == before
 
 
-class Narrow(Store):
-    _answer_bytes_max = 2**20
-
-
 def test_a_namespace_larger_than_an_answer_is_rotated(opened):
     """Each answer is bounded, not what comes altogether; values that grow on the way make smaller pages."""
     old = opened(OLD)
@@ -146,7 +142,7 @@ def test_a_namespace_larger_than_an_answer_is_rotated(opened):
     old.extend("s", *[(t, b"y" * 10) for t in range(5_000)], *[(t, b"z" * 100_000) for t in range(5_000, 5_030)])
     for number in range(30):
         old.apply("e", {f"item{number}": b"w" * (10 if number < 15 else 90_000)})
-    narrow = opened(NEW, OLD, kind=Narrow)
+    narrow = opened(NEW, OLD, answer_bytes_max=2**22)
     with pytest.raises(rstore.StoreProtocolError):
         narrow.range("s")
     found = narrow.rotate()
