@@ -31,6 +31,7 @@ __all__ = [
     "encoding_of",
     "has_small_numbers",
     "media_type_of",
+    "members_of",
     "parse_json",
     "render_json",
 ]
@@ -131,6 +132,39 @@ def parse_json(data: bytes, *, nesting_max: int = 128) -> Any:
         # A decoder's message names positions and types, never the value itself.
         reason = "invalid UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise InvalidJSON(f"not valid JSON: {reason}") from None
+
+
+_OBJECT: Final[dict[str, Any]] = {
+    JSON_MEDIA_TYPE: msgspec.json.Decoder(dict[str, msgspec.Raw]).decode,
+    MSGPACK_MEDIA_TYPE: msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode,
+}
+
+
+def members_of(body: bytes | msgspec.Raw, form: str) -> dict[str, msgspec.Raw]:
+    """The members of an object in JSON or msgpack that decodes, and whose names hold no colon.
+
+    Raises :class:`InvalidJSON` if a member stands twice. Decoders keep the last and say nothing.
+
+    >>> {name: bytes(value) for name, value in members_of(b'{"a": 1, "b": ":"}', JSON_MEDIA_TYPE).items()}
+    {'a': b'1', 'b': b'":"'}
+    >>> members_of(b'{"a": 1, "\\u0061": 2}', JSON_MEDIA_TYPE)
+    Traceback (most recent call last):
+    rstore.encodings.InvalidJSON: a member stands twice in one object
+    """
+    found: dict[str, msgspec.Raw] = _OBJECT[form](body)
+    if form == JSON_MEDIA_TYPE:
+        # Each member has a colon of its own, also one that was dropped.
+        repeated = bytes(body).count(b":") != len(found) + b"".join(found.values()).count(b":")
+    else:
+        repeated = _map_size(bytes(memoryview(body)[:5])) != len(found)
+    if repeated:
+        raise InvalidJSON("a member stands twice in one object")
+    return found
+
+
+def _map_size(head: bytes) -> int:
+    """How many members a msgpack map says it has."""
+    return head[0] & 0x0F if head[0] < 0xDE else int.from_bytes(head[1:3] if head[0] == 0xDE else head[1:5], "big")
 
 
 def check_numbers(data: bytes) -> None:

@@ -31,6 +31,7 @@ from rstore.encodings import (
     Value,
     check_numbers,
     has_small_numbers,
+    members_of,
 )
 from rstore.points import Cells, FrameReader, InvalidPoints, Points, concatenate, encode_stream, ordered, stored_text
 
@@ -212,14 +213,27 @@ _NUMBER_LINES: Final = msgspec.json.Decoder(tuple[int, int | float])
 _ROW_LINES: Final = msgspec.json.Decoder(Raw)
 _CELLS: Final = msgspec.json.Decoder(list[Raw])
 _CELLS_MSGPACK: Final = msgspec.msgpack.Decoder(list[Raw])
+_ONE_MEMBER: Final = b"\x81"
+"""How a msgpack map of one member begins."""
 _NUMBER_LIST: Final = msgspec.json.Decoder(list[tuple[int, int | float]])
 
 
 def _json(body: bytes) -> Points:
     try:
-        return _of_literals(_NUMBERS.decode(body).points, body)
+        points = _of_literals(_NUMBERS.decode(body).points, body)
     except (msgspec.ValidationError, _NotNumbersError):
-        return _of_pairs(map(_json_value, _ROWS.decode(body).points))
+        points = _of_pairs(map(_json_value, _ROWS.decode(body).points))
+    if body.count(b'"points"') > 1 or b"\\" in body:
+        _check_envelope(body, JSON_MEDIA_TYPE)
+    return points
+
+
+def _check_envelope(body: bytes, form: str) -> None:
+    """Raise if the one member stands twice: a decoder keeps the last and says nothing of the points in the first."""
+    try:
+        members_of(body, form)
+    except InvalidJSON as error:
+        raise InvalidPoints(str(error)) from None
 
 
 def _ndjson(body: bytes) -> Points:
@@ -239,9 +253,12 @@ def _ndjson(body: bytes) -> Points:
 
 def _msgpack(body: bytes) -> Points:
     try:
-        return _of_numbers(_NUMBERS_MSGPACK.decode(body).points)
+        points = _of_numbers(_NUMBERS_MSGPACK.decode(body).points)
     except (msgspec.ValidationError, _NotNumbersError):
-        return _of_pairs(map(_msgpack_value, _ROWS_MSGPACK.decode(body).points))
+        points = _of_pairs(map(_msgpack_value, _ROWS_MSGPACK.decode(body).points))
+    if body[:1] != _ONE_MEMBER:
+        _check_envelope(body, MSGPACK_MEDIA_TYPE)
+    return points
 
 
 def _csv(body: bytes) -> Points:

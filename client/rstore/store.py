@@ -600,12 +600,7 @@ class _Operations(Generic[TransportT]):
         A timestamp is an int64. Of two equal timestamps the last wins.
         """
         self._check_writable()
-        packed = self._packed(key, points)
-        if not len(packed):
-            return
-        taken = yield from calls.ts_extend(self.namespace, key, b"".join(encode_stream(packed)))
-        if taken != len(packed):
-            raise _contradiction(f"the service says it took {taken} of {len(packed)} points")
+        yield from self._extended(key, self._packed(points))
 
     @operation
     def remove(self, *keys: Name, start: int | None = None, end: int | None = None) -> Steps[None]:
@@ -638,26 +633,38 @@ class _Operations(Generic[TransportT]):
         t, value = found
         return t, self._open(value, PointContext(self.namespace, key, t))
 
-    def _packed(self, key: str, pairs: tuple[tuple[int, Any], ...]) -> Points:
-        """Points as they are sent: numbers as columns, anything else as encoded cells, sealed if there is a key."""
+    def _extended(self, key: str, points: Points) -> Steps[None]:
+        """Add points whose values are encoded. They are sealed here."""
+        if not len(points):
+            return
+        frames = b"".join(encode_stream(self._sealed_points(key, points)))
+        taken = yield from calls.ts_extend(self.namespace, key, frames)
+        if taken != len(points):
+            raise _contradiction(f"the service says it took {taken} of {len(points)} points")
+
+    def _packed(self, pairs: tuple[tuple[int, Any], ...]) -> Points:
+        """The points of Python pairs: numbers as columns, anything else as encoded cells."""
         _check_pairs(pairs)
         try:
             if self._dumps_itself:
                 packed = Points.from_values([(t, self._encode(value)) for t, value in pairs])
                 if self._sealer is None:
                     _check_digits(packed)
-            else:
-                packed = Points.from_pairs(list(pairs), self._encode)
+                return packed
+            return Points.from_pairs(list(pairs), self._encode)
         except InvalidPoints as error:
             problem = {} if error.pointer is None else {"pointer": error.pointer}
             raise StoreRequestError(str(error), code=error.code, problem=problem) from None
+
+    def _sealed_points(self, key: str, points: Points) -> Points:
+        """Points as they are sent: sealed, if there is a key."""
         if self._sealer is None:
-            return packed
-        column = packed.values
+            return points
+        column = points.values
         plaintexts = list(map(pack, column)) if isinstance(column, Cells) else dump_numbers(column)
-        envelopes = self._sealer.seal_points(self.namespace, key, packed.timestamps, plaintexts)
+        envelopes = self._sealer.seal_points(self.namespace, key, points.timestamps, plaintexts)
         sealed = bytes((Encoding.SEALED,)) * len(envelopes)
-        return Points(packed.timestamps, Cells(sealed, array("I", map(len, envelopes)), b"".join(envelopes)))
+        return Points(points.timestamps, Cells(sealed, array("I", map(len, envelopes)), b"".join(envelopes)))
 
     def _unpacked(self, key: str, packed: Points) -> list[tuple[int, Any]]:
         """The Python pairs in received points."""

@@ -162,8 +162,7 @@ def test_get_shows_every_digit(run, routes, text):
 def test_digits_are_shown_in_every_command(run, routes):
     long = "0.12345678901234567890123456789"
     run("set", "k", f'{{"a":{long}}}')
-    body = f'{{"points":[[1,[{long}]]]}}'
-    httpx2.post(f"{routes}/ts/s/range", content=body, headers={"Content-Type": "application/json"})
+    run("ts", "extend", "s", stdin=f"[1,[{long}]]\n".encode())
     run("es", "apply", "e", f"x={long}", "y=1", "--t", "1")
     assert run("find").out == f'["k", {{"a": {long}}}]\n'
     assert run("ts", "range", "s").out == run("ts", "last", "s").out == f"[1, [{long}]]\n"
@@ -241,6 +240,24 @@ def test_every_item_without_an_equals_sign_can_be_set(run, routes, item):
     httpx2.delete(f"{routes}/es/e/events")
     done = run("es", "apply", "e", "--", f"{item}:setitem=1")
     assert done.json == [{item: 1}]
+
+
+# --- time series -------------------------------------------------------------------------------------------
+
+
+@SLOW
+@given(TEXTS)
+def test_extend_stores_what_the_route_stores(run, routes, text):
+    if "\n" in text:
+        return
+    for key in ("rest", "cli"):
+        httpx2.delete(f"{routes}/ts/{key}/range")
+    body = b"[1,%b]\n" % text.encode()
+    answer = httpx2.post(f"{routes}/ts/rest/range", content=body, headers={"Content-Type": "application/x-ndjson"})
+    done = run("ts", "extend", "cli", stdin=body)
+    assert (done.code == 0) == answer.is_success, (done, answer.text)
+    points = [httpx2.get(f"{routes}/ts/{key}/range").content for key in ("cli", "rest")]
+    assert points[0] == points[1]
 
 
 # --- names -------------------------------------------------------------------------------------------------

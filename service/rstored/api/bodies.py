@@ -9,12 +9,21 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
+import msgspec.inspect
 from msgspec import UNSET, Raw, UnsetType
 
-from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, Encoding, InvalidJSON, Value, check_numbers
+from rstore.encodings import (
+    JSON_MEDIA_TYPE,
+    MSGPACK_MEDIA_TYPE,
+    Encoding,
+    InvalidJSON,
+    Value,
+    check_numbers,
+    members_of,
+)
 from rstored.api.media_types import JSON_FORMS, ContentType, form_refused
 from rstored.api.origins import is_cross_origin
 from rstored.api.replies import Header, Reply, content_type
@@ -178,6 +187,7 @@ def _decode(body: bytes, form: str, shape: type[BodyT]) -> BodyT:
         if form == JSON_MEDIA_TYPE and not body.isascii():
             body.decode()
         decoded: BodyT = _decoder(form, shape).decode(body)  # type: ignore[arg-type]
+        _check_members(body, form, _envelope(shape))  # type: ignore[arg-type]
     except msgspec.ValidationError as error:
         raise _invalid_body(str(error)) from None
     except UnicodeDecodeError:
@@ -193,6 +203,60 @@ def _decode(body: bytes, form: str, shape: type[BodyT]) -> BodyT:
 @lru_cache(maxsize=64)
 def _decoder(form: str, shape: Any) -> msgspec.json.Decoder[Any] | msgspec.msgpack.Decoder[Any]:
     return msgspec.json.Decoder(shape) if form == JSON_MEDIA_TYPE else msgspec.msgpack.Decoder(shape)
+
+
+class _Envelope(NamedTuple):
+    """The names of all members that a shape has, with those of its parts; and which members are arrays of parts."""
+
+    names: tuple[bytes, ...]
+    parts: dict[str, _Envelope]
+
+
+@lru_cache(maxsize=64)
+def _envelope(shape: Any) -> _Envelope:
+    return _envelope_of(msgspec.inspect.type_info(shape))
+
+
+def _envelope_of(kind: msgspec.inspect.Type) -> _Envelope:
+    assert isinstance(kind, msgspec.inspect.StructType)
+    names = [b'"%b"' % field.encode_name.encode() for field in kind.fields]
+    parts: dict[str, _Envelope] = {}
+    for field in kind.fields:
+        item = field.type.item_type if isinstance(field.type, msgspec.inspect.ListType) else None
+        for struct in item.types if isinstance(item, msgspec.inspect.UnionType) else (item,):
+            if isinstance(struct, msgspec.inspect.StructType):
+                parts[field.encode_name] = _envelope_of(struct)
+                names += parts[field.encode_name].names
+    return _Envelope(tuple(dict.fromkeys(names)), parts)
+
+
+_ITEMS: Final = {
+    JSON_MEDIA_TYPE: msgspec.json.Decoder(list[Raw]).decode,
+    MSGPACK_MEDIA_TYPE: msgspec.msgpack.Decoder(list[Raw]).decode,
+}
+
+
+def _check_members(body: bytes, form: str, envelope: _Envelope) -> None:
+    """Raise Problem ``invalid-body`` if a member stands twice in one object. The decoder has kept the last of them."""
+    # Whether a name stands once says enough of a body of one part. An escape could hide it.
+    if form != JSON_MEDIA_TYPE or b"\\" in body or any(body.count(name) > 1 for name in envelope.names):
+        _check_object(body, form, envelope, "")
+
+
+def _check_object(raw: bytes | Raw, form: str, envelope: _Envelope, pointer: str) -> None:
+    try:
+        found = members_of(raw, form)
+    except InvalidJSON as error:
+        raise Problem("invalid-body", str(error), pointer=pointer) from None
+    for name, part in envelope.parts.items():
+        for index, item in enumerate(_ITEMS[form](found[name]) if name in found else ()):
+            if _is_object(item, form):
+                _check_object(item, form, part, f"{pointer}/{name}/{index}")
+
+
+def _is_object(raw: Raw, form: str) -> bool:
+    first = memoryview(raw)[0]
+    return first == 0x7B if form == JSON_MEDIA_TYPE else 0x80 <= first <= 0x8F or first >= 0xDE
 
 
 def _invalid_body(message: str) -> Problem:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -9,7 +11,12 @@ from hypothesis import strategies as st
 from msgspec import UNSET, Raw
 
 from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, Encoding, Value
-from rstored.api.bodies import nothing_but_json, read_value, wire_value
+from rstore.point_rows import Form, parse_points
+from rstore.points import InvalidPoints
+from rstored.api.bodies import _decode, nothing_but_json, read_value, wire_value
+from rstored.api.es import Apply, ResealBody
+from rstored.api.kv import KeyBatch
+from rstored.api.tokens import TokenRequest
 from rstored.limits import Limits
 from rstored.problems import Problem
 
@@ -89,3 +96,108 @@ def test_a_msgpack_value_that_is_too_deep():
     with pytest.raises(Problem) as caught:
         read_value(Raw(b"\x91" * 100_000 + b"\x01"), UNSET, MSGPACK_MEDIA_TYPE, Limits(), "/value")
     assert caught.value.code == "nesting-too-deep"
+
+
+# --- members that stand twice ------------------------------------------------------------------------------
+
+
+class Members(list):
+    """An object as its pairs of name and value, of which several may have one name."""
+
+
+def written(value, form, escaped=False) -> bytes:
+    """JSON or msgpack, in which names may be escaped for no reason."""
+    if isinstance(value, Members):
+        pairs = [(written_name(name, form, escaped), written(member, form, escaped)) for name, member in value]
+        if form == JSON_MEDIA_TYPE:
+            return b"{" + b", ".join(name + b" : " + member for name, member in pairs) + b"}"
+        head = bytes([0x80 | len(pairs)]) if len(pairs) < 16 else b"\xde" + len(pairs).to_bytes(2, "big")
+        return head + b"".join(name + member for name, member in pairs)
+    if isinstance(value, list):
+        items = [written(item, form, escaped) for item in value]
+        if form == JSON_MEDIA_TYPE:
+            return b"[" + b",".join(items) + b"]"
+        return msgspec.msgpack.encode([None] * len(items))[: -len(items) or None] + b"".join(items)
+    return json.dumps(value).encode() if form == JSON_MEDIA_TYPE else msgspec.msgpack.encode(value)
+
+
+def written_name(name, form, escaped) -> bytes:
+    if form != JSON_MEDIA_TYPE:
+        return msgspec.msgpack.encode(name)
+    text = json.dumps(name).encode()
+    return b'"\\u%04x' % ord(name[0]) + json.dumps(name[1:]).encode()[1:] if escaped else text
+
+
+NAMES = ["item", "op", "value", "key", "timestamp", "points", "events", "a", ":", '"item":', "{"]
+OWN_VALUES = st.recursive(
+    st.sampled_from([None, 5, ":", '{"item":1,"item":2}', "\\", "::"]),
+    lambda inner: (
+        st.lists(st.tuples(st.sampled_from(NAMES), inner), max_size=4).map(Members) | st.lists(inner, max_size=2)
+    ),
+    max_leaves=6,
+)
+TEXT = st.sampled_from(["x", "a:b", ":", '"key":', "\\"])
+SHAPES = {
+    "events": (Apply, {"item": TEXT, "op": st.just("add"), "value": OWN_VALUES, "encoding": st.just("json")}),
+    "set": (KeyBatch, {"key": TEXT, "value": OWN_VALUES, "ttl": st.just("never"), "if_match": st.just("*")}),
+    "delete": (KeyBatch, {"key": TEXT, "if_match": st.just("*")}),
+}
+
+
+@st.composite
+def envelopes(draw):
+    """A body with an array of parts, and the pointers of all objects that are not values."""
+    name = draw(st.sampled_from(sorted(SHAPES)))
+    shape, members = SHAPES[name]
+    needed = {"item", "key", "value"}
+    parts = [
+        Members((n, draw(value)) for n, value in members.items() if n in needed or draw(st.booleans()))
+        for _ in range(draw(st.integers(0, 4)))
+    ]
+    if name == "delete":
+        parts = [part if draw(st.booleans()) and len(part) == 2 else "k:1" for part in parts]
+    body = Members([(name, parts)])
+    if shape is Apply and draw(st.booleans()):
+        body.append(("timestamp", 5))
+    objects = {f"/{name}/{i}": part for i, part in enumerate(parts) if isinstance(part, Members)}
+    return shape, body, {"": body} | objects
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(envelopes(), st.booleans(), st.data())
+def test_a_member_that_stands_twice_is_refused_wherever_it_stands(form, drawn, escaped, data):
+    shape, body, objects = drawn
+    _decode(written(body, form, escaped), form, shape)
+    pointer = data.draw(st.sampled_from(sorted(objects)))
+    chosen = objects[pointer]
+    repeated = data.draw(st.sampled_from(chosen))
+    chosen.insert(data.draw(st.integers(0, len(chosen))), repeated)
+    with pytest.raises(Problem) as caught:
+        _decode(written(body, form, escaped), form, shape)
+    assert caught.value.code == "invalid-body"
+    assert caught.value.members["pointer"] == pointer
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("shape", "members"),
+    [
+        (TokenRequest, [("namespaces", ["a"]), ("access", "read"), ("access", "admin")]),
+        (ResealBody, [("events", []), ("events", [])]),
+    ],
+)
+def test_other_bodies_are_checked_alike(form, shape, members):
+    with pytest.raises(Problem, match="twice"):
+        _decode(written(Members(members), form), form, shape)
+
+
+@pytest.mark.parametrize("form", [Form.JSON, Form.MSGPACK])
+@given(st.lists(st.lists(OWN_VALUES, max_size=3), min_size=1, max_size=3), st.booleans())
+def test_points_that_stand_twice_are_refused(form, lists, escaped):
+    members = Members(("points", [[t, value] for t, value in enumerate(values)]) for values in lists)
+    body = written(members, form.value, escaped)
+    if len(lists) == 1:
+        assert len(parse_points(body, form)) == len(lists[0])
+    else:
+        with pytest.raises(InvalidPoints, match="twice"):
+            parse_points(body, form)
