@@ -13,7 +13,7 @@ from rstored.api.openapi import declare_routes
 from rstored.api.origins import Origins
 from rstored.api.state import State
 from rstored.backends import backend_class
-from rstored.engine.engine import Engine, unix_ms
+from rstored.engine.engine import Engine
 from rstored.settings import Settings, load_settings
 
 __all__ = ["create_app", "running_app"]
@@ -46,6 +46,7 @@ async def running_app(settings: Settings, worker: int | None = None) -> AsyncIte
 async def _open_state(settings: Settings, worker: int | None) -> AsyncIterator[State]:
     metrics = Metrics(worker)
     backend = await backend_class(settings.dsn).open(settings.dsn)
+    metrics.clock = backend.clock
     try:
         engine = Engine(backend, settings.limits, observe=metrics.observe_backend)
         await engine.start()
@@ -61,7 +62,7 @@ async def _open_state(settings: Settings, worker: int | None) -> AsyncIterator[S
                 Authentication(
                     engine.tokens,
                     settings.limits,
-                    unix_ms,
+                    backend.clock,
                     closed=settings.closed,
                     admin_token=settings.admin_token,
                     cache_seconds=settings.token_cache_seconds,

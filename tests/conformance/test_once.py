@@ -21,7 +21,8 @@ from rstore.values import dump
 from rstored.app import running_app
 from rstored.backends import backend_class
 from rstored.backends.abc import HeadRead, Kind, Place
-from rstored.engine.engine import Engine, unix_ms
+from rstored.backends.clock import unix_ms
+from rstored.engine.engine import Engine
 from rstored.engine.model import Access, BatchDelete, BatchGet, BatchSet, Change, Condition, NamespacePolicy
 from rstored.limits import Limits
 from rstored.problems import Problem

@@ -83,6 +83,11 @@ class Proxy:
         for end in ends:
             end.transport.abort()
 
+    def redirect(self, port: int) -> None:
+        """From now on the server is another one, as after a failover."""
+        self._server = self._server[0], port
+        self.cut_all()
+
     def cut_all(self) -> None:
         """Cut every connection now."""
         for ends in self._connections.values():

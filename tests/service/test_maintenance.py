@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from tests.waiting import SECONDS_MAX
 
 from rstore.encodings import Encoding, Value
+from rstored.backends.abc import UnfitStorage
 from rstored.backends.sqlite import SQLiteBackend
 from rstored.engine.batching import Storage
 from rstored.engine.kv import KeyValues
@@ -118,3 +120,75 @@ async def test_a_stopped_storage_refuses_a_sweep(store: Store) -> None:
     await store.storage.close()
     with pytest.raises(Problem, match="stopping"):
         await store.maintenance.sweep()
+
+
+@pytest.mark.parametrize("step", ["ping", "purge"])
+async def test_a_stop_ends_though_a_driver_swallows_the_cancellation(
+    store: Store, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    begun = asyncio.Event()
+
+    async def swallow() -> bool:
+        begun.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.05)
+        return False
+
+    monkeypatch.setattr(store.backend, step, swallow)
+    store.maintenance.start()
+    await begun.wait()
+    async with asyncio.timeout(SECONDS_MAX):
+        await store.maintenance.stop()
+
+
+async def test_a_failure_is_logged_once_for_each_reason(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reasons = iter(["a", "a", "b", "b", "b", "a", None, "a"])
+    ended = asyncio.Event()
+
+    async def ping() -> None:
+        try:
+            reason = next(reasons)
+        except StopIteration:
+            ended.set()
+            return
+        if reason:
+            raise Problem("backend-unavailable", f"because of {reason}")
+
+    monkeypatch.setattr(store.backend, "ping", ping)
+    store.maintenance.start()
+    async with asyncio.timeout(SECONDS_MAX):
+        await ended.wait()
+    assert [record.args for record in caplog.records] == [(f"because of {reason}",) for reason in "abaa"]
+
+
+async def test_what_a_ping_says_of_the_store_is_heeded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unfit() -> None:
+        raise UnfitStorage("another store")
+
+    await store.put("k", 100)
+    ping = store.backend.ping
+    monkeypatch.setattr(store.backend, "ping", unfit)
+    with pytest.raises(UnfitStorage):
+        await store.storage.ping()
+    for _ in range(2):
+        with pytest.raises(UnfitStorage):
+            await store.kv.get("ns", "k")
+        with pytest.raises(UnfitStorage):
+            await store.put("other", 100)
+    monkeypatch.setattr(store.backend, "ping", ping)
+    await store.storage.ping()
+    assert await store.kv.get("ns", "k") is not None
+    assert await store.kv.get("ns", "other") is None
+
+
+async def test_a_ping_that_fails_for_a_moment_refuses_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away() -> None:
+        raise Problem("backend-unavailable", "try again")
+
+    monkeypatch.setattr(store.backend, "ping", away)
+    with pytest.raises(Problem):
+        await store.storage.ping()
+    await store.put("k", 100)
+    assert await store.kv.get("ns", "k") is not None

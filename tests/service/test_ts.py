@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from rstore.encodings import Encoding, Value
 from rstore.points import Points, digest
 from rstored.backends.abc import Commit, Kind, Place, PutRow, Row, RowScan, Slice
+from rstored.backends.clock import unix_ms
 from rstored.backends.sqlite import SQLiteBackend
 from rstored.engine.batching import Storage
 from rstored.engine.blocks import BLOCK_POINTS_MAX
-from rstored.engine.engine import unix_ms
 from rstored.engine.model import NamespacePolicy, SeriesInfo, Stretch
 from rstored.engine.namespaces import Namespaces
 from rstored.engine.timestamps import from_sort_key, sort_key

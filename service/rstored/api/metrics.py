@@ -13,6 +13,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from rstored.backends.clock import Clock
+
 __all__ = ["METRICS_MEDIA_TYPE", "Metrics"]
 
 METRICS_MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -74,7 +76,8 @@ class _Labelled(Collector):
 class Metrics(Collector):
     """The service's histograms; the count of each is the number of requests, batches or backend calls.
 
-    With ``worker`` every series carries that label, since each scrape reaches one of several processes.
+    With ``worker`` every series carries that label, since each scrape reaches one of several processes. ``clock`` is
+    what this machine's clock is compared with.
     """
 
     def __init__(self, worker: int | None = None) -> None:
@@ -93,6 +96,7 @@ class Metrics(Collector):
         )
         self.connections = 0
         self.requests_in_flight = 0
+        self.clock = Clock()
         self._closed: Counter[str] = Counter()
         self._registry = CollectorRegistry()
         for collector in (self._requests, self._batches, self._backend, self):
@@ -125,6 +129,11 @@ class Metrics(Collector):
         """What is not a histogram."""
         yield GaugeMetricFamily("rstored_connections", "Open connections, at the last second", self.connections)
         yield GaugeMetricFamily("rstored_requests_in_flight", "Requests under way", self.requests_in_flight)
+        yield GaugeMetricFamily(
+            "rstored_clock_ahead_seconds",
+            "How far this machine's clock is ahead of the storage's",
+            self.clock.machine_ahead_seconds,
+        )
         closed = CounterMetricFamily(
             "rstored_closed_connections", "Connections closed by the service for its limits", labels=("reason",)
         )

@@ -13,6 +13,7 @@ from rstored.api.metrics import METRICS_MEDIA_TYPE
 from rstored.api.operations import Answer, Content, Operations, json_content
 from rstored.api.replies import Reply, content_type
 from rstored.api.requests import Request
+from rstored.engine.maintenance import clock_warning
 from rstored.engine.model import Access
 from rstored.limits import Limits
 from rstored.problems import Problem
@@ -45,6 +46,9 @@ class Status(Struct):
     """How the service is doing."""
 
     status: str
+    warning: (
+        Annotated[str, Meta(description="what an operator should see to; absent if there is nothing")] | UnsetType
+    ) = UNSET
 
 
 _LINKS: Final = {
@@ -121,7 +125,8 @@ async def readyz(request: Request) -> Reply:
         raise Problem("shutting-down", "the service is stopping; send requests elsewhere")
     await request.engine.ping()
     await request.state.authentication.check_storage()
-    return answer(request, Status("ready"))
+    warning = clock_warning(request.state.backend.clock)
+    return answer(request, Status("ready", UNSET if warning is None else warning))
 
 
 @operations.add(

@@ -27,6 +27,7 @@ import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
+from rstored.backends.clock import Clock
 from rstored.problems import Problem
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "RowScan",
     "SchemaVersions",
     "Slice",
+    "UnfitStorage",
     "Update",
     "Write",
     "namespace_place",
@@ -292,6 +294,17 @@ class SchemaVersions(NamedTuple):
     known: int
 
 
+class UnfitStorage(Problem):
+    """The storage answers, but must not be used: the store that was opened is gone, or another one is in its place, or
+    it is a copy that may be behind.
+
+    While that is so, nothing is read or written; whatever was, would be lost or out of date.
+    """
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("backend-unavailable", detail)
+
+
 class Backend(abc.ABC):
     """A place where records are kept. All methods are called on the event loop that called :meth:`open`.
 
@@ -301,6 +314,9 @@ class Backend(abc.ABC):
     """
 
     capabilities: Capabilities
+
+    clock: Clock = Clock()
+    """The time by which records expire. A storage that has a clock gives its time at :meth:`open` and :meth:`ping`."""
 
     @classmethod
     @abc.abstractmethod
@@ -318,7 +334,10 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     async def ping(self) -> None:
-        """Return if the backend answers, within a second or so; else raise :class:`Problem`."""
+        """Return if the backend answers, within a second or so; otherwise raise :class:`Problem`.
+
+        Raises :class:`UnfitStorage` if it is certain that the store must not be used. The engine asks once a second.
+        """
 
     @abc.abstractmethod
     def describe(self) -> dict[str, str]:

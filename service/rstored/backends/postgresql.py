@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import os
 import random
+import secrets
 import socket
 import time
 from collections import deque
@@ -46,10 +47,12 @@ from rstored.backends.abc import (
     RowScan,
     SchemaVersions,
     Slice,
+    UnfitStorage,
     Update,
     Write,
     namespace_place,
 )
+from rstored.backends.clock import Clock
 from rstored.backends.migrations import SCHEMA_VERSION, pending
 from rstored.backends.postgresql_connection import OPTIONS, Connection, Parameter, Request, Rows, blobs, integers, texts
 from rstored.backends.postgresql_dsn import PostgreSQLDSN, parse_dsn, reason_of
@@ -109,8 +112,12 @@ class PostgreSQLBackend(Backend):
 
     capabilities = Capabilities(prompt_batches=True)
 
-    def __init__(self, pool: AsyncConnectionPool[Connection], description: dict[str, str]) -> None:
+    def __init__(
+        self, pool: AsyncConnectionPool[Connection], store_id: bytes, description: dict[str, str], clock: Clock
+    ) -> None:
+        self.clock = clock
         self._pool = pool
+        self._store_id = store_id
         self._description = description
         self._closed = False
         # Ids taken from the sequence ahead of need, so that a new record costs no round trip for its id. They end with
@@ -123,6 +130,8 @@ class PostgreSQLBackend(Backend):
         parsed = parse_dsn(dsn)
         settings = {"search_path": _quoted(parsed.schema), **_SETTINGS}
 
+        clock = Clock()
+
         async def configure(connection: Connection) -> None:
             with _Watch(connection, _CONNECT_SECONDS):
                 await connection.execute(
@@ -130,6 +139,7 @@ class PostgreSQLBackend(Backend):
                     "WHERE current_setting(name, true) IS NOT NULL",
                     (list(settings), list(settings.values())),
                 )
+                connection.store_id = await _store_id(connection)
 
         pool = AsyncConnectionPool[Connection](
             parsed.conninfo,
@@ -146,13 +156,13 @@ class PostgreSQLBackend(Backend):
         try:
             async with await _connect(parsed) as connection:
                 await configure(connection)
-                await _migrate(connection, parsed.schema)
-                description = await _description(connection)
+                store_id = await _migrate(connection, parsed.schema)
+                description = await _description(connection, clock)
             await pool.open(wait=True, timeout=_POOL_WAIT_SECONDS)
         except psycopg.Error as error:
             await pool.close()
             raise _unusable(error, parsed) from error
-        return cls(pool, description)
+        return cls(pool, store_id, description, clock)
 
     @classmethod
     async def schema_versions(cls, dsn: str) -> SchemaVersions:
@@ -175,7 +185,10 @@ class PostgreSQLBackend(Backend):
 
     async def ping(self) -> None:
         async with self._connection(_PING_SECONDS, _PING_SECONDS) as connection:
-            self._description = await _description(connection)
+            self._description = await _description(connection, self.clock)
+            connection.store_id = await _store_id(connection)
+            if connection.store_id != self._store_id:
+                raise UnfitStorage(_LOST)
 
     def describe(self) -> dict[str, str]:
         return self._description
@@ -192,7 +205,7 @@ class PostgreSQLBackend(Backend):
                 # One of them spoiled the batch: alone, each gets its own answer.
                 return await self._each(queries, lambda query: self.read([query]))
             except Problem as problem:
-                if last_try or isinstance(problem, _NoConnection | _HungUp):
+                if last_try or isinstance(problem, _NoConnection | _HungUp | _Lost):
                     return [Problem(problem.code, problem.detail) for _ in queries]
                 # A restarted server leaves broken connections behind; this replaces them.
                 await self._pool.drain()
@@ -207,9 +220,11 @@ class PostgreSQLBackend(Backend):
             transaction: _Transaction | None = None
             try:
                 async with self._connection() as connection:
-                    transaction = _Transaction(connection, self._ids.setdefault(connection, []))
+                    transaction = _Transaction(connection, self._store_id, self._ids.setdefault(connection, []))
                     return await transaction.run(updates, alone=alone)
             except _Raced as problem:
+                if isinstance(problem, _Misplaced):
+                    self._ids.clear()
                 if tries < _TRIES_MAX:
                     await asyncio.sleep(random.random() * 0.002 * 2**tries)  # noqa: S311 - not a secret
                     continue
@@ -225,7 +240,7 @@ class PostgreSQLBackend(Backend):
             except Problem as problem:
                 # Once the commit was sent nobody knows what became of it, so it is not sent again.
                 committing = transaction is not None and transaction.committing
-                if tries > 1 or committing or isinstance(problem, _NoConnection | _HungUp):
+                if tries > 1 or committing or isinstance(problem, _NoConnection | _HungUp | _Lost):
                     return [Problem(problem.code, problem.detail) for _ in updates]
                 await self._pool.drain()
                 continue
@@ -276,6 +291,10 @@ class PostgreSQLBackend(Backend):
             # Not the pool's own context: at its end it commits, through psycopg, what is committed already.
             connection = await self._pool.getconn(wait_seconds)
             try:
+                if connection.store_id != self._store_id:
+                    # The next one may be to where the store is.
+                    await connection.close()
+                    raise UnfitStorage(_LOST)
                 with _Watch(connection, seconds) as watch:
                     yield connection
             finally:
@@ -350,7 +369,8 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-async def _migrate(connection: Connection, schema: str) -> None:
+async def _migrate(connection: Connection, schema: str) -> bytes:
+    """Bring the schema to the present version; returns the store's id, which it is given when it is made."""
     async with connection.transaction():
         # The lock keeps other processes that start now waiting; the transaction's end releases it.
         await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('rstore ' || %s, 0))", (schema,))
@@ -366,16 +386,40 @@ async def _migrate(connection: Connection, schema: str) -> None:
         for statement in pending(row[0], _DIALECT):
             await connection.execute(statement.encode())
         await connection.execute("UPDATE schema_version SET version = %s", (SCHEMA_VERSION,))
+        await connection.execute(_GIVE_STORE_ID, (secrets.token_bytes(16),))
+        store_id = await _store_id(connection)
+        if store_id is None:
+            raise Problem("backend-corrupt", "the schema's tables have lost what every store has: restore a backup")
+        return store_id
 
 
-async def _description(connection: Connection) -> dict[str, str]:
-    """What ``/`` says, the durability read from the live server."""
+async def _store_id(connection: Connection) -> bytes | None:
+    """The id of the store that is there; None if there is none."""
+    try:
+        row = await (await connection.execute(_STORE_ID)).fetchone()
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+        return None
+    return None if row is None else row[0]
+
+
+async def _description(connection: Connection, clock: Clock) -> dict[str, str]:
+    """What ``/`` says, the durability read from the live server; ``clock`` takes over the server's time.
+
+    Raises :class:`UnfitStorage` on a standby.
+    """
+    asked = time.monotonic()
     cursor = await connection.execute(
-        "SELECT current_setting('server_version'), current_setting('synchronous_commit'), current_setting('fsync')"
+        "SELECT current_setting('server_version'), current_setting('synchronous_commit'), current_setting('fsync'), "
+        "pg_is_in_recovery(), extract(epoch FROM clock_timestamp()) * 1000"
     )
     row = await cursor.fetchone()
     assert row is not None
-    version, synchronous_commit, fsync = row
+    version, synchronous_commit, fsync, is_standby, now_ms = row
+    clock.follow(float(now_ms), asked, time.monotonic())
+    if is_standby:
+        raise UnfitStorage(
+            "PostgreSQL is a standby, which takes no writes and may be behind: name its primary in the DSN"
+        )
     described = {"name": "postgresql", "version": version}
     durability = f"an acknowledged write is committed by PostgreSQL (synchronous_commit={synchronous_commit})"
     if fsync == "on" and synchronous_commit != "off":
@@ -583,10 +627,13 @@ _LOCK_HEADS: Final = f"""
 _BEGIN: Final[Request] = ("BEGIN", ())
 _ROLLBACK: Final[Request] = ("ROLLBACK", ())
 _RESERVE_IDS: Final = "SELECT nextval(pg_get_serial_sequence('record', 'id')) FROM generate_series(1, %s)"
+# An id that another record has was reserved before the schema was restored from a dump; meta is never null.
 _PUT_HEADS: Final = """
     INSERT INTO record (id, parent_id, kind, key, expires_ms, meta, value)
     SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::bigint[], %s::bytea[], %s::bytea[])
-    ON CONFLICT (id) DO UPDATE SET expires_ms = excluded.expires_ms, meta = excluded.meta, value = excluded.value
+    ON CONFLICT (id) DO UPDATE SET expires_ms = excluded.expires_ms, value = excluded.value, meta = CASE
+        WHEN (record.parent_id, record.kind, record.key) = (excluded.parent_id, excluded.kind, excluded.key)
+        THEN excluded.meta END
 """
 _DELETE_RECORDS: Final = "DELETE FROM record WHERE id = ANY(%b::bigint[])"
 _TRASH_RECORDS: Final = """
@@ -612,6 +659,11 @@ _DELETE_ROWS: Final = """
         ) AS found
     ))
 """
+# The root record has no value of its own.
+_STORE_ID: Final = f"SELECT value FROM record WHERE id = {ROOT_ID}".encode()  # noqa: S608
+_GIVE_STORE_ID: Final = f"UPDATE record SET value = %s WHERE id = {ROOT_ID} AND value = ''".encode()  # noqa: S608
+# Fails if the store has another id.
+_CHECK_STORE_ID: Final = f"SELECT 1 / count(*) FROM record WHERE id = {ROOT_ID} AND value = %s"  # noqa: S608
 _SOME_TRASH: Final = "SELECT record_id FROM trash LIMIT 1 FOR UPDATE SKIP LOCKED"
 _ERASE_ROWS: Final = """
     DELETE FROM record_row
@@ -630,9 +682,13 @@ class _Transaction:
     ``committing`` is set when COMMIT goes out: if the connection breaks after that, nobody knows what became of it.
     """
 
-    def __init__(self, connection: Connection, spare_ids: list[int]) -> None:
+    def __init__(self, connection: Connection, store_id: bytes, spare_ids: list[int]) -> None:
         self.committing = False
         self._connection = connection
+        self._store_id = store_id
+        # Whether namespaces are made. Whatever is not in one that was there before is written after one is made, so to
+        # look at the store then is enough to write into no other.
+        self._founding = False
         self._spare_ids = spare_ids
         self._ids: dict[Place, int | None] = {}
         self._heads: dict[Place, Head | None] = {}
@@ -654,7 +710,8 @@ class _Transaction:
             await self._lock(sorted({place for update in updates for place in update.places}), alone=alone)
             for wave in waves(updates):
                 await self._run_wave([(position, updates[position]) for position in wave], results)
-            requests = [*self._changes.requests(), *_count_requests(self._changes.counts), _COMMIT]
+            checks: list[Request] = [(_CHECK_STORE_ID, (self._store_id,))] if self._founding else []
+            requests = [*self._changes.requests(), *checks, *_count_requests(self._changes.counts), _COMMIT]
             self.committing = True
             await self._connection.exchange(requests)
         except BaseException:
@@ -741,6 +798,7 @@ class _Transaction:
         if isinstance(write, PutHead):
             new = record_id is None
             if record_id is None:
+                self._founding |= place.kind is Kind.NAMESPACE
                 record_id = self._ids[place] = self._spare_ids.pop()
             self._changes.put(record_id, self._parent_id(place), place, write.head, new=new)
             self._heads[place] = write.head._replace(value=b"")
@@ -883,12 +941,20 @@ class _Raced(Problem):
     """Another process wrote the same records first; nothing was kept, and the same batch can be tried again."""
 
 
+class _Misplaced(_Raced):
+    """An id that was reserved belongs to another record, so nothing was kept; with other ids it can be tried again."""
+
+
 class _Rejected(Problem):
     """The server refused a statement, so nothing was kept; of a batch, most updates may still be possible."""
 
 
 class _Demoted(Problem):
     """The server takes no writes any more, so nothing was kept."""
+
+
+class _Lost(Problem):
+    """The store that was opened is not there, so nothing was kept."""
 
 
 class _HungUp(Problem):
@@ -900,6 +966,10 @@ class _NoConnection(Problem):
 
 
 _UNAVAILABLE: Final = "PostgreSQL does not answer or turns connections away: try again"
+_LOST: Final = (
+    "the store that was opened is not in the database any more: restore it, or restart the service to use what is "
+    "there now"
+)
 _TOO_LONG: Final = "PostgreSQL took too long over a statement: try again"
 
 
@@ -908,6 +978,12 @@ def _translated(error: psycopg.Error) -> Exception:
     state = error.sqlstate or ""
     if isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name == "record_row_by":
         return error
+    if isinstance(error, psycopg.errors.NotNullViolation):
+        return _Misplaced("backend-unavailable", "ids of records keep being taken: try again")
+    if isinstance(
+        error, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName | psycopg.errors.DivisionByZero
+    ):
+        return _Lost("backend-unavailable", _LOST)
     if isinstance(error, psycopg.errors.UniqueViolation) or state.startswith("40"):
         return _Raced("backend-unavailable", "other processes keep writing the same records: try again")
     if isinstance(error, psycopg.errors.QueryCanceled | psycopg.errors.LockNotAvailable):

@@ -51,10 +51,14 @@ _loaders: Final = Transformer()
 
 
 class Connection(psycopg.AsyncConnection[tuple[Any, ...]]):
-    """A connection of psycopg, made with :data:`OPTIONS`, that has each statement prepared once."""
+    """A connection of psycopg, made with :data:`OPTIONS`, that has each statement prepared once.
+
+    ``store_id`` is the id of the store that was found over it, None if there was none.
+    """
 
     def __init__(self, pgconn: PGconn, row_factory: AsyncRowFactory[tuple[Any, ...]] = tuple_row) -> None:
         super().__init__(pgconn, row_factory)
+        self.store_id: bytes | None = None
         # What each text is called on the server, which has prepared it.
         self._names: dict[str, bytes] = {}
         self._new_names = map(b"s%d".__mod__, itertools.count())

@@ -15,7 +15,8 @@ bucket is ``{prefix/id/bucket}``; as all its keys carry it, they lie in one slot
     T:ns                      hash in each bucket: ``h`` a copy of the namespace's head, ``n`` its name. It is there as
                               long as the namespace lives: who knows an id finds here whether it is still the id.
 
-    {prefix}:store            hash: the version of this layout and the number of buckets, fixed by whoever came first
+    {prefix}:store            hash: the version of this layout, the number of buckets, and ``h``: the store's id, of 8
+                              random bytes; all are fixed by whoever came first
     {prefix}:trash            set of ids whose buckets are still to be erased
     {prefix}:due              sorted set of buckets (id/bucket) that have records with an expiry, by a time in ms before
                               which none of them expires
@@ -43,13 +44,25 @@ import asyncio
 import itertools
 import random
 import re
+import secrets
 import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from rstored.backends.abc import Backend, Capabilities, Kind, Query, SchemaVersions, Update
+from rstored.backends.abc import Backend, Capabilities, Kind, Query, SchemaVersions, UnfitStorage, Update
+from rstored.backends.clock import Clock
 from rstored.backends.redis_dsn import parse_dsn
-from rstored.backends.redis_servers import FAILURES, Call, Script, Servers, open_servers, translated, unusable
+from rstored.backends.redis_servers import (
+    FAILURES,
+    IS_REPLICA,
+    Call,
+    Script,
+    Servers,
+    facts_of,
+    open_servers,
+    translated,
+    unusable,
+)
 from rstored.backends.redis_store import Bucket, Store, due_member, packed_update
 from rstored.backends.redis_updates import Attempt
 from rstored.problems import Problem
@@ -64,7 +77,7 @@ _VERSION_MIN: Final = (6, 2)
 
 _PURGE: Final = Script.load("purge.lua")
 
-_FACTS: Final = (("INFO", "server"), ("INFO", "memory"), ("CONFIG", "GET", "append*"))
+_FACTS: Final = (("INFO", "server"), ("INFO", "memory"), ("INFO", "replication"), ("CONFIG", "GET", "append*"))
 # Policies under which Redis keeps what has no time to live, and no key of a store has one.
 _KEEPING: Final = re.compile(r"noeviction|volatile-[a-z-]+")
 
@@ -83,10 +96,12 @@ class RedisBackend(Backend):
     parameters are of the connection, see :mod:`rstored.backends.redis_dsn`.
     """
 
-    def __init__(self, servers: Servers, prefix: bytes, buckets: int, description: dict[str, str]) -> None:
-        self.capabilities = Capabilities(atomic_batches=not servers.cluster or buckets == 1)
+    def __init__(self, store: Store, description: dict[str, str]) -> None:
+        servers = store.servers
+        self.clock = store.clock
+        self.capabilities = Capabilities(atomic_batches=not servers.cluster or store.buckets == 1)
         self._servers = servers
-        self._store = Store(servers, prefix, buckets)
+        self._store = store
         self._description = description
         self._closed = False
 
@@ -96,14 +111,16 @@ class RedisBackend(Backend):
         servers, prefix, wanted, accepts_eviction = _parsed(dsn)
         try:
             description = await _described(servers, accepts_eviction=accepts_eviction)
-            buckets = await _claim(servers, prefix, wanted)
+            buckets, store_id = await _claim(servers, prefix, wanted)
+            store = Store(servers, prefix, buckets, store_id, Clock())
+            await store.look()
         except Exception as error:
             await servers.close()
             raise unusable(error) from error
         except BaseException:
             await servers.close()
             raise
-        return cls(servers, prefix, buckets, description)
+        return cls(store, description)
 
     @classmethod
     async def schema_versions(cls, dsn: str) -> SchemaVersions:
@@ -129,6 +146,11 @@ class RedisBackend(Backend):
         try:
             async with asyncio.timeout(_PING_SECONDS):
                 self._description = await _described(self._servers)
+                await self._store.look()
+        except UnfitStorage:
+            # A new connection may be to another server, where the store is.
+            await self._servers.close()
+            raise
         except FAILURES as error:
             raise translated(error) from error
 
@@ -168,7 +190,7 @@ class RedisBackend(Backend):
         self._check_open()
         store = self._store
         registry, slot = store.registry.tag, store.registry.slot
-        stale = f"{time.time() - _PENDING_SECONDS:.0f}"
+        stale = store.clock.earlier() // 1000 - _PENDING_SECONDS
         unsettled, pending, trash = await store.exchange(
             [
                 Call(slot, None, ("SRANDMEMBER", registry + b":unsettled", 10)),
@@ -243,21 +265,23 @@ def _layout_at(prefix: bytes) -> tuple[bytes, str]:
     return _tag(prefix) + b":store", "layout"
 
 
-async def _claim(servers: Servers, prefix: bytes, wanted: int | None) -> int:
-    """Make the store if it is not there; returns its number of buckets."""
+async def _claim(servers: Servers, prefix: bytes, wanted: int | None) -> tuple[int, bytes]:
+    """Make the store if it is not there; returns its number of buckets and its id."""
     (key, layout_field), slot = _layout_at(prefix), servers.slot(_tag(prefix))
     preset = wanted or _BUCKETS
     replies = await servers.exchange(
         [
             Call(slot, None, ("HSETNX", key, "buckets", preset)),
             Call(slot, None, ("HSETNX", key, layout_field, _LAYOUT)),
-            Call(slot, None, ("HMGET", key, "buckets", layout_field)),
+            Call(slot, None, ("HSETNX", key, "h", secrets.token_bytes(8))),
+            Call(slot, None, ("HMGET", key, "buckets", layout_field, "h")),
         ]
     )
     for reply in replies:
         if isinstance(reply, Exception):
             raise reply
-    buckets, layout = map(int, replies[-1])
+    *numbers, store_id = replies[-1]
+    buckets, layout = map(int, numbers)
     if layout > _LAYOUT:
         raise Problem(
             "backend-unavailable",
@@ -267,7 +291,7 @@ async def _claim(servers: Servers, prefix: bytes, wanted: int | None) -> int:
     if wanted is not None and wanted != buckets:
         detail = f"the store has {buckets} buckets for good: say so in the DSN, leave it out, or use another prefix"
         raise Problem("backend-unavailable", detail)
-    return buckets
+    return buckets, store_id
 
 
 async def _described(servers: Servers, *, accepts_eviction: bool = True) -> dict[str, str]:
@@ -275,11 +299,15 @@ async def _described(servers: Servers, *, accepts_eviction: bool = True) -> dict
     described: dict[str, str] = {}
     settings = set()
     policies = set()
-    for server, memory, config in await servers.on_every_server(*_FACTS):
-        facts = _facts(server) | _facts(memory)
+    for *infos, config in await servers.on_every_server(*_FACTS):
+        facts: dict[str, str] = {}
+        for info in infos:
+            facts |= facts_of(info)
         if facts.get("redis_mode") == "cluster" and not servers.cluster:
             detail = "the server is part of a cluster: the DSN begins with redis+cluster://"
             raise Problem("backend-unavailable", detail)
+        if facts.get("role") == "slave" and not servers.cluster:
+            raise UnfitStorage(IS_REPLICA)
         version = facts.get("redis_version", "0")
         if tuple(int(part) for part in version.split(".")[:2]) < _VERSION_MIN:
             raise Problem("backend-unavailable", f"the server is Redis {version}; 6.2 or later is needed")
@@ -310,13 +338,6 @@ async def _described(servers: Servers, *, accepts_eviction: bool = True) -> dict
     if warning:
         described["warning"] = warning
     return described
-
-
-def _facts(info: bytes | Exception) -> dict[str, str]:
-    """The fields of an answer to INFO."""
-    if isinstance(info, Exception):
-        raise info
-    return dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
 
 
 def _durability(appendonly: str, appendfsync: str) -> tuple[str, str | None]:

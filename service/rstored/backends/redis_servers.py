@@ -41,12 +41,14 @@ from rstored.problems import Problem
 
 __all__ = [
     "FAILURES",
+    "IS_REPLICA",
     "Argument",
     "Call",
     "Cluster",
     "Script",
     "Servers",
     "SingleServer",
+    "facts_of",
     "open_servers",
     "problem_of",
     "translated",
@@ -461,6 +463,13 @@ def open_servers(dsn: RedisDSN) -> Servers:
     return SingleServer(dsn)
 
 
+def facts_of(info: bytes | Exception) -> dict[str, str]:
+    """The fields of an answer to INFO; an error that came in its place is raised."""
+    if isinstance(info, Exception):
+        raise info
+    return dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+
+
 # --- failing -----------------------------------------------------------------------------------------------
 
 
@@ -487,10 +496,11 @@ def translated(error: BaseException) -> Exception:
     if isinstance(error, ResponseError) and text.startswith("ERR") and "max number of clients" not in text:
         return error
     if isinstance(error, ReadOnlyError) or text.startswith("READONLY"):
-        return Problem("backend-unavailable", "Redis is a replica and takes no writes: name its primary in the DSN")
+        return Problem("backend-unavailable", IS_REPLICA)
     return Problem("backend-unavailable", _UNAVAILABLE)
 
 
+IS_REPLICA: Final = "Redis is a replica, which takes no writes and may be behind: name its primary in the DSN"
 _UNAVAILABLE: Final = "Redis does not answer or turns requests away: try again"
 
 

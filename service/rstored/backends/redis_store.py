@@ -28,8 +28,10 @@ from rstored.backends.abc import (
     RowOrder,
     RowScan,
     Slice,
+    UnfitStorage,
 )
-from rstored.backends.redis_servers import FAILURES, Argument, Call, Script, Servers, problem_of, translated
+from rstored.backends.clock import Clock
+from rstored.backends.redis_servers import FAILURES, Argument, Call, Script, Servers, facts_of, problem_of, translated
 from rstored.problems import Problem
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "Store",
     "bounds",
     "due_member",
+    "lost",
     "namespace_of",
     "new_copy",
     "no_copy",
@@ -73,14 +76,18 @@ Ref: TypeAlias = tuple[int, int]
 
 
 class Bucket:
-    """A part of a namespace (or the registry, which has no ``ns_key``) that lies in one slot."""
+    """A part of a namespace (or the registry, which has no ``ns_key``) that lies in one slot.
 
-    __slots__ = ("ns_key", "slot", "tag")
+    ``life_key`` is the key that is there as long as the namespace, or the store, is.
+    """
+
+    __slots__ = ("life_key", "ns_key", "slot", "tag")
 
     def __init__(self, tag: bytes, slot: int, ns_key: bytes = b"") -> None:
         self.tag = tag
         self.slot = slot
         self.ns_key = ns_key
+        self.life_key = ns_key or tag + b":store"
 
     def record_key(self, kind: int, key: bytes) -> bytes:
         return b"%b:h:%d:%b" % (self.tag, kind, key)
@@ -112,32 +119,62 @@ def _hash(place: Place) -> int:
     return crc_hqx(key, 0)
 
 
+LOST: Final = (
+    "the store that was opened is not in Redis any more: restore it, or restart the service to use what is there now"
+)
+
+
+def lost() -> Problem:
+    """The problem of whoever needs a store that is not there any more."""
+    return Problem("backend-unavailable", LOST)
+
+
 class Store:
     """The records under one prefix: where they are, and how they are read."""
 
-    def __init__(self, servers: Servers, prefix: bytes, buckets: int) -> None:
+    def __init__(self, servers: Servers, prefix: bytes, buckets: int, store_id: bytes, clock: Clock) -> None:
         self.servers = servers
         self.prefix = prefix
+        self.buckets = buckets
+        self.id = store_id
+        self.clock = clock
         self.registry = Bucket(b"{%b}" % prefix, servers.slot(b"{%b}" % prefix))
         self.root = Owner("", b"", [self.registry])
-        self._buckets = buckets
         self._versions = itertools.count(secrets.randbits(64))
         self._known: dict[str, Owner] = {"": self.root}
         # The time before which nothing in a bucket expires, as this process last told `due`.
         self._due: dict[bytes, int] = {}
+
+    # --- the store -----------------------------------------------------------------------------------------
+
+    async def look(self) -> None:
+        """Take over the time of the server that has the registry, and see whether the store is still there.
+
+        Raises :class:`UnfitStorage` if it is not. In a cluster each master has a clock; this is the one for all.
+        """
+        slot = self.registry.slot
+        asked = time.monotonic()
+        info, store_id = await self.exchange(
+            [Call(slot, None, ("INFO", "server")), Call(slot, None, ("HGET", self.registry.life_key, "h"))]
+        )
+        microseconds = facts_of(info).get("server_time_usec")
+        if microseconds is not None:
+            self.clock.follow(int(microseconds) / 1000, asked, time.monotonic())
+        if store_id != self.id:
+            raise UnfitStorage(LOST)
 
     # --- namespaces ----------------------------------------------------------------------------------------
 
     def owner(self, name: str, owner_id: bytes) -> Owner:
         """The namespace with this id."""
         buckets = []
-        for number in range(self._buckets):
+        for number in range(self.buckets):
             tag = b"{%b/%b/%d}" % (self.prefix, owner_id, number)
             buckets.append(Bucket(tag, self.servers.slot(tag), tag + b":ns"))
         return Owner(name, owner_id, buckets)
 
     def bucket_number(self, place: Place) -> int:
-        return 0 if self._buckets == 1 else _hash(place) & (self._buckets - 1)
+        return 0 if self.buckets == 1 else _hash(place) & (self.buckets - 1)
 
     def reading(self, *, check: bool = False) -> Reading:
         """Reads to be put together. With ``check`` each bucket that is read is asked whether its namespace lives."""
@@ -175,11 +212,15 @@ class Store:
                 asked[name] = reading.ask(self.registry, "i", self.registry.record_key(0, name.encode()))
         if not asked:
             return found
+        life = reading.life(self.registry)
         replies = await self.servers.exchange(reading.calls())
         for name, (call, number) in asked.items():
             reply = replies[call]
             if isinstance(reply, Exception):
                 found[name] = problem_of(reply)
+                continue
+            if self.is_lost(replies, life):
+                found[name] = lost()
                 continue
             head, owner_id = reply[number]
             if head is None:
@@ -188,6 +229,11 @@ class Store:
                 found[name] = owner = self.owner(name, owner_id)
                 self.know(owner)
         return found
+
+    def is_lost(self, replies: Sequence[Any], life: Ref) -> bool:
+        """Whether an answer to :meth:`Reading.life` of the registry says that the store is not there any more."""
+        call, number = life
+        return not isinstance(replies[call], Exception) and replies[call][number] != self.id
 
     async def heal(self, name: str) -> None:
         """Give a namespace's buckets back the copies of its head that a failover of the cluster lost."""
@@ -240,7 +286,7 @@ class Store:
         What is noted is no later than what expires first: a write lowers it after the record is there, and whoever
         raises it looks at the bucket afterwards. It is never taken away while the namespace lives.
         """
-        now = time.time_ns() // 1_000_000
+        now = self.clock()
         news = {}
         for member, expires_ms in due.items():
             known = self._due.get(member)
@@ -339,6 +385,9 @@ class Store:
         alone: list[int] = []
         stale: set[str] = set()
         for position, parts, checks in asked:
+            if any(not name and self.is_lost(replies, ref) for name, ref in checks):
+                answers[position] = lost()
+                continue
             gone = {
                 name
                 for name, (call, number) in checks
@@ -551,15 +600,15 @@ class Reading:
         return call, number
 
     def check(self, owner: Owner, bucket: Bucket) -> None:
-        """Have the query under way depend on the namespace being there."""
-        if self._check and bucket.ns_key:
-            self._checks.append((owner.name, self.namespace(bucket)))
+        """Have the query under way depend on the namespace, or the store, being there."""
+        if self._check:
+            self._checks.append((owner.name, self.life(bucket)))
 
-    def namespace(self, bucket: Bucket) -> Ref:
-        """Ask for the head of the namespace in its bucket, once in a call."""
+    def life(self, bucket: Bucket) -> Ref:
+        """Ask for the head of the namespace in its bucket, or for the id of the store, once in a call."""
         ref = self._checked.get(bucket.tag)
         if ref is None or ref[0] != self._open.get(bucket.slot):
-            ref = self._checked[bucket.tag] = self.ask(bucket, "h", bucket.ns_key)
+            ref = self._checked[bucket.tag] = self.ask(bucket, "h", bucket.life_key)
         return ref
 
     def checks(self) -> list[tuple[str, Ref]]:

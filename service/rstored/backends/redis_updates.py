@@ -37,6 +37,7 @@ from rstored.backends.redis_store import (
     Store,
     bounds,
     due_member,
+    lost,
     namespace_of,
     new_copy,
     no_copy,
@@ -145,6 +146,8 @@ class Attempt:
         reading = store.reading()
         refs: dict[Place, Ref] = {}
         copies: dict[str, dict[bytes, Ref]] = {}
+        # The store's id, as it is read with each namespace's record.
+        lives: dict[Place, Ref] = {}
         confined: list[int] = []
         for position in self._positions:
             places = self._places(position)
@@ -159,14 +162,16 @@ class Attempt:
                     continue
                 key = place.key.encode()
                 if place.kind is Kind.NAMESPACE:
+                    lives[place] = reading.life(registry)
                     refs[place] = reading.ask(registry, "i", registry.record_key(0, key))
                 elif isinstance(owner := self._owners[place.namespace], Owner):
                     bucket = owner.bucket(place)
                     if bucket.ns_key:
-                        copies.setdefault(place.namespace, {})[bucket.tag] = reading.namespace(bucket)
+                        copies.setdefault(place.namespace, {})[bucket.tag] = reading.life(bucket)
                     refs[place] = reading.ask(bucket, "p", bucket.record_key(place.kind, key))
         replies = await store.servers.exchange(reading.calls()) if reading else []
         failed = self._take(refs, copies, replies)
+        failed |= {place: lost() for place, life in lives.items() if store.is_lost(replies, life)}
         loaded = []
         stale: set[str] = set()
         for position in confined:
@@ -375,6 +380,9 @@ class Attempt:
                 home = owner.bucket(place)
                 checks[home.ns_key] = self._copies[home.tag][0]
                 checks[home.record_key(place.kind, key)] = self._versions.get(place, ABSENT)
+        if changes.checks:
+            # Nothing is made in a store that is not the one that was opened.
+            changes.checks[self._registry.life_key] = self._store.id
         writing = _Writing(self._store.new_version())
         for write in writes:
             if write.place.kind is Kind.NAMESPACE:
@@ -585,7 +593,7 @@ class Attempt:
         assert changes is not None
         try:
             if changes.made:
-                now = int(time.time())
+                now = store.clock() // 1000
                 pending = [
                     Call(registry.slot, None, ("ZADD", registry.tag + b":pending", now, owner.id))
                     for owner in changes.made

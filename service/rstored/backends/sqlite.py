@@ -47,6 +47,7 @@ from rstored.backends.abc import (
     RowScan,
     SchemaVersions,
     Slice,
+    UnfitStorage,
     Update,
     Write,
     namespace_place,
@@ -61,6 +62,7 @@ logger = logging.getLogger("rstored.sqlite")
 
 _APPLICATION_ID: Final = int.from_bytes(b"rsto")
 _MAGIC: Final = b"SQLite format 3\0"
+_HEADER_BYTES: Final = 512
 _PRIVATE: Final = stat.S_IRUSR | stat.S_IWUSR
 _BUSY_SECONDS: Final = 10.0
 _BUSY_PAUSE_SECONDS: Final = 0.0002
@@ -110,6 +112,10 @@ def database_path(dsn: str) -> Path:
         raise Problem("backend-unavailable", "a database in memory would forget every write: name a file in the DSN")
     if "?" in name or "\0" in name:
         raise Problem("backend-unavailable", "a SQLite DSN takes no parameters: write sqlite:///path/to/file.db")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        raise Problem("backend-unavailable", "the DSN names a file by something that is not text") from None
     return Path(name)
 
 
@@ -118,12 +124,11 @@ class SQLiteBackend(Backend):
 
     capabilities = Capabilities(local_reads=True)
 
-    def __init__(self, path: Path, executor: ThreadPoolExecutor, writer: _Writer, reader: _Reader) -> None:
-        self._path = path
+    def __init__(self, files: _Files, executor: ThreadPoolExecutor, writer: _Writer, reader: _Reader) -> None:
+        self._files = files
         self._executor = executor
         self._writer = writer
         self._reader = reader
-        self._inode = path.stat().st_ino
         self._loop = asyncio.get_running_loop()
         self._closed = False
 
@@ -138,14 +143,14 @@ class SQLiteBackend(Backend):
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_SECONDS))
         executor = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
         try:
-            writing, reading = await asyncio.get_running_loop().run_in_executor(executor, _connect_both, path)
+            files, writing, reading = await asyncio.get_running_loop().run_in_executor(executor, _connect_both, path)
         except sqlite3.Error as error:
             executor.shutdown()
             raise _translated(error, f"the database file {str(path)!r}") from error
         except BaseException:
             executor.shutdown(wait=False)
             raise
-        return cls(path, executor, _Writer(writing), _Reader(reading))
+        return cls(files, executor, _Writer(writing, files), _Reader(reading))
 
     @classmethod
     async def schema_versions(cls, dsn: str) -> SchemaVersions:
@@ -171,13 +176,10 @@ class SQLiteBackend(Backend):
 
     async def ping(self) -> None:
         self._check_open()
+        self._files.check()
+        self._files.check_mode()
         try:
-            if self._path.stat().st_ino != self._inode or not os.access(self._path, os.W_OK):
-                raise FileNotFoundError
             self._reader.connection.execute("SELECT version FROM schema_version").fetchone()
-        except OSError as error:
-            detail = "the database file was deleted, replaced or made read-only while in use: restart the service"
-            raise Problem("backend-unavailable", detail) from error
         except sqlite3.Error as error:
             raise _translated(error) from error
 
@@ -236,26 +238,24 @@ class SQLiteBackend(Backend):
 
 
 def _check_path(path: Path) -> None:
-    """Refuse a missing folder, and a file that SQLite did not write: it takes a few bytes for an empty file."""
+    """Refuse a missing folder, and a short file that SQLite did not write, which SQLite would take for an empty one."""
     try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except (OSError, UnicodeEncodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "the name is not text"
-        raise Problem("backend-unavailable", f"the file {str(path)!r} cannot be opened: {reason}") from None
-    if not path.parent.is_dir():
+        size = path.stat().st_size if path.is_file() else 0
+        folder_is_there = path.parent.is_dir()
+    except OSError as error:
+        raise Problem("backend-unavailable", f"the file {str(path)!r} cannot be opened: {error.strerror}") from None
+    if not folder_is_there:
         hint = "" if path.is_absolute() else "; an absolute path takes four slashes: sqlite:////…"
         raise Problem("backend-unavailable", f"there is no folder {str(path.parent)!r}: create it{hint}")
-    if not path.is_file():
+    # A longer one is left to SQLite: if this process has it open, to open and close it here would drop the locks on it.
+    if not 0 < size < _HEADER_BYTES:
         return
     try:
-        with path.open("rb") as file:
-            begins = file.read(len(_MAGIC))
+        begins = path.read_bytes()[: len(_MAGIC)]
     except OSError:
         # SQLite fails on it too, and the reason that it gives is translated like any other.
         return
-    if begins not in (b"", _MAGIC):
+    if begins != _MAGIC:
         code, detail = _FAILURES[sqlite3.SQLITE_NOTADB]
         raise Problem(code, detail.format(file=f"the file {str(path)!r}"))
 
@@ -300,21 +300,75 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _connect_both(path: Path) -> tuple[sqlite3.Connection, sqlite3.Connection]:
-    """The connection for writing, and the one for reading."""
+class _Files:
+    """The files of an open database: the file itself, its log and the log's index.
+
+    SQLite keeps them open and goes on with them when they were deleted, renamed or replaced: what is written then is
+    lost with the process, or with the next one that opens what is there instead. So they are compared with what is
+    under their names. ``gone`` says whether they differed when they were compared last.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.gone = False
+        self._path = path
+        # SQLite follows links, and names the others after what it finds.
+        real = os.path.realpath(path)
+        self._names = (str(path), f"{real}-wal", f"{real}-shm")
+        try:
+            self._found = self._look()
+        except OSError as error:
+            raise Problem("backend-unavailable", f"the file {str(path)!r} was deleted while it was opened") from error
+
+    def check(self) -> None:
+        """Return if all of them are where they were; otherwise raise :class:`UnfitStorage`."""
+        try:
+            self.gone = self._look() != self._found
+        except OSError:
+            self.gone = True
+        if self.gone:
+            raise UnfitStorage(
+                "the database file, or its -wal or -shm, was deleted, moved or replaced while in use: put it back, or "
+                "restart the service to use what is there now"
+            )
+
+    def check_mode(self) -> None:
+        """Return if the file may be written; otherwise raise :class:`UnfitStorage`."""
+        if not os.access(self._path, os.W_OK):
+            raise UnfitStorage("the database file was made read-only while in use: make it writable again")
+
+    def _look(self) -> list[tuple[int, int]]:
+        return [_identity(name) for name in self._names]
+
+
+def _identity(name: str | Path) -> tuple[int, int]:
+    """What tells a file from any other one that has been, or will be, under its name."""
+    status = os.stat(name)
+    return status.st_dev, status.st_ino
+
+
+def _connect_both(path: Path) -> tuple[_Files, sqlite3.Connection, sqlite3.Connection]:
+    """The files, the connection for writing, and the one for reading."""
+    _create(path)
+    before = _identity(path) if path.exists() else None
     writing = _connect_for_writing(path)
     try:
         reading = _connect(path)
         reading.execute("PRAGMA query_only = ON")
+        # A first read opens the log.
+        reading.execute("SELECT version FROM schema_version").fetchone()
+        files = _Files(path)
+        if before not in (None, _identity(path)):
+            raise Problem(
+                "backend-unavailable", f"the file {str(path)!r} was replaced while it was opened: start again"
+            )
     except BaseException:
         writing.close()
         raise
-    return writing, reading
+    return files, writing, reading
 
 
 def _connect_for_writing(path: Path) -> sqlite3.Connection:
     """Connect for writing, having made sure that the file is ours, is writable and has the present schema."""
-    _create(path)
     connection = _connect(path)
     try:
         connection.execute("PRAGMA synchronous = FULL")
@@ -495,8 +549,9 @@ def _slice(rows: Iterable[T], limit: int | None, bytes_max: int | None, size_of:
 class _Writer:
     """Carries out updates on one connection. Everything here runs on the writer thread."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, files: _Files) -> None:
         self.connection = connection
+        self._files = files
         self._reader = _Reader(connection)
         cursor = connection.cursor()
         self._execute, self._execute_many = cursor.execute, cursor.executemany
@@ -508,13 +563,21 @@ class _Writer:
     def update(self, updates: Sequence[Update[Any]]) -> list[Any | Problem]:
         """Carry out the updates in one transaction, or, if a statement fails in it, each in one of its own."""
         try:
+            if self._files.gone:
+                self._files.check()
             self._begin()
+        except UnfitStorage as problem:
+            return [UnfitStorage(problem.detail) for _ in updates]
         except sqlite3.Error as error:
             return [_translated(error) for _ in updates]
         self._namespaces.clear()
         try:
             results = [self._run(update) for update in updates]
             self._commit()
+            # What was committed to a file that is gone is lost with it, so nobody is told that it is there.
+            self._files.check()
+        except UnfitStorage as problem:
+            return [UnfitStorage(problem.detail) for _ in updates]
         except Exception as error:
             self._roll_back()
             if len(updates) == 1:
@@ -524,6 +587,7 @@ class _Writer:
 
     def purge(self) -> bool:
         """Erase a bounded part of what is in the trash; True if there may be more."""
+        self._files.check()
         if self._execute(_SQL.some_trash).fetchone() is None:
             return False
         self._begin()

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
-from rstored.backends.abc import Backend, Place, Plan, Query, Read, Update
+from rstored.backends.abc import Backend, Place, Plan, Query, Read, UnfitStorage, Update
 from rstored.problems import Problem
 from rstored.turns import Turns
 
@@ -54,11 +54,15 @@ class Storage:
         self._updates: _Batches[Update[Any], Any] = _Batches(
             "write", backend.update, WRITE_BATCH_MAX, observe, prompt=prompt
         )
+        # Why nothing may be asked of the backend at present, as its last ping said.
+        self._unfit: UnfitStorage | None = None
         # Over a network pieces are fetched while another one is worked on.
         self.turns = Turns(1 if self._local_reads else 4)
 
     async def read(self, *reads: Read) -> list[Any]:
         """The results of the reads, in order, all of one snapshot. Raises :class:`Problem`."""
+        if self._unfit is not None:
+            raise UnfitStorage(self._unfit.detail)
         if not self._local_reads:
             return await self._reads.submit(reads)
         started = time.perf_counter()
@@ -79,8 +83,22 @@ class Storage:
 
         Raises the :class:`Problem` that the plan or the backend raised.
         """
+        if self._unfit is not None:
+            raise UnfitStorage(self._unfit.detail)
         answer: AnswerT = await self._updates.submit(Update(places, plan))
         return answer
+
+    async def ping(self) -> None:
+        """Ask whether the backend can be used, and heed it: until it can, all reads and updates are refused.
+
+        Raises :class:`Problem` if it cannot, or does not answer.
+        """
+        try:
+            await self.backend.ping()
+        except UnfitStorage as problem:
+            self._unfit = problem
+            raise
+        self._unfit = None
 
     async def close(self) -> None:
         """Refuse what comes from now on and return when all that came before is done. The backend stays open."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 
 from rstored.backends.abc import Backend
@@ -16,12 +15,7 @@ from rstored.engine.tokens import Tokens
 from rstored.engine.ts import TimeSeries
 from rstored.limits import Limits
 
-__all__ = ["Engine", "unix_ms"]
-
-
-def unix_ms() -> int:
-    """Now, in POSIX milliseconds."""
-    return time.time_ns() // 1_000_000
+__all__ = ["Engine"]
 
 
 class Engine:
@@ -31,13 +25,14 @@ class Engine:
         self,
         backend: Backend,
         limits: Limits | None = None,
-        clock: Callable[[], int] = unix_ms,
+        clock: Callable[[], int] | None = None,
         observe: Observe | None = None,
     ) -> None:
-        """``clock`` gives POSIX milliseconds; ``observe`` is told of every batch (see :data:`Observe`)."""
+        """``clock`` gives POSIX milliseconds, by default the backend's; ``observe`` is told of every batch."""
         limits = limits or Limits()
         self.storage = Storage(backend, observe)
-        self._maintenance = Maintenance(self.storage, clock)
+        self._maintenance = Maintenance(self.storage, clock or backend.clock.earlier)
+        clock = clock or backend.clock
         self.kv = KeyValues(self.storage, limits, clock)
         self.ts = TimeSeries(self.storage, limits, clock)
         self.es = EventSequences(self.storage, limits, clock)
@@ -54,6 +49,6 @@ class Engine:
         await self.storage.close()
 
     async def ping(self) -> None:
-        """Return if the backend answers, else raise Problem ``backend-unavailable``."""
+        """Return if the backend answers, otherwise raise Problem ``backend-unavailable``."""
         # In a task: drivers set themselves time limits, which only a task can have, and a request may not be in one.
-        await asyncio.create_task(self.storage.backend.ping())
+        await asyncio.create_task(self.storage.ping())

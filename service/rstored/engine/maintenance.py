@@ -1,26 +1,30 @@
-"""The one background task: it deletes what has expired and erases what deleted records left behind."""
+"""The one background task: it asks how the backend is, deletes what has expired and erases what is left behind."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Generator, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from typing import Any, Final, TypeVar
 
 from rstored.backends.abc import Commit, DeleteRecord, ExpiredRead, Head, Place, Query
+from rstored.backends.clock import Clock
 from rstored.engine.batching import Storage
 from rstored.problems import Problem
 
-__all__ = ["Maintenance"]
+__all__ = ["Maintenance", "clock_warning"]
 
 SWEEP_SECONDS: Final = 1.0
+CLOCKS_DIFFER_SECONDS: Final = 5.0
 _EXPIRED_AT_ONCE: Final = 200
 
 _log: Final = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class Maintenance:
-    """Sweeps at the start and then once a second, each time until nothing is left to do.
+    """Asks how the backend is and sweeps, at the start and then once a second, each time until nothing is left to do.
 
     Expired entries are invisible from the moment they expire and deleted records from the moment they are
     deleted; this only gives their room back, so it may lag, and a failure is logged and tried again.
@@ -31,6 +35,9 @@ class Maintenance:
         self._storage = storage
         self._clock = clock
         self._sweep_seconds = sweep_seconds
+        # What the log says last of a failure, and of the clocks.
+        self._failure: str | None = None
+        self._clocks_differ = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -49,7 +56,7 @@ class Maintenance:
         while await self._expire():
             pass
         # Each step is short, and the writes that come meanwhile go before the next one.
-        while await self._storage.backend.purge():
+        while await _to_its_end(self._storage.backend.purge()):
             pass
 
     async def _expire(self) -> bool:
@@ -75,9 +82,48 @@ class Maintenance:
     async def _run(self) -> None:
         while True:
             try:
+                await _to_its_end(self._storage.ping())
+                self._compare_clocks()
                 await self.sweep()
+                self._failure = None
             except Problem as problem:
-                _log.warning("maintenance failed and will be tried again: %s", problem.detail)
+                # Once for each reason: a backend may be away for long.
+                if problem.detail != self._failure:
+                    self._failure = problem.detail
+                    _log.warning("maintenance failed and will be tried again: %s", problem.detail)
             except Exception:
                 _log.exception("maintenance failed and will be tried again")
             await asyncio.sleep(self._sweep_seconds)
+
+    def _compare_clocks(self) -> None:
+        """Log when this machine's clock begins or ceases to differ from the storage's."""
+        warning = clock_warning(self._storage.backend.clock)
+        if (warning is not None) != self._clocks_differ:
+            self._clocks_differ = warning is not None
+            if warning is None:
+                _log.info("this machine's clock and the storage's agree again")
+            else:
+                _log.warning(warning)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """What the work returns. If this is cancelled, it waits for the end of the work.
+
+    In a driver a cancellation can be lost: until Python 3.12 ``asyncio.wait_for`` does not pass it on if what it waits
+    for ends in the same moment. The task would go on, and a stop would wait for it for ever.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
+
+
+def clock_warning(clock: Clock) -> str | None:
+    """What to say of this machine's clock if it is off by seconds; None if it is not."""
+    seconds = clock.machine_ahead_seconds
+    if abs(seconds) < CLOCKS_DIFFER_SECONDS:
+        return None
+    direction = "ahead of" if seconds > 0 else "behind"
+    return f"this machine's clock is {abs(seconds):.0f} seconds {direction} the storage's, which counts: set it by NTP"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import decimal
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import quote
 
 import psycopg
@@ -12,9 +14,20 @@ from tests import servers
 
 from rstore.encodings import Encoding, Value
 from rstore.points import Points
-from rstored.backends.abc import CountRead, Kind
+from rstored.backends.abc import (
+    Commit,
+    CountRead,
+    Head,
+    Kind,
+    Place,
+    PutHead,
+    UnfitStorage,
+    Update,
+    namespace_place,
+)
 from rstored.backends.migrations import SCHEMA_VERSION
 from rstored.backends.postgresql import PostgreSQLBackend
+from rstored.backends.schema import ROOT_ID
 from rstored.engine.engine import Engine
 from rstored.engine.model import BatchSet, Change
 from rstored.problems import Problem
@@ -152,3 +165,62 @@ async def test_what_one_operation_reads_does_not_grow_with_the_store(dsn: str, a
         assert await rows_read() - before < 30 * operations
     finally:
         await backend.close()
+
+
+async def put(backend: PostgreSQLBackend, key: str, value: bytes) -> Any:
+    """Store a value, in a namespace that is made if need be; returns what became of it."""
+    namespace, place = namespace_place("ns"), Place("ns", Kind.KV, key)
+
+    def plan(heads: Mapping[Place, Head | None]) -> Any:
+        made = [] if heads[namespace] else [PutHead(namespace, Head(b"{}"))]
+        return Commit([*made, PutHead(place, Head(b"meta", value))], None)
+        yield
+
+    (result,) = await backend.update([Update((place,), plan)])
+    return result
+
+
+async def test_ids_that_were_reserved_before_a_restore_overwrite_nothing(dsn: str) -> None:
+    """The restored store gives the same ids again, to another process."""
+    schema = schema_of(dsn)
+    old = await PostgreSQLBackend.open(dsn)
+    assert await put(old, "first", b"1") is None
+    ((store_id,),) = sql(dsn, f"SELECT value FROM {schema}.record WHERE id = {ROOT_ID}")
+    sql(dsn, f"DROP SCHEMA {schema} CASCADE")
+    new = await PostgreSQLBackend.open(dsn)
+    # As a dump would bring it back.
+    sql(dsn, f"UPDATE {schema}.record SET value = '\\x{store_id.hex()}' WHERE id = {ROOT_ID}")
+    again = await PostgreSQLBackend.open(dsn)
+    for number in range(20):
+        for name, backend in (("old", old), ("again", again)):
+            assert await put(backend, f"{name}{number}", b"%d" % number) is None
+    rows = sql(dsn, f"SELECT key, value FROM {schema}.record WHERE kind = 1")
+    assert dict(rows) == {f"{name}{number}": b"%d" % number for name in ("old", "again") for number in range(20)}
+    for backend in (old, new, again):
+        await backend.close()
+
+
+async def test_nothing_is_made_in_another_store_of_that_name(dsn: str) -> None:
+    backend = await PostgreSQLBackend.open(dsn)
+    assert await put(backend, "k", b"1") is None
+    sql(dsn, f"DROP SCHEMA {schema_of(dsn)} CASCADE")
+    result = await put(backend, "k", b"2")
+    assert isinstance(result, Problem)
+    assert result.code == "backend-unavailable"
+    with pytest.raises(UnfitStorage):
+        await backend.ping()
+    other = await PostgreSQLBackend.open(dsn)
+    for _ in range(5):
+        assert isinstance(await put(backend, "k", b"3"), Problem)
+    assert sql(dsn, f"SELECT count(*) FROM {schema_of(dsn)}.record WHERE kind = 1") == [(0,)]
+    await backend.close()
+    await other.close()
+
+
+async def test_a_schema_whose_records_are_gone_is_refused_in_one_line(dsn: str) -> None:
+    backend = await PostgreSQLBackend.open(dsn)
+    await backend.close()
+    sql(dsn, f"TRUNCATE {schema_of(dsn)}.record CASCADE")
+    with pytest.raises(Problem, match="restore a backup") as caught:
+        await PostgreSQLBackend.open(dsn)
+    assert caught.value.code == "backend-corrupt"
