@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import sqlite3
 import sys
 import time
 from collections.abc import Sequence
@@ -21,8 +20,8 @@ from rstored.problems import Problem
 class AcknowledgingEarly(sqlite._Writer):
     """Commits only every thirty-second time that it says it does."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        super().__init__(connection)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         execute, commits = self._execute, itertools.count(1)
         self._execute = lambda sql, *rest: None if sql == "COMMIT" and next(commits) % 32 else execute(sql, *rest)
 
