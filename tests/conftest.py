@@ -46,7 +46,7 @@ class ServiceProcess:
         environment |= {f"RSTORED_LIMITS__{name}": str(value) for name, value in (limits or {}).items()}
         # Without one it comes from the environment.
         given = [] if dsn is None else ["--dsn", dsn]
-        command = [sys.executable, "-m", "rstored.main", "serve", *given, "--host", host, "--port", str(port)]
+        command = [sys.executable, "-m", "rstored", "serve", *given, "--host", host, "--port", str(port)]
         self.url = ""
         self.port = port
         self._log_path = log

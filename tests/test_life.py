@@ -284,7 +284,7 @@ def test_a_public_address_without_tokens_is_refused_and_leaves_no_store(serve, d
 
 
 def test_a_public_address_with_tokens_is_served_with_a_warning(serve, dsn):
-    command = [sys.executable, "-m", "rstored.main", "token", "create", "--namespace", "*", "--access", "read"]
+    command = [sys.executable, "-m", "rstored", "token", "create", "--namespace", "*", "--access", "read"]
     made = subprocess.run([*command, "--dsn", dsn], capture_output=True, text=True, check=True)
     for options in ({}, {"env": {"RSTORED_ADMIN_TOKEN": "x" * 32}}):
         server = serve(dsn, host="0.0.0.0", **options)
@@ -303,7 +303,7 @@ def test_a_store_that_is_said_to_be_closed_waits_for_its_first_token(serve, dsn)
         assert http.get("/kv").status_code == 401
         assert http.get("/readyz").status_code == 503
         assert "tokens-lost" in server.log
-        command = [sys.executable, "-m", "rstored.main", "token", "create", "--namespace", "*", "--access", "read"]
+        command = [sys.executable, "-m", "rstored", "token", "create", "--namespace", "*", "--access", "read"]
         made = subprocess.run([*command, "--dsn", dsn], capture_output=True, text=True, check=True)
         assert http.get("/kv", headers={"Authorization": f"Bearer {made.stdout.strip()}"}).status_code == 200
         assert http.get("/readyz").status_code == 200

@@ -154,7 +154,7 @@ async def use_async(url: str, **options) -> None:
 
 def cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RSTORE")}
-    command = [sys.executable, "-m", "rstore.cli", *arguments]
+    command = [sys.executable, "-m", "rstore", *arguments]
     return subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -293,7 +293,7 @@ def test_a_wrong_file_ends_the_start_with_one_line(authority, tmp_path):
         (["--tls-cert", cert, "--tls-key", key, "--tls-client-ca", nothing], "--tls-client-ca"),
         (["--tls-key", key], "--tls-cert"),
     ):
-        command = [sys.executable, "-m", "rstored.main", "serve", "--port", "0", *options]
+        command = [sys.executable, "-m", "rstored", "serve", "--port", "0", *options]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=tmp_path)
         assert done.returncode == 1
         assert said in done.stderr

@@ -19,11 +19,9 @@ from typing import Annotated, Any, Final, Literal, NoReturn, TypeAlias, Union
 
 from rstore.errors import StoreRequestError
 from rstore.names import InvalidName, check_key
-from rstore.numeric import integer, plain_number, real
+from rstore.numeric import INT64_MAX, INT64_MIN, integer, plain_number, real
 
 __all__ = [
-    "INT64_MAX",
-    "INT64_MIN",
     "Count",
     "Item",
     "Name",
@@ -39,8 +37,6 @@ __all__ = [
     "refuse",
 ]
 
-INT64_MIN: Final = -(2**63)
-INT64_MAX: Final = 2**63 - 1
 _SECONDS_MAX: Final = 10**10
 
 Check: TypeAlias = Callable[[Any, str], Any]

@@ -39,12 +39,11 @@ from rstore.errors import (
 )
 from rstore.memory import PAGE_ITEMS_MAX, Spend, free, json_memory
 from rstore.names import KEY_BYTES_MAX
+from rstore.numeric import INT64_MAX, INT64_MIN
 from rstore.operators import OPERATORS, UNARY
 from rstore.points import FrameReader, InvalidPoints, Points
 
 __all__ = [
-    "INT64_MAX",
-    "INT64_MIN",
     "RETRIED_STATUSES",
     "AccessLevel",
     "Answer",
@@ -101,8 +100,6 @@ __all__ = [
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-INT64_MIN: Final = -(2**63)
-INT64_MAX: Final = 2**63 - 1
 
 # What says that the service, or a proxy before it, is busy or away for a moment.
 RETRIED_STATUSES: Final = frozenset({429, 502, 503, 504})

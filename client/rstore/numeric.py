@@ -6,9 +6,12 @@ import enum
 import numbers
 import operator
 import sys
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["integer", "plain_number", "real"]
+__all__ = ["INT64_MAX", "INT64_MIN", "integer", "plain_number", "real"]
+
+INT64_MIN: Final = -(2**63)
+INT64_MAX: Final = 2**63 - 1
 
 
 def integer(value: Any) -> int | None:

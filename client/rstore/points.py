@@ -32,7 +32,7 @@ from rstore.encodings import (
     parse_json,
     render_json,
 )
-from rstore.numeric import integer, plain_number
+from rstore.numeric import INT64_MAX, integer, plain_number
 
 __all__ = [
     "FRAME_BYTES_MAX",
@@ -59,7 +59,6 @@ FRAME_BYTES_MAX: Final = 64 * 2**20
 
 _STREAM_POINTS: Final = 65_536
 _STREAM_BYTES: Final = 2**20
-_INT64_MAX: Final = 2**63 - 1
 _NUMBERS: Final = frozenset({int, float})
 _NO_NUMBERS: Final = frozenset({bool, str, bytes, list, dict, tuple, Value, type(None)})
 _ENCODINGS: Final = tuple(Encoding)
@@ -423,7 +422,7 @@ def _unzipped(pairs: Iterable[tuple[int, Any]]) -> tuple[array[int], list[Any]]:
     try:
         return array("q", timestamps), values
     except OverflowError:
-        index = next(i for i, t in enumerate(timestamps) if not -_INT64_MAX - 1 <= t <= _INT64_MAX)
+        index = next(i for i, t in enumerate(timestamps) if not -INT64_MAX - 1 <= t <= INT64_MAX)
         message = "a timestamp is a 64-bit signed integer, -2**63 to 2**63-1"
         raise InvalidPoints(message, pointer=f"/points/{index}") from None
 
@@ -722,7 +721,7 @@ def _progression(timestamps: array[int]) -> bytes | None:
 
 def _from_progression(times: memoryview, count: int) -> array[int]:
     first, stride = _PROGRESSION.unpack(times)
-    if stride < 1 or count < 1 or first + stride * (count - 1) > _INT64_MAX:
+    if stride < 1 or count < 1 or first + stride * (count - 1) > INT64_MAX:
         raise _malformed("its timestamps do not ascend within int64")
     return array("q", range(first, first + stride * count, stride))
 

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from rstore import calls
-from rstore.calls import INT64_MIN, Call, Page, Steps
+from rstore.calls import Call, Page, Steps
 from rstore.encodings import Encoding, Value
 from rstore.errors import StoreDecryptionError, StoreError, StoreProtocolError
+from rstore.numeric import INT64_MIN
 from rstore.points import Points, digest, encode
 from rstore.sealing import Context, EventContext, PairContext, PointContext, Sealer, key_id_of
 from rstore.values import dump

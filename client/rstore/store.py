@@ -40,7 +40,7 @@ from rstore.arguments import (
     check_seconds,
     refuse,
 )
-from rstore.calls import INT64_MAX, INT64_MIN, AccessLevel, Call, Event, NewToken, Page, State, Steps, Token, TryAgain
+from rstore.calls import AccessLevel, Call, Event, NewToken, Page, State, Steps, Token, TryAgain
 from rstore.encodings import Encoding, InvalidJSON, Value, parse_json
 from rstore.errors import (
     FrozenStoreError,
@@ -57,6 +57,7 @@ from rstore.errors import (
 from rstore.folding import apply_event, fold
 from rstore.memory import Spend, free, json_memory, texts_memory
 from rstore.names import InvalidName, check_namespace
+from rstore.numeric import INT64_MAX, INT64_MIN
 from rstore.operators import OPERATOR_NAMES, OPERATORS, UNARY, Bounds, UnfoldableEvent
 from rstore.points import Cells, InvalidPoints, Points, encode_stream, stored_text
 from rstore.rotation import Rotation, rotate

@@ -19,7 +19,6 @@ from typing import Annotated, NoReturn, TypeVar
 import typer
 import uvloop
 
-from rstore.command import run, typer_program
 from rstore.durations import InvalidDuration, parse_duration
 from rstored import __version__
 from rstored.api.openapi import declare_routes, document
@@ -35,7 +34,7 @@ from rstored.settings import InvalidSettings, Settings, load_settings
 from rstored.tls import tls_context
 from rstored.workers import Worker, run_workers
 
-__all__ = ["cli", "main"]
+__all__ = ["cli"]
 
 cli = typer.Typer(
     help="The rstore service: key/value pairs, time series and event sequences over HTTP.",
@@ -383,12 +382,3 @@ def _without_password(dsn: str) -> str:
     # To the last @: a password may hold one unescaped. Drivers take passwords as parameters too.
     without = re.sub(r"(://[^/@:]*):.*@", r"\1:***@", dsn)
     return re.sub(r"((?:password|secret|_key)=)[^&]*", r"\1***", without, flags=re.IGNORECASE)
-
-
-def main() -> NoReturn:
-    """Run the command."""
-    run("rstored", lambda: typer_program("rstored", cli), extra="service")
-
-
-if __name__ == "__main__":
-    main()

@@ -276,7 +276,7 @@ def service_calls(tmp_path):
 
 def test_the_service_s_commands_end_alike(service_calls):
     for words in service_calls:
-        command = [sys.executable, "-m", "rstored.main", *words]
+        command = [sys.executable, "-m", "rstored", *words]
         with open("/dev/full", "wb") as full:
             done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False, timeout=60)
         told = [line for line in done.stderr.decode().splitlines() if not line.startswith("{")]

@@ -1,4 +1,4 @@
-"""The ``rstored`` command with a bug: ``python planted.py BUG python -m rstored.main serve …``. For the tests alone."""
+"""The ``rstored`` command with a bug: ``python planted.py BUG python -m rstored serve …``. For the tests alone."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from rstored.__main__ import main
 from rstored.backends import sqlite
 from rstored.backends.abc import Query
 from rstored.engine.kv import KeyValues
 from rstored.engine.model import ANY, Condition, PutResult
-from rstored.main import main
 from rstored.problems import Problem
 
 

@@ -18,7 +18,7 @@ from rstored.main import _without_password
 
 
 def run(*arguments: str, cwd=None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rstored.main", *arguments]
+    command = [sys.executable, "-m", "rstored", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=cwd)
 
 

@@ -12,6 +12,7 @@ from msgspec import Meta
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rstore.names import InvalidName, check_key, check_namespace
+from rstore.numeric import INT64_MAX, INT64_MIN
 from rstored.limits import Limits
 from rstored.problems import Problem
 
@@ -38,8 +39,6 @@ __all__ = [
     "write_cursor",
 ]
 
-INT64_MIN: Final = -(2**63)
-INT64_MAX: Final = 2**63 - 1
 _INTEGER: Final = re.compile(r"-?[0-9]{1,20}\Z", re.ASCII)
 _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from typing import Final, NamedTuple
-from urllib.parse import unquote
 
 import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from rstored.backends.dsn import decoded, wrong
 from rstored.problems import Problem
 
 __all__ = ["PostgreSQLDSN", "parse_dsn", "reason_of"]
@@ -53,9 +53,9 @@ def parse_dsn(dsn: str) -> PostgreSQLDSN:
     hosts = options.get("host", options.get("hostaddr", ""))
     _check_addresses(options, hosts)
     if options.get("client_encoding", "utf8").lower().replace("-", "") not in ("utf8", "unicode", "auto"):
-        raise _wrong("has a client_encoding other than UTF8, in which the service speaks to PostgreSQL")
+        raise wrong("has a client_encoding other than UTF8, in which the service speaks to PostgreSQL")
     if re.fullmatch(r"-?[0-9]{1,9}", options.get("connect_timeout", "0")) is None:
-        raise _wrong("has a connect_timeout that is not a number of seconds")
+        raise wrong("has a connect_timeout that is not a number of seconds")
     if "," in hosts:
         # Of several servers the one that takes writes is meant.
         options = {"target_session_attrs": "read-write"} | options
@@ -71,12 +71,8 @@ def reason_of(error: BaseException, secrets: list[str]) -> str:
     return text[:_REASON_LENGTH_MAX]
 
 
-def _wrong(what: str) -> Problem:
-    return Problem("backend-unavailable", f"the DSN {what}")
-
-
 def _unparsed() -> Problem:
-    return _wrong(
+    return wrong(
         "does not parse: write postgresql://user:password@host:port/database, with user, password and database "
         "percent-encoded (@ is %40, / is %2F, % is %25)"
     )
@@ -91,27 +87,24 @@ def _parameters(query: str) -> dict[str, str]:
             # An old name that libpq knows in URIs.
             name, text = "sslmode", "require" if text == "true" else text
         if name not in _KNOWN and name != "schema":
-            raise _wrong("has a parameter that is neither schema nor one of libpq's: see its name")
+            raise wrong("has a parameter that is neither schema nor one of libpq's: see its name")
         if name == "replication":
-            raise _wrong("asks for replication, over which no store is served")
+            raise wrong("asks for replication, over which no store is served")
         if name in found:
-            raise _wrong(f"gives {name} twice")
-        try:
-            found[name] = unquote(text, errors="strict")
-        except UnicodeDecodeError:
-            raise _wrong(f"has a {name} that is not percent-encoded UTF-8") from None
+            raise wrong(f"gives {name} twice")
+        found[name] = decoded(text, name)
         if not separator or "\0" in found[name]:
-            raise _wrong(f"has a {name} without a value, or with NUL in it")
+            raise wrong(f"has a {name} without a value, or with NUL in it")
     return found
 
 
 def _check_schema(name: str) -> None:
     if not name:
-        raise _wrong("has an empty schema: write ?schema=name, or leave it out")
+        raise wrong("has an empty schema: write ?schema=name, or leave it out")
     if len(name.encode()) > _SCHEMA_BYTES_MAX:
-        raise _wrong(f"has a schema of more than {_SCHEMA_BYTES_MAX} bytes")
+        raise wrong(f"has a schema of more than {_SCHEMA_BYTES_MAX} bytes")
     if name.startswith("pg_") or name == "information_schema":
-        raise _wrong("has a schema that PostgreSQL keeps for itself: no name begins with pg_")
+        raise wrong("has a schema that PostgreSQL keeps for itself: no name begins with pg_")
 
 
 def _check_addresses(options: dict[str, str], hosts: str) -> None:
@@ -121,6 +114,6 @@ def _check_addresses(options: dict[str, str], hosts: str) -> None:
     ports = options.get("port", "").split(",")
     for port in filter(None, ports):
         if re.fullmatch("[0-9]{1,5}", port) is None or not 0 < int(port) < 2**16:
-            raise _wrong("has a port that is not a number from 1 to 65535")
+            raise wrong("has a port that is not a number from 1 to 65535")
     if len(ports) not in (1, len(hosts.split(","))):
-        raise _wrong("has another number of ports than of hosts")
+        raise wrong("has another number of ports than of hosts")

@@ -11,8 +11,8 @@ import re
 import ssl
 from collections.abc import Callable, Collection
 from typing import Any, Final, NamedTuple, TypeAlias
-from urllib.parse import unquote
 
+from rstored.backends.dsn import decoded, wrong
 from rstored.problems import Problem
 
 __all__ = ["PARAMETERS", "Address", "RedisDSN", "parse_dsn"]
@@ -66,34 +66,23 @@ def parse_dsn(dsn: str, own: Collection[str]) -> RedisDSN:
     if database:
         connection["db"] = _database(database)
     if cluster and connection.get("db"):
-        raise _wrong("names a database, and a cluster has none but 0")
+        raise wrong("names a database, and a cluster has none but 0")
     addresses = [_address(host) for host in hosts.split(",")]
     if len(addresses) > 1 and not cluster:
-        raise _wrong("names several servers, which only a cluster has: write redis+cluster://host:port,host:port")
+        raise wrong("names several servers, which only a cluster has: write redis+cluster://host:port,host:port")
     return RedisDSN(addresses, cluster, tls, connection, store)
 
 
-def _wrong(what: str) -> Problem:
-    return Problem("backend-unavailable", f"the DSN {what}")
-
-
 def _unparsed() -> Problem:
-    return _wrong(
+    return wrong(
         "does not parse: write redis://user:password@host:port/0 or redis+cluster://host:port,host:port, with user and "
         "password percent-encoded (# is %23, / is %2F)"
     )
 
 
-def _decoded(text: str, what: str) -> str:
-    try:
-        return unquote(text, errors="strict")
-    except UnicodeDecodeError:
-        raise _wrong(f"has a {what} that is not percent-encoded UTF-8") from None
-
-
 def _login(text: str) -> dict[str, Any]:
     user, _, password = text.partition(":")
-    found = {"username": _decoded(user, "user"), "password": _decoded(password, "password")}
+    found = {"username": decoded(user, "user"), "password": decoded(password, "password")}
     return {name: value for name, value in found.items() if value}
 
 
@@ -102,7 +91,7 @@ def _address(text: str) -> Address:
     port = int(match[3] or _PORT) if match else 0
     if match is None or not 0 < port < 2**16:
         raise _unparsed()
-    return match[1] or _decoded(match[2], "host") or "localhost", port
+    return match[1] or decoded(match[2], "host") or "localhost", port
 
 
 def _parameters(query: str, own: Collection[str], *, tls: bool) -> tuple[dict[str, Any], dict[str, str]]:
@@ -112,23 +101,23 @@ def _parameters(query: str, own: Collection[str], *, tls: bool) -> tuple[dict[st
         # As in a form, a plus sign is a space.
         name, _, value = part.replace("+", " ").partition("=")
         if name in found:
-            raise _wrong(f"gives {name} twice")
+            raise wrong(f"gives {name} twice")
         if name not in own and name not in PARAMETERS:
             # It is not shown: it might be a part of a password.
-            raise _wrong(f"has a parameter that is none of {', '.join([*own, *PARAMETERS])}")
-        found[name] = _decoded(value, name)
+            raise wrong(f"has a parameter that is none of {', '.join([*own, *PARAMETERS])}")
+        found[name] = decoded(value, name)
         if not found[name]:
-            raise _wrong(f"gives {name} no value")
+            raise wrong(f"gives {name} no value")
     options: dict[str, Any] = {}
     for name, value in found.items():
         if name in own:
             continue
         if name.startswith("ssl_") and not tls:
-            raise _wrong(f"has {name} and no TLS: begin it with rediss:// or rediss+cluster://")
+            raise wrong(f"has {name} and no TLS: begin it with rediss:// or rediss+cluster://")
         try:
             options[name] = PARAMETERS[name](value)
         except _Refused as refused:
-            raise _wrong(f"has a {name} that is not {refused}") from None
+            raise wrong(f"has a {name} that is not {refused}") from None
     if tls:
         # Without one OpenSSL would ask at the terminal for that of a key.
         options.setdefault("ssl_password", "")
@@ -145,7 +134,7 @@ def _text(value: str) -> str:
 
 def _database(value: str) -> int:
     if _DATABASE.match(value) is None:
-        raise _wrong("names a database by something else than its number: write redis://host:port/0")
+        raise wrong("names a database by something else than its number: write redis://host:port/0")
     return int(value)
 
 

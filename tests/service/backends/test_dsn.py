@@ -452,7 +452,7 @@ async def test_the_command_says_one_line_and_exits(postgresql, redis, tmp_path: 
     for dsn in dsns:
         done = await asyncio.to_thread(
             subprocess.run,
-            [sys.executable, "-m", "rstored.main", *command.split(), "--dsn", dsn],
+            [sys.executable, "-m", "rstored", *command.split(), "--dsn", dsn],
             capture_output=True,
             text=True,
             timeout=60,
