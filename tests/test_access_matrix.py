@@ -20,9 +20,9 @@ import httpx2
 import pytest
 from tests.conformance.backends import BACKENDS
 
-from rstore.encodings import Encoding, Value
-from rstore.points import Points
-from rstore.values import dump
+from rstore.codec.values import dump
+from rstore.core.encodings import Encoding, Value
+from rstore.core.points import Points
 from rstored.api.operations import Answer, Operations
 from rstored.app import create_app
 from rstored.backends import backend_class

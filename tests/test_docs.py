@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import typer.main
 
-import rstore.errors
+import rstore.core.errors
 from rstore.cli.program import cli as rstore_commands
-from rstore.errors import PROBLEMS
+from rstore.core.errors import PROBLEMS
 from rstored.api.metrics import Metrics
 from rstored.api.openapi import declare_routes, document
 from rstored.backends import BACKENDS
@@ -51,12 +51,12 @@ def test_every_problem_is_in_the_table_of_errors_as_it_is():
 
 
 def test_the_tree_of_exceptions_is_drawn_as_in_the_module_and_as_it_is():
-    drawn = re.search(r"^    Exception\n(?:    .*\n)+", rstore.errors.__doc__, re.MULTILINE)[0]
+    drawn = re.search(r"^    Exception\n(?:    .*\n)+", rstore.core.errors.__doc__, re.MULTILINE)[0]
     assert textwrap.dedent(drawn) in text("docs/errors.md")
-    tree = {name for name in rstore.errors.__all__ if name.endswith("Error")}
+    tree = {name for name in rstore.core.errors.__all__ if name.endswith("Error")}
     assert set(re.findall(r"\w+Error\b", drawn)) == tree
     for name in tree - {"StoreError"}:
-        assert getattr(rstore.errors, name).__bases__ == (rstore.errors.StoreError,)
+        assert getattr(rstore.core.errors, name).__bases__ == (rstore.core.errors.StoreError,)
 
 
 # --- operating.md --------------------------------------------------------------------------------------------

@@ -27,12 +27,12 @@ import httpx2
 import pytest
 from tests.service.test_limits import SITUATIONS
 
-import rstore.errors
+import rstore.core.errors
 from rstore import AsyncStore, Store, StoreEncodingError, generate_key
-from rstore.encodings import Encoding, Value
-from rstore.errors import PROBLEMS
+from rstore.core.encodings import Encoding, Value
+from rstore.core.errors import PROBLEMS
+from rstore.core.points import Points, encode
 from rstore.pickles import _GLOBALS, dumps, loads
-from rstore.points import Points, encode
 from rstored.limits import Limits
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -508,7 +508,7 @@ def test_every_argument_of_a_store_is_told_with_its_default():
 
 
 def test_the_tree_of_exceptions_in_the_sdk_is_that_of_the_module():
-    drawn = re.search(r"^    Exception\n(?:    .*\n)+", rstore.errors.__doc__, re.MULTILINE)[0]
+    drawn = re.search(r"^    Exception\n(?:    .*\n)+", rstore.core.errors.__doc__, re.MULTILINE)[0]
     assert textwrap.dedent(drawn) in page("sdk.md")
 
 

@@ -25,7 +25,7 @@ from tests.waiting import SECONDS_MAX
 
 import rstore
 from rstore import Store
-from rstore.errors import PROBLEMS
+from rstore.core.errors import PROBLEMS
 
 LIMITS = {
     "VALUE_BYTES_MAX": 20_000,

@@ -29,7 +29,7 @@ from tests.relay import Relay
 
 import rstore
 from rstore import AsyncStore, Store, StoreDecryptionError, StoreEncodingError, StoreError
-from rstore.encodings import Encoding, Value
+from rstore.core.encodings import Encoding, Value
 from rstore.sealing import EventContext, PairContext, PointContext, Sealer
 from rstored.backends.sqlite import SQLiteBackend
 from rstored.engine import es as es_module

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import typing
 
-from rstore.errors import (
+from rstore.core.errors import (
     FrozenStoreError,
     StoreAccessError,
     StoreAuthenticationError,
@@ -27,8 +27,8 @@ from rstore.errors import (
 
 if typing.TYPE_CHECKING:
     from rstore.calls import NewToken, Token
-    from rstore.rotation import Rotation, Unrotated
     from rstore.sealing import generate_key
+    from rstore.sealing.rotation import Rotation, Unrotated
     from rstore.store import KEEP, AsyncStore, Entry, Store
 
 __all__ = [
@@ -66,10 +66,10 @@ _LATE = {
     "AsyncStore": "store",
     "Entry": "store",
     "NewToken": "calls",
-    "Rotation": "rotation",
+    "Rotation": "sealing.rotation",
     "Store": "store",
     "Token": "calls",
-    "Unrotated": "rotation",
+    "Unrotated": "sealing.rotation",
     "generate_key": "sealing",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from rstore.command import Program, run, typer_program
+from rstore.core.command import Program, run, typer_program
 
 __all__ = ["main"]
 

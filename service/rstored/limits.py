@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rstore.memory import PAGE_ITEMS_MAX
-from rstore.names import KEY_BYTES_MAX, NAMESPACE_LENGTH_MAX
+from rstore.core.memory import PAGE_ITEMS_MAX
+from rstore.core.names import KEY_BYTES_MAX, NAMESPACE_LENGTH_MAX
 
 __all__ = ["Limits"]
 

@@ -19,7 +19,7 @@ from typing import Annotated, NoReturn, TypeVar
 import typer
 import uvloop
 
-from rstore.durations import InvalidDuration, parse_duration
+from rstore.core.durations import InvalidDuration, parse_duration
 from rstored import __version__
 from rstored.api.openapi import declare_routes, document
 from rstored.api.origins import is_loopback

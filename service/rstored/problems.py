@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from rstore.errors import PROBLEMS, ProblemType
+from rstore.core.errors import PROBLEMS, ProblemType
 
 __all__ = ["Problem"]
 
 
 class Problem(Exception):
-    """A failure with a ``code`` out of :data:`rstore.errors.PROBLEMS` and a ``detail`` that says what to do.
+    """A failure with a ``code`` out of :data:`rstore.core.errors.PROBLEMS` and a ``detail`` that says what to do.
 
     ``members`` are extra members of the problem document (``pointer``, ``limit``, ``revision``, …); neither
     they nor the detail may hold a value, a token or a path of the machine.

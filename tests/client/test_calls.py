@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from rstore import calls
 from rstore.calls import Call, Head, TryAgain
-from rstore.encodings import Encoding, Value
-from rstore.errors import (
+from rstore.core.encodings import Encoding, Value
+from rstore.core.errors import (
     PROBLEMS,
     StoreAccessError,
     StoreAuthenticationError,
@@ -27,8 +27,8 @@ from rstore.errors import (
     StoreProtocolError,
     StoreRequestError,
 )
-from rstore.memory import free
-from rstore.points import Points, encode
+from rstore.core.memory import free
+from rstore.core.points import Points, encode
 
 ETAG = '"abc"'
 

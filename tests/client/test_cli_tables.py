@@ -27,9 +27,9 @@ import rstore
 from rstore.cli import tables
 from rstore.cli.tables import BadRow, Layout, read_points
 from rstore.cli.times import UNITS, time_reader, time_zone
-from rstore.encodings import Encoding, Value, render_json
-from rstore.point_rows import Form, render_points
-from rstore.points import Points
+from rstore.core.encodings import Encoding, Value, render_json
+from rstore.core.point_rows import Form, render_points
+from rstore.core.points import Points
 
 SLOW = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 INT64 = st.integers(-(2**63), 2**63 - 1)

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import rstore
-from rstore.encodings import Encoding
-from rstore.operators import OPERATORS
+from rstore.core.encodings import Encoding
+from rstore.core.operators import OPERATORS
 from rstore.sealing import PairContext, Sealer
 
 SLOW = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -139,7 +139,7 @@ def test_a_sealed_value_is_the_same_text(run, service_url, namespace, text):
     assert (done.code == 0) == put(f"{service_url}/ns/{namespace}", "rest", text.encode()).is_success
     if done.code == 0:
         stored = httpx2.get(f"{service_url}/ns/{namespace}/kv/k")
-        value = rstore.encodings.Value(Encoding.SEALED, stored.content)
+        value = rstore.core.encodings.Value(Encoding.SEALED, stored.content)
         assert Sealer(key).open(value, PairContext(namespace, "k")) == (Encoding.JSON, text.encode())
         assert run("--key", key, "get", "k").code == 0
 

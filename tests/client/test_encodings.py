@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rstore import encodings
-from rstore.encodings import (
+from rstore.core import encodings
+from rstore.core.encodings import (
     JSON_INTEGER_MAX,
     JSON_INTEGER_MIN,
     Encoding,

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import rstore
-from rstore import errors
+from rstore.core import errors
 
 
 def test_all_names_every_public_member_and_no_other():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rstore.names import KEY_BYTES_MAX, NAMESPACE_LENGTH_MAX, InvalidName, check_key, check_namespace
+from rstore.core.names import KEY_BYTES_MAX, NAMESPACE_LENGTH_MAX, InvalidName, check_key, check_namespace
 
 
 @pytest.mark.parametrize("name", ["a", "Z9", "team-1_x.y", "-", "a" * NAMESPACE_LENGTH_MAX])

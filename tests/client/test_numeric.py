@@ -15,7 +15,7 @@ import pytest
 from tests.picklable import Celsius, Index, Level, Ticks
 
 from rstore import Store, StoreRequestError
-from rstore.numeric import integer, plain_number
+from rstore.core.numeric import integer, plain_number
 
 KEY = "sLxn7jJIZn1fQWxTTLpXZCNBFpYQmU1KZBLHsRT7Bb0="
 

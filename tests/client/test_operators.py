@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import rstore.operators
-from rstore.encodings import parse_json, render_json
-from rstore.operators import (
+import rstore.core.operators
+from rstore.core.encodings import parse_json, render_json
+from rstore.core.operators import (
     ASSIGNING,
     OPERATOR_NAMES,
     OPERATORS,
@@ -42,8 +42,8 @@ def exactly(value):
 
 
 def test_the_examples_run():
-    assert doctest.testmod(rstore.operators).failed == 0
-    assert doctest.testmod(rstore.operators).attempted > 0
+    assert doctest.testmod(rstore.core.operators).failed == 0
+    assert doctest.testmod(rstore.core.operators).attempted > 0
 
 
 def test_the_twelve():

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rstore import pickles
-from rstore.errors import StoreEncodingError
+from rstore.core.errors import StoreEncodingError
 
 P = b"\x80\x05"
 

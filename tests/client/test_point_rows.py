@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rstore.encodings import Encoding, Value
-from rstore.point_rows import Form, msgpack_rows, parse_points, render_points
-from rstore.points import Cells, InvalidPoints, Points, checked, encode, split
+from rstore.core.encodings import Encoding, Value
+from rstore.core.point_rows import Form, msgpack_rows, parse_points, render_points
+from rstore.core.points import Cells, InvalidPoints, Points, checked, encode, split
 
 FORMS = list(Form)
 int64 = st.integers(-(2**63), 2**63 - 1)

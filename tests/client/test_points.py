@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rstore.encodings import Encoding, Value
-from rstore.points import (
+from rstore.core.encodings import Encoding, Value
+from rstore.core.points import (
     Cells,
     FrameReader,
     InvalidPoints,

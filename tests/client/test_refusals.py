@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 
 import rstore
 from rstore import Store, StoreConflictError, StoreDecryptionError, StoreError, StoreIntegrityError, StoreProtocolError
-from rstore.encodings import Encoding, Value
-from rstore.errors import PROBLEMS
-from rstore.folding import relevant
-from rstore.points import FrameReader
+from rstore.core.encodings import Encoding, Value
+from rstore.core.errors import PROBLEMS
+from rstore.core.folding import relevant
+from rstore.core.points import FrameReader
 from rstore.sealing import Context, EventContext, PairContext, PointContext, Sealer
 
 KEY, OLD_KEY = rstore.generate_key(), rstore.generate_key()

@@ -23,8 +23,8 @@ from rstore import (
     calls,
 )
 from rstore.calls import TryAgain
-from rstore.encodings import Encoding, Value
-from rstore.errors import PROBLEMS, StoreError
+from rstore.core.encodings import Encoding, Value
+from rstore.core.errors import PROBLEMS, StoreError
 from rstore.transport import Attempts
 
 pytestmark = pytest.mark.anyio

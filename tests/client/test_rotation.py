@@ -14,9 +14,9 @@ from tests.picklable import Call, Position
 
 import rstore
 from rstore import Store, StoreConflictError
-from rstore.encodings import Encoding, Value
-from rstore.rotation import _ROUNDS_MAX, _UNROTATED_LISTED_MAX
+from rstore.core.encodings import Encoding, Value
 from rstore.sealing import EventContext, PairContext, PointContext, Sealer
+from rstore.sealing.rotation import _ROUNDS_MAX, _UNROTATED_LISTED_MAX
 
 OLD, NEW, LOST = (rstore.generate_key() for _ in range(3))
 

@@ -33,8 +33,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rstore import AsyncStore, Store, sealing
-from rstore.encodings import Encoding, Value
-from rstore.errors import StoreDecryptionError, StoreEncodingError, StoreError, StoreRequestError
+from rstore.core.encodings import Encoding, Value
+from rstore.core.errors import StoreDecryptionError, StoreEncodingError, StoreError, StoreRequestError
 from rstore.sealing import Context, EventContext, PairContext, PointContext, Sealer, generate_key, pack, unpack
 
 VECTORS = pathlib.Path(__file__).parents[2] / "docs" / "sealing-vectors.json"
@@ -238,7 +238,7 @@ def test_a_forked_process_uses_other_nonces() -> None:
     code = (
         "import os, sys\n"
         "from rstore.sealing import *\n"
-        "from rstore.encodings import *\n"
+        "from rstore.core.encodings import *\n"
         "sealer, place = Sealer(sys.argv[1]), PairContext('n', 'k')\n"
         "sealer.seal(Value(Encoding.JSON, b'1'), place)\n"
         "child = os.fork()\n"

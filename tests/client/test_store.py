@@ -37,7 +37,7 @@ from rstore import (
     StoreProtocolError,
     StoreRequestError,
 )
-from rstore.operators import OPERATORS, UNARY
+from rstore.core.operators import OPERATORS, UNARY
 
 KEY = rstore.generate_key()
 
@@ -468,8 +468,8 @@ def test_a_server_may_not_put_plain_values_before_a_store_with_a_key(facing, rep
 
     refused(reply(200, b"1", content_type="application/json", etag='"x"'), lambda store: store.get("k"))
     refused(json_reply(b'{"point": [1, 2]}'), lambda store: store.last("k"))
-    for points in ([(1, 1.5)], [(1, 2)], [(1, rstore.encodings.Value(rstore.encodings.Encoding.JSON, b"1"))]):
-        frames = rstore.points.encode(rstore.points.Points.from_pairs(points))
+    for points in ([(1, 1.5)], [(1, 2)], [(1, rstore.core.encodings.Value(rstore.core.encodings.Encoding.JSON, b"1"))]):
+        frames = rstore.core.points.encode(rstore.core.points.Points.from_pairs(points))
         refused(
             reply(200, frames, content_type="application/vnd.rstore.points"),
             lambda store: store.range("k"),
@@ -867,7 +867,7 @@ def test_json_on_top_of_what_only_a_client_folds_is_checked_too(plain):
 @pytest.mark.parametrize("rest", [(), (1,)])
 def test_no_other_function_of_the_module_passes_for_a_value(store, function, rest):
     store.apply("e", {"a": 1}, t=1)
-    with pytest.raises(StoreRequestError, match=", ".join(rstore.operators.OPERATORS)):
+    with pytest.raises(StoreRequestError, match=", ".join(rstore.core.operators.OPERATORS)):
         store.apply("e", {"a": 2, "b": (function, *rest)})
     assert store.current("e", withtimestamp=True) == (1, {"a": 1})
 

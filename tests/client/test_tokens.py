@@ -19,7 +19,7 @@ from tests.client.conftest import Received, ScriptedServer
 
 import rstore
 from rstore import AsyncStore, Store
-from rstore.durations import InvalidDuration, parse_duration
+from rstore.core.durations import InvalidDuration, parse_duration
 
 ADMIN = secrets.token_hex(16)
 

@@ -43,9 +43,10 @@ from tests.picklable import (
     function,
 )
 
-from rstore import sealing, values
-from rstore.encodings import JSON_INTEGER_MAX, JSON_INTEGER_MIN, Encoding, Value
-from rstore.errors import StoreDecryptionError, StoreEncodingError
+from rstore import sealing
+from rstore.codec import values
+from rstore.core.encodings import JSON_INTEGER_MAX, JSON_INTEGER_MIN, Encoding, Value
+from rstore.core.errors import StoreDecryptionError, StoreEncodingError
 
 
 def same(a: Any, b: Any) -> bool:
@@ -317,8 +318,8 @@ def test_what_would_lose_digits_or_its_meaning_becomes_no_number(value: Any) -> 
 def test_numpy_is_not_imported_for_it() -> None:
     program = """
 import sys
-from rstore import values
-from rstore.numeric import plain_number
+from rstore.codec import values
+from rstore.core.numeric import plain_number
 values.dump([object.__new__(type("Index", (), {"__index__": lambda self: 5})), (1.5,)][:1])
 assert plain_number(object()) is None
 assert "numpy" not in sys.modules

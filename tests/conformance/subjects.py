@@ -25,10 +25,10 @@ import anyio.to_thread
 import httpx2
 
 from rstore import KEEP, AsyncStore, Store
-from rstore.errors import PROBLEMS
-from rstore.names import check_key, check_namespace
-from rstore.points import Points
-from rstore.values import dump, load
+from rstore.codec.values import dump, load
+from rstore.core.errors import PROBLEMS
+from rstore.core.names import check_key, check_namespace
+from rstore.core.points import Points
 from rstored.app import create_app
 from rstored.backends import backend_class
 from rstored.engine.engine import Engine
@@ -381,7 +381,7 @@ class EngineSubject(Conveniences):
 
 
 def media_type(value):
-    from rstore.encodings import media_type_of
+    from rstore.core.encodings import media_type_of
 
     return media_type_of(value.encoding)
 

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from tests.conformance.subjects import Deployment
 
-from rstore.encodings import Encoding, Value
+from rstore.core.encodings import Encoding, Value
 from rstored.api.openapi import declare_routes, document
 from rstored.backends import backend_class
 from rstored.backends.abc import Backend, Kind, Listing, Place, RowScan

@@ -15,9 +15,9 @@ from tests.conformance.backends import BACKENDS
 from tests.conformance.subjects import KEY, Deployment
 
 from rstore import AsyncStore, StoreConflictError, StoreIntegrityError
-from rstore.encodings import Encoding, Value
-from rstore.points import Points
-from rstore.values import dump
+from rstore.codec.values import dump
+from rstore.core.encodings import Encoding, Value
+from rstore.core.points import Points
 from rstored.app import running_app
 from rstored.backends import backend_class
 from rstored.backends.abc import HeadRead, Kind, Place

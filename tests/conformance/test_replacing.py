@@ -9,9 +9,9 @@ import operator
 
 import pytest
 
-from rstore.encodings import Encoding, Value
-from rstore.operators import OPERATORS
-from rstore.points import Points, digest, encode
+from rstore.core.encodings import Encoding, Value
+from rstore.core.operators import OPERATORS
+from rstore.core.points import Points, digest, encode
 from rstore.sealing import EventContext, Sealer
 from rstored.engine.model import Change, Reseal, Stretch
 from rstored.problems import Problem

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import httpx2
 from tests.faults.load import BOUND_SECONDS, HEAL_SECONDS, get_json
 
-from rstore.folding import fold, relevant
+from rstore.core.folding import fold, relevant
 
 __all__ = ["Crash", "Tally"]
 

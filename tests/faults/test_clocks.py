@@ -17,7 +17,7 @@ import httpx2
 import pytest
 from tests.conformance.backends import BACKENDS
 
-from rstore.encodings import Encoding, Value
+from rstore.core.encodings import Encoding, Value
 from rstored.backends import backend_class
 from rstored.backends.abc import Backend, HeadRead, Kind, Place
 from rstored.backends.clock import unix_ms

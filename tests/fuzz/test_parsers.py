@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 
 import rstore
 from rstore import pickles
-from rstore.encodings import Encoding, Value
-from rstore.errors import StoreDecryptionError, StoreEncodingError
-from rstore.point_rows import Form, parse_points, render_points
-from rstore.points import FrameReader, InvalidPoints, Points, checked, encode_stream
+from rstore.core.encodings import Encoding, Value
+from rstore.core.errors import StoreDecryptionError, StoreEncodingError
+from rstore.core.point_rows import Form, parse_points, render_points
+from rstore.core.points import FrameReader, InvalidPoints, Points, checked, encode_stream
 from rstore.sealing import PairContext, PointContext, Sealer
 from rstored.api.openapi import declare_routes
 from rstored.api.operations import Operation

@@ -22,8 +22,8 @@ import httpx2
 import pytest
 from tests.conformance.backends import BACKENDS
 
-from rstore.encodings import POINTS_MEDIA_TYPE
-from rstore.points import Cells, Points, encode_stream
+from rstore.core.encodings import POINTS_MEDIA_TYPE
+from rstore.core.points import Cells, Points, encode_stream
 
 STRESS = os.environ.get("RSTORE_STRESS") == "1"
 SCALE = 5 if STRESS else 1

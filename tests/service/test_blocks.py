@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from rstore.encodings import Encoding, Value
-from rstore.points import Cells, Points, concatenate, decode, encode
+from rstore.core.encodings import Encoding, Value
+from rstore.core.points import Cells, Points, concatenate, decode, encode
 from rstored.engine.blocks import (
     BLOCK_BYTES_MAX,
     BLOCK_POINTS_MAX,

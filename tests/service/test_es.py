@@ -15,8 +15,8 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from rstore.encodings import Encoding, Value
-from rstore.operators import OPERATORS, UNARY
+from rstore.core.encodings import Encoding, Value
+from rstore.core.operators import OPERATORS, UNARY
 from rstored.backends.abc import HeadRead, Kind, Place, RowScan
 from rstored.backends.sqlite import SQLiteBackend
 from rstored.engine import es as es_module

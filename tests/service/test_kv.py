@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from rstore.encodings import Encoding, Value
+from rstore.core.encodings import Encoding, Value
 from rstored.backends.sqlite import SQLiteBackend
 from rstored.engine.batching import Storage
 from rstored.engine.kv import TTL_SECONDS_MAX, KeyValues

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.waiting import SECONDS_MAX
 
-from rstore.encodings import Encoding, Value
+from rstore.core.encodings import Encoding, Value
 from rstored.backends.abc import UnfitStorage
 from rstored.backends.sqlite import SQLiteBackend
 from rstored.engine.batching import Storage

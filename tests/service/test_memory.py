@@ -8,8 +8,8 @@ from pathlib import Path
 
 import httpx2
 
-from rstore.encodings import POINTS_MEDIA_TYPE
-from rstore.points import Points, encode_stream
+from rstore.core.encodings import POINTS_MEDIA_TYPE
+from rstore.core.points import Points, encode_stream
 
 MEMORY_BYTES_MAX = 150_000_000
 POINTS = 1_000_000

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rstore.encodings import Encoding, Value
+from rstore.core.encodings import Encoding, Value
 from rstored.backends.sqlite import SQLiteBackend
 from rstored.engine.engine import Engine
 from rstored.engine.globs import compile_glob

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rstore.encodings import Encoding, Value
-from rstore.points import Points, digest
+from rstore.core.encodings import Encoding, Value
+from rstore.core.points import Points, digest
 from rstored.backends.abc import Commit, Kind, Place, PutRow, Row, RowScan, Slice
 from rstored.backends.clock import unix_ms
 from rstored.backends.sqlite import SQLiteBackend

@@ -1,14 +1,14 @@
 """The ``rstore`` command: talks to a service through :class:`~rstore.store.Store`.
 
 Results are JSON on standard output, one to a line. What goes wrong is one line on standard error; see
-:mod:`rstore.command`.
+:mod:`rstore.core.command`.
 """
 
 from __future__ import annotations
 
 from typing import NoReturn
 
-from rstore.command import Failure, Program, run, typer_program
+from rstore.core.command import Failure, Program, run, typer_program
 
 __all__ = ["main"]
 
@@ -20,7 +20,7 @@ def main() -> NoReturn:
 
 def _load() -> Program:
     from rstore.cli.program import cli
-    from rstore.errors import StoreError
+    from rstore.core.errors import StoreError
 
     program = typer_program("rstore", cli)
 

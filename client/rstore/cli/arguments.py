@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from rstore.durations import InvalidDuration, parse_duration
+from rstore.core.durations import InvalidDuration, parse_duration
 
 __all__ = [
     "Commands",

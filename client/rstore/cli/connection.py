@@ -10,7 +10,7 @@ from typing import IO, Any
 import typer
 
 from rstore.cli.exact import ExactStore
-from rstore.command import Failure
+from rstore.core.command import Failure
 
 __all__ = ["connected", "read_input", "standard_input", "store_of"]
 

@@ -11,8 +11,8 @@ from rstore.cli.arguments import Commands, EndOption, KeyArgument, KeysArgument,
 from rstore.cli.connection import store_of
 from rstore.cli.exact import json_text
 from rstore.cli.output import print_values
-from rstore.command import Failure
-from rstore.operators import OPERATORS, UNARY
+from rstore.core.command import Failure
+from rstore.core.operators import OPERATORS, UNARY
 
 __all__ = ["es"]
 

@@ -10,8 +10,8 @@ import re
 from typing import Any, Final
 
 import rstore
-from rstore.command import Failure
-from rstore.encodings import Encoding, InvalidJSON, Value, parse_json
+from rstore.core.command import Failure
+from rstore.core.encodings import Encoding, InvalidJSON, Value, parse_json
 
 __all__ = ["ExactStore", "JsonText", "LongNumber", "json_text"]
 

@@ -14,20 +14,20 @@ import rich.console
 import rich.progress
 import typer
 
-from rstore.arguments import check_name
+from rstore.calls.arguments import check_name
 from rstore.cli.arguments import KeyArgument, filled
 from rstore.cli.connection import standard_input, store_of
 from rstore.cli.output import print_values
 from rstore.cli.tables import BadRow, Layout, Part, read_points
 from rstore.cli.times import time_reader
 from rstore.cli.times import time_zone as time_zone_of
-from rstore.command import Failure
-from rstore.encodings import Encoding
-from rstore.errors import StoreEncodingError, StoreError, StoreLimitError
-from rstore.point_rows import Form
-from rstore.points import Cells, Points
+from rstore.codec.values import load
+from rstore.core.command import Failure
+from rstore.core.encodings import Encoding
+from rstore.core.errors import StoreEncodingError, StoreError, StoreLimitError
+from rstore.core.point_rows import Form
+from rstore.core.points import Cells, Points
 from rstore.store import Store
-from rstore.values import load
 
 __all__ = ["extend"]
 

@@ -12,7 +12,7 @@ from rstore.cli.arguments import KeyArgument, KeysArgument, seconds
 from rstore.cli.connection import read_input, store_of
 from rstore.cli.exact import json_text
 from rstore.cli.output import print_values
-from rstore.command import Failure
+from rstore.core.command import Failure
 
 __all__ = ["delete", "find", "get", "keys", "set_"]
 

@@ -10,7 +10,7 @@ import sys
 from typing import Any, Final
 
 from rstore.cli.exact import LongNumber
-from rstore.command import Failure
+from rstore.core.command import Failure
 
 __all__ = ["print_line", "print_values", "shown"]
 

@@ -8,7 +8,7 @@ import typer
 
 import rstore
 from rstore import calls
-from rstore.arguments import check_environment
+from rstore.calls.arguments import check_environment
 from rstore.cli import kv, rotation
 from rstore.cli.arguments import Commands, filled
 from rstore.cli.connection import connected

@@ -13,8 +13,8 @@ import typer
 import rstore
 from rstore.cli.connection import store_of
 from rstore.cli.output import print_values, shown
-from rstore.command import Failure
-from rstore.rotation import Kind
+from rstore.core.command import Failure
+from rstore.sealing.rotation import Kind
 
 __all__ = ["rotate"]
 

@@ -1,8 +1,8 @@
 """Points in files: CSV, NDJSON and JSON, in any encoding of text, read part by part.
 
 Every row becomes a point, is skipped because it was said to have no value, or raises :class:`BadRow` with its line.
-What a row means is decided by :mod:`rstore.point_rows`, as in the service, so a file is stored as the route would store
-it. This module finds the rows. It does no I/O but to read.
+What a row means is decided by :mod:`rstore.core.point_rows`, as in the service, so a file is stored as the route would
+store it. This module finds the rows. It does no I/O but to read.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 
 from rstore.cli.times import Reader
-from rstore.encodings import InvalidJSON, parse_json
-from rstore.point_rows import CSV_HEADER, Form, parse_points
-from rstore.points import Cells, InvalidPoints, Points, checked, split
+from rstore.core.encodings import InvalidJSON, parse_json
+from rstore.core.point_rows import CSV_HEADER, Form, parse_points
+from rstore.core.points import Cells, InvalidPoints, Points, checked, split
 
 __all__ = ["BadRow", "Layout", "Part", "read_points"]
 

@@ -13,7 +13,7 @@ from rstore.cli.connection import store_of
 from rstore.cli.extend import extend
 from rstore.cli.output import print_line, print_values
 from rstore.cli.plot import plot
-from rstore.command import Failure
+from rstore.core.command import Failure
 
 __all__ = ["ts"]
 

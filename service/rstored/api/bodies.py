@@ -15,7 +15,7 @@ import msgspec
 import msgspec.inspect
 from msgspec import UNSET, Raw, UnsetType
 
-from rstore.encodings import (
+from rstore.core.encodings import (
     JSON_MEDIA_TYPE,
     MSGPACK_MEDIA_TYPE,
     Encoding,

@@ -9,8 +9,8 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from pydantic import Field
 
-from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
-from rstore.operators import UNARY
+from rstore.core.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
+from rstore.core.operators import UNARY
 from rstored.api.bodies import (
     EncodingLabel,
     MsgpackArray,

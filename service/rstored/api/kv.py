@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from pydantic import BeforeValidator, Field
 
-from rstore.encodings import (
+from rstore.core.encodings import (
     JSON_MEDIA_TYPE,
     OCTET_STREAM,
     SEALED_MEDIA_TYPE,

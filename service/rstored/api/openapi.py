@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import HTMLResponse, Response
 
-from rstore.errors import PROBLEMS
+from rstore.core.errors import PROBLEMS
 from rstored import __version__
 from rstored.api import es, kv, namespaces, service, tokens, ts
 from rstored.api.operations import BEARER, Operation

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Final, NamedTuple, TypeAlias, get_type_hints
 import fastapi
 from starlette.responses import Response
 
-from rstore.encodings import MSGPACK_MEDIA_TYPE
-from rstore.errors import PROBLEMS
+from rstore.core.encodings import MSGPACK_MEDIA_TYPE
+from rstore.core.errors import PROBLEMS
 from rstored.api.access import Rule
 from rstored.api.media_types import JSON_FORMS, PROBLEM_MEDIA_TYPE
 from rstored.api.parameters import KEY_PATTERN, Query

@@ -11,8 +11,8 @@ from urllib.parse import unquote_to_bytes
 from msgspec import Meta
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from rstore.names import InvalidName, check_key, check_namespace
-from rstore.numeric import INT64_MAX, INT64_MIN
+from rstore.core.names import InvalidName, check_key, check_namespace
+from rstore.core.numeric import INT64_MAX, INT64_MIN
 from rstored.limits import Limits
 from rstored.problems import Problem
 

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from rstore.point_rows import Form, parse_points
-from rstore.points import InvalidPoints, Points, concatenate, ordered
+from rstore.core.point_rows import Form, parse_points
+from rstore.core.points import InvalidPoints, Points, concatenate, ordered
 
 __all__ = ["read_points"]
 
@@ -25,7 +25,7 @@ _TAIL_BYTES: Final = 64
 
 
 def read_points(body: bytes, form: Form, *, points_max: int, bytes_max: int, piece_bytes: int = _PIECE_BYTES) -> Points:
-    """What :func:`rstore.point_rows.parse_points` says of the body, raised errors included."""
+    """What :func:`rstore.core.point_rows.parse_points` says of the body, raised errors included."""
     if len(body) > piece_bytes and form in (Form.JSON, Form.NDJSON):
         parts = _parts_of_array(body, piece_bytes) if form is Form.JSON else _parts_of_lines(body, piece_bytes)
         try:

@@ -8,9 +8,9 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta, Raw, Struct
 from pydantic import Field
 
-from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, POINTS_MEDIA_TYPE
-from rstore.point_rows import Form, msgpack_rows, render_points
-from rstore.points import InvalidPoints, Points
+from rstore.core.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, POINTS_MEDIA_TYPE
+from rstore.core.point_rows import Form, msgpack_rows, render_points
+from rstore.core.points import InvalidPoints, Points
 from rstored.api.bodies import MsgpackArray, answer, body_form
 from rstored.api.conditions import IDEMPOTENCY_HEADER, IF_UNCHANGED_HEADER, digests_of, write_id_of
 from rstored.api.media_types import CSV_MEDIA_TYPE, NDJSON_MEDIA_TYPE, POINTS_FORMS

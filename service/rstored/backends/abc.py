@@ -77,7 +77,7 @@ COUNTED: Final = (Kind.KV, Kind.TS, Kind.ES)
 
 
 class Place(NamedTuple):
-    """Where a record is. ``key`` obeys ``rstore.names``; keys are ordered by their UTF-8 bytes.
+    """Where a record is. ``key`` obeys ``rstore.core.names``; keys are ordered by their UTF-8 bytes.
 
     A key of kind WRITE is an id, a space and another key; it can be changed in one step with a record at that key.
     """

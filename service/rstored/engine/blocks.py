@@ -13,7 +13,7 @@ from itertools import filterfalse, groupby, islice
 from operator import sub
 from typing import Final
 
-from rstore.points import Cells, Points, concatenate, ordered, split
+from rstore.core.points import Cells, Points, concatenate, ordered, split
 
 __all__ = [
     "BLOCK_BYTES_MAX",

@@ -1,10 +1,10 @@
 """Event sequences: what each operation means.
 
 A sequence is a record. Its head counts; lane 0 holds its events, in order of timestamp and item, and by item; lane 1
-holds one row for each item that is present, with what its current chain of events (see :mod:`rstore.folding`) comes
-to. So the current state, and an apply that follows the last one, cost what the state costs, however long the history. A
-chain whose events are all JSON is *plain* and is folded here, event by event as they come; any other is *sealed* to
-the service, which follows its operators' names and hands its events out.
+holds one row for each item that is present, with what its current chain of events (see :mod:`rstore.core.folding`)
+comes to. So the current state, and an apply that follows the last one, cost what the state costs, however long the
+history. A chain whose events are all JSON is *plain* and is folded here, event by event as they come; any other is
+*sealed* to the service, which follows its operators' names and hands its events out.
 
 The events of a sequence are all sealed, or none is: no client could read a mix. Only a sequence from before this rule
 may hold one; it can still be read, pruned and written to.
@@ -24,10 +24,10 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from rstore.encodings import Encoding, InvalidJSON, Value, check_numbers, parse_json, render_json
-from rstore.folding import present_after
-from rstore.names import InvalidName, check_key
-from rstore.operators import ASSIGNING, OPERATORS, UNARY, JsonValue, UnfoldableEvent, apply_json
+from rstore.core.encodings import Encoding, InvalidJSON, Value, check_numbers, parse_json, render_json
+from rstore.core.folding import present_after
+from rstore.core.names import InvalidName, check_key
+from rstore.core.operators import ASSIGNING, OPERATORS, UNARY, JsonValue, UnfoldableEvent, apply_json
 from rstored.backends.abc import (
     Commit,
     DeleteRecord,

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from rstore.encodings import Encoding, Value
+from rstore.core.encodings import Encoding, Value
 from rstored.backends.abc import (
     Commit,
     CountRead,
@@ -88,7 +88,7 @@ _BATCH: Final[Answers[BatchResult | _BatchMemory]] = Answers(
 
 
 class KeyValues:
-    """The key/value operations. Namespaces and keys are already checked by ``rstore.names``; all raise Problem."""
+    """The key/value operations. Namespaces and keys are already checked by ``rstore.core.names``; all raise Problem."""
 
     def __init__(self, storage: Storage, limits: Limits, clock: Callable[[], int]) -> None:
         """``clock`` gives POSIX milliseconds."""

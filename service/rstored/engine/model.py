@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
-from rstore.encodings import Value
+from rstore.core.encodings import Value
 
 __all__ = [
     "ANY",
@@ -145,7 +145,7 @@ class BatchResult(NamedTuple):
 class Stretch(NamedTuple):
     """What a write demands of a stretch of a series: that its points have one of these digests.
 
-    From ``start`` to ``end``, both inclusive, None meaning open; see :func:`rstore.points.digest`.
+    From ``start`` to ``end``, both inclusive, None meaning open; see :func:`rstore.core.points.digest`.
     """
 
     start: int | None

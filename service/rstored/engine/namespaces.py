@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from rstore.encodings import Encoding
+from rstore.core.encodings import Encoding
 from rstored.backends.abc import (
     Commit,
     CountRead,
@@ -52,7 +52,7 @@ def admit(heads: Mapping[Place, Head | None], namespace: str, encodings: Iterabl
 
 
 class Namespaces:
-    """Creates, describes, discards and lists namespaces. Names are already checked by ``rstore.names``."""
+    """Creates, describes, discards and lists namespaces. Names are already checked by ``rstore.core.names``."""
 
     def __init__(self, storage: Storage, limits: Limits, clock: Callable[[], int]) -> None:
         """``clock`` gives POSIX milliseconds."""

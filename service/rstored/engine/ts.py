@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from rstore.points import Cells, InvalidPoints, Points, checked, concatenate, count_of, decode, digest, encode
+from rstore.core.points import Cells, InvalidPoints, Points, checked, concatenate, count_of, decode, digest, encode
 from rstored.backends.abc import (
     Commit,
     DeleteRecord,

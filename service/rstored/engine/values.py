@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rstore.encodings import Encoding, InvalidJSON, NestingTooDeep, Value, parse_json
-from rstore.points import InvalidPoints
+from rstore.core.encodings import Encoding, InvalidJSON, NestingTooDeep, Value, parse_json
+from rstore.core.points import InvalidPoints
 from rstored.limits import Limits
 from rstored.problems import Problem
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET, Raw
 
-from rstore.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, Encoding, Value
-from rstore.point_rows import Form, parse_points
-from rstore.points import InvalidPoints
+from rstore.core.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, Encoding, Value
+from rstore.core.point_rows import Form, parse_points
+from rstore.core.points import InvalidPoints
 from rstored.api.bodies import _decode, nothing_but_json, read_value, wire_value
 from rstored.api.es import Apply, ResealBody
 from rstored.api.kv import KeyBatch

@@ -12,7 +12,7 @@ import jsonschema
 import msgspec
 import pytest
 
-from rstore.errors import PROBLEMS
+from rstore.core.errors import PROBLEMS
 from rstored.api.openapi import declare_routes, document
 from rstored.api.reference_page import reference_page
 

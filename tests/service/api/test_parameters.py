@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rstore.names import check_key
+from rstore.core.names import check_key
 from rstored.api.parameters import (
     Count,
     Int64,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rstore.point_rows import Form, parse_points
-from rstore.points import Cells, InvalidPoints
+from rstore.core.point_rows import Form, parse_points
+from rstore.core.points import Cells, InvalidPoints
 from rstored.api.point_bodies import read_points
 
 BOUNDS = {"points_max": 30, "bytes_max": 10**6}

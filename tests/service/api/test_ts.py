@@ -7,8 +7,8 @@ import json
 import msgspec
 import pytest
 
-from rstore.encodings import Encoding, Value
-from rstore.points import FrameReader, Points, encode
+from rstore.core.encodings import Encoding, Value
+from rstore.core.points import FrameReader, Points, encode
 from rstored.limits import Limits
 
 pytestmark = pytest.mark.anyio

@@ -19,8 +19,8 @@ import pytest
 from tests import servers
 from tests.conformance.backends import BACKENDS
 
-from rstore.encodings import JSON_MEDIA_TYPE, Encoding, Value
-from rstore.points import Points
+from rstore.core.encodings import JSON_MEDIA_TYPE, Encoding, Value
+from rstore.core.points import Points
 from rstored.backends import backend_class
 from rstored.backends.sqlite import database_path
 from rstored.engine.engine import Engine

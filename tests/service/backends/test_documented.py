@@ -15,8 +15,8 @@ import httpx2
 import pytest
 from tests import servers
 
-from rstore.encodings import JSON_MEDIA_TYPE, Encoding, Value
-from rstore.points import Points
+from rstore.core.encodings import JSON_MEDIA_TYPE, Encoding, Value
+from rstore.core.points import Points
 from rstored.backends import backend_class
 from rstored.backends.redis_dsn import PARAMETERS
 from rstored.engine.engine import Engine

@@ -20,9 +20,9 @@ from psycopg import pq
 from redis.asyncio import connection as redis_connection
 from tests import servers
 
-from rstore.encodings import Encoding, Value
-from rstore.points import Points
-from rstore.values import dump
+from rstore.codec.values import dump
+from rstore.core.encodings import Encoding, Value
+from rstore.core.points import Points
 from rstored.backends import backend_class, postgresql_dsn, redis_dsn
 from rstored.backends.sqlite import database_path
 from rstored.engine.engine import Engine

@@ -7,7 +7,7 @@ from unittest import mock
 import msgspec
 import pytest
 
-from rstore.encodings import Encoding, Value
+from rstore.core.encodings import Encoding, Value
 from rstored.backends.abc import Backend, Commit, Head, HeadRead, Kind, Place, PutHead
 from rstored.engine import es as es_module
 from rstored.engine.batching import Storage

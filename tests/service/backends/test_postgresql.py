@@ -12,8 +12,8 @@ import psycopg
 import pytest
 from tests import servers
 
-from rstore.encodings import Encoding, Value
-from rstore.points import Points
+from rstore.core.encodings import Encoding, Value
+from rstore.core.points import Points
 from rstored.backends.abc import (
     Commit,
     CountRead,

@@ -16,12 +16,11 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from rstore import calls
 from rstore.calls import Call, Page, Steps
-from rstore.encodings import Encoding, Value
-from rstore.errors import StoreDecryptionError, StoreError, StoreProtocolError
-from rstore.numeric import INT64_MIN
-from rstore.points import Points, digest, encode
+from rstore.core.encodings import Encoding, Value, render_json
+from rstore.core.errors import StoreDecryptionError, StoreError, StoreProtocolError
+from rstore.core.numeric import INT64_MIN
+from rstore.core.points import Points, digest, encode
 from rstore.sealing import Context, EventContext, PairContext, PointContext, Sealer, key_id_of
-from rstore.values import dump
 
 __all__ = ["Kind", "Rotation", "Unrotated", "rotate"]
 
@@ -309,4 +308,4 @@ def _alone(call: Call[T]) -> Call[T]:
 
 def _as_value(value: Any) -> Value:
     """A cell as it is, a number of a column as its text."""
-    return value if isinstance(value, Value) else dump(value)
+    return value if isinstance(value, Value) else Value(Encoding.JSON, render_json(value))

@@ -39,9 +39,9 @@ import zoneinfo
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from rstore.errors import StoreEncodingError, StoreError
-from rstore.memory import Spend, free
-from rstore.numeric import plain_number
+from rstore.core.errors import StoreEncodingError, StoreError
+from rstore.core.memory import Spend, free
+from rstore.core.numeric import plain_number
 
 __all__ = ["dumps", "loads"]
 
@@ -57,7 +57,7 @@ def dumps(value: object, *, trusted: bool = False) -> bytes:
     >>> import enum
     >>> dumps(enum.Enum("Size", "SMALL").SMALL)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    rstore.errors.StoreEncodingError: a value of type ...Size is not stored: ...
+    rstore.StoreEncodingError: a value of type ...Size is not stored: ...
     """
     try:
         return _harmless_pickle(value)
@@ -81,7 +81,7 @@ def loads(data: bytes, *, trusted: bool, spend: Spend = free) -> object:
     >>> import enum, pickle
     >>> loads(pickle.dumps(enum.Enum), trusted=False)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    rstore.errors.StoreEncodingError: the pickle holds 'enum.Enum', which is not among the harmless types; ...
+    rstore.StoreEncodingError: the pickle holds 'enum.Enum', which is not among the harmless types; ...
     """
     if trusted:
         spend(_MEMORY_PER_BYTE * len(data))

@@ -17,10 +17,10 @@ from typing import Any, Final
 import msgspec
 
 from rstore import pickles
-from rstore.encodings import JSON_INTEGER_MAX, JSON_INTEGER_MIN, Encoding, InvalidJSON, Value, parse_json
-from rstore.errors import StoreDecryptionError, StoreEncodingError
-from rstore.memory import Spend, free, json_memory, texts_memory
-from rstore.numeric import plain_number
+from rstore.core.encodings import JSON_INTEGER_MAX, JSON_INTEGER_MIN, Encoding, InvalidJSON, Value, parse_json
+from rstore.core.errors import StoreDecryptionError, StoreEncodingError
+from rstore.core.memory import Spend, free, json_memory, texts_memory
+from rstore.core.numeric import plain_number
 
 __all__ = ["dump", "dump_numbers", "load", "load_plaintexts"]
 

@@ -1,4 +1,4 @@
-"""Points as rows: JSON, msgpack, NDJSON and CSV, rendered and parsed. Pure, as ``rstore.points`` is.
+"""Points as rows: JSON, msgpack, NDJSON and CSV, rendered and parsed. Pure, as ``rstore.core.points`` is.
 
 A row is ``[timestamp, value]``, or ``[timestamp, data, encoding]`` where ``data`` is base64 (in msgpack raw bytes) and
 ``encoding`` a label such as ``sealed``. With the label ``json`` the value stands as itself; in msgpack bytes then are
@@ -22,7 +22,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from rstore.encodings import (
+from rstore.core.encodings import (
     JSON_MEDIA_TYPE,
     MSGPACK_MEDIA_TYPE,
     POINTS_MEDIA_TYPE,
@@ -33,7 +33,16 @@ from rstore.encodings import (
     has_small_numbers,
     members_of,
 )
-from rstore.points import Cells, FrameReader, InvalidPoints, Points, concatenate, encode_stream, ordered, stored_text
+from rstore.core.points import (
+    Cells,
+    FrameReader,
+    InvalidPoints,
+    Points,
+    concatenate,
+    encode_stream,
+    ordered,
+    stored_text,
+)
 
 __all__ = ["CSV_HEADER", "Form", "msgpack_rows", "parse_points", "render_points"]
 
@@ -166,8 +175,8 @@ def parse_points(body: bytes, form: Form, *, points_max: int | None = None, byte
     """The points of a whole request body; the last of equal timestamps wins.
 
     ``bytes_max`` bounds what frames decompress to. Numbers are checked here; other JSON values are taken as they stand,
-    and so are the cells of frames: call :func:`rstore.points.checked`. Raises :class:`InvalidPoints` with a ``code``
-    (``malformed-body``, ``invalid-body``, ``invalid-value``, ``nesting-too-deep``, ``batch-too-large``,
+    and so are the cells of frames: call :func:`rstore.core.points.checked`. Raises :class:`InvalidPoints` with a
+    ``code`` (``malformed-body``, ``invalid-body``, ``invalid-value``, ``nesting-too-deep``, ``batch-too-large``,
     ``body-too-large``) and, where a row is wrong, a ``pointer`` such as ``/points/3``.
 
     >>> list(parse_points(b'{"points": [[2, 0.5], [1, 1.5]]}', Form.JSON))
@@ -175,7 +184,7 @@ def parse_points(body: bytes, form: Form, *, points_max: int | None = None, byte
     >>> list(parse_points(b'1,"[2,3]"', Form.CSV))
     Traceback (most recent call last):
         ...
-    rstore.points.InvalidPoints: the first line of the CSV is not timestamp,value,encoding or timestamp,value
+    rstore.core.points.InvalidPoints: the first line of the CSV is not timestamp,value,encoding or timestamp,value
     """
     if form is Form.FRAMES:
         return _frames(body, points_max, bytes_max)

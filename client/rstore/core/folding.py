@@ -15,8 +15,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-from rstore.memory import Spend, free
-from rstore.operators import Bounds, UnfoldableEvent, apply_operator
+from rstore.core.memory import Spend, free
+from rstore.core.operators import Bounds, UnfoldableEvent, apply_operator
 
 __all__ = ["apply_event", "fold", "present_after", "relevant"]
 
@@ -26,7 +26,7 @@ EventT = TypeVar("EventT", bound=tuple[int, str, str, Any])
 def present_after(op: str, present: bool) -> bool:
     """Whether an item is there after an event, given whether it was before.
 
-    Raises :class:`~rstore.operators.UnfoldableEvent` if the operator needs an item that is not there.
+    Raises :class:`~rstore.core.operators.UnfoldableEvent` if the operator needs an item that is not there.
 
     >>> present_after("setitem", False), present_after("delitem", True)
     (True, False)
@@ -42,7 +42,7 @@ def apply_event(
     """Change ``state`` as one event says. Values in it are replaced, never changed.
 
     ``spend`` is told how much more memory a computed value takes than the one that it replaces. Raises
-    :class:`~rstore.operators.UnfoldableEvent`; the state is then as it was.
+    :class:`~rstore.core.operators.UnfoldableEvent`; the state is then as it was.
 
     >>> state = {"a": 1}
     >>> apply_event(state, "a", "add", 2)
@@ -68,7 +68,7 @@ def fold(
 ) -> dict[str, Any]:
     """The state that events make, in order of item. The events come in order of timestamp, their values decoded.
 
-    ``spend`` as in :func:`apply_event`. Raises :class:`~rstore.operators.UnfoldableEvent` with the ``item`` and
+    ``spend`` as in :func:`apply_event`. Raises :class:`~rstore.core.operators.UnfoldableEvent` with the ``item`` and
     ``timestamp`` of what cannot be applied.
 
     >>> fold([(1, "b", "setitem", 5), (1, "a", "setitem", "x"), (2, "b", "mul", 2), (3, "a", "concat", "y")])

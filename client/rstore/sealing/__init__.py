@@ -22,8 +22,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from rstore.encodings import Encoding, Value
-from rstore.errors import StoreDecryptionError, StoreEncodingError, StoreRequestError
+from rstore.core.encodings import Encoding, Value
+from rstore.core.errors import StoreDecryptionError, StoreEncodingError, StoreRequestError
 
 __all__ = [
     "Context",
@@ -245,7 +245,7 @@ class Sealer:
     Value(encoding=<Encoding.JSON: 0>, data=b'21.5')
     >>> sealer.open(sealed, place._replace(timestamp=1))
     Traceback (most recent call last):
-    rstore.errors.StoreDecryptionError: the value does not open here: it was altered, or sealed for another place
+    rstore.StoreDecryptionError: the value does not open here: it was altered, or sealed for another place
     """
 
     __slots__ = ("_first", "_keys")

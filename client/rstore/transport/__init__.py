@@ -13,9 +13,9 @@ from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 
 import httpx2
 
-from rstore.arguments import check_seconds, check_text, refuse
 from rstore.calls import Call, Head, Reader, TryAgain
-from rstore.errors import PROBLEMS, StoreError, StoreNotAvailableError, StoreProtocolError, StoreRequestError
+from rstore.calls.arguments import check_seconds, check_text, refuse
+from rstore.core.errors import PROBLEMS, StoreError, StoreNotAvailableError, StoreProtocolError, StoreRequestError
 
 __all__ = [
     "TOO_SLOW",

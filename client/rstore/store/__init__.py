@@ -26,7 +26,8 @@ from typing import Any, Concatenate, Final, Generic, Literal, NamedTuple, ParamS
 import httpx2
 
 from rstore import calls
-from rstore.arguments import (
+from rstore.calls import AccessLevel, Call, Event, NewToken, Page, State, Steps, Token, TryAgain
+from rstore.calls.arguments import (
     Count,
     Item,
     Name,
@@ -40,9 +41,9 @@ from rstore.arguments import (
     check_seconds,
     refuse,
 )
-from rstore.calls import AccessLevel, Call, Event, NewToken, Page, State, Steps, Token, TryAgain
-from rstore.encodings import Encoding, InvalidJSON, Value, parse_json
-from rstore.errors import (
+from rstore.codec.values import dump, dump_numbers, load, load_plaintexts
+from rstore.core.encodings import Encoding, InvalidJSON, Value, parse_json
+from rstore.core.errors import (
     FrozenStoreError,
     StoreConflictError,
     StoreDecryptionError,
@@ -54,14 +55,14 @@ from rstore.errors import (
     StoreProtocolError,
     StoreRequestError,
 )
-from rstore.folding import apply_event, fold
-from rstore.memory import Spend, free, json_memory, texts_memory
-from rstore.names import InvalidName, check_namespace
-from rstore.numeric import INT64_MAX, INT64_MIN
-from rstore.operators import OPERATOR_NAMES, OPERATORS, UNARY, Bounds, UnfoldableEvent
-from rstore.points import Cells, InvalidPoints, Points, encode_stream, stored_text
-from rstore.rotation import Rotation, rotate
+from rstore.core.folding import apply_event, fold
+from rstore.core.memory import Spend, free, json_memory, texts_memory
+from rstore.core.names import InvalidName, check_namespace
+from rstore.core.numeric import INT64_MAX, INT64_MIN
+from rstore.core.operators import OPERATOR_NAMES, OPERATORS, UNARY, Bounds, UnfoldableEvent
+from rstore.core.points import Cells, InvalidPoints, Points, encode_stream, stored_text
 from rstore.sealing import EventContext, PairContext, PointContext, Sealer, new_apply_id, pack, unpack
+from rstore.sealing.rotation import Rotation, rotate
 from rstore.transport import (
     TOO_SLOW,
     Attempts,
@@ -74,7 +75,6 @@ from rstore.transport import (
     leave_to_parent,
     translated,
 )
-from rstore.values import dump, dump_numbers, load, load_plaintexts
 
 __all__ = ["KEEP", "AsyncStore", "Entry", "Keep", "Store"]
 
@@ -432,7 +432,7 @@ class _Operations(Generic[TransportT]):
         True
         >>> store.set("stock", 6, if_match="another")
         Traceback (most recent call last):
-        rstore.errors.StoreConflictError: ...
+        rstore.StoreConflictError: ...
         """
         self._check_writable()
         value = self._seal(self._encode(value), PairContext(self.namespace, key))
@@ -700,7 +700,7 @@ class _Operations(Generic[TransportT]):
         """Record one event for each item in ``changes`` and return the new current state.
 
         A change is a value to set, ``(operator, value)``, or ``(operator,)`` for a unary one; see
-        :data:`rstore.operators.OPERATORS`. Any other use of a function raises :class:`StoreRequestError`; a value
+        :data:`rstore.core.operators.OPERATORS`. Any other use of a function raises :class:`StoreRequestError`; a value
         with a function in its place is set by ``(operator.setitem, value)``. The events share one timestamp: ``t``
         (POSIX milliseconds; it may lie in the past), or now, but after the last one. If they cannot be applied, or
         ``t`` already has events, nothing is stored and :class:`StoreIntegrityError` is raised. Without changes nothing
@@ -1179,12 +1179,12 @@ class Store(_Operations[httpx2.BaseTransport]):
     many seconds the service may be silent, ``retries`` how often a call is sent again when the service is away for a
     moment; no attempt begins later than ``deadline`` seconds after the first. Where that was in vain,
     ``outcome_unknown`` of the error says whether a write may have happened. ``answer_bytes_max`` is how many bytes of
-    memory the answers to one call may take: more raises :class:`~rstore.errors.StoreProtocolError`.
+    memory the answers to one call may take: more raises :class:`~rstore.StoreProtocolError`.
     ``verify`` is a CA file (``RSTORE_CA``), an ``ssl.SSLContext``, or False; ``cert`` (``RSTORE_CERT``) a PEM file of
     a client certificate and its key, or a pair of two. Proxies of the environment are not used, pass a ``transport``
     (``httpx2.HTTPTransport(proxy=…)``) for that.
 
-    Everything that goes wrong is a :class:`~rstore.errors.StoreError`. A store may be shared between threads, and with
+    Everything that goes wrong is a :class:`~rstore.StoreError`. A store may be shared between threads, and with
     processes that are forked: each of them connects with its first call.
 
     >>> with Store(url, "zoo", frozen=False) as zoo:

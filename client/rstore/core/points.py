@@ -22,7 +22,7 @@ from typing import Any, Final, TypeAlias, overload
 
 import msgspec
 
-from rstore.encodings import (
+from rstore.core.encodings import (
     JSON_INTEGER_CHARACTERS_MAX,
     Encoding,
     InvalidJSON,
@@ -32,7 +32,7 @@ from rstore.encodings import (
     parse_json,
     render_json,
 )
-from rstore.numeric import INT64_MAX, integer, plain_number
+from rstore.core.numeric import INT64_MAX, integer, plain_number
 
 __all__ = [
     "FRAME_BYTES_MAX",
@@ -89,7 +89,7 @@ class _Flag(enum.IntFlag):
 class InvalidPoints(ValueError):
     """Bytes or Python objects that are not points; the message says why and never holds a value.
 
-    ``code`` is the problem code that fits (``rstore.errors.PROBLEMS``); ``pointer`` the JSON pointer of the part
+    ``code`` is the problem code that fits (``rstore.core.errors.PROBLEMS``); ``pointer`` the JSON pointer of the part
     that is wrong, or None.
     """
 
@@ -102,7 +102,7 @@ class InvalidPoints(ValueError):
 class Cells:
     """A column of values of any encoding: one encoding byte and one length for each, and their bytes end to end.
 
-    Iterating gives :class:`~rstore.encodings.Value`.
+    Iterating gives :class:`~rstore.core.encodings.Value`.
 
     >>> cells = Cells.from_values([Value(Encoding.JSON, b'"a"'), Value(Encoding.SEALED, b"\\x01")])
     >>> list(cells[1:])
@@ -184,7 +184,7 @@ class Points:
 
     ``values`` is an ``array('d')`` of finite floats, an ``array('q')`` of integers, or :class:`Cells`. Iterating gives
     ``(timestamp, value)``, so ``list(points)`` is a list of pairs; of Cells the values are
-    :class:`~rstore.encodings.Value`. The constructor trusts its caller: use the ``from_`` methods, :func:`ordered`
+    :class:`~rstore.core.encodings.Value`. The constructor trusts its caller: use the ``from_`` methods, :func:`ordered`
     or :func:`decode` for what may be out of order or invalid.
 
     >>> points = Points.from_pairs([(3, 1.5), (1, 0.5), (3, 2.5)])
@@ -209,8 +209,8 @@ class Points:
     def from_pairs(cls, pairs: Iterable[tuple[int, Any]], dump: Callable[[Any], Value] | None = None) -> Points:
         """Points from ``(timestamp, value)`` pairs in any order; the last of equal timestamps wins.
 
-        Finite numbers (see :mod:`rstore.numeric`) become columns or JSON text. If any value is something
-        else, ``dump`` turns each into a :class:`~rstore.encodings.Value`; without ``dump`` they must be Values.
+        Finite numbers (see :mod:`rstore.core.numeric`) become columns or JSON text. If any value is something
+        else, ``dump`` turns each into a :class:`~rstore.core.encodings.Value`; without ``dump`` they must be Values.
         Raises :class:`InvalidPoints` for a timestamp that is not an integer within int64, and TypeError for a value
         that would need ``dump``.
 
@@ -370,7 +370,7 @@ def checked(points: Points, *, value_bytes_max: int | None = None, nesting_max: 
 
 
 def stored_text(text: bytes, *, nesting_max: int = 128) -> bytes:
-    """The JSON text that a point keeps of this one. Raises :class:`~rstore.encodings.InvalidJSON`.
+    """The JSON text that a point keeps of this one. Raises :class:`~rstore.core.encodings.InvalidJSON`.
 
     A bare number is an int or a double, in whatever form and column it comes, so its text is the one that either has,
     and one that no double is near to is refused. Anything else keeps its text.

@@ -17,9 +17,9 @@ from collections import abc
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final, Literal, NoReturn, TypeAlias, Union
 
-from rstore.errors import StoreRequestError
-from rstore.names import InvalidName, check_key
-from rstore.numeric import INT64_MAX, INT64_MIN, integer, plain_number, real
+from rstore.core.errors import StoreRequestError
+from rstore.core.names import InvalidName, check_key
+from rstore.core.numeric import INT64_MAX, INT64_MIN, integer, plain_number, real
 
 __all__ = [
     "Count",
@@ -56,7 +56,7 @@ def check_environment() -> None:
 
 
 def check_name(value: Any, what: str) -> str:
-    """A key or something like it: see :func:`rstore.names.check_key`."""
+    """A key or something like it: see :func:`rstore.core.names.check_key`."""
     if type(value) is not str:
         if not isinstance(value, str):
             refuse(f"the {what}", "a str", value, "invalid-key")
@@ -215,7 +215,7 @@ class Signature:
     (['roof'], {'n': 3})
     >>> Signature(method).checked(("roof",), {"n": "3"})
     Traceback (most recent call last):
-    rstore.errors.StoreRequestError: n is an int, not str
+    rstore.StoreRequestError: n is an int, not str
     """
 
     __slots__ = ("_checks", "_named", "_names", "_rest")

@@ -149,7 +149,7 @@ def members_of(body: bytes | msgspec.Raw, form: str) -> dict[str, msgspec.Raw]:
     {'a': b'1', 'b': b'":"'}
     >>> members_of(b'{"a": 1, "\\u0061": 2}', JSON_MEDIA_TYPE)
     Traceback (most recent call last):
-    rstore.encodings.InvalidJSON: a member stands twice in one object
+    rstore.core.encodings.InvalidJSON: a member stands twice in one object
     """
     found: dict[str, msgspec.Raw] = _OBJECT[form](body)
     if form == JSON_MEDIA_TYPE:
@@ -173,7 +173,7 @@ def check_numbers(data: bytes) -> None:
     >>> check_numbers(b"[5e-324, 0e-400]")
     >>> check_numbers(b"1e-400")
     Traceback (most recent call last):
-    rstore.encodings.InvalidJSON: a number is not 0, but nearer to 0 than any double
+    rstore.core.encodings.InvalidJSON: a number is not 0, but nearer to 0 than any double
     """
     if has_small_numbers(data):
         try:

@@ -16,7 +16,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final, NamedTuple
 
-from rstore.encodings import JSON_INTEGER_MAX, JSON_INTEGER_MIN, render_json
+from rstore.core.encodings import JSON_INTEGER_MAX, JSON_INTEGER_MIN, render_json
 
 __all__ = [
     "ASSIGNING",
@@ -101,7 +101,7 @@ def apply_operator(op: str, current: Any, operand: Any = None, bounds: Bounds = 
     True
     >>> apply_operator("pow", 10, 10**9)
     Traceback (most recent call last):
-    rstore.operators.UnfoldableEvent: the result of pow would be larger than 1048576 bits
+    rstore.core.operators.UnfoldableEvent: the result of pow would be larger than 1048576 bits
     """
     if op in ASSIGNING:
         raise ValueError(f"{op} computes nothing")
@@ -134,7 +134,7 @@ def apply_operator(op: str, current: Any, operand: Any = None, bounds: Bounds = 
 
 
 class JsonValue(NamedTuple):
-    """A JSON value and the number of bytes of its text as :func:`~rstore.encodings.render_json` makes it."""
+    """A JSON value and the number of bytes of its text as :func:`~rstore.core.encodings.render_json` makes it."""
 
     value: Any
     size: int

@@ -1,8 +1,8 @@
 """Every operation as data: what is sent, and how the answer is read. Pure; nothing here does I/O.
 
 Each function returns a :class:`Call`. Whoever has one sends its method, target, headers and body, hands the answer to
-``call.reader``, and has a checked result or a :class:`~rstore.errors.StoreError`. The server is not trusted: an
-answer of another status, media type or shape than asked for is a :class:`~rstore.errors.StoreProtocolError`.
+``call.reader``, and has a checked result or a :class:`~rstore.StoreError`. The server is not trusted: an
+answer of another status, media type or shape than asked for is a :class:`~rstore.StoreProtocolError`.
 
 **Every call may be sent again.** A write carries an id, the same in each attempt, under which the service carries it
 out once and answers it alike each time, however late an attempt arrives.
@@ -24,8 +24,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from rstore.encodings import JSON_MEDIA_TYPE, POINTS_MEDIA_TYPE, Encoding, Value, encoding_of, media_type_of
-from rstore.errors import (
+from rstore.core.encodings import JSON_MEDIA_TYPE, POINTS_MEDIA_TYPE, Encoding, Value, encoding_of, media_type_of
+from rstore.core.errors import (
     PROBLEMS,
     StoreAccessError,
     StoreAuthenticationError,
@@ -37,11 +37,11 @@ from rstore.errors import (
     StoreProtocolError,
     StoreRequestError,
 )
-from rstore.memory import PAGE_ITEMS_MAX, Spend, free, json_memory
-from rstore.names import KEY_BYTES_MAX
-from rstore.numeric import INT64_MAX, INT64_MIN
-from rstore.operators import OPERATORS, UNARY
-from rstore.points import FrameReader, InvalidPoints, Points
+from rstore.core.memory import PAGE_ITEMS_MAX, Spend, free, json_memory
+from rstore.core.names import KEY_BYTES_MAX
+from rstore.core.numeric import INT64_MAX, INT64_MIN
+from rstore.core.operators import OPERATORS, UNARY
+from rstore.core.points import FrameReader, InvalidPoints, Points
 
 __all__ = [
     "RETRIED_STATUSES",

@@ -182,3 +182,7 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
     "shutting-down": ProblemType(503, "The service is stopping", StoreNotAvailableError),
     "storage-full": ProblemType(507, "The storage has no room", StoreNotAvailableError),
 }
+
+# Their public place is the package, whatever module they stand in: a traceback says `rstore.StoreError`.
+for _name in filter(lambda name: name.endswith("Error"), __all__):
+    globals()[_name].__module__ = "rstore"
