@@ -21,6 +21,10 @@ from tests.waiting import SECONDS_MAX, has_read_everything, listens, until
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 
+# A shell starts what it runs in the background with Ctrl-C ignored, and the commands under test would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture
 def anyio_backend() -> str:
