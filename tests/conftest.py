@@ -88,6 +88,12 @@ class ServiceProcess:
         """What it wrote to standard error so far."""
         return self._log_path.read_text(errors="replace")
 
+    @property
+    def cpu_seconds(self) -> float:
+        """The CPU time that it took so far, which what else the machine does changes little; proc(5) has the fields."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def stop(self) -> int:
         """Stop it as a supervisor does, and return its exit code."""
         if self.process.poll() is None:

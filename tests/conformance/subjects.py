@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import functools
 import operator
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any, ClassVar, NamedTuple, Self
@@ -51,6 +52,7 @@ class Deployment:
         # With it the store is closed to all who do not send it; without one it is open.
         self.token = token
         self._serve = serve
+        self._services: list[Any] = []
 
     def make_app(self) -> Any:
         """An ASGI application on it, to be started and stopped on one event loop."""
@@ -59,12 +61,21 @@ class Deployment:
     @functools.cached_property
     def url(self) -> str:
         """Where a service process answers."""
-        return self._serve(self.dsn, env=self._environment).url
+        return self._started().url
 
     @functools.cached_property
     def second_url(self) -> str:
         """Where another process on the same store answers."""
-        return self._serve(self.dsn, env=self._environment).url
+        return self._started().url
+
+    @property
+    def cpu_seconds(self) -> float:
+        """The CPU time that this process and the services took so far; what else the machine does changes it little."""
+        return time.process_time() + sum(service.cpu_seconds for service in self._services)
+
+    def _started(self) -> Any:
+        self._services.append(self._serve(self.dsn, env=self._environment))
+        return self._services[-1]
 
     @property
     def headers(self) -> dict[str, str]:

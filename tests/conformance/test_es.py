@@ -202,11 +202,11 @@ async def test_deleting_twice_is_refused(store):
     ],
     ids=lambda part: str(part)[:40],
 )
-async def test_operators_cannot_be_made_to_eat_memory_or_time(store, before, change):
+async def test_operators_cannot_be_made_to_eat_memory_or_time(store, deployment, before, change):
     await store.apply("e", {"a": before})
-    start = time.monotonic()
+    start = deployment.cpu_seconds
     await refused(store.apply("e", {"a": change}))
-    assert time.monotonic() - start < 2
+    assert deployment.cpu_seconds - start < 2
     assert len(await store.events("e")) == 1
 
 

@@ -127,11 +127,11 @@ async def test_a_question_mark_is_one_character_not_one_byte(store):
     assert [key for key, _ in await store.find("?")] == ["\n", "é", "\U0001f600"]
 
 
-async def test_a_glob_that_would_backtrack_is_quick(store):
+async def test_a_glob_that_would_backtrack_is_quick(store, deployment):
     await store.set("a" * 500, 1)
-    start = time.monotonic()
+    start = deployment.cpu_seconds
     assert await store.find("*a" * 100 + "b") == []
-    assert time.monotonic() - start < 2
+    assert deployment.cpu_seconds - start < 2
 
 
 async def test_get_many_and_set_many(store):

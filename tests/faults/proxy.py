@@ -83,10 +83,11 @@ class Proxy:
         for end in ends:
             end.transport.abort()
 
-    def redirect(self, port: int) -> None:
-        """From now on the server is another one, as after a failover."""
+    def redirect(self, port: int, *, cut: bool = True) -> None:
+        """From now on the server is another one, as after a failover, which may leave older connections as they are."""
         self._server = self._server[0], port
-        self.cut_all()
+        if cut:
+            self.cut_all()
 
     def cut_all(self) -> None:
         """Cut every connection now."""

@@ -397,7 +397,7 @@ async def test_another_database_behind_the_same_address(
             proxy.redirect(other.port)
             redirected = time.monotonic()
             await writers.refused(redirected)
-            proxy.redirect(postgresql.port)
+            proxy.redirect(postgresql.port, cut=False)
             await writers.healthy(time.monotonic())
         assert other.sql(f"SELECT count(*) FROM {schema}.record WHERE kind = 1") == "0"
         await found(urls[0], writers.acknowledged())
@@ -413,7 +413,7 @@ async def test_a_standby_is_neither_written_nor_read(serve, through: Callable[[i
             proxy.redirect(standby.port)
             redirected = time.monotonic()
             await writers.refused(redirected)
-            proxy.redirect(primary.port)
+            proxy.redirect(primary.port, cut=False)
             await writers.healthy(time.monotonic())
         await found(urls[0], writers.acknowledged())
 
@@ -481,7 +481,7 @@ async def test_another_redis_behind_the_same_address(serve, redis: RedisServer, 
             proxy.redirect(other.port)
             redirected = time.monotonic()
             await writers.refused(redirected)
-            proxy.redirect(redis.port)
+            proxy.redirect(redis.port, cut=False)
             await writers.healthy(time.monotonic())
         assert other.cli("ZCARD", "{rstore}:i:0") == "0"
         await found(urls[0], writers.acknowledged())

@@ -56,7 +56,7 @@ from rstored.backends.clock import Clock
 from rstored.backends.migrations import SCHEMA_VERSION, pending
 from rstored.backends.postgresql_connection import OPTIONS, Connection, Parameter, Request, Rows, blobs, integers, texts
 from rstored.backends.postgresql_dsn import PostgreSQLDSN, parse_dsn, reason_of
-from rstored.backends.schema import ROOT_ID, Statements
+from rstored.backends.schema import ROOT_ID, Statements, metadata
 from rstored.backends.waves import waves
 from rstored.problems import Problem
 
@@ -96,6 +96,8 @@ _SETTINGS: Final = {
     "client_min_messages": "warning",
     "default_transaction_isolation": "read committed",
     "transaction_timeout": "0",
+    "idle_session_timeout": "0",
+    "exit_on_error": "off",
 }
 _PURGE_ROWS_MAX: Final = 1_000
 _ROWS_BYTES_MAX: Final = 16 * 2**20
@@ -184,11 +186,21 @@ class PostgreSQLBackend(Backend):
         await self._pool.close()
 
     async def ping(self) -> None:
-        async with self._connection(_PING_SECONDS, _PING_SECONDS) as connection:
-            self._description = await _description(connection, self.clock)
-            connection.store_id = await _store_id(connection)
-            if connection.store_id != self._store_id:
-                raise UnfitStorage(_LOST)
+        try:
+            async with self._connection(_PING_SECONDS, _PING_SECONDS) as connection:
+                self._description = await _description(connection, self.clock)
+                connection.store_id = await _store_id(connection)
+                if connection.store_id != self._store_id:
+                    raise UnfitStorage(_LOST)
+        except _NoConnection:
+            raise
+        except Problem as problem:
+            if isinstance(problem, UnfitStorage):
+                # They were reserved in the store as it was; one that is restored may give them to others.
+                self._ids.clear()
+            # A new connection may be to another server, where the store is.
+            await self._pool.drain()
+            raise
 
     def describe(self) -> dict[str, str]:
         return self._description
@@ -360,7 +372,7 @@ async def _connect(dsn: PostgreSQLDSN) -> Connection:
 def _unusable(error: psycopg.Error, dsn: PostgreSQLDSN) -> Problem:
     """The problem of a store that cannot be opened, in one line."""
     problem = _translated(error)
-    if isinstance(problem, Problem) and problem.detail != _UNAVAILABLE:
+    if isinstance(problem, Problem) and problem.detail not in (_UNAVAILABLE, _LOST):
         return problem
     return Problem("backend-unavailable", f"PostgreSQL cannot hold the store: {reason_of(error, dsn.secrets)}")
 
@@ -397,7 +409,8 @@ async def _store_id(connection: Connection) -> bytes | None:
     """The id of the store that is there; None if there is none."""
     try:
         row = await (await connection.execute(_STORE_ID)).fetchone()
-    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+    except psycopg.ProgrammingError:
+        # A table is not there or may not be read, or a column is another program's.
         return None
     return None if row is None else row[0]
 
@@ -441,11 +454,15 @@ _BEGIN_READING: Final[Request] = ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ON
 _COMMIT: Final[Request] = ("COMMIT", ())
 
 _COUNTS: Final = f"{_SQL.counts} UNION ALL SELECT kind, -n FROM ({_SQL.expired_counts}) AS expired (kind, n)"  # noqa: S608
-# What a place names. Each is looked up alone, by its whole key.
+# What a place names. Each is looked up alone, by its whole key. Here and below a column that stands beside one of a
+# query around it has its table's name: without it, a column that is not there would be taken for the other one.
 _OWNER: Final = (
-    f"SELECT * FROM record WHERE parent_id = {ROOT_ID} AND kind = {int(Kind.NAMESPACE)} AND key = place.namespace"  # noqa: S608
+    f"SELECT * FROM record WHERE record.parent_id = {ROOT_ID} AND record.kind = {int(Kind.NAMESPACE)} "  # noqa: S608
+    "AND record.key = place.namespace"
 )
-_FOUND: Final = "SELECT * FROM record WHERE parent_id = owner.id AND kind = place.kind AND key = place.key"
+_FOUND: Final = (
+    "SELECT * FROM record WHERE record.parent_id = owner.id AND record.kind = place.kind AND record.key = place.key"
+)
 _OWNED: Final = f"CROSS JOIN LATERAL ({_OWNER} LIMIT 1) AS owner CROSS JOIN LATERAL ({_FOUND} LIMIT 1) AS found"
 _HEADS: Final = f"""
     SELECT place.position, found.meta,
@@ -461,8 +478,9 @@ _LANES: Final = f"""
         WITH ORDINALITY AS place (namespace, kind, key, lane, position)
     {_OWNED}
     CROSS JOIN LATERAL (
-        SELECT sort_key, value, by_key FROM record_row WHERE record_id = found.id AND lane = place.lane
-        ORDER BY sort_key LIMIT %s
+        SELECT record_row.sort_key, record_row.value, record_row.by_key FROM record_row
+        WHERE record_row.record_id = found.id AND record_row.lane = place.lane
+        ORDER BY record_row.sort_key LIMIT %s
     ) AS lane_row
     ORDER BY place.position, lane_row.sort_key
 """  # noqa: S608 - made of constants
@@ -639,8 +657,8 @@ _DELETE_RECORDS: Final = "DELETE FROM record WHERE id = ANY(%b::bigint[])"
 _TRASH_RECORDS: Final = """
     INSERT INTO trash
     SELECT id FROM unnest(%b::bigint[]) AS gone (id)
-    WHERE (SELECT lane FROM record_row WHERE record_id = gone.id ORDER BY lane, sort_key LIMIT 1) IS NOT NULL
-        OR (SELECT kind FROM record WHERE parent_id = gone.id ORDER BY kind, key LIMIT 1) IS NOT NULL
+    WHERE (SELECT lane FROM record_row WHERE record_row.record_id = gone.id ORDER BY lane, sort_key LIMIT 1) IS NOT NULL
+        OR (SELECT kind FROM record WHERE record.parent_id = gone.id ORDER BY kind, key LIMIT 1) IS NOT NULL
     ON CONFLICT DO NOTHING
 """
 _PUT_ROWS: Final = """
@@ -655,12 +673,15 @@ _DELETE_ROWS: Final = """
         FROM unnest(%s::bigint[], %s::bigint[], %s::bytea[]) AS gone (record_id, lane, sort_key)
         CROSS JOIN LATERAL (
             SELECT ctid FROM record_row
-            WHERE record_id = gone.record_id AND lane = gone.lane AND sort_key = gone.sort_key LIMIT 1
+            WHERE record_row.record_id = gone.record_id AND record_row.lane = gone.lane
+                AND record_row.sort_key = gone.sort_key
+            LIMIT 1
         ) AS found
     ))
 """
-# The root record has no value of its own.
-_STORE_ID: Final = f"SELECT value FROM record WHERE id = {ROOT_ID}".encode()  # noqa: S608
+# The root record has no value of its own. The other tables belong to the store as well.
+_TABLES: Final = ", ".join(f"(SELECT NULL FROM {name} LIMIT 0)" for name in sorted(metadata.tables))  # noqa: S608
+_STORE_ID: Final = f"SELECT value, {_TABLES} FROM record WHERE id = {ROOT_ID}".encode()  # noqa: S608
 _GIVE_STORE_ID: Final = f"UPDATE record SET value = %s WHERE id = {ROOT_ID} AND value = ''".encode()  # noqa: S608
 # Fails if the store has another id.
 _CHECK_STORE_ID: Final = f"SELECT 1 / count(*) FROM record WHERE id = {ROOT_ID} AND value = %s"  # noqa: S608
@@ -825,6 +846,9 @@ class _Transaction:
             return ROOT_ID
         parent_id = self._ids[namespace_place(place.namespace)]
         if parent_id is None:
+            if not place.namespace:
+                # The root record is there as long as the store is.
+                raise _Lost("backend-unavailable", _LOST)
             raise AssertionError("a record was put into a namespace that does not exist")
         return parent_id
 
@@ -967,8 +991,8 @@ class _NoConnection(Problem):
 
 _UNAVAILABLE: Final = "PostgreSQL does not answer or turns connections away: try again"
 _LOST: Final = (
-    "the store that was opened is not in the database any more: restore it, or restart the service to use what is "
-    "there now"
+    "the store that was opened is not in the database any more, or the DSN's user may not use it: restore it, or "
+    "restart the service to use what is there now"
 )
 _TOO_LONG: Final = "PostgreSQL took too long over a statement: try again"
 
@@ -980,8 +1004,14 @@ def _translated(error: psycopg.Error) -> Exception:
         return error
     if isinstance(error, psycopg.errors.NotNullViolation):
         return _Misplaced("backend-unavailable", "ids of records keep being taken: try again")
-    if isinstance(
-        error, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName | psycopg.errors.DivisionByZero
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return Problem(
+            "backend-unavailable",
+            "PostgreSQL refuses the DSN's user: grant it the schema and its tables, or CREATE on the database",
+        )
+    if isinstance(error, psycopg.errors.InvalidSchemaName | psycopg.errors.DivisionByZero) or (
+        # Tables, columns or types are not those that the statements were written for.
+        state.startswith(("42", "0A")) and not isinstance(error, psycopg.errors.SyntaxError)
     ):
         return _Lost("backend-unavailable", _LOST)
     if isinstance(error, psycopg.errors.UniqueViolation) or state.startswith("40"):
@@ -992,8 +1022,6 @@ def _translated(error: psycopg.Error) -> Exception:
         return _Rejected("storage-full", "PostgreSQL's disk is full: free some space and try again")
     if state.startswith("XX"):
         return _Rejected("backend-corrupt", "PostgreSQL reports damaged data: see its log")
-    if isinstance(error, psycopg.errors.InsufficientPrivilege):
-        return Problem("backend-unavailable", "PostgreSQL refuses the DSN's user: grant it CREATE on the database")
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         return _Demoted("backend-unavailable", "PostgreSQL takes no writes: try again when a primary is there")
     if isinstance(error, PoolTimeout | PoolClosed | TooManyRequests):

@@ -12,6 +12,7 @@ import asyncio
 import functools
 import hashlib
 import itertools
+import re
 import time
 from collections.abc import Callable, Collection, Sequence
 from importlib import resources
@@ -483,7 +484,7 @@ def translated(error: BaseException) -> Exception:
     text = str(error)
     if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
         return Problem("storage-full", "Redis has reached its maxmemory: give it more or delete something")
-    if isinstance(error, AuthenticationError | NoPermissionError) or text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
+    if isinstance(error, AuthenticationError | NoPermissionError) or _REFUSED.match(text):
         return Problem("backend-unavailable", "Redis refuses the DSN's user or password, or what it may do")
     if text.startswith("WRONGTYPE"):
         return Problem(
@@ -500,6 +501,10 @@ def translated(error: BaseException) -> Exception:
     return Problem("backend-unavailable", _UNAVAILABLE)
 
 
+# The last three are what a script is told whose user may not run a command or touch a key.
+_REFUSED: Final = re.compile(
+    "NOAUTH|WRONGPASS|NOPERM|.*(ACL failure in script|can't run this command|can't access at least one of the keys)"
+)
 IS_REPLICA: Final = "Redis is a replica, which takes no writes and may be behind: name its primary in the DSN"
 _UNAVAILABLE: Final = "Redis does not answer or turns requests away: try again"
 

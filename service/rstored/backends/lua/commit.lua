@@ -4,10 +4,13 @@
 --   the number of rows whose `by` is claimed, and for each the data key, the `by` and the row's sort,
 --   its writes: a letter and its arguments, each.
 -- Returns for each update 1 (done), 0 (a check failed: nothing was done) or the text of an error.
+-- Fails as a whole, before anything is done, if the user may not run one of the commands: Redis asks again for each, and
+-- what an update has written stays when it is refused the next one. (Redis 6.2 cannot be asked beforehand.)
 -- A version is the first 8 bytes of a head, its expiry the next 8 (zeros: never).
 
 local call = redis.call
 local NEVER = string.rep('\0', 8)
+local COMMANDS = {'HGET', 'HSET', 'HDEL', 'ZADD', 'ZREM', 'ZRANGEBYLEX', 'SADD', 'SREM', 'UNLINK'}
 
 -- The heads by key, as they are now and as far as they were looked at; false for a record that does not exist.
 local heads = {}
@@ -32,6 +35,10 @@ local function drop_row(tag, lane, sort)
     call('HDEL', data, 's' .. sort)
   end
   call('ZREM', tag .. ':s:' .. lane, sort)
+end
+
+for _, command in ipairs(redis.acl_check_cmd and COMMANDS or {}) do
+  if not redis.acl_check_cmd(command) then return redis.error_reply('NOPERM the user may not run ' .. command) end
 end
 
 local writes = {}

@@ -1,0 +1,214 @@
+"""What a storage refuses while it is used: each answer is right, or a problem that changed nothing, and all heals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib import resources
+from typing import Any
+
+import pytest
+from redis import Redis
+from tests import servers
+from tests.waiting import SECONDS_MAX
+
+from rstore.encodings import Encoding, Value
+from rstore.points import Points
+from rstore.values import dump
+from rstored.backends import backend_class
+from rstored.backends.abc import UnfitStorage
+from rstored.backends.schema import metadata
+from rstored.engine.engine import Engine
+from rstored.engine.model import Change
+from rstored.problems import Problem
+
+pytestmark = pytest.mark.anyio
+
+VALUE = Value(Encoding.JSON, b"1")
+NO_POSTGRESQL, NO_REDIS = servers.missing_postgresql(), servers.missing_redis()
+needs_postgresql = pytest.mark.skipif(NO_POSTGRESQL is not None, reason=str(NO_POSTGRESQL))
+needs_redis = pytest.mark.skipif(NO_REDIS is not None, reason=str(NO_REDIS))
+
+
+class User:
+    """Uses an engine in every way that takes the storage another one."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.operations: list[Callable[[], Awaitable[Any]]] = [
+            lambda: engine.kv.put("n", "k", value=VALUE, media_type="application/json", ttl_seconds=100),
+            lambda: engine.kv.put("n", "k", value=VALUE, media_type="application/json", write_id=secrets.token_hex(8)),
+            lambda: engine.kv.put(secrets.token_hex(8), "k", value=VALUE, media_type="application/json"),
+            lambda: engine.kv.get("n", "k"),
+            lambda: engine.kv.list("n"),
+            lambda: engine.kv.count("n"),
+            lambda: engine.ts.extend("n", "s", Points.from_pairs([(1, 1.5)], dump)),
+            self._range,
+            lambda: engine.es.apply("n", "e", [Change("a", "setitem", VALUE)], write_id=secrets.token_hex(8)),
+            lambda: engine.es.current("n", "e"),
+            lambda: engine.namespaces.list(),
+            lambda: engine.namespaces.discard("absent", write_id=secrets.token_hex(8)),
+            lambda: engine.namespaces.discard("n"),
+        ]
+
+    async def _range(self) -> list[Any]:
+        return [part async for part in self.engine.ts.range("n", "s")]
+
+    async def works(self) -> None:
+        """Everything can be done, once it was noticed that the storage is right again."""
+        async with asyncio.timeout(SECONDS_MAX):
+            while True:
+                with contextlib.suppress(Problem):
+                    await self.engine.ping()
+                    break
+                await asyncio.sleep(0.01)
+        for operation in self.operations:
+            await operation()
+
+    async def fill(self) -> None:
+        """Leave some of everything."""
+        for operation in self.operations[:-1]:
+            await operation()
+
+    async def refusals(self, state: Callable[[], Any] = lambda: None) -> list[Problem]:
+        """The problems of all that cannot be done; each leaves the ``state`` as it was."""
+        found = []
+        for operation in self.operations:
+            before = state()
+            try:
+                await operation()
+            except Problem as problem:
+                found.append(problem)
+                changed = state() != before
+            else:
+                changed = False
+            assert not changed, found[-1].detail
+        assert {problem.code for problem in found} <= {"backend-unavailable"}
+        return found
+
+
+async def opened(dsn: str) -> AsyncIterator[User]:
+    backend = await backend_class(dsn).open(dsn)
+    engine = Engine(backend)
+    yield User(engine)
+    await engine.stop()
+    await backend.close()
+
+
+# --- PostgreSQL --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def on_postgresql(anyio_backend: str) -> AsyncIterator[tuple[User, Callable[[str], object]]]:
+    """A user of a fresh schema, and what has the superuser do something to ``{s}``, the schema."""
+    server = servers.postgresql_server()
+    dsn = servers.fresh_dsn(server)
+    async for user in opened(dsn):
+        yield user, lambda statement: server.sql(statement.format(s=dsn.rpartition("=")[2]))
+
+
+@needs_postgresql
+@pytest.mark.parametrize("name", sorted({*metadata.tables, "schema_version"}))
+async def test_a_table_that_is_taken_away(on_postgresql, name: str) -> None:
+    user, do = on_postgresql
+    await user.fill()
+    do(f"ALTER TABLE {{s}}.{name} RENAME TO aside")
+    await user.refusals()
+    if name != "schema_version":
+        with pytest.raises(UnfitStorage):
+            await user.engine.ping()
+        assert len(await user.refusals()) == len(user.operations)
+    do(f"ALTER TABLE {{s}}.aside RENAME TO {name}")
+    await user.works()
+
+
+COLUMNS = [f"{table.name}.{column.name}" for table in metadata.tables.values() for column in table.columns]
+
+
+@needs_postgresql
+async def test_columns_and_rights_that_are_taken_away(on_postgresql) -> None:
+    """As when another program, or a newer release, takes the schema over."""
+    user, do = on_postgresql
+    for table, column in (name.split(".") for name in COLUMNS):
+        await user.fill()
+        do(f"ALTER TABLE {{s}}.{table} RENAME COLUMN {column} TO aside")
+        assert await user.refusals() or table == "trash", column
+        do(f"ALTER TABLE {{s}}.{table} RENAME COLUMN aside TO {column}")
+        await user.works()
+    for table in metadata.tables:
+        for right in ("SELECT", "INSERT", "UPDATE", "DELETE"):
+            await user.fill()
+            do(f"REVOKE {right} ON {{s}}.{table} FROM test")
+            await user.refusals()
+            do(f"GRANT {right} ON {{s}}.{table} TO test")
+            await user.works()
+
+
+@needs_postgresql
+async def test_a_store_without_its_root(on_postgresql) -> None:
+    """What is remembered outside of every namespace has nowhere to go then."""
+    user, do = on_postgresql
+    await user.fill()
+    do("TRUNCATE {s}.record")
+    assert await user.refusals()
+    with pytest.raises(UnfitStorage):
+        await user.engine.ping()
+
+
+# --- Redis -------------------------------------------------------------------------------------------------
+
+SCRIPTS = {path.name: path.read_text("utf-8") for path in resources.files("rstored.backends").joinpath("lua").iterdir()}
+COMMANDS = {name: set(re.findall(r"call\('([A-Z]+)'", source)) for name, source in SCRIPTS.items()}
+
+
+def test_the_script_that_commits_asks_for_each_command_that_it_runs() -> None:
+    (asked,) = re.findall(r"^local COMMANDS = \{(.+)\}$", SCRIPTS["commit.lua"], re.MULTILINE)
+    assert set(re.findall("[A-Z]+", asked)) == COMMANDS["commit.lua"]
+
+
+# What is under some keys. `due` is told apart from the write, and is no later than what it stands for.
+DIGEST = """
+    local keys, found = redis.call('KEYS', ARGV[1]), {}
+    table.sort(keys)
+    for _, key in ipairs(keys) do
+        if string.sub(key, -4) ~= ':due' then found[#found + 1] = key .. redis.call('DUMP', key) end
+    end
+    return redis.sha1hex(table.concat(found))
+"""
+
+
+@needs_redis
+async def test_commands_that_are_forbidden() -> None:
+    """A write of which a part is refused is not done at all, though Redis never takes back what a script has done."""
+    server = servers.redis_server()
+    prefix, name = f"p{secrets.token_hex(4)}", f"u{secrets.token_hex(4)}"
+    rights = f"on >pw ~{{{prefix}* +@read +@write +@scripting +info +config|get"
+    others = {"HSETNX", "INFO", "CONFIG", "EVALSHA", "ZADD", "ZRANGEBYSCORE", "SRANDMEMBER"}
+    with Redis(port=server.port) as administrator:
+        if int(administrator.info("server")["redis_version"].partition(".")[0]) < 7:
+            pytest.skip("Redis 6 cannot be asked what a user may run")
+
+        def state() -> Any:
+            return administrator.eval(DIGEST, 0, f"{{{prefix}*")
+
+        administrator.execute_command("ACL", "SETUSER", name, *rights.split())
+        try:
+            async for user in opened(f"redis://{name}:pw@127.0.0.1:{server.port}?prefix={prefix}"):
+                for command in sorted(others.union(*COMMANDS.values())):
+                    await user.fill()
+                    administrator.execute_command("ACL", "SETUSER", name, f"-{command.lower()}")
+                    refused = await user.refusals(state)
+                    assert refused or command not in COMMANDS["commit.lua"], command
+                    administrator.execute_command("ACL", "SETUSER", name, f"+{command.lower()}")
+                    await user.works()
+                for rights in ((), (f"%R~{{{prefix}*",), (f"~{prefix}*",)):
+                    await user.fill()
+                    administrator.execute_command("ACL", "SETUSER", name, "resetkeys", *rights)
+                    assert await user.refusals(state)
+                    administrator.execute_command("ACL", "SETUSER", name, "resetkeys", f"~{{{prefix}*")
+                    await user.works()
+        finally:
+            administrator.execute_command("ACL", "DELUSER", name)
