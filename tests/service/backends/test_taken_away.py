@@ -15,9 +15,9 @@ from redis import Redis
 from tests import servers
 from tests.waiting import SECONDS_MAX
 
-from rstore.encodings import Encoding, Value
-from rstore.points import Points
-from rstore.values import dump
+from rstore.codec.values import dump
+from rstore.core.encodings import Encoding, Value
+from rstore.core.points import Points
 from rstored.backends import backend_class
 from rstored.backends.abc import UnfitStorage
 from rstored.backends.schema import metadata
