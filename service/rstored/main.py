@@ -21,8 +21,8 @@ import uvloop
 
 from rstore.core.durations import InvalidDuration, parse_duration
 from rstored import __version__
+from rstored.addresses import is_loopback
 from rstored.api.openapi import declare_routes, document
-from rstored.api.origins import is_loopback
 from rstored.app import running_app
 from rstored.backends import backend_class
 from rstored.engine.engine import Engine

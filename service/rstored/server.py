@@ -17,12 +17,12 @@ from types import FrameType
 from typing import Final
 
 import uvicorn
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from rstored.api.front_door import FrontDoor
 from rstored.http.connections import Connections
 from rstored.http.entrance import Entrance
 from rstored.http.exchange import App
+from rstored.http.proxies import BehindProxies, Proxies
 from rstored.limits import Limits
 from rstored.settings import Settings
 
@@ -103,9 +103,9 @@ class Server(uvicorn.Server):
         )
         self._served: App = app
         if settings.trusted_proxies:
-            proxied = ProxyHeadersMiddleware(app, settings.trusted_proxy_list)  # type: ignore[arg-type]
-            self._served = proxied  # type: ignore[assignment]
-            self._connections.trusted = proxied.trusted_hosts  # type: ignore[assignment]
+            proxies = Proxies(settings.trusted_proxy_list)
+            self._served = BehindProxies(app, proxies)
+            self._connections.trusted = proxies
         self._tls = tls
         self._app = app
         self._drain_seconds = settings.drain_seconds

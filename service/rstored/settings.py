@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from typing import Any, Final, Literal
@@ -10,6 +9,7 @@ from typing import Any, Final, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from rstored.addresses import Network, canonical_address, network
 from rstored.limits import Limits
 
 __all__ = ["InvalidSettings", "Settings", "load_settings"]
@@ -87,13 +87,13 @@ class Settings(BaseSettings):
 
     @property
     def host_list(self) -> list[str]:
-        """The names and addresses of an open store, in lower case; IPv6 addresses in their shortest form."""
+        """The names of an open store, in lower case and without a last dot, and its addresses in their one form."""
         return [_host(name) for name in _listed(self.hosts)]
 
     @property
-    def trusted_proxy_list(self) -> list[str]:
+    def trusted_proxy_list(self) -> list[Network]:
         """The addresses and networks of the proxies that are believed."""
-        return _listed(self.trusted_proxies)
+        return list(map(network, _listed(self.trusted_proxies)))
 
     @property
     def cors_origin_list(self) -> list[str]:
@@ -111,7 +111,7 @@ class Settings(BaseSettings):
     @classmethod
     def _addresses(cls, text: str) -> str:
         for address in _listed(text):
-            ipaddress.ip_network(address)
+            network(address)
         return text
 
     @field_validator("cors_origins")
@@ -132,10 +132,10 @@ class Settings(BaseSettings):
 def _host(name: str) -> str:
     """A host's name or address as it is compared. Raises ``ValueError`` if it is neither."""
     name = name.lower()
-    if _HOST_NAME.match(name):
-        return name
+    if _HOST_NAME.match(name.removesuffix(".")):
+        return name.removesuffix(".")
     try:
-        return str(ipaddress.IPv6Address(name[1:-1] if name[0] + name[-1] == "[]" else name))
+        return canonical_address(name[1:-1] if name[0] + name[-1] == "[]" else name)
     except ValueError:
         raise ValueError("names and addresses without ports are expected, like rstored or store.example") from None
 

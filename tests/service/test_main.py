@@ -12,8 +12,8 @@ import sys
 import pytest
 
 from rstored import __version__
+from rstored.addresses import is_loopback
 from rstored.api.openapi import declare_routes, document
-from rstored.api.origins import is_loopback
 from rstored.main import _without_password
 
 

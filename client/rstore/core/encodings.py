@@ -28,8 +28,10 @@ __all__ = [
     "NestingTooDeep",
     "Value",
     "check_numbers",
+    "decoding_failure",
     "encoding_of",
     "has_small_numbers",
+    "is_blank",
     "media_type_of",
     "members_of",
     "parse_json",
@@ -129,9 +131,22 @@ def parse_json(data: bytes, *, nesting_max: int = 128) -> Any:
     try:
         return msgspec.json.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        # A decoder's message names positions and types, never the value itself.
-        reason = "invalid UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-        raise InvalidJSON(f"not valid JSON: {reason}") from None
+        hint = '; a value is expected, such as null or ""' if is_blank(data) else ""
+        raise InvalidJSON(f"not valid JSON: {decoding_failure(error, data)}{hint}") from None
+
+
+def decoding_failure(error: Exception, data: bytes, what: str = "the text") -> str:
+    """What a decoder's error about ``data`` says. It names positions and types, and never the value itself."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"{what} is not valid UTF-8"
+    if "truncated" not in str(error):
+        return str(error)
+    return f"{what} is empty" if is_blank(data) else f"{what} ends too early, or holds an invalid escape"
+
+
+def is_blank(data: bytes) -> bool:
+    """Whether there is nothing in it but white space."""
+    return not data or data.isspace()
 
 
 _OBJECT: Final[dict[str, Any]] = {

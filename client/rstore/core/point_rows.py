@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import binascii
 import enum
-import operator
 import re
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -30,7 +29,9 @@ from rstore.core.encodings import (
     InvalidJSON,
     Value,
     check_numbers,
+    decoding_failure,
     has_small_numbers,
+    is_blank,
     members_of,
 )
 from rstore.core.points import (
@@ -42,9 +43,10 @@ from rstore.core.points import (
     encode_stream,
     ordered,
     stored_text,
+    unordered,
 )
 
-__all__ = ["CSV_HEADER", "Form", "msgpack_rows", "parse_points", "render_points"]
+__all__ = ["CSV_HEADER", "Form", "msgpack_rows", "parse_points", "parse_rows", "render_points"]
 
 CSV_HEADER: Final = "timestamp,value,encoding"
 
@@ -172,16 +174,26 @@ def _msgpack_row(t: int, encoding: Encoding, data: bytes) -> tuple[Any, ...]:
 
 
 def parse_points(body: bytes, form: Form, *, points_max: int | None = None, bytes_max: int | None = None) -> Points:
-    """The points of a whole request body; the last of equal timestamps wins.
+    """The points of a whole request body, as :func:`parse_rows` reads it; the last of equal timestamps wins.
+
+    >>> list(parse_points(b'{"points": [[2, 0.5], [1, 1.5]]}', Form.JSON))
+    [(1, 1.5), (2, 0.5)]
+    """
+    rows = parse_rows(body, form, points_max=points_max, bytes_max=bytes_max)
+    return ordered(rows.timestamps, rows.values)
+
+
+def parse_rows(body: bytes, form: Form, *, points_max: int | None = None, bytes_max: int | None = None) -> Points:
+    """The points of a whole request body in the order of the body, see :func:`rstore.core.points.unordered`.
 
     ``bytes_max`` bounds what frames decompress to. Numbers are checked here; other JSON values are taken as they stand,
     and so are the cells of frames: call :func:`rstore.core.points.checked`. Raises :class:`InvalidPoints` with a
     ``code`` (``malformed-body``, ``invalid-body``, ``invalid-value``, ``nesting-too-deep``, ``batch-too-large``,
     ``body-too-large``) and, where a row is wrong, a ``pointer`` such as ``/points/3``.
 
-    >>> list(parse_points(b'{"points": [[2, 0.5], [1, 1.5]]}', Form.JSON))
-    [(1, 1.5), (2, 0.5)]
-    >>> list(parse_points(b'1,"[2,3]"', Form.CSV))
+    >>> list(parse_rows(b'{"points": [[2, 0.5], [1, 1.5]]}', Form.JSON))
+    [(2, 0.5), (1, 1.5)]
+    >>> parse_rows(b'1,"[2,3]"', Form.CSV)
     Traceback (most recent call last):
         ...
     rstore.core.points.InvalidPoints: the first line of the CSV is not timestamp,value,encoding or timestamp,value
@@ -192,13 +204,13 @@ def parse_points(body: bytes, form: Form, *, points_max: int | None = None, byte
         points = _PARSERS[form](body)
     except RecursionError:
         raise InvalidPoints("the body is nested too deeply", code="nesting-too-deep") from None
-    except UnicodeDecodeError:
-        raise InvalidPoints("the body holds invalid UTF-8", code="malformed-body") from None
     except msgspec.ValidationError as error:
         raise InvalidPoints(_without_quotes(error)) from None
-    except msgspec.DecodeError as error:
-        raise InvalidPoints(str(error), code="malformed-body") from None
-    _check_count(len(points), points_max)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        hint = "; an object with the member points is expected" if is_blank(body) else ""
+        message = decoding_failure(error, body, "the body")
+        raise InvalidPoints(message + hint, code="malformed-body") from None
+    _check_count(points, points_max)
     return points
 
 
@@ -289,21 +301,10 @@ def _csv(body: bytes) -> Points:
 
 def _frames(body: bytes, points_max: int | None, bytes_max: int | None) -> Points:
     reader = FrameReader(stream_bytes_max=bytes_max)
-    firsts: list[int] = []
-    lasts: list[int] = []
-
-    def frames() -> Iterator[Points]:
-        for points in filter(len, reader.feed(body)):
-            firsts.append(points.timestamps[0])
-            lasts.append(points.timestamps[-1])
-            yield points
-
-    joined = concatenate(frames())
+    joined = concatenate(reader.feed(body))
     reader.finish()
-    _check_count(len(joined), points_max)
-    # Each frame ascends, but the next may begin anywhere.
-    in_order = all(map(operator.lt, lasts, firsts[1:]))
-    return joined if in_order else ordered(joined.timestamps, joined.values)
+    _check_count(joined, points_max)
+    return joined
 
 
 _PARSERS: Final[dict[Form, Callable[[bytes], Points]]] = {
@@ -333,15 +334,14 @@ def _of_literals(rows: list[tuple[int, int | float]], text: bytes) -> Points:
 
 def _of_numbers(rows: list[tuple[int, int | float]]) -> Points:
     try:
-        return Points.from_pairs(rows)
+        return unordered(rows)
     except TypeError:
         raise _NotNumbersError from None
 
 
 def _of_pairs(pairs: Iterator[tuple[int, Value]]) -> Points:
     """Points of checked pairs, some of which are objects at a time."""
-    joined = concatenate(_parts_of_pairs(pairs))
-    return ordered(joined.timestamps, joined.values)
+    return concatenate(_parts_of_pairs(pairs))
 
 
 def _parts_of_pairs(pairs: Iterator[tuple[int, Value]]) -> Iterator[Points]:
@@ -359,7 +359,7 @@ def _parts_of_pairs(pairs: Iterator[tuple[int, Value]]) -> Iterator[Points]:
         if not found:
             return
         before += len(found)
-        yield Points.from_values(found)
+        yield unordered(found)
 
 
 def _json_value(text: Raw) -> tuple[int, Value]:
@@ -469,8 +469,9 @@ def _base64(text: str) -> bytes:
         raise InvalidPoints("the value is not base64 (RFC 4648, with padding)", code="invalid-value") from None
 
 
-def _check_count(count: int, points_max: int | None) -> None:
-    if points_max is not None and count > points_max:
+def _check_count(points: Points, points_max: int | None) -> None:
+    """Raise if the points are too many; those with one timestamp count once."""
+    if points_max is not None and len(points) > points_max and (count := len(set(points.timestamps))) > points_max:
         raise InvalidPoints(f"{count} points; at most {points_max} are allowed", code="batch-too-large")
 
 

@@ -52,6 +52,7 @@ __all__ = [
     "ordered",
     "split",
     "stored_text",
+    "unordered",
 ]
 
 FRAME_VERSION: Final = 1
@@ -217,16 +218,8 @@ class Points:
         >>> list(Points.from_pairs([(1, True)], lambda value: Value(Encoding.JSON, b"true")))
         [(1, Value(encoding=<Encoding.JSON: 0>, data=b'true'))]
         """
-        timestamps, values = _unzipped(pairs)
-        column = _numbers(values)
-        if column is None:
-            if dump is not None:
-                column = Cells.from_values(map(dump, values))
-            elif set(map(type, values)) == {Value}:
-                column = Cells.from_values(values)
-            else:
-                raise TypeError("values other than finite numbers need `dump` to encode them")
-        return ordered(timestamps, column)
+        rows = unordered(pairs, dump)
+        return ordered(rows.timestamps, rows.values)
 
     @classmethod
     def from_values(cls, pairs: Iterable[tuple[int, Value]]) -> Points:
@@ -300,8 +293,26 @@ def ordered(timestamps: array[int], values: Column) -> Points:
     return Points(timestamps, values).take(list(map(index.__getitem__, kept)))
 
 
+def unordered(pairs: Iterable[tuple[int, Any]], dump: Callable[[Any], Value] | None = None) -> Points:
+    """As :meth:`Points.from_pairs`, but each pair stays in its place, one whose timestamp comes again too.
+
+    Of this only length, encodings and iteration mean anything, and what :func:`concatenate`, :func:`checked` and
+    :func:`ordered` make of it.
+    """
+    timestamps, values = _unzipped(pairs)
+    column = _numbers(values)
+    if column is None:
+        if dump is not None:
+            column = Cells.from_values(map(dump, values))
+        elif set(map(type, values)) == {Value}:
+            column = Cells.from_values(values)
+        else:
+            raise TypeError("values other than finite numbers need `dump` to encode them")
+    return Points(timestamps, column)
+
+
 def concatenate(parts: Iterable[Points]) -> Points:
-    """One Points out of parts that follow each other in time. Different kinds of columns become cells.
+    """One Points out of parts, one after the other. Different kinds of columns become cells.
 
     Numbers are taken over part by part: of parts that are made one by one there is never more than one beside them.
     """

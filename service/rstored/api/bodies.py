@@ -22,6 +22,8 @@ from rstore.core.encodings import (
     InvalidJSON,
     Value,
     check_numbers,
+    decoding_failure,
+    is_blank,
     members_of,
 )
 from rstored.api.media_types import JSON_FORMS, ContentType, form_refused
@@ -190,13 +192,12 @@ def _decode(body: bytes, form: str, shape: type[BodyT]) -> BodyT:
         _check_members(body, form, _envelope(shape))  # type: ignore[arg-type]
     except msgspec.ValidationError as error:
         raise _invalid_body(str(error)) from None
-    except UnicodeDecodeError:
-        raise Problem("malformed-body", "the body holds text that is not valid UTF-8") from None
     except RecursionError:
         raise Problem("nesting-too-deep", "the body is nested deeper than any value may be") from None
-    except msgspec.DecodeError as error:
-        reason = "the body ends too early or holds an invalid escape" if "truncated" in str(error) else str(error)
-        raise Problem("malformed-body", reason) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        members = ", ".join(field.encode_name for field in msgspec.structs.fields(shape))  # type: ignore[arg-type]
+        hint = f"; an object with members of {members} is expected" if is_blank(body) else ""
+        raise Problem("malformed-body", decoding_failure(error, body, "the body") + hint) from None
     return decoded
 
 

@@ -134,7 +134,7 @@ class FrontDoor:
         self._declared = declared
         self._open_state = open_state
         self._root = _Node()
-        self._unmatched: dict[str, _Endpoint] = {}
+        self._unmatched: dict[tuple[str, str], _Endpoint] = {}
         self._state: State | None = None
         self._ids = _request_ids()
         self._root_path = b""
@@ -248,7 +248,7 @@ class FrontDoor:
             finally:
                 request.end_turn()
             if endpoint is None:
-                endpoint = self._other(method)
+                endpoint = self._other(node, method)
             body = reply.body
             try:
                 if isinstance(body, bytes):
@@ -352,12 +352,14 @@ class FrontDoor:
             raise _no_route()
         return node, names
 
-    def _other(self, method: str) -> _Endpoint:
-        """What requests that reach no endpoint are counted under; unknown methods share one name."""
+    def _other(self, node: _Node | None, method: str) -> _Endpoint:
+        """What requests that reach no endpoint are counted under: the route of their path, or "none".
+
+        Unknown methods share one name.
+        """
         name = method if method in _METHODS else "other"
-        if name not in self._unmatched:
-            self._unmatched[name] = _Endpoint("none", name, None)
-        return self._unmatched[name]
+        template = "none" if node is None else next(iter(node.endpoints.values())).template
+        return self._unmatched.setdefault((template, name), _Endpoint(template, name, None))
 
     # --- after the endpoint --------------------------------------------------------------------------------
 

@@ -7,22 +7,19 @@ not depend on the address it listens on, or on what stands in front of it.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Final
 
+from rstored.addresses import canonical_address, is_loopback
 from rstored.api.replies import Header
 from rstored.problems import Problem
 from rstored.settings import Settings
 
-__all__ = ["Origins", "is_cross_origin", "is_loopback"]
+__all__ = ["Origins", "is_cross_origin"]
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-# Answers that a page of another site learns nothing from: a browser shows them in a tab of their own, or hands them to
-# a script as far as CORS allows.
-_SHOWN: Final = frozenset({b"document", b"empty"})
-_HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]*)?\Z")
+_HOST: Final = re.compile(r"(?:\[([0-9a-f.]*:[0-9a-f:.]*)\]|([a-z0-9._-]+))(?::[0-9]*)?\Z")
 _PREFLIGHT: Final[tuple[Header, ...]] = (
     (
         b"access-control-allow-headers",
@@ -32,31 +29,13 @@ _PREFLIGHT: Final[tuple[Header, ...]] = (
 )
 
 
-def is_loopback(host: str) -> bool:
-    """Whether the host is an address or name of this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def is_cross_origin(fields: Mapping[bytes, bytes]) -> bool:
     """Whether a browser says that a page of another origin sent the request. Nothing else says anything."""
     origin = fields.get(b"origin")
     if origin is None:
         return fields.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin")
     host = fields.get(b"host", b"localhost")
-    return origin not in (b"http://" + host, b"https://" + host)
-
-
-def _shortest(address: str) -> str:
-    """An IPv6 address in the form that settings have; browsers send no other, but people type others."""
-    try:
-        return str(ipaddress.IPv6Address(address))
-    except ValueError:
-        return address
+    return origin.lower() not in (b"http://" + host.lower(), b"https://" + host.lower())
 
 
 class Origins:
@@ -91,20 +70,32 @@ class Origins:
                 "an open store answers only at localhost, addresses of loopback, and the names in RSTORED_HOSTS",
             )
         if method in _SAFE:
-            # A page sees whether a picture or a script that it embeds is there. Without CORS it also sees whether what
-            # it prefetches is there, and may read no answer.
+            # A page sees whether a picture or a script that it embeds is there; whether what it prefetches is; and
+            # whether a window that it opened shows an answer, as of a key that is absent, or downloads it. Only a
+            # script's request with CORS shows nothing.
             foreign = fields.get(b"sec-fetch-site") == b"cross-site" and (
-                fields.get(b"sec-fetch-dest", b"empty") not in _SHOWN or fields.get(b"sec-fetch-mode") == b"no-cors"
+                fields.get(b"sec-fetch-dest", b"empty") != b"empty" or fields.get(b"sec-fetch-mode") == b"no-cors"
             )
         else:
             foreign = is_cross_origin(fields)
         if foreign and fields.get(b"origin") not in self._cors:
-            raise Problem("cross-origin-request", "an open store does nothing for a page of another origin")
+            raise Problem(
+                "cross-origin-request",
+                "an open store does nothing for a page of another origin; type the address to open it yourself",
+            )
 
     def _is_ours(self, host: str) -> bool:
         # A Host that was sent twice does not match: whatever stands between may have believed the other one.
         match = _HOST.match(host)
         if match is None:
             return False
-        name = match[2] or _shortest(match[1])
+        if match[1]:
+            # Browsers send the shortest form, but people type others.
+            try:
+                name = canonical_address(match[1])
+            except ValueError:
+                return False
+        else:
+            # The dot at the end of a name says that it is complete, and not that it is another (RFC 3986, 3.2.2).
+            name = match[2].removesuffix(".")
         return name in self._names or name.endswith(".localhost") or is_loopback(name)

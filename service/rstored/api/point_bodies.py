@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from rstore.core.point_rows import Form, parse_points
-from rstore.core.points import InvalidPoints, Points, concatenate, ordered
+from rstore.core.point_rows import Form, parse_rows
+from rstore.core.points import InvalidPoints, Points, concatenate
 
 __all__ = ["read_points"]
 
@@ -25,7 +25,7 @@ _TAIL_BYTES: Final = 64
 
 
 def read_points(body: bytes, form: Form, *, points_max: int, bytes_max: int, piece_bytes: int = _PIECE_BYTES) -> Points:
-    """What :func:`rstore.core.point_rows.parse_points` says of the body, raised errors included."""
+    """What :func:`rstore.core.point_rows.parse_rows` says of the body, raised errors included."""
     if len(body) > piece_bytes and form in (Form.JSON, Form.NDJSON):
         parts = _parts_of_array(body, piece_bytes) if form is Form.JSON else _parts_of_lines(body, piece_bytes)
         try:
@@ -34,17 +34,16 @@ def read_points(body: bytes, form: Form, *, points_max: int, bytes_max: int, pie
             # Only the whole body tells where in it the mistake is.
             pass
         else:
-            points = ordered(joined.timestamps, joined.values)
-            if len(points) <= points_max:
-                return points
-    return parse_points(body, form, points_max=points_max, bytes_max=bytes_max)
+            if len(joined) <= points_max:
+                return joined
+    return parse_rows(body, form, points_max=points_max, bytes_max=bytes_max)
 
 
 def _parts_of_lines(body: bytes, piece_bytes: int) -> Iterator[Points]:
     start = 0
     while start < len(body):
         stop = body.find(b"\n", start + piece_bytes) + 1 or len(body)
-        yield parse_points(body[start:stop], Form.NDJSON)
+        yield parse_rows(body[start:stop], Form.NDJSON)
         start = stop
 
 
@@ -61,7 +60,7 @@ def _parts_of_array(body: bytes, piece_bytes: int) -> Iterator[Points]:
         while True:
             stop = end if candidate is None else candidate.start(1)
             try:
-                yield parse_points(b'{"points":[%b]}' % body[start:stop], Form.JSON)
+                yield parse_rows(b'{"points":[%b]}' % body[start:stop], Form.JSON)
                 break
             except InvalidPoints:
                 if candidate is None or tries == _TRIES_MAX:

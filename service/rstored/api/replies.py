@@ -9,11 +9,14 @@ __all__ = ["NO_CONTENT", "ON_ALL", "Header", "Reply", "content_type"]
 
 Header: TypeAlias = tuple[bytes, bytes]
 
-# No answer is to be guessed at, kept by whatever stands between, or told of to the next site.
+# No answer is to be guessed at, kept by whatever stands between, told of to the next site, shown in a frame, or
+# embedded by a page of another site. Browsers obey the last two also where they say nothing of the page.
 ON_ALL: Final[tuple[Header, ...]] = (
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store"),
     (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-resource-policy", b"same-site"),
 )
 
 

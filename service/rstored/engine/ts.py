@@ -16,7 +16,18 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from rstore.core.points import Cells, InvalidPoints, Points, checked, concatenate, count_of, decode, digest, encode
+from rstore.core.points import (
+    Cells,
+    InvalidPoints,
+    Points,
+    checked,
+    concatenate,
+    count_of,
+    decode,
+    digest,
+    encode,
+    ordered,
+)
 from rstored.backends.abc import (
     Commit,
     DeleteRecord,
@@ -114,26 +125,29 @@ class TimeSeries:
         unchanged: Stretch | None = None,
         write_id: str | None = None,
     ) -> int:
-        """Add or replace points, all or none; returns how many were given. None at all change nothing.
+        """Add or replace points, in any order, all or none; returns how many they are. None at all change nothing.
+
+        The last of two with one timestamp wins, and the first has to be one that may be stored as well.
 
         With ``unchanged`` only if that stretch, in which all the points lie, is as it says; else Problem
         ``precondition-failed``. Raises Problem ``batch-too-large`` (which the stretch may be as well),
         ``value-too-large``, ``invalid-value``, ``invalid-body``, ``nesting-too-deep`` or ``sealed-only``.
         """
         limits = self._limits
+        if not points and unchanged is None:
+            return 0
+        encodings = points.encodings
+        # A number in a typed column is valid by nature; any other value has to be looked at.
+        cost = _CELL_COST_BYTES * len(points) if isinstance(points.values, Cells) else 0
+        points = await run_sized(points.size + cost, self._checked, points)
         if len(points) > limits.points_per_call_max:
             raise Problem(
                 "batch-too-large",
                 f"{len(points)} points in one call; at most {limits.points_per_call_max} are allowed",
                 limit=limits.points_per_call_max,
             )
-        if not points and unchanged is None:
-            return 0
         if unchanged is not None:
             _check_within(points, unchanged)
-        if isinstance(points.values, Cells):
-            # A number in a typed column is valid by nature; any other value has to be looked at.
-            points = await run_sized(points.size + _CELL_COST_BYTES * len(points), self._checked, points)
         place = Place(namespace, Kind.TS, key)
 
         def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[int]]:
@@ -141,7 +155,7 @@ class TimeSeries:
                 yield from _check_unchanged(place, unchanged, limits)
                 if not points:
                     return Commit((), 0)
-            writes = admit(heads, namespace, points.encodings)
+            writes = admit(heads, namespace, encodings)
             head = heads[place]
             if head is None:
                 writes.append(_put_head(place, _Meta(len(points), points.timestamps[0], points.timestamps[-1])))
@@ -190,9 +204,10 @@ class TimeSeries:
     def _checked(self, points: Points) -> Points:
         limits = self._limits
         try:
-            return checked(points, value_bytes_max=limits.value_bytes_max, nesting_max=limits.nesting_max)
+            points = checked(points, value_bytes_max=limits.value_bytes_max, nesting_max=limits.nesting_max)
         except InvalidPoints as error:
             raise points_problem(error) from None
+        return ordered(points.timestamps, points.values)
 
     # --- reading -------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from urllib.parse import unquote
 
 import httptools
 
+from rstored.addresses import canonical_address
 from rstored.api.problems import problem_reply
 from rstored.api.replies import ON_ALL
 from rstored.http.connections import Connections
@@ -627,7 +628,7 @@ def _problem_of(error: Exception) -> Problem:
 
 
 def _address(name: Any) -> tuple[str, int] | None:
-    return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
+    return (canonical_address(name[0]), int(name[1])) if isinstance(name, tuple) else None
 
 
 class _Rest(Coroutine[Any, Any, None]):

@@ -95,3 +95,21 @@ async def test_what_the_problem_names_is_all_that_curl_lacks(serve, tmp_path, me
     assert problem["status"] == 415
     header = problem["detail"].partition("-H '")[2].partition("'")[0]
     assert "problem" not in told("-H", header)
+
+
+@pytest.mark.parametrize(
+    ("form", "body"), [("application/json", b""), ("application/json", b" \r\n\t"), ("application/msgpack", b"")]
+)
+async def test_an_empty_body_is_called_empty_and_what_is_expected_is_said(http, form, body):
+    """Not that the data was truncated: nobody cut anything off."""
+    asked = 0
+    for method, path in WITH_BODY:
+        if "{token_id}" in path or (form != "application/json" and path.endswith("/kv/{key}")):
+            continue
+        answer = await http.request(method, at(path), content=body, headers={"Content-Type": form})
+        if answer.status_code >= 400:
+            asked += 1
+            assert "empty" in answer.json()["detail"], (method, path)
+            assert "expected" in answer.json()["detail"], (method, path)
+            assert answer.json()["code"] in ("malformed-body", "invalid-value"), (method, path)
+    assert asked >= 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import json
 from typing import Any, NamedTuple
@@ -83,7 +84,7 @@ async def test_an_open_store_changes_nothing_for_another_origin(app, headers, al
     ("site", "dest", "allowed"),
     [
         ("none", "document", True),
-        ("cross-site", "document", True),
+        ("cross-site", "document", False),
         ("cross-site", "empty", True),
         ("same-site", "image", True),
         ("same-origin", "script", True),
@@ -101,13 +102,57 @@ async def test_a_strangers_page_embeds_nothing_of_an_open_store(app, site, dest,
             assert (answer.status_code == 403) is not allowed, (method, path)
 
 
-async def test_a_strangers_page_learns_nothing_by_prefetching(app):
-    """A browser sends no more than that for a `<link rel=prefetch>`, and tells the page whether it failed."""
-    said = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "empty"}
+@pytest.mark.parametrize(("mode", "dest"), [("no-cors", "empty"), ("navigate", "document")])
+async def test_a_strangers_page_learns_nothing_by_prefetching_or_opening_a_window(app, mode, dest):
+    """A browser sends no more than that for a `<link rel=prefetch>`, and tells the page whether it failed. Of a window
+    the page sees whether it still is what it was before, as it is if the browser downloads the answer."""
+    said = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": mode, "Sec-Fetch-Dest": dest}
     async with client(app) as http:
         await http.put("/kv/k", content=b"1")
+        assert (await http.get("/docs", headers=said)).status_code == 200
         answers = [await http.request("GET", path, headers=said) for path in ("/kv/k", "/kv/absent")]
         assert list(map(outcome, answers)) == [(403, "cross-origin-request")] * 2
+
+
+def spellings(host: str) -> list[str]:
+    """How clients may write the host, by RFC 3986, 3.2.2, and RFC 9110, 4.2.3."""
+    if host.startswith("["):
+        address = ipaddress.IPv6Address(host[1:-1])
+        hosts = [f"[{text}]" for text in (address.compressed, address.exploded)]
+    else:
+        hosts = [host] if host[0].isdigit() else [host, f"{host}."]
+        if host[0].isdigit():
+            number = int(ipaddress.IPv4Address(host))
+            hosts += [f"[::ffff:{host}]", f"[::ffff:{number >> 16:x}:{number & 0xFFFF:x}]"]
+    hosts += [text.upper() for text in hosts] + [text.title() for text in hosts]
+    return [text + port for text in hosts for port in ("", ":", ":80", ":65535")]
+
+
+OURS_ANYWHERE = ("localhost", "a.b.localhost", "127.0.0.1", "[::1]")
+OURS_AS_SET = ("store.example", "rstored", "192.0.2.7", "[2001:db8::7]")
+NO_HOSTS = ("{}..", "{}.x", "{}:x", "{}:80:80", "x@{}", "{0}, {0}", "{}/", "[{}]")
+OTHERS = ("a.store.example", "store.example.com", "rstored.example", "192.0.2.8", "[2001:db8::8]", "localhost.x")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "store.example, rstored, 192.0.2.7, 2001:db8::7",
+        "STORE.example., Rstored., ::ffff:192.0.2.7, [2001:DB8:0::7]",
+    ],
+)
+async def test_a_host_is_the_same_in_whatever_form_it_is_written(tmp_path, names):
+    settings = Settings(dsn=f"sqlite:///{tmp_path / 'store.db'}", hosts=names)
+    async with running_app(settings) as app, client(app) as http:
+        for host in OURS_ANYWHERE + OURS_AS_SET:
+            for text in spellings(host):
+                # In an origin a browser has the name in lower case.
+                headers = {"Host": text, "Origin": f"http://{text.lower()}"}
+                assert (await http.put("/kv/k", content=b"1", headers=headers)).status_code in (201, 204), text
+        wrong = [form.format(host) for form in NO_HOSTS for host in OURS_ANYWHERE + OURS_AS_SET]
+        for text in (*wrong, *(text for host in OTHERS for text in spellings(host))):
+            answer = await http.get("/ns", headers={"Host": text})
+            assert outcome(answer) == (421, "misdirected-request"), text
 
 
 async def test_an_address_is_the_same_in_whatever_form_it_is_written(tmp_path):
@@ -330,13 +375,17 @@ def test_what_is_no_origin(origins):
 # --- on every answer ---------------------------------------------------------------------------------------
 
 
-async def test_headers_on_every_answer(http):
+async def test_headers_on_every_answer(app, http):
     await http.put("/kv/k", content=b"<script>")
-    routes = [("GET", path) for path in ("/", "/kv/k", "/nowhere", "/docs", "/openapi.json")]
-    for method, path in (*routes, ("HEAD", "/kv/k"), ("OPTIONS", "/kv/k")):
-        headers = (await http.request(method, path)).headers
+    served = [(route.method, route) for route in routes(app)]
+    asked = [("OPTIONS", route) for _, route in served]
+    for method, route in (*served, *asked, ("GET", Route("GET", "/nowhere", b""))):
+        headers = (await ask(http, route._replace(method=method))).headers
         assert headers.get_list("x-content-type-options") == ["nosniff"]
         assert headers.get_list("cache-control") == ["no-store"]
         assert headers.get_list("referrer-policy") == ["no-referrer"]
+        assert headers.get_list("x-frame-options") == ["DENY"]
+        assert headers.get_list("cross-origin-resource-policy") == ["same-site"]
         assert "strict-transport-security" not in headers
+    await http.put("/kv/k", content=b"<script>")
     assert (await http.get("/kv/k")).headers["content-security-policy"] == "sandbox"

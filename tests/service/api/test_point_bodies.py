@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rstore.core.point_rows import Form, parse_points
+from rstore.core.point_rows import Form, parse_rows
 from rstore.core.points import Cells, InvalidPoints
 from rstored.api.point_bodies import read_points
 
@@ -38,7 +38,7 @@ def outcome(read):
 def test_an_array_in_pieces(rows, separators, piece_bytes, spoilt):
     body = json.dumps({"points": rows}, separators=separators)
     body = (body[:-1] + spoilt + "}" if spoilt else body).encode()
-    whole = outcome(lambda: parse_points(body, Form.JSON, **BOUNDS))
+    whole = outcome(lambda: parse_rows(body, Form.JSON, **BOUNDS))
     assert outcome(lambda: read_points(body, Form.JSON, **BOUNDS, piece_bytes=piece_bytes)) == whole
 
 
@@ -46,13 +46,13 @@ def test_an_array_in_pieces(rows, separators, piece_bytes, spoilt):
 @given(ROWS, st.integers(1, 40), st.sampled_from(["", "[1", "\n\n", "[1,2][3,4]\n", "7\n"]))
 def test_lines_in_pieces(rows, piece_bytes, spoilt):
     body = ("".join(json.dumps(row) + "\n" for row in rows) + spoilt).encode()
-    whole = outcome(lambda: parse_points(body, Form.NDJSON, **BOUNDS))
+    whole = outcome(lambda: parse_rows(body, Form.NDJSON, **BOUNDS))
     assert outcome(lambda: read_points(body, Form.NDJSON, **BOUNDS, piece_bytes=piece_bytes)) == whole
 
 
 @pytest.mark.parametrize("count", [30, 31])
 def test_the_bound_on_points_counts_equal_timestamps_once(count):
     body = json.dumps({"points": [[t, t] for t in range(count)] * 2}).encode()
-    whole = outcome(lambda: parse_points(body, Form.JSON, **BOUNDS))
+    whole = outcome(lambda: parse_rows(body, Form.JSON, **BOUNDS))
     assert outcome(lambda: read_points(body, Form.JSON, **BOUNDS, piece_bytes=16)) == whole
     assert ("batch-too-large" in whole) == (count > 30)

@@ -50,6 +50,9 @@ async def test_metrics(http):
     await http.get("/kv/absent")
     await http.get("/secret-route")
     await http.request("BREW", "/secret-route")
+    await http.request("BREW", "/kv/secret-key")
+    await http.options("/kv/secret-key")
+    await http.patch("/ns/secret-space/ts/secret-key/range")
     answer = await http.get("/metrics")
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert "secret" not in answer.text
@@ -68,6 +71,10 @@ async def test_metrics(http):
     assert count("GET", "/kv/{key}", 404) == 1
     assert count("GET", "none", 404) == 1
     assert count("other", "none", 404) == 1
+    # What the route does not take is counted there all the same.
+    assert count("other", "/kv/{key}", 405) == 1
+    assert count("OPTIONS", "/kv/{key}", 204) == 1
+    assert count("PATCH", "/ns/{namespace}/ts/{key}/range", 405) == 1
     assert samples["rstored_backend_seconds_count", "operation=write"] == 1
     assert samples["rstored_batch_size_sum", "operation=write"] == 1
     assert samples["rstored_batch_size_count", "operation=read"] >= 4

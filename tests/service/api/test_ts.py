@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 
 import msgspec
 import pytest
@@ -34,7 +36,7 @@ BODIES = {
 
 @pytest.fixture
 def limits():
-    return Limits(answer_points_max=50, body_bytes_max=2_000_000)
+    return Limits(answer_points_max=50, body_bytes_max=2_000_000, value_bytes_max=1_000_000)
 
 
 async def points_of(answer):
@@ -70,6 +72,56 @@ async def test_points_arrive_in_each_form_and_leave_in_each(http, form):
         headers = {"Content-Type": back.headers["content-type"]}
         assert (await http.post("/ts/s/range", content=back.content, headers=headers)).json() == {"points": 5}
         assert await points_of(await http.get("/ts/s/range")) == POINTS
+
+
+WRONG = {
+    "1e-400": "invalid-value",
+    "1e400": "invalid-value",
+    "[NaN]": "invalid-value",
+    '"\\ud800"': "invalid-value",
+    "[" * 200 + "]" * 200: "nesting-too-deep",
+    '"' + "x" * 1_100_000 + '"': "value-too-large",
+}
+
+
+def in_each_form(rows: list[tuple[int, str]]) -> dict[str, bytes]:
+    """Bodies of these timestamps and JSON texts; frames of the last row, and of those before it."""
+    quoted = functools.partial(re.sub, '"', '""')
+    packed = {"points": [[t, text.encode(), "json"] for t, text in rows]}
+    cells = [[(t, Value(Encoding.JSON, text.encode())) for t, text in part] for part in (rows[:-1], rows[-1:])]
+    return {
+        JSON: ('{"points": [' + ", ".join(f"[{t}, {text}]" for t, text in rows) + "]}").encode(),
+        NDJSON: "".join(f"[{t}, {text}]\n" for t, text in rows).encode(),
+        CSV: ("timestamp,value\n" + "".join(f'{t},"{quoted(text)}"\n' for t, text in rows)).encode(),
+        MSGPACK: msgspec.msgpack.encode(packed),
+        FRAMES: b"".join(encode(Points.from_values(part)) for part in cells),
+    }
+
+
+@pytest.mark.parametrize("rows_between", [0, 30_000])
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda text: text[:10])
+async def test_every_point_of_a_body_is_checked_whatever_comes_after_it(http, wrong, rows_between):
+    """Of two points with one timestamp the last is stored, and the first is looked at too."""
+    rows = [(1, wrong), *((t, '"x"') for t in range(2, rows_between + 2)), (1, "1")]
+    for form, body in in_each_form(rows).items():
+        sent = await http.post("/ts/s/range", content=body, headers={"Content-Type": form})
+        assert sent.status_code >= 400, form
+        assert sent.json()["code"] in {WRONG[wrong], *(["malformed-body"] if form in (JSON, NDJSON) else [])}, form
+        assert (await http.get("/ts/s/range")).json() == {"points": []}
+
+
+@pytest.mark.parametrize("form", [JSON, NDJSON, CSV, MSGPACK, FRAMES])
+async def test_every_point_of_a_body_is_sealed_where_nothing_else_is_taken(http, form):
+    await http.put("/ns/n", json={"sealed_only": True})
+    body = {
+        JSON: b'{"points": [[1, 1], [1, "YQ==", "sealed"]]}',
+        NDJSON: b'[1, 1]\n[1, "YQ==", "sealed"]\n',
+        CSV: b"timestamp,value,encoding\n1,1,\n1,YQ==,sealed\n",
+        MSGPACK: msgspec.msgpack.encode({"points": [[1, 1], [1, b"a", "sealed"]]}),
+        FRAMES: encode(Points.from_pairs([(1, 1)])) + encode(Points.from_values([(1, Value(Encoding.SEALED, b"a"))])),
+    }[form]
+    sent = await http.post("/ns/n/ts/s/range", content=body, headers={"Content-Type": form})
+    assert (sent.status_code, sent.json()["code"]) == (422, "sealed-only")
 
 
 NUMBERS = {
