@@ -17,6 +17,9 @@ def wrong(what: str) -> Problem:
 def decoded(text: str, name: str) -> str:
     """A percent-encoded part of a DSN, whose name is said if it does not decode."""
     try:
-        return unquote(text, errors="strict")
-    except UnicodeDecodeError:
+        found = unquote(text, errors="strict")
+        # A command line holds other bytes too, as surrogates.
+        found.encode()
+        return found
+    except UnicodeError:
         raise wrong(f"has a {name} that is not percent-encoded UTF-8") from None

@@ -15,7 +15,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from rstored.backends.schema import ROOT_ID, metadata
 from rstored.problems import Problem
 
-__all__ = ["SCHEMA_VERSION", "pending"]
+__all__ = ["ROOT_OF_STORE", "SCHEMA_VERSION", "pending"]
 
 
 def _create(dialect: Dialect) -> list[str]:
@@ -41,6 +41,12 @@ def _create(dialect: Dialect) -> list[str]:
 _MIGRATIONS: Final[tuple[Callable[[Dialect], list[str]], ...]] = (_create,)
 
 SCHEMA_VERSION: Final = len(_MIGRATIONS)
+
+_TABLES: Final = ", ".join(f"(SELECT NULL FROM {name} LIMIT 0)" for name in sorted(metadata.tables))  # noqa: S608
+ROOT_OF_STORE: Final = (
+    f"SELECT value, {_TABLES} FROM record, schema_version WHERE id = {ROOT_ID} AND version = {SCHEMA_VERSION}"  # noqa: S608
+)
+"""Finds the value of the root record, if every table is there and their version is the present one."""
 
 
 def pending(version: int, dialect: Dialect) -> list[str]:

@@ -53,10 +53,10 @@ from rstored.backends.abc import (
     namespace_place,
 )
 from rstored.backends.clock import Clock
-from rstored.backends.migrations import SCHEMA_VERSION, pending
+from rstored.backends.migrations import ROOT_OF_STORE, SCHEMA_VERSION, pending
 from rstored.backends.postgresql_connection import OPTIONS, Connection, Parameter, Request, Rows, blobs, integers, texts
 from rstored.backends.postgresql_dsn import PostgreSQLDSN, parse_dsn, reason_of
-from rstored.backends.schema import ROOT_ID, Statements, metadata
+from rstored.backends.schema import ROOT_ID, Statements
 from rstored.backends.waves import waves
 from rstored.problems import Problem
 
@@ -406,7 +406,7 @@ async def _migrate(connection: Connection, schema: str) -> bytes:
 
 
 async def _store_id(connection: Connection) -> bytes | None:
-    """The id of the store that is there; None if there is none."""
+    """The id of the store that is there; None if there is none, or none with the present schema."""
     try:
         row = await (await connection.execute(_STORE_ID)).fetchone()
     except psycopg.ProgrammingError:
@@ -679,9 +679,8 @@ _DELETE_ROWS: Final = """
         ) AS found
     ))
 """
-# The root record has no value of its own. The other tables belong to the store as well.
-_TABLES: Final = ", ".join(f"(SELECT NULL FROM {name} LIMIT 0)" for name in sorted(metadata.tables))  # noqa: S608
-_STORE_ID: Final = f"SELECT value, {_TABLES} FROM record WHERE id = {ROOT_ID}".encode()  # noqa: S608
+# The root record has no value of its own.
+_STORE_ID: Final = ROOT_OF_STORE.encode()
 _GIVE_STORE_ID: Final = f"UPDATE record SET value = %s WHERE id = {ROOT_ID} AND value = ''".encode()  # noqa: S608
 # Fails if the store has another id.
 _CHECK_STORE_ID: Final = f"SELECT 1 / count(*) FROM record WHERE id = {ROOT_ID} AND value = %s"  # noqa: S608

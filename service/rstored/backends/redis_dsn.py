@@ -183,7 +183,7 @@ def _tls_version(value: str) -> ssl.TLSVersion:
 def _ciphers(value: str) -> str:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).set_ciphers(value)
-    except ssl.SSLError:
+    except (ssl.SSLError, ValueError):
         raise _Refused("a list of ciphers that OpenSSL knows") from None
     return value
 
@@ -191,7 +191,7 @@ def _ciphers(value: str) -> str:
 def _certificates(value: str) -> str:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=value)
-    except (ssl.SSLError, ValueError):
+    except (ssl.SSLError, ValueError, TypeError):
         raise _Refused("certificates in PEM") from None
     return value
 

@@ -52,7 +52,7 @@ from rstored.backends.abc import (
     Write,
     namespace_place,
 )
-from rstored.backends.migrations import SCHEMA_VERSION, pending
+from rstored.backends.migrations import ROOT_OF_STORE, SCHEMA_VERSION, pending
 from rstored.backends.schema import ROOT_ID, Statements
 from rstored.problems import Problem
 
@@ -108,7 +108,7 @@ def database_path(dsn: str) -> Path:
     name = rest[1:] if rest.startswith("/") else rest
     if not name or name.endswith("/"):
         raise Problem("backend-unavailable", "the DSN names no file: write sqlite:///path/to/file.db")
-    if name == ":memory:":
+    if str(Path(name)) == ":memory:":
         raise Problem("backend-unavailable", "a database in memory would forget every write: name a file in the DSN")
     if "?" in name or "\0" in name:
         raise Problem("backend-unavailable", "a SQLite DSN takes no parameters: write sqlite:///path/to/file.db")
@@ -179,9 +179,13 @@ class SQLiteBackend(Backend):
         self._files.check()
         self._files.check_mode()
         try:
-            self._reader.connection.execute("SELECT version FROM schema_version").fetchone()
+            _check_schema(self._reader.connection)
         except sqlite3.Error as error:
-            raise _translated(error) from error
+            failure = _translated(error)
+            if isinstance(failure, Problem) and failure.code == "backend-corrupt":
+                # What is written to such a file may not be there when it is opened again.
+                failure = UnfitStorage(failure.detail, failure.code)
+            raise failure from error
 
     def describe(self) -> dict[str, str]:
         return {
@@ -303,9 +307,9 @@ def _connect(path: Path) -> sqlite3.Connection:
 class _Files:
     """The files of an open database: the file itself, its log and the log's index.
 
-    SQLite keeps them open and goes on with them when they were deleted, renamed or replaced: what is written then is
-    lost with the process, or with the next one that opens what is there instead. So they are compared with what is
-    under their names. ``gone`` says whether they differed when they were compared last.
+    SQLite keeps them open and goes on with them when they were deleted, renamed, replaced or emptied: what is written
+    then is lost with the process, or with the next one that opens what is there instead. So they are compared with what
+    is under their names. ``gone`` says whether they differed when they were compared last.
     """
 
     def __init__(self, path: Path) -> None:
@@ -327,8 +331,8 @@ class _Files:
             self.gone = True
         if self.gone:
             raise UnfitStorage(
-                "the database file, or its -wal or -shm, was deleted, moved or replaced while in use: put it back, or "
-                "restart the service to use what is there now"
+                "the database file, or its -wal or -shm, was deleted, moved, replaced or emptied while in use: put it "
+                "back, or restart the service to use what is there now"
             )
 
     def check_mode(self) -> None:
@@ -336,20 +340,21 @@ class _Files:
         if not os.access(self._path, os.W_OK):
             raise UnfitStorage("the database file was made read-only while in use: make it writable again")
 
-    def _look(self) -> list[tuple[int, int]]:
-        return [_identity(name) for name in self._names]
+    def _look(self) -> tuple[list[tuple[int, int]], bool]:
+        """Which files are there, and whether the first is empty, as it is while a copy is written over it."""
+        found = [os.stat(name) for name in self._names]
+        return list(map(_identity, found)), found[0].st_size == 0
 
 
-def _identity(name: str | Path) -> tuple[int, int]:
+def _identity(status: os.stat_result) -> tuple[int, int]:
     """What tells a file from any other one that has been, or will be, under its name."""
-    status = os.stat(name)
     return status.st_dev, status.st_ino
 
 
 def _connect_both(path: Path) -> tuple[_Files, sqlite3.Connection, sqlite3.Connection]:
     """The files, the connection for writing, and the one for reading."""
     _create(path)
-    before = _identity(path) if path.exists() else None
+    before = _identity(path.stat()) if path.exists() else None
     writing = _connect_for_writing(path)
     try:
         reading = _connect(path)
@@ -357,7 +362,7 @@ def _connect_both(path: Path) -> tuple[_Files, sqlite3.Connection, sqlite3.Conne
         # A first read opens the log.
         reading.execute("SELECT version FROM schema_version").fetchone()
         files = _Files(path)
-        if before not in (None, _identity(path)):
+        if before not in (None, _identity(path.stat())):
             raise Problem(
                 "backend-unavailable", f"the file {str(path)!r} was replaced while it was opened: start again"
             )
@@ -400,6 +405,18 @@ def _migrate(connection: sqlite3.Connection) -> None:
     for statement in pending(version, _DIALECT):
         connection.execute(statement)
     connection.execute("UPDATE schema_version SET version = ?", (SCHEMA_VERSION,))
+
+
+def _check_schema(connection: sqlite3.Connection) -> None:
+    """Return if the tables are there, as this program made them; otherwise raise :class:`UnfitStorage`."""
+    try:
+        found = connection.execute(ROOT_OF_STORE).fetchone()
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+            raise
+        found = None
+    if found is None:
+        raise UnfitStorage(_CHANGED)
 
 
 def _version(connection: sqlite3.Connection) -> int:
@@ -603,6 +620,11 @@ class _Writer:
 
     def _begin(self) -> None:
         _when_free(self.connection, _BEGIN)
+        try:
+            _check_schema(self.connection)
+        except BaseException:
+            self._roll_back()
+            raise
 
     def _commit(self) -> None:
         self._add_counts()
@@ -797,8 +819,16 @@ _FAILURES: Final[dict[int, tuple[str, str]]] = {
 }
 
 
+_CHANGED: Final = (
+    "the tables in the database file are not those that were opened, as another program or a newer rstored changed "
+    "them: restore the file, or restart the service to use what is there now"
+)
+
+
 def _translated(error: sqlite3.Error, file: str = "the database file") -> Exception:
     """The problem that a driver's error means; the error itself if it can only be a mistake in this program."""
     extended = getattr(error, "sqlite_errorcode", 0)
+    if extended == sqlite3.SQLITE_ERROR and str(error).startswith(("no such ", "table ")):
+        return Problem("backend-unavailable", _CHANGED)
     code, detail = _FAILURES.get(extended) or _FAILURES.get(extended & 0xFF) or (None, "")
     return error if code is None else Problem(code, detail.format(file=file))

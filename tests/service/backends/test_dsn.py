@@ -393,6 +393,8 @@ async def test_paths_of_sqlite(tmp_path: Path) -> None:
         "",
         "/",
         "/:memory:",
+        "./:memory:",
+        "/.//:memory:",
         f"/{folder}",
         f"/{folder}/",
         f"/{folder}/absent/store.db",
@@ -421,7 +423,7 @@ PARSERS: list[Callable[[str], Any]] = [
 ]
 WORDS = f"""{PASSWORD} : @ / ? # % %zz %00 %ff [ ] ::1 , = & host 1 73659 ü
     schema options db prefix ssl_ca_data ssl_ciphers sslmode"""
-PIECES = st.sampled_from([*WORDS.split(), " ", "\n"])
+PIECES = st.sampled_from([*WORDS.split(), " ", "\n", "\udcff"])
 
 
 @pytest.mark.parametrize("number", range(len(PARSERS)))
@@ -435,6 +437,37 @@ def test_a_parser_refuses_in_one_line_or_takes_it(number: int, rest: str) -> Non
         check(problem)
 
 
+@pytest.mark.parametrize(("number", "names"), [(0, KEYWORDS), (1, NAMES), (2, NAMES)])
+def test_a_parser_refuses_each_odd_value_of_each_parameter_in_one_line_or_takes_it(
+    number: int, names: list[str]
+) -> None:
+    values = [
+        "",
+        "0",
+        "1" * 30,
+        "'",
+        "\\",
+        "a" * 600,
+        PASSWORD,
+        " ",
+        "\n",
+        "%0A",
+        "%00",
+        "%ff",
+        "%zz",
+        "\udcff",
+        "ü",
+        "%C3%BC",
+    ]
+    for name in names:
+        for value in values:
+            for login in ("", "u@", f"u:{PASSWORD}\udcff@", f":{PASSWORD}%00@"):
+                try:
+                    PARSERS[number](f"{login}127.0.0.1:1/0?{name}={value}")
+                except Problem as problem:
+                    check(problem)
+
+
 # --- the command -------------------------------------------------------------------------------------------
 
 
@@ -445,7 +478,7 @@ async def test_the_command_says_one_line_and_exits(postgresql, redis, tmp_path: 
         f"{postgresql.dsn}?options=-c%20nonsense%3D1",
         f"postgresql://test:{PASSWORD}@127.0.0.1:1/test",
         f"{redis.dsn}?protocol=3",
-        f"{redis.dsn}?decode_responses=true",
+        f"{redis.dsn}?client_name=\udcff",
         f"redis://:{PASSWORD}@127.0.0.1:1",
         f"sqlite:///{tmp_path}/{'a' * 300}",
     ]

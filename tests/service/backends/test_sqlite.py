@@ -314,7 +314,7 @@ async def test_a_busy_process_is_waited_for_in_short_steps(
 async def test_ping_notices_that_the_file_is_gone(path: Path, backend: SQLiteBackend) -> None:
     await backend.ping()
     path.unlink()
-    with pytest.raises(Problem, match="deleted, moved or replaced") as caught:
+    with pytest.raises(Problem, match="deleted, moved, replaced or emptied") as caught:
         await backend.ping()
     assert caught.value.code == "backend-unavailable"
 

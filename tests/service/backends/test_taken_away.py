@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import secrets
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ from rstore.core.encodings import Encoding, Value
 from rstore.core.points import Points
 from rstored.backends import backend_class
 from rstored.backends.abc import UnfitStorage
+from rstored.backends.migrations import SCHEMA_VERSION
 from rstored.backends.schema import metadata
 from rstored.engine.engine import Engine
 from rstored.engine.model import Change
@@ -98,47 +102,70 @@ async def opened(dsn: str) -> AsyncIterator[User]:
     await backend.close()
 
 
-# --- PostgreSQL --------------------------------------------------------------------------------------------
+# --- SQL ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-async def on_postgresql(anyio_backend: str) -> AsyncIterator[tuple[User, Callable[[str], object]]]:
-    """A user of a fresh schema, and what has the superuser do something to ``{s}``, the schema."""
+async def on_postgresql() -> AsyncIterator[tuple[User, Callable[[str], object]]]:
     server = servers.postgresql_server()
     dsn = servers.fresh_dsn(server)
     async for user in opened(dsn):
         yield user, lambda statement: server.sql(statement.format(s=dsn.rpartition("=")[2]))
 
 
-@needs_postgresql
-@pytest.mark.parametrize("name", sorted({*metadata.tables, "schema_version"}))
-async def test_a_table_that_is_taken_away(on_postgresql, name: str) -> None:
-    user, do = on_postgresql
+async def on_sqlite(folder: Path) -> AsyncIterator[tuple[User, Callable[[str], object]]]:
+    with contextlib.closing(sqlite3.connect(folder / "store.db", isolation_level=None)) as other:
+        async for user in opened(f"sqlite:///{folder}/store.db"):
+            yield user, lambda statement: other.execute(statement.format(s="main"))
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=needs_postgresql)])
+async def on_sql(request, anyio_backend: str, tmp_path: Path) -> AsyncIterator[tuple[User, Callable[[str], object]]]:
+    """A user of a fresh store, and what has somebody else do something to ``{s}``, its schema."""
+    async for both in on_sqlite(tmp_path) if request.param == "sqlite" else on_postgresql():
+        yield both
+
+
+TAKEN = {
+    "made by a newer release": (
+        "UPDATE {s}.schema_version SET version = 99",
+        f"UPDATE {{s}}.schema_version SET version = {SCHEMA_VERSION}",
+    ),
+    "without its root": ("UPDATE {s}.record SET id = -1 WHERE id = 0", "UPDATE {s}.record SET id = 0 WHERE id = -1"),
+    **{
+        f"without {name}": (f"ALTER TABLE {{s}}.{name} RENAME TO aside", f"ALTER TABLE {{s}}.aside RENAME TO {name}")
+        for name in sorted({*metadata.tables, "schema_version"})
+    },
+}
+
+
+@pytest.mark.parametrize("how", TAKEN)
+async def test_a_schema_that_is_not_what_it_was(on_sql, how: str) -> None:
+    """Whoever asks for what is not there is told so; once it was noticed, everybody is."""
+    user, do = on_sql
+    deed, undo = TAKEN[how]
     await user.fill()
-    do(f"ALTER TABLE {{s}}.{name} RENAME TO aside")
+    do(deed)
     await user.refusals()
-    if name != "schema_version":
-        with pytest.raises(UnfitStorage):
-            await user.engine.ping()
-        assert len(await user.refusals()) == len(user.operations)
-    do(f"ALTER TABLE {{s}}.aside RENAME TO {name}")
+    with pytest.raises(UnfitStorage):
+        await user.engine.ping()
+    assert len(await user.refusals()) == len(user.operations)
+    do(undo)
     await user.works()
 
 
 COLUMNS = [f"{table.name}.{column.name}" for table in metadata.tables.values() for column in table.columns]
 
 
-@needs_postgresql
-async def test_columns_and_rights_that_are_taken_away(on_postgresql) -> None:
-    """As when another program, or a newer release, takes the schema over."""
-    user, do = on_postgresql
+async def test_columns_and_rights_that_are_taken_away(on_sql, request) -> None:
+    """As when another program takes the schema over."""
+    user, do = on_sql
     for table, column in (name.split(".") for name in COLUMNS):
         await user.fill()
         do(f"ALTER TABLE {{s}}.{table} RENAME COLUMN {column} TO aside")
         assert await user.refusals() or table == "trash", column
         do(f"ALTER TABLE {{s}}.{table} RENAME COLUMN aside TO {column}")
         await user.works()
-    for table in metadata.tables:
+    for table in metadata.tables if "postgresql" in request.node.name else ():
         for right in ("SELECT", "INSERT", "UPDATE", "DELETE"):
             await user.fill()
             do(f"REVOKE {right} ON {{s}}.{table} FROM test")
@@ -147,15 +174,21 @@ async def test_columns_and_rights_that_are_taken_away(on_postgresql) -> None:
             await user.works()
 
 
-@needs_postgresql
-async def test_a_store_without_its_root(on_postgresql) -> None:
-    """What is remembered outside of every namespace has nowhere to go then."""
-    user, do = on_postgresql
-    await user.fill()
-    do("TRUNCATE {s}.record")
-    assert await user.refusals()
-    with pytest.raises(UnfitStorage):
-        await user.engine.ping()
+async def test_a_file_that_is_emptied_takes_nothing(tmp_path: Path) -> None:
+    """As it is for the time that a copy is written over it."""
+    file = tmp_path / "store.db"
+    async for user in opened(f"sqlite:///{file}"):
+        await user.fill()
+        kept = file.read_bytes()
+        os.truncate(file, 0)
+        # The first one notices it.
+        with pytest.raises(UnfitStorage):
+            await user.operations[0]()
+        with pytest.raises(UnfitStorage):
+            await user.engine.ping()
+        assert len(await user.refusals()) == len(user.operations)
+        file.write_bytes(kept)
+        await user.works()
 
 
 # --- Redis -------------------------------------------------------------------------------------------------
