@@ -33,7 +33,9 @@ IF_HEADERS: Final = {
         'only if the ETag is one of these (`"a", "b"`), or with `*` if the key exists; else 412', _TAGS_PATTERN, "*"
     ),
     "If-None-Match": RequestHeader(
-        "only if the ETag is none of these, or with `*` if the key does not exist; else 412", _TAGS_PATTERN, '"a", "b"'
+        "only if the ETag is none of these, or with `*` if the key does not exist; else 412, for GET and HEAD 304",
+        _TAGS_PATTERN,
+        '"a", "b"',
     ),
 }
 
@@ -44,7 +46,7 @@ IF_UNCHANGED_HEADER: Final = {
 }
 IDEMPOTENCY_HEADER: Final = {
     "Idempotency-Key": RequestHeader(
-        "an id of 1 to 128 visible ASCII characters: what comes under it again changes nothing and is answered alike",
+        "an id of 1 to 128 visible ASCII characters, new for each write; a repeat of the write changes nothing",
         "^[!-~]{1,128}$",
         "3f6a0c1e",
     ),
@@ -96,7 +98,7 @@ def digests_of(request: Request) -> tuple[str, ...] | None:
     text = request.header(b"if-match")
     digests = None if text is None else _tags(text, "If-Match", weak=False)
     if digests == ("*",):
-        detail = "If-Match: write the digest of the points in double quotes; `*` says nothing of them"
+        detail = "If-Match: write the digest of the points in double quotes; `*` is not allowed here"
         raise Problem("invalid-parameter", detail, parameter="If-Match")
     return digests
 

@@ -51,7 +51,7 @@ from rstored.threads import run_sized
 
 __all__ = ["operations"]
 
-operations: Final = Operations("es", "Event sequences: a dict whose every change is an event.")
+operations: Final = Operations("es", "Event sequences: dicts that keep every change as an event.")
 
 # --- shapes ------------------------------------------------------------------------------------------------
 
@@ -60,7 +60,7 @@ OpName = Literal[
 ]
 _OP_NAMES: Final = "|".join(get_args(OpName))
 Timestamp = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX, description="POSIX milliseconds")]
-Revision = Annotated[int, Meta(ge=0, le=INT64_MAX, description="how many applies the sequence has had")]
+Revision = Annotated[int, Meta(ge=0, le=INT64_MAX, description="the number of applies to the sequence so far")]
 
 
 class EventPart(Struct, forbid_unknown_fields=True):
@@ -77,7 +77,7 @@ class EventPart(Struct, forbid_unknown_fields=True):
 class Apply(Struct, forbid_unknown_fields=True):
     """Events to apply at one timestamp, by default `max(now, last + 1)`.
 
-    `revision`: apply only if the sequence is at this one; 0 means that it must not exist.
+    `revision`: apply only if the sequence is at this revision; 0 means that the sequence must not exist.
     """
 
     events: list[EventPart]
@@ -102,11 +102,11 @@ class EventList(Struct):
 
 
 class StateBody(Struct):
-    """A sequence as of its event at `timestamp`.
+    """The state of a sequence after its event at `timestamp`.
 
-    `state` holds the items that the service folded. `events` are those, in order, of the items that only the client
-    can fold.
-    In msgpack a value in `state` with numbers that msgpack cannot hold stands as bytes, its JSON text.
+    `state` holds the items that the service has folded. `events` holds, in order, the events of the items that only
+    the client can fold.
+    In msgpack a value in `state` with numbers that msgpack cannot hold is its JSON text, as bytes.
     """
 
     timestamp: Timestamp
@@ -116,38 +116,38 @@ class StateBody(Struct):
 
 
 class Prune(Struct, forbid_unknown_fields=True):
-    """`remove`: whether a sequence whose state is empty goes altogether."""
+    """`remove`: whether to delete the whole sequence if its state is empty."""
 
     remove: bool = True
 
 
 class Pruned(Struct):
-    """How many events went, and whether the sequence did."""
+    """How many events were deleted, and whether the whole sequence was."""
 
     pruned: int
     removed: bool
 
 
 class ResealPart(Struct, forbid_unknown_fields=True):
-    """The sealed value that an event is to have, and which one it replaces."""
+    """The new sealed value of an event, and the value that it replaces."""
 
     timestamp: Timestamp
     item: KeyName
     op: OpName
     replaces: Annotated[
-        str, Meta(pattern="^[0-9a-f]{64}$", description="SHA-256 of the present sealed value, in hexadecimal")
+        str, Meta(pattern="^[0-9a-f]{64}$", description="SHA-256 of the event's present sealed value, in hexadecimal")
     ]
     value: Annotated[Raw, Meta(description="base64 (msgpack: bytes) of the new sealed value")]
 
 
 class ResealBody(Struct, forbid_unknown_fields=True):
-    """Events whose sealed values are replaced, all or none."""
+    """Events to give new sealed values, all or none."""
 
     events: list[ResealPart]
 
 
 class Resealed(Struct):
-    """How many events have the values that were sent."""
+    """How many events now have the values that were sent."""
 
     resealed: int
 
@@ -159,7 +159,7 @@ class RemovedEvents(Struct):
 
 
 class SequenceItem(Struct):
-    """A sequence in a listing; `items` is how many are present in its state."""
+    """A sequence in a listing; `items` is the number of items in its state."""
 
     key: str
     events: int
@@ -220,8 +220,8 @@ _EVENT_COST_BYTES: Final = 64
     problems=("sequence-not-found", "answer-too-large", "backend-unavailable"),
 )
 async def events(request: Request, query: EventsQuery) -> Reply:
-    """In order of timestamp, then item. JSON and NDJSON are streamed; msgpack is bounded by `answer_points_max` and
-    `body_bytes_max`."""
+    """The events in order of timestamp, then item. JSON and NDJSON are streamed; msgpack is limited by
+    `answer_points_max` and `body_bytes_max`."""
     if query.item is not None:
         checked_key(query.item, request.state.limits, "item", parameter="item")
     ops = None if query.ops is None else _operators(query.ops)
@@ -303,9 +303,9 @@ async def _whole(request: Request, parts: AsyncIterator[list[StoredEvent]]) -> b
     headers=IDEMPOTENCY_HEADER,
 )
 async def apply(request: Request) -> Reply:
-    """All events at one timestamp, atomically; what cannot be folded is refused and nothing is stored.
+    """Record events at one timestamp, all or none. If one of them cannot be folded, all are refused.
 
-    Without events nothing is recorded, and the answer is the one that `current` gives.
+    Without events nothing is recorded, and the answer is that of `current`.
     """
     body = await read_body(request, Apply)
     request.engine.es.check_count(len(body.events))
@@ -338,12 +338,12 @@ def _change(event: EventPart, form: str, limits: Limits, pointer: str) -> Change
     "DELETE",
     "/es/{key}/events",
     summary="Delete a sequence",
-    answers={200: Answer("It is gone, or was not there", json_content(RemovedEvents, {"removed": 12}))},
+    answers={200: Answer("The sequence does not exist any more", json_content(RemovedEvents, {"removed": 12}))},
     problems=("backend-unavailable",),
     headers=IDEMPOTENCY_HEADER,
 )
 async def delete(request: Request) -> Reply:
-    """Every event of it."""
+    """Delete all events of the sequence, and its revision."""
     removed = await request.engine.es.delete(request.namespace, request.key, write_id=write_id_of(request))
     return answer(request, RemovedEvents(removed))
 
@@ -359,7 +359,7 @@ async def delete(request: Request) -> Reply:
     problems=("sequence-not-found", "backend-unavailable"),
 )
 async def current(request: Request) -> Reply:
-    """Costs what the state costs, not what the history does."""
+    """The state now. The cost depends on the size of the state, not on the length of the history."""
     return await _state_reply(request, await request.engine.es.current(request.namespace, request.key))
 
 
@@ -367,11 +367,11 @@ async def current(request: Request) -> Reply:
     "GET",
     "/es/{key}/past",
     summary="Read a past state",
-    answers={200: Answer("The state as of then", json_content(StateBody, _STATE))},
+    answers={200: Answer("The state at that time", json_content(StateBody, _STATE))},
     problems=("sequence-not-found", "backend-unavailable"),
 )
 async def past(request: Request, query: PastQuery) -> Reply:
-    """As it was after the last event at or before `t`."""
+    """The state as it was after the last event at or before `t`."""
     return await _state_reply(request, await request.engine.es.past(request.namespace, request.key, query.t))
 
 
@@ -384,7 +384,7 @@ async def _state_reply(request: Request, state: State | None) -> Reply:
 
 
 def _not_found() -> Problem:
-    return Problem("sequence-not-found", "there is no such sequence in this namespace, or none as of then")
+    return Problem("sequence-not-found", "there is no such sequence in this namespace, or it had no event by then")
 
 
 def _state_body(state: State, form: str) -> StateBody:
@@ -404,14 +404,15 @@ def _event_body(event: StoredEvent, form: str) -> EventBody:
     "POST",
     "/es/{key}/prune",
     summary="Delete events that no longer matter",
-    answers={200: Answer("They are gone", json_content(Pruned, {"pruned": 9, "removed": False}))},
+    answers={200: Answer("The events are deleted", json_content(Pruned, {"pruned": 9, "removed": False}))},
     problems=("backend-unavailable",),
     body=json_content(Prune, {"remove": True}),
     body_required=False,
     headers=IDEMPOTENCY_HEADER,
 )
 async def prune(request: Request) -> Reply:
-    """Those that a later setitem or delitem of their item made irrelevant to the current state; sealed ones too."""
+    """Delete the events that the current state no longer needs: those before the last setitem or delitem of their item.
+    Sealed events too."""
     body = await read_optional_body(request, Prune)
     remove = True if body is None else body.remove
     result = await request.engine.es.prune(request.namespace, request.key, remove=remove, write_id=write_id_of(request))
@@ -422,7 +423,7 @@ async def prune(request: Request) -> Reply:
     "POST",
     "/es/{key}/reseal",
     summary="Replace sealed values by sealed values",
-    answers={200: Answer("They have the new values", json_content(Resealed, {"resealed": 1}))},
+    answers={200: Answer("The events have the new values", json_content(Resealed, {"resealed": 1}))},
     problems=(
         "sequence-not-found",
         "precondition-failed",
@@ -449,9 +450,10 @@ async def prune(request: Request) -> Reply:
     headers=IDEMPOTENCY_HEADER,
 )
 async def reseal(request: Request) -> Reply:
-    """For the change of a key: nothing but the values' bytes changes, and the revision stays.
+    """For the change of a key: only the bytes of the values change, and the revision stays the same.
 
-    All or none: 412 with a `pointer` if an event is not there any more or has another value than the one named.
+    If an event no longer exists, or has another value than the one named, the answer is 412 with a `pointer` to it,
+    and no value changes.
     """
     body = await read_body(request, ResealBody)
     request.engine.es.check_count(len(body.events))
@@ -496,7 +498,7 @@ def _reseal(part: ResealPart, form: str, limits: Limits, pointer: str) -> Reseal
     problems=("backend-unavailable",),
 )
 async def list_sequences(request: Request, query: ListQuery) -> Reply:
-    """In key order. `cursor` of one page asks for the next; it is null on the last."""
+    """Sequences in key order. Send the `cursor` of one page to get the next; it is null on the last page."""
     page = await request.engine.es.list(
         request.namespace,
         match=query.match,

@@ -64,7 +64,7 @@ TtlSeconds = Annotated[float, Meta(gt=0, le=TTL_SECONDS_MAX)]
 
 
 class KeyItem(Struct):
-    """A pair in a listing; `value` and `encoding` only if values were asked for."""
+    """A pair in a listing; it has `value` and `encoding` only if the request has `values=true`."""
 
     key: str
     media_type: str
@@ -88,7 +88,10 @@ class SetPart(Struct, forbid_unknown_fields=True):
     value: Annotated[Raw, Meta(description="JSON, or base64 (msgpack: bytes) beside `encoding`")]
     encoding: EncodingLabel = "json"
     media_type: Annotated[str, Meta(description="of a value with encoding `bytes`")] | UnsetType = UNSET
-    ttl: Annotated[TtlSeconds | Literal["never"], Meta(description="seconds; absent: as it is")] | UnsetType = UNSET
+    ttl: (
+        Annotated[TtlSeconds | Literal["never"], Meta(description="seconds; without it the key keeps its expiry")]
+        | UnsetType
+    ) = UNSET
     if_match: Annotated[BareTag, Meta(description="a bare ETag, or `*`: the key must exist")] | None = None
     if_none_match: Annotated[BareTag, Meta(description="a bare ETag, or `*`: the key must not exist")] | None = None
 
@@ -117,7 +120,7 @@ class KeySet(Struct):
 
 
 class KeyBatchResult(Struct):
-    """`get`: the pairs that are there. `set`: one for each part. `delete`: the keys that were there."""
+    """`get`: the pairs that exist. `set`: one item for each part. `delete`: the keys that existed."""
 
     get: list[KeyItem]
     set: list[KeySet]
@@ -139,7 +142,7 @@ class PutQuery(Query):
         Annotated[float, Field(gt=0, le=TTL_SECONDS_MAX)] | Literal["never"] | None, BeforeValidator(_ttl)
     ] = Field(
         default=None,
-        description="seconds until the key expires (fractions allowed), or `never`; without it as it was",
+        description="seconds until the key expires (fractions allowed), or `never`; by default its expiry stays",
         examples=[60, "never"],
     )
 
@@ -147,7 +150,7 @@ class PutQuery(Query):
 class KeyListQuery(ListQuery):
     """The parameters of a listing of pairs."""
 
-    values: Switch = Field(default=False, description="whether each item has its value")
+    values: Switch = Field(default=False, description="whether to include the value of each item")
 
 
 _VALUE_EXAMPLES: Final = {
@@ -175,7 +178,7 @@ _ENTRY_HEADERS: Final = {
     "/kv/{key}",
     summary="Tell whether a key exists",
     answers={
-        200: Answer("It exists; the headers are those of GET", headers=_ENTRY_HEADERS),
+        200: Answer("The key exists; the headers are those of GET", headers=_ENTRY_HEADERS),
         304: Answer("The ETag is one of those in If-None-Match"),
     },
     problems=("key-not-found", "precondition-failed", "invalid-parameter", "backend-unavailable"),
@@ -193,7 +196,7 @@ _ENTRY_HEADERS: Final = {
     headers=IF_HEADERS,
 )
 async def get(request: Request) -> Reply:
-    """The body is the value itself, under the media type that it was written with, whatever Accept says."""
+    """The body is the value itself. It has the media type that it was written with, whatever Accept says."""
     entry = await request.engine.kv.get(request.namespace, request.key)
     if entry is None:
         raise Problem("key-not-found", "there is no such key in this namespace")
@@ -232,10 +235,10 @@ def _entry_headers(entry: Entry) -> tuple[Header, ...]:
     headers=IF_HEADERS | IDEMPOTENCY_HEADER,
 )
 async def put(request: Request, query: PutQuery) -> Reply:
-    """The body is the value; Content-Type says what it is, `application/octet-stream` if absent. No body is
-    an empty value. Forms are refused.
+    """The body is the value, of the type in Content-Type, by default `application/octet-stream`. Without a body the
+    value is empty. Forms are refused.
 
-    JSON is checked to parse.
+    The service checks that JSON parses.
     """
     sent = request.content_type
     if sent is not None and sent.is_form:
@@ -270,12 +273,12 @@ async def _form_refused(request: Request) -> Problem:
     "DELETE",
     "/kv/{key}",
     summary="Delete a key",
-    answers={204: Answer("It is gone, or was not there")},
+    answers={204: Answer("The key does not exist any more")},
     problems=("precondition-failed", "invalid-parameter", "backend-unavailable"),
     headers=IF_HEADERS | IDEMPOTENCY_HEADER,
 )
 async def delete(request: Request) -> Reply:
-    """Succeeds also if the key is absent; `If-Match: *` refuses that."""
+    """Also succeeds if the key does not exist, except with `If-Match`."""
     await request.engine.kv.delete(
         request.namespace, request.key, condition=condition_of(request), write_id=write_id_of(request)
     )
@@ -304,8 +307,8 @@ def _stored_media_type(essence: str, text: str) -> str:
     problems=("backend-unavailable",),
 )
 async def list_keys(request: Request, query: KeyListQuery) -> Reply:
-    """In key order. `cursor` of one page asks for the next; it is null on the last. A page may be short, or empty,
-    and still have a cursor: a glob that matches few keys is not searched for without bound."""
+    """Pairs in key order. Send the `cursor` of one page to get the next; it is null on the last page. A page may be
+    short, or empty, and still have a cursor, because the service searches only so far for one page."""
     page = await request.engine.kv.list(
         request.namespace,
         match=query.match,
@@ -373,10 +376,10 @@ def _item(key: str, entry: Entry, form: str, *, values: bool) -> KeyItem:
     rule=Rule(Access.READ),
 )
 async def batch(request: Request) -> Reply:
-    """One atomic batch: all of it is done or none, and the gets see the state before it.
+    """One atomic batch: either all of it happens or nothing, and the gets see the state before it.
 
-    If a part fails, the problem's `pointer` says which (`/set/3`). A key may be written once only. A batch of gets
-    alone takes read access, any other write access.
+    If a part fails, the problem's `pointer` names it (`/set/3`). A batch may write a key only once. A batch that has
+    only gets needs read access, and any other batch needs write access.
     """
     body = await read_body(request, KeyBatch)
     request.engine.kv.check_count(len(body.get) + len(body.set) + len(body.delete))

@@ -19,11 +19,11 @@ __all__ = ["operations"]
 
 operations: Final = Operations("namespaces", "A namespace holds keys, series and sequences, and a policy for writes.")
 
-SealedOnly = Annotated[bool, Meta(description="every write must be sealed by the client")]
+SealedOnly = Annotated[bool, Meta(description="whether the namespace refuses values that are not sealed")]
 
 
 class Policy(Struct, forbid_unknown_fields=True):
-    """What a namespace demands of the writes to it."""
+    """The policy of a namespace for all writes to it."""
 
     sealed_only: SealedOnly
 
@@ -70,7 +70,8 @@ _EXAMPLE: Final[dict[str, Any]] = {"namespace": "team", "sealed_only": False, "k
     rule=ANY_READER,
 )
 async def list_namespaces(request: Request, query: ListQuery) -> Reply:
-    """Those that the token reaches, in order of name. `cursor` asks for the next page; it is null on the last."""
+    """The namespaces that the token reaches, in order of name. Send the `cursor` of one page to get the next; it is
+    null on the last page."""
     page = await request.engine.namespaces.list(
         match=query.match,
         prefix=query.prefix,
@@ -87,8 +88,8 @@ async def list_namespaces(request: Request, query: ListQuery) -> Reply:
     "/ns/{namespace}",
     summary="Create a namespace or set its policy",
     answers={
-        200: Answer("It was there; its policy is now the one sent", json_content(NamespaceBody, _EXAMPLE)),
-        201: Answer("It is new", json_content(NamespaceBody, _EXAMPLE)),
+        200: Answer("The namespace existed; it has the policy that was sent", json_content(NamespaceBody, _EXAMPLE)),
+        201: Answer("The namespace is new", json_content(NamespaceBody, _EXAMPLE)),
     },
     problems=("backend-unavailable", "storage-full"),
     body=json_content(Policy, {"sealed_only": True}),
@@ -97,9 +98,9 @@ async def list_namespaces(request: Request, query: ListQuery) -> Reply:
     both_forms=False,
 )
 async def create(request: Request) -> Reply:
-    """Idempotent. Without a body the policy of an existing namespace stays; changing it takes admin access.
+    """Without a body an existing namespace keeps its policy. Changing the policy needs admin access.
 
-    Writing to a namespace creates it too.
+    The first write to a namespace creates it too.
     """
     body = await read_optional_body(request, Policy)
     policy = None if body is None else NamespacePolicy(body.sealed_only)
@@ -121,7 +122,7 @@ async def create(request: Request) -> Reply:
     both_forms=False,
 )
 async def describe(request: Request) -> Reply:
-    """Its policy, and how many keys, series and sequences it holds."""
+    """The policy of the namespace, and how many keys, series and sequences it holds."""
     return answer(request, await _body(request))
 
 
@@ -129,14 +130,14 @@ async def describe(request: Request) -> Reply:
     "DELETE",
     "/ns/{namespace}",
     summary="Delete a namespace and everything in it",
-    answers={204: Answer("It is gone, or was not there")},
+    answers={204: Answer("The namespace does not exist any more")},
     problems=("backend-unavailable",),
     headers=IDEMPOTENCY_HEADER,
     both_forms=False,
     rule=Rule(Access.ADMIN),
 )
 async def discard(request: Request) -> Reply:
-    """Keys, series, sequences and the policy: all of it, at once."""
+    """Delete its keys, series, sequences and policy, all at once."""
     await request.engine.namespaces.discard(request.namespace, write_id=write_id_of(request))
     return NO_CONTENT
 

@@ -24,11 +24,11 @@ __all__ = ["declare_routes", "document"]
 FEATURES: Final = (service, namespaces, kv, ts, es, tokens)
 
 _DESCRIPTION: Final = """\
-A networked store for key/value pairs, time series and event sequences. Every data route stands twice: under
+A networked store for key/value pairs, time series and event sequences. Every data route exists twice: under
 `/ns/{namespace}`, and without that prefix for the namespace `default`. A key is one percent-encoded path segment.
-JSON routes also speak `application/msgpack`. A store in which a token was ever made is closed: without one it answers
-401, and beyond what the token reaches 403.
- Every failure is a problem document (RFC 9457) with a stable `code`."""
+JSON routes also take and answer `application/msgpack`. A store is closed once a token was made in it. A closed store
+answers 401 without a valid token, and 403 beyond what the token reaches.
+The answer to every failure is a problem document (RFC 9457) with a stable `code`."""
 
 # The page is text and styles of our own: it may load nothing, run nothing, and be framed by nobody.
 _PAGE_HEADERS: Final = {

@@ -53,7 +53,7 @@ _KEY: Final = Annotated[
     ),
 ]
 _TOKEN_ID: Final = Annotated[
-    str, fastapi.Path(description="the token's id, which is no secret", examples=["6f3a9c2e51d04b7a"])
+    str, fastapi.Path(description="the token's id, which is not secret", examples=["6f3a9c2e51d04b7a"])
 ]
 
 

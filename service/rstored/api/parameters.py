@@ -85,11 +85,11 @@ class PageQuery(Query):
     """What asks for one page after the other."""
 
     limit: PageSize | None = Field(
-        default=None, description="at most this many items; by default, and at most, the limit `page_size_max`"
+        default=None, description="at most this many items; the limit `page_size_max` is the default and the maximum"
     )
     cursor: str | None = Field(
         default=None,
-        description="the `cursor` of the page before",
+        description="the `cursor` of the previous page",
         json_schema_extra={"pattern": "^[A-Za-z0-9_-]+$"},
     )
 
@@ -99,10 +99,10 @@ class ListQuery(PageQuery):
 
     match: str | None = Field(
         default=None,
-        description="glob over the whole key: `*` is any run of characters, `?` is one",
+        description="glob over the whole name: `*` matches any characters, also none, and `?` exactly one",
         examples=["user:*"],
     )
-    prefix: str = Field(default="", description="only keys that begin with this")
+    prefix: str = Field(default="", description="only names that begin with this")
 
 
 QueryT = TypeVar("QueryT", bound=Query)
@@ -138,7 +138,7 @@ def parse_query(raw: bytes, model: type[QueryT]) -> QueryT:
         if name not in model.model_fields:
             raise _unknown_parameter(name, model)
         if name in given:
-            raise Problem("invalid-parameter", f"{name} is given twice", parameter=name)
+            raise Problem("invalid-parameter", f"{name} occurs twice", parameter=name)
         try:
             given[name] = decode_text(raw_value)
         except ValueError as error:
@@ -189,7 +189,7 @@ def page_size(query: PageQuery, limits: Limits) -> int:
     if query.limit is None:
         return limits.page_size_max
     if query.limit > limits.page_size_max:
-        detail = f"limit: at most {limits.page_size_max} items fit on a page"
+        detail = f"limit: a page has at most {limits.page_size_max} items"
         raise Problem("invalid-parameter", detail, parameter="limit", limit=limits.page_size_max)
     return query.limit
 
@@ -207,5 +207,5 @@ def read_cursor(cursor: str | None) -> str | None:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         key = check_key(base64.b64decode(padded, altchars=b"-_", validate=True).decode())
     except (InvalidName, UnicodeError, binascii.Error, ValueError):
-        raise Problem("invalid-parameter", "cursor: it is not one that a page gave", parameter="cursor") from None
+        raise Problem("invalid-parameter", "cursor: it did not come from a page", parameter="cursor") from None
     return key

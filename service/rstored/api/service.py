@@ -20,7 +20,7 @@ from rstored.problems import Problem
 
 __all__ = ["operations"]
 
-operations: Final = Operations("service", "What the service is and how it is doing.")
+operations: Final = Operations("service", "The service: its description, health and metrics.")
 
 
 class BackendInfo(Struct):
@@ -28,26 +28,31 @@ class BackendInfo(Struct):
 
     name: str
     version: str
-    durability: Annotated[str, Meta(description="what it means that a write was acknowledged")]
-    warning: Annotated[str, Meta(description="why that is less than durable; absent if it is not")] | UnsetType = UNSET
+    durability: Annotated[str, Meta(description="how durable an acknowledged write is")]
+    warning: (
+        Annotated[
+            str, Meta(description="why an acknowledged write may be lost, and what to do; absent if it is durable")
+        ]
+        | UnsetType
+    ) = UNSET
 
 
 class ServiceInfo(Struct):
-    """What this service is, what it allows, and where its routes are."""
+    """The service: its version, backend, limits and routes."""
 
     name: str
     version: str
     backend: BackendInfo
     limits: Annotated[dict[str, int], Meta(description="every limit by name")]
-    links: Annotated[dict[str, str], Meta(description="routes by name; `{…}` stands for a name of yours")]
+    links: Annotated[dict[str, str], Meta(description="the routes by name; replace `{…}` by a name")]
 
 
 class Status(Struct):
-    """How the service is doing."""
+    """The state of the service."""
 
     status: str
     warning: (
-        Annotated[str, Meta(description="what an operator should see to; absent if there is nothing")] | UnsetType
+        Annotated[str, Meta(description="what an operator should look at; absent if there is nothing")] | UnsetType
     ) = UNSET
 
 
@@ -76,12 +81,12 @@ _EXAMPLE: Final[dict[str, Any]] = {
     "GET",
     "/",
     summary="Describe the service",
-    answers={200: Answer("What the service is", json_content(ServiceInfo, _EXAMPLE))},
+    answers={200: Answer("The description of the service", json_content(ServiceInfo, _EXAMPLE))},
     both_forms=False,
     rule=ANY_READER,
 )
 async def index(request: Request) -> Reply:
-    """Name and version, the backend and what its acknowledgements mean, every limit, and where the routes are."""
+    """Name and version, the backend and how durable an acknowledged write is, every limit, and the routes."""
     state = request.state
     backend = state.backend.describe()
     links = {
@@ -100,27 +105,27 @@ async def index(request: Request) -> Reply:
 @operations.add(
     "GET",
     "/healthz",
-    summary="Tell whether the process lives",
-    answers={200: Answer("It lives", json_content(Status, {"status": "ok"}))},
+    summary="Tell whether the process runs",
+    answers={200: Answer("The process runs", json_content(Status, {"status": "ok"}))},
     both_forms=False,
     rule=PUBLIC,
 )
 async def healthz(request: Request) -> Reply:
-    """Answers as long as the process can answer at all; asks nothing of the backend."""
+    """Answers as long as the process can answer at all. It does not ask the backend."""
     return answer(request, Status("ok"))
 
 
 @operations.add(
     "GET",
     "/readyz",
-    summary="Tell whether requests can be served",
-    answers={200: Answer("They can", json_content(Status, {"status": "ready"}))},
+    summary="Tell whether the service can serve requests",
+    answers={200: Answer("The service can serve requests", json_content(Status, {"status": "ready"}))},
     problems=("backend-unavailable", "shutting-down", "tokens-lost"),
     both_forms=False,
     rule=PUBLIC,
 )
 async def readyz(request: Request) -> Reply:
-    """503 when the backend does not answer, the service is stopping, or a closed store has lost its tokens."""
+    """Answers 503 when the backend does not answer, the service is stopping, or a closed store has lost its tokens."""
     if request.state.stopping:
         raise Problem("shutting-down", "the service is stopping; send requests elsewhere")
     await request.engine.ping()

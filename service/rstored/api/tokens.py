@@ -27,31 +27,33 @@ from rstored.problems import Problem
 
 __all__ = ["operations"]
 
-operations: Final = Operations("tokens", "Access tokens; all of it takes admin access to every namespace.")
+operations: Final = Operations("tokens", "Access tokens; these routes need admin access to every namespace.")
 
 _RULE: Final = Rule(Access.ADMIN, Reach.SERVICE)
 
 AccessLabel = Annotated[
     AccessLevel,
-    Meta(description="what it allows; each includes those before it; `metrics` is `GET /metrics` alone"),
+    Meta(
+        description="what the token allows; each value includes those before it; `metrics` allows only `GET /metrics`"
+    ),
 ]
 Globs = Annotated[
     list[Annotated[str, Meta(extra_json_schema={"pattern": GLOB_PATTERN})]],
     Meta(
-        description="names or globs of the namespaces that it reaches; `*` is all, and the service itself, "
-        "which access `metrics` needs",
+        description="names or globs of the namespaces that the token reaches; `*` means all of them, and the access "
+        "`metrics` needs it",
         extra_json_schema={"minItems": 1, "maxItems": NAMESPACES_MAX},
     ),
 ]
 Label = Annotated[
     str,
     Meta(
-        description="what it is for; for people",
+        description="a note for people: what the token is for",
         extra_json_schema={"maxLength": LABEL_LENGTH_MAX, "pattern": LABEL_PATTERN},
     ),
 ]
 Milliseconds = Annotated[int, Meta(description="POSIX milliseconds")]
-TokenText = Annotated[str, Meta(description="what to send as `Authorization: Bearer …`; it is never shown again")]
+TokenText = Annotated[str, Meta(description="the text to send as `Authorization: Bearer …`; it is never shown again")]
 
 
 class TokenItem(Struct):
@@ -79,7 +81,7 @@ class TokenList(Struct):
 
 
 class TokenRequest(Struct, forbid_unknown_fields=True):
-    """The token that is wanted."""
+    """The token to make."""
 
     namespaces: Globs
     access: AccessLabel
@@ -87,19 +89,19 @@ class TokenRequest(Struct, forbid_unknown_fields=True):
     lifetime_seconds: Annotated[
         float | None,
         Meta(
-            description="how long it is to last; null: until it is revoked",
+            description="how long the token is valid; null: until it is revoked",
             extra_json_schema={"exclusiveMinimum": 0, "maximum": LIFETIME_SECONDS_MAX},
         ),
     ] = None
 
 
 class Rotation(Struct, forbid_unknown_fields=True):
-    """How the secret is changed."""
+    """How to replace the secret."""
 
     grace_seconds: Annotated[
         float,
         Meta(
-            description="how much longer the old secret counts",
+            description="how much longer the old secret is valid",
             extra_json_schema={"minimum": 0, "maximum": LIFETIME_SECONDS_MAX},
         ),
     ] = 0
@@ -149,7 +151,8 @@ def _check_closed(request: Request) -> None:
     rule=_RULE,
 )
 async def list_tokens(request: Request, query: PageQuery) -> Reply:
-    """In order of their ids, without their secrets, which nobody knows. `cursor` of one page asks for the next."""
+    """Tokens in order of their ids, without their secrets, which the service does not store. Send the `cursor` of one
+    page to get the next."""
     _check_closed(request)
     page = await request.engine.tokens.list(
         after=read_cursor(query.cursor), limit=page_size(query, request.state.limits)
@@ -162,14 +165,14 @@ async def list_tokens(request: Request, query: PageQuery) -> Reply:
     "POST",
     "/tokens",
     summary="Make a token",
-    answers={201: Answer("The token, whose text is shown this once", json_content(IssuedToken, _ISSUED))},
+    answers={201: Answer("The token with its text, which is shown only this once", json_content(IssuedToken, _ISSUED))},
     problems=("storage-full",),
     body=json_content(TokenRequest, {"namespaces": ["team-*"], "access": "write", "label": "ingest"}),
     both_forms=False,
     rule=_RULE,
 )
 async def create(request: Request) -> Reply:
-    """Not to be sent again when the answer is lost: that would make another token. List them, and revoke it."""
+    """Do not send this again when the answer is lost, since that makes another token. List the tokens and revoke it."""
     _check_closed(request)
     body = await read_body(request, TokenRequest)
     token = await request.engine.tokens.create(
@@ -189,7 +192,7 @@ async def create(request: Request) -> Reply:
     rule=_RULE,
 )
 async def describe(request: Request) -> Reply:
-    """What it reaches, what it allows, and until when."""
+    """The namespaces that the token reaches, its access, and when it expires."""
     _check_closed(request)
     return answer(request, TokenItem(*_members(await request.engine.tokens.get(request.key))))
 
@@ -198,17 +201,17 @@ async def describe(request: Request) -> Reply:
     "DELETE",
     "/tokens/{token_id}",
     summary="Revoke a token",
-    answers={204: Answer("It is gone")},
+    answers={204: Answer("The token is revoked")},
     problems=("token-not-found", "storage-full"),
     headers=IDEMPOTENCY_HEADER,
     both_forms=False,
     rule=_RULE,
 )
 async def revoke(request: Request) -> Reply:
-    """Every process forgets it within `RSTORED_TOKEN_CACHE_SECONDS`. The store stays closed without any token.
+    """Every process refuses it within `RSTORED_TOKEN_CACHE_SECONDS`. The store stays closed even without any token.
 
-    Other deletes are silent where nothing is; this one is not, as whoever mistakes an id must not believe that the
-    token is gone.
+    Unlike other deletes, this one answers 404 if there is no such token, so that nobody takes a token for revoked
+    because of a wrong id.
     """
     _check_closed(request)
     if not await request.engine.tokens.revoke(request.key, write_id=write_id_of(request)):
@@ -220,8 +223,10 @@ async def revoke(request: Request) -> Reply:
 @operations.add(
     "POST",
     "/tokens/{token_id}/rotate",
-    summary="Give a token another secret",
-    answers={200: Answer("The token, whose new text is shown this once", json_content(IssuedToken, _ISSUED))},
+    summary="Give a token a new secret",
+    answers={
+        200: Answer("The token with its new text, which is shown only this once", json_content(IssuedToken, _ISSUED))
+    },
     problems=("token-not-found", "storage-full"),
     body=json_content(Rotation, {"grace_seconds": 3600}),
     body_required=False,
@@ -229,7 +234,7 @@ async def revoke(request: Request) -> Reply:
     rule=_RULE,
 )
 async def rotate(request: Request) -> Reply:
-    """The old secret counts for `grace_seconds` more, by default not at all. If the answer is lost, rotate again."""
+    """The old secret stays valid for `grace_seconds`, by default 0. If the answer is lost, rotate again."""
     _check_closed(request)
     body = await read_optional_body(request, Rotation) or Rotation()
     token = await request.engine.tokens.rotate(request.key, grace_seconds=body.grace_seconds)

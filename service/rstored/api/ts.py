@@ -83,7 +83,7 @@ class MissingTimestamps(Struct):
 
 
 class Completeness(Struct):
-    """Whether no timestamp of the grid lacks its point."""
+    """Whether every timestamp of the grid has a point."""
 
     complete: bool
 
@@ -112,7 +112,7 @@ class RangeQuery(Query):
     n: Count | None = Field(default=None, description="at most this many points")
     freq: Step | None = Field(
         default=None,
-        description="keep the first point, then each next one that is at least this much after the last kept",
+        description="keep the first point, then each point that is at least this much after the last one kept",
     )
     order: Literal["asc", "desc"] = Field(default="asc", description="by timestamp; `desc` begins at the end")
 
@@ -128,7 +128,9 @@ class GridQuery(Query):
     """The parameters of a test for completeness."""
 
     start: Int64 = Field(description="first timestamp of the grid", examples=[1700000000])
-    end: Int64 | None = Field(default=None, description="the grid ends at or before this; default: the last point")
+    end: Int64 | None = Field(
+        default=None, description="the grid ends at or before this timestamp; by default that of the last point"
+    )
     freq: Step = Field(description="step of the grid, at least 1", examples=[3600])
 
 
@@ -148,13 +150,13 @@ assert tuple(_FORMS) == POINTS_FORMS
     "GET",
     "/ts/{key}/range",
     summary="Read points",
-    answers={200: Answer("The points; none of an unknown series", _FORMS)},
+    answers={200: Answer("The points; an unknown series has none", _FORMS)},
     problems=("answer-too-large", "backend-unavailable", "backend-corrupt"),
 )
 async def read_range(request: Request, query: RangeQuery) -> Reply:
-    """From `start` to `end`, both inclusive, in the form that Accept asks for.
+    """The points from `start` to `end`, both inclusive, in the form that Accept asks for.
 
-    Streamed, but for msgpack, which is bounded by the limits `answer_points_max` and `body_bytes_max`.
+    The answer is streamed, except in msgpack, where the limits `answer_points_max` and `body_bytes_max` apply.
     """
     descending = query.order == "desc"
     parts = request.engine.ts.range(
@@ -201,7 +203,7 @@ async def _whole(request: Request, parts: AsyncIterator[Points], *, descending: 
     "POST",
     "/ts/{key}/range",
     summary="Add or replace points",
-    answers={200: Answer("All of them are stored", json_content(PointCount, {"points": 3}))},
+    answers={200: Answer("All points are stored", json_content(PointCount, {"points": 3}))},
     problems=(
         "malformed-body",
         "invalid-body",
@@ -218,10 +220,11 @@ async def _whole(request: Request, parts: AsyncIterator[Points], *, descending: 
     headers=IF_UNCHANGED_HEADER | IDEMPOTENCY_HEADER,
 )
 async def extend(request: Request, query: SpanQuery) -> Reply:
-    """All of them or none, in any order; the last of two points with one timestamp wins, and replaces a stored one.
+    """Write points, in any order, all or none. A point replaces the stored one with its timestamp; of two points with
+    the same timestamp in the body, the last wins.
 
-    `start` and `end` go with If-Match: then all points lie between them, and are stored only if what is there now has
-    that digest.
+    `start` and `end` need If-Match: then all points must lie between them, and are stored only if the points that are
+    there now have the digest in If-Match.
     """
     unchanged = _unchanged(request, query)
     form = Form(body_form(request, POINTS_FORMS))
@@ -248,7 +251,7 @@ def _unchanged(request: Request, query: SpanQuery) -> Stretch | None:
         return Stretch(query.start, query.end, digests)
     for name in ("start", "end"):
         if getattr(query, name) is not None:
-            raise Problem("invalid-parameter", f"{name} says what If-Match is about: send both", parameter=name)
+            raise Problem("invalid-parameter", f"{name} needs If-Match: send both or neither", parameter=name)
     return None
 
 
@@ -256,12 +259,13 @@ def _unchanged(request: Request, query: SpanQuery) -> Stretch | None:
     "DELETE",
     "/ts/{key}/range",
     summary="Remove points",
-    answers={200: Answer("They are gone", json_content(RemovedPoints, {"removed": 24}))},
+    answers={200: Answer("The points are removed", json_content(RemovedPoints, {"removed": 24}))},
     problems=("backend-unavailable",),
     headers=IDEMPOTENCY_HEADER,
 )
 async def remove(request: Request, query: SpanQuery) -> Reply:
-    """From `start` to `end`, both inclusive; without them, the series. A series without points is gone."""
+    """Remove the points from `start` to `end`, both inclusive, or all if neither is given. A series without points does
+    not exist."""
     removed = await request.engine.ts.remove(
         request.namespace, request.key, start=query.start, end=query.end, write_id=write_id_of(request)
     )
@@ -310,11 +314,11 @@ _TIMESTAMP_BYTES: Final = 20
     "GET",
     "/ts/{key}/missing",
     summary="List timestamps without a point",
-    answers={200: Answer("They", json_content(MissingTimestamps, {"missing": [1700007200]}))},
+    answers={200: Answer("The missing timestamps", json_content(MissingTimestamps, {"missing": [1700007200]}))},
     problems=("answer-too-large", "backend-unavailable"),
 )
 async def missing(request: Request, query: GridQuery) -> Reply:
-    """Those of `start`, `start + freq`, … up to `end` that have no point."""
+    """The timestamps among `start`, `start + freq`, … up to `end` that have no point."""
     found = await request.engine.ts.missing(
         request.namespace,
         request.key,
@@ -330,7 +334,7 @@ async def missing(request: Request, query: GridQuery) -> Reply:
     "GET",
     "/ts/{key}/complete",
     summary="Tell whether no point is missing",
-    answers={200: Answer("Whether it is so", json_content(Completeness, {"complete": True}))},
+    answers={200: Answer("Whether the series is complete", json_content(Completeness, {"complete": True}))},
     problems=("answer-too-large", "backend-unavailable"),
 )
 async def complete(request: Request, query: GridQuery) -> Reply:
@@ -360,7 +364,7 @@ async def complete(request: Request, query: GridQuery) -> Reply:
     problems=("backend-unavailable",),
 )
 async def list_series(request: Request, query: ListQuery) -> Reply:
-    """In key order. `cursor` of one page asks for the next; it is null on the last."""
+    """Series in key order. Send the `cursor` of one page to get the next; it is null on the last page."""
     page = await request.engine.ts.list(
         request.namespace,
         match=query.match,
