@@ -268,6 +268,16 @@ def _layout_at(prefix: bytes) -> tuple[bytes, str]:
 async def _claim(servers: Servers, prefix: bytes, wanted: int | None) -> tuple[int, bytes]:
     """Make the store if it is not there; returns its number of buckets and its id."""
     (key, layout_field), slot = _layout_at(prefix), servers.slot(_tag(prefix))
+    known, namespaces = await servers.exchange(
+        [
+            Call(slot, None, ("HEXISTS", key, "buckets")),
+            Call(slot, None, ("EXISTS", b"%b:i:%d" % (_tag(prefix), Kind.NAMESPACE))),
+        ]
+    )
+    if (known, namespaces, wanted) == (0, 1, None):
+        # With another number of them, nothing of what is there would be found, and what is written would lie beside it.
+        detail = "Redis has lost the record of how many buckets the store has: say so in the DSN, or restore a backup"
+        raise Problem("backend-corrupt", detail)
     preset = wanted or _BUCKETS
     replies = await servers.exchange(
         [

@@ -165,6 +165,20 @@ async def test_a_login(own: servers.RedisServer) -> None:
         await put(backend, PutHead(kv("k"), Head(b"")))
 
 
+async def test_a_store_that_lost_its_record_is_opened_with_no_guess_at_its_buckets() -> None:
+    server = servers.redis_server()
+    dsn = servers.fresh_dsn(server)
+    async with opened(f"{dsn}&buckets=8") as backend:
+        await put(backend, PutHead(NS, Head(b"")), *(PutHead(kv(f"k{n}"), Head(b"", b"v")) for n in range(20)))
+    assert server.cli("DEL", f"{{{dsn.rpartition('=')[2]}}}:store") == "1"
+    with pytest.raises(Problem, match="how many buckets"):
+        await backend_class(dsn).open(dsn)
+    async with opened(f"{dsn}&buckets=8") as backend:
+        assert [await value(backend, kv(f"k{n}")) for n in range(20)] == [b"v"] * 20
+    async with opened(dsn):
+        pass
+
+
 async def test_the_layout_has_a_version(own: servers.RedisServer) -> None:
     assert await RedisBackend.schema_versions(own.dsn) == SchemaVersions(0, 1)
     async with opened(own.dsn):
