@@ -6,6 +6,7 @@ argument, an unknown keyword), and what the caller's own objects raise, is no St
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import collections
 import contextlib
@@ -17,6 +18,7 @@ import inspect
 import itertools
 import operator
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -34,6 +36,7 @@ from hypothesis import strategies as st
 
 import rstore
 from rstore import AsyncStore, Store, StoreError, StoreNotAvailableError, StoreRequestError
+from rstore.core.errors import PROBLEMS
 
 KEY = rstore.generate_key()
 # Every how manyeth combination of a parameter and a value is sent to a service; RSTORE_FUZZ_EXAMPLES tries all.
@@ -347,6 +350,14 @@ def is_wrong(annotation: Any, value: Any) -> bool:
     return not isinstance(value, origin or annotation)
 
 
+def check_refusal(found: Any, parameter: str) -> None:
+    """A refused argument has a code, and the message names the argument as the caller wrote it."""
+    if isinstance(found, StoreRequestError):
+        assert found.code in PROBLEMS, found
+        # What is wrong with a target as a whole is no single argument's fault.
+        assert re.search(rf"\b{parameter}\b", str(found)) or found.code == "uri-too-long", found
+
+
 @pytest.mark.parametrize("kind", [Store, AsyncStore])
 @pytest.mark.parametrize(("name", "parameter"), TRIED)
 def test_an_argument_of_any_kind_works_or_is_a_store_error(kind, name, parameter):
@@ -354,7 +365,8 @@ def test_an_argument_of_any_kind_works_or_is_a_store_error(kind, name, parameter
         pytest.skip("a part of the dict-like face")
     hints = typing.get_type_hints(getattr(kind, name))
     for what, make in POOL.items():
-        found = outcome(kind, Recorder(), name, {parameter: make()})
+        found = outcome(kind, Recorder(), name, {parameter: make()}, key=KEY if name == "rotate" else None)
+        check_refusal(found, parameter)
         if not isinstance(found, OwnError) and is_wrong(hints[parameter], make()):
             assert isinstance(found, StoreRequestError), (what, found)
 
@@ -413,7 +425,7 @@ DSNS = [
 ]
 
 
-def constructed(kind: type, tried: dict[str, Any], dsn: str = "https://127.0.0.1:1") -> None:
+def constructed(kind: type, tried: dict[str, Any], dsn: str = "https://127.0.0.1:1") -> StoreError | None:
     """Make a store and open it: what it may raise is a StoreError, in which no argument stands."""
     try:
         store = kind(**{"dsn": dsn, "namespace": "n", "retries": 0, "timeout": 0.5, **tried})
@@ -422,9 +434,9 @@ def constructed(kind: type, tried: dict[str, Any], dsn: str = "https://127.0.0.1
         if inspect.isawaitable(opened):
             asyncio.run(opened)
     except OwnError:
-        return
-    except StoreError:
-        return
+        return None
+    except StoreError as error:
+        return error
     raise AssertionError("nothing listens there")
 
 
@@ -432,7 +444,7 @@ def constructed(kind: type, tried: dict[str, Any], dsn: str = "https://127.0.0.1
 @pytest.mark.parametrize("name", [parameter.name for parameter in CONSTRUCTED])
 def test_an_argument_of_the_constructor_of_any_kind_works_or_is_a_store_error(kind, name):
     for make in POOL.values():
-        constructed(kind, {name: make()})
+        check_refusal(constructed(kind, {name: make()}), name)
 
 
 @pytest.mark.parametrize("name", ["_namespace", "_key", "_freq"])
@@ -514,8 +526,74 @@ def test_a_dsn_that_is_no_url_of_a_service_is_refused(dsn):
 def test_the_constructor_refuses(kind, wrong):
     with pytest.raises(StoreRequestError) as caught:
         kind(**wrong)
-    name = next(iter(wrong))
-    assert name in str(caught.value)
+    check_refusal(caught.value, next(iter(wrong)))
+
+
+# What a message says of the limits of a number.
+RANGES = (
+    re.compile(r"(?P<what>.*) is an int (?P<least>from) (?P<low>\S+) to (?P<high>\S+)"),
+    re.compile(r"(?P<what>.*) is a number of seconds of (?P<low>0) (?P<least>or more) and at most (?P<high>\S+)"),
+    re.compile(r"(?P<what>.*) is a number of seconds (?P<least>greater than) (?P<low>0) and at most (?P<high>\S+)"),
+)
+NUMBERS = [
+    pytest.param(name, parameter, id=f"{name}-{parameter}")
+    for name, method in [("Store", Store), *((name, getattr(Store, name)) for name in OPERATIONS)]
+    for parameter, annotation in inspect.get_annotations(
+        method.__init__ if isinstance(method, type) else method, eval_str=False
+    ).items()
+    if parameter != "return" and re.match(r"(int|float|Count|Step|Seconds|PositiveSeconds)\b", str(annotation))
+]
+
+
+@pytest.mark.parametrize(("name", "parameter"), NUMBERS)
+def test_the_limits_of_a_number_are_those_that_the_message_says(name, parameter):
+    def refusal(value: float) -> StoreError | None:
+        try:
+            found = (
+                Store(**{parameter: value}) if name == "Store" else outcome(Store, Recorder(), name, {parameter: value})
+            )
+        except StoreRequestError as error:
+            return error
+        return found if isinstance(found, StoreRequestError) else None
+
+    for beyond in (-(2**70), 2**70):
+        (said,) = filter(None, (pattern.fullmatch(str(refusal(beyond))) for pattern in RANGES))
+        assert said["what"] == parameter
+        low, high = (int(eval(said[edge])) for edge in ("low", "high"))
+        assert refusal(low - 1)
+        assert bool(refusal(low)) == (said["least"] == "greater than")
+        assert refusal(low + 1) is None
+        assert refusal(high) is None
+        assert refusal(high + 1)
+        if "seconds" in said[0]:
+            assert all(map(refusal, (float("inf"), float("nan"), -1e-9, high + 0.01)))
+            assert refusal(1e-9) is None
+
+
+def test_every_refusal_of_the_sdk_itself_has_a_code():
+    found = 0
+    for path in Path(rstore.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "StoreRequestError":
+                found += 1
+                assert "code" in [keyword.arg for keyword in node.keywords], f"{path.name}:{node.lineno}"
+    assert found > 5
+
+
+@pytest.mark.parametrize("kind", [Store, AsyncStore])
+def test_python_names_what_the_caller_wrote(kind):
+    with pytest.raises(TypeError, match=rf"^{kind.__name__}\(\) got an unexpected keyword argument 'bogus'"):
+        kind(bogus=1)
+    store = kind("http://127.0.0.1")
+    for name in OPERATIONS:
+        if not hasattr(kind, name) or name in ("open", "close", *DICT_FACE):
+            continue
+
+        async def awaited(call: Callable[..., Any]) -> None:
+            await call(bogus=1)
+
+        with pytest.raises(TypeError, match=rf"^({name}|eventsources)\(\) got an unexpected"):
+            asyncio.run(awaited(getattr(store, name)))
 
 
 def test_a_transport_is_of_the_kind_that_the_store_sends_with():
@@ -542,12 +620,13 @@ def test_a_variable_that_is_set_and_empty_is_a_mistake(monkeypatch, variable):
     ("call", "message"),
     [
         (lambda store: store.get(5), "the key is a str, not int"),
+        (lambda store: store.delete("a", 5), r"keys\[1\] is a str, not int"),
         (lambda store: store.get_many("motto"), "keys is a list or another iterable, not str"),
-        (lambda store: store.get_many(["a", 5]), "the key is a str, not int"),
+        (lambda store: store.get_many(["a", 5]), r"keys\[1\] is a str, not int"),
         (lambda store: store.set_many([("a", 1)]), "mapping is a dict or another mapping, not list"),
-        (lambda store: store.find(["a*"]), "pattern is a str, not list"),
+        (lambda store: store.find(["a*"]), r"pattern\[0\] is a str, not list"),
         (lambda store: store.apply("e", None), "changes is a dict or another mapping, not NoneType"),
-        (lambda store: store.apply("e", {5: 1}), "the item is a str, not int"),
+        (lambda store: store.apply("e", {5: 1}), "a key of changes is a str, not int"),
         (lambda store: store.set("a", 1, if_match=5), "if_match is a str, not int"),
         (lambda store: store.set("a", 1, if_absent="no"), "if_absent is True or False, not str"),
         (lambda store: store.set("a", 1, ttl="60"), "ttl is a number of seconds, not str"),
@@ -555,15 +634,15 @@ def test_a_variable_that_is_set_and_empty_is_a_mistake(monkeypatch, variable):
         (lambda store: store.range("s", n=-1), "n is an int from 0 to 2\\*\\*63-1"),
         (
             lambda store: store.extend("s", (1, 1.5), 5),
-            r"points are \(timestamp, value\) pairs; argument 3 is of type int",
+            r"points are \(timestamp, value\) pairs; points\[1\] is of type int",
         ),
-        (lambda store: store.extend("s", b"ab"), r"points are .* pairs; argument 2 is of type bytes"),
-        (lambda store: store.extend("s", (1, 2, 3)), r"points are .* pairs; argument 2 has 3 members"),
+        (lambda store: store.extend("s", b"ab"), r"points are .* pairs; points\[0\] is of type bytes"),
+        (lambda store: store.extend("s", (1, 2, 3)), r"points are .* pairs; points\[0\] has 3 members"),
         (lambda store: store.events("e", ops=operator.add), "ops is a list or another iterable, not builtin_function"),
         (lambda store: store.create_token("n", "all"), "access is '.*' or 'admin'"),
         (
             lambda store: store.create_token("n", "read", lifetime=float("nan")),
-            "lifetime is a number of seconds from 0",
+            "lifetime is a number of seconds greater than 0 and at most 10000000000",
         ),
         (lambda store: store.rotate(progress=5), "progress is a function, not int"),
     ],

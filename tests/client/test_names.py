@@ -64,7 +64,7 @@ def test_not_keys(key: str, reason: str) -> None:
     with pytest.raises(InvalidName, match=reason):
         check_key(key)
     with pytest.raises(InvalidName, match="the item"):
-        check_key(key, "item")
+        check_key(key, "the item")
 
 
 @given(st.text(min_size=1, max_size=300))

@@ -768,7 +768,8 @@ def kv_put(
 def _condition(etag: str) -> str:
     """An ETag of the caller's as a header carries it."""
     if not _BARE_ETAG.match(etag):
-        raise StoreRequestError("an ETag is 1 to 256 visible ASCII characters without quotes", code="invalid-parameter")
+        message = "if_match is an ETag, 1 to 256 visible ASCII characters without quotes, or *"
+        raise StoreRequestError(message, code="invalid-parameter")
     return etag if etag == "*" else f'"{etag}"'
 
 

@@ -23,8 +23,8 @@ from rstore.core.numeric import INT64_MAX, INT64_MIN, integer, plain_number, rea
 
 __all__ = [
     "Count",
-    "Item",
     "Name",
+    "PositiveSeconds",
     "Seconds",
     "Signature",
     "Step",
@@ -34,6 +34,7 @@ __all__ = [
     "check_name",
     "check_seconds",
     "check_text",
+    "invalid",
     "refuse",
 ]
 
@@ -48,23 +49,32 @@ def refuse(what: str, expected: str, given: object, code: str = "invalid-paramet
     raise StoreRequestError(f"{what} is {expected}, not {type(given).__name__}", code=code)
 
 
+def invalid(message: str) -> StoreRequestError:
+    """The error for an argument that is wrong."""
+    return StoreRequestError(message, code="invalid-parameter")
+
+
 def check_environment() -> None:
     """Raise for a variable of rstore's that is set and empty. To take it for unset could mean to write in the open."""
     for name in sorted(os.environ):
         if name.startswith("RSTORE_") and not os.environ[name]:
-            raise StoreRequestError(f"{name} is set and empty; give it a value, or unset it", code="invalid-parameter")
+            raise invalid(f"{name} is set and empty; give it a value, or unset it")
 
 
 def check_name(value: Any, what: str) -> str:
     """A key or something like it: see :func:`rstore.core.names.check_key`."""
     if type(value) is not str:
         if not isinstance(value, str):
-            refuse(f"the {what}", "a str", value, "invalid-key")
+            refuse(_named(what), "a str", value, "invalid-key")
         value = str.__str__(value)
     try:
-        return check_key(value, what)
+        return check_key(value, _named(what))
     except InvalidName as error:
         raise StoreRequestError(str(error), code="invalid-key") from None
+
+
+def _named(what: str) -> str:
+    return f"the {what}" if what.isidentifier() else what
 
 
 def check_text(value: Any, what: str) -> str:
@@ -79,7 +89,7 @@ def check_text(value: Any, what: str) -> str:
             text.encode()
         except UnicodeEncodeError:
             reason = f"{what} contains a lone surrogate, so it has no UTF-8 form"
-            raise StoreRequestError(reason, code="invalid-parameter") from None
+            raise invalid(reason) from None
     return text
 
 
@@ -98,26 +108,23 @@ def check_int(value: Any, what: str, low: int = INT64_MIN) -> int:
         refuse(what, "an int", value)
     if not low <= found <= INT64_MAX:
         least = "-2**63" if low == INT64_MIN else str(low)
-        raise StoreRequestError(f"{what} is an int from {least} to 2**63-1", code="invalid-parameter")
+        raise invalid(f"{what} is an int from {least} to 2**63-1")
     return found
 
 
-def check_seconds(value: Any, what: str) -> float:
-    """A number of seconds: 0 or more, and no more than centuries."""
+def check_seconds(value: Any, what: str, *, zero: bool = True, most: int = _SECONDS_MAX) -> float:
+    """A number of seconds: 0 or more, or more than 0, and at most so many, which are centuries if nothing is said."""
     seconds = real(value)
     if seconds is None:
         refuse(what, "a number of seconds", value)
-    if not 0 <= seconds <= _SECONDS_MAX:
-        raise StoreRequestError(f"{what} is a number of seconds from 0 to 10**10", code="invalid-parameter")
+    if not (seconds >= 0 if zero else seconds > 0) or seconds > most:
+        least = "of 0 or more" if zero else "greater than 0"
+        raise invalid(f"{what} is a number of seconds {least} and at most {most}")
     return seconds
 
 
 def _anything(value: Any, what: str) -> Any:
     return value
-
-
-def _check_item(value: Any, what: str) -> str:
-    return check_name(value, "item")
 
 
 def _check_callable(value: Any, what: str) -> Any:
@@ -127,10 +134,10 @@ def _check_callable(value: Any, what: str) -> Any:
 
 
 Name: TypeAlias = Annotated[str, check_name]
-Item: TypeAlias = Annotated[str, _check_item]
 Count: TypeAlias = Annotated[int, functools.partial(check_int, low=0)]
 Step: TypeAlias = Annotated[int, functools.partial(check_int, low=1)]
 Seconds: TypeAlias = Annotated[float, check_seconds]
+PositiveSeconds: TypeAlias = Annotated[float, functools.partial(check_seconds, zero=False)]
 
 _CHECKS: Final[dict[Any, Check]] = {str: check_text, bool: check_flag, int: check_int, abc.Callable: _check_callable}
 
@@ -144,8 +151,7 @@ def _each(check: Check) -> Check:
             items = None
         if items is None:
             refuse(what, "a list or another iterable", value)
-        one = what.removesuffix("s")
-        return [check(item, one) for item in items]
+        return [check(item, f"{what}[{index}]") for index, item in enumerate(items)]
 
     return check_each
 
@@ -154,7 +160,7 @@ def _mapping(check: Check) -> Check:
     def check_mapping(value: Any, what: str) -> dict[str, Any]:
         if not isinstance(value, abc.Mapping):
             refuse(what, "a dict or another mapping", value)
-        return {check(key, "key"): item for key, item in value.items()}
+        return {check(key, f"a key of {what}"): item for key, item in value.items()}
 
     return check_mapping
 
@@ -168,7 +174,7 @@ def _one_of(choices: tuple[Any, ...], other: Check | None = None) -> Check:
                 return value
         if other is None:
             expected = " or ".join(map(repr, choices))
-            raise StoreRequestError(f"{what} is {expected}", code="invalid-parameter")
+            raise invalid(f"{what} is {expected}")
         return other(value, what)
 
     return check_choice
@@ -234,9 +240,10 @@ class Signature:
         # No Python code runs for each argument but its check: every call of every operation comes through here.
         done: list[Any] = list(map(operator.call, self._checks, args, self._names))
         if len(args) > len(done):
-            check, one = self._named.get(self._rest, _anything), self._rest.removesuffix("s")
-            rest = args[len(done) :]
-            done += rest if check is _anything else [check(value, one) for value in rest]
+            check, rest = self._named.get(self._rest, _anything), args[len(done) :]
+            if check is not _anything:
+                rest = tuple(check(value, f"{self._rest}[{index}]") for index, value in enumerate(rest))
+            done += rest
         if kwargs:
             kwargs = {name: self._named.get(name, _anything)(value, name) for name, value in kwargs.items()}
         return done, kwargs

@@ -24,8 +24,8 @@ def check_namespace(name: str) -> str:
     return name
 
 
-def check_key(key: str, what: str = "key") -> str:
-    """Return ``key`` if it may be a key (or, named by ``what``, an item), else raise :class:`InvalidName`.
+def check_key(key: str, what: str = "the key") -> str:
+    """Return ``key`` if it may be a key, or an item, else raise :class:`InvalidName`, whose message calls it ``what``.
 
     A key is 1 to 512 bytes of UTF-8 without NUL and without lone surrogates.
 
@@ -33,13 +33,13 @@ def check_key(key: str, what: str = "key") -> str:
     'a/b?c#d'
     """
     if not key:
-        raise InvalidName(f"the {what} is empty; it needs at least one character")
+        raise InvalidName(f"{what} is empty; it needs at least one character")
     if "\0" in key:
-        raise InvalidName(f"the {what} contains NUL (U+0000), which no {what} may")
+        raise InvalidName(f"{what} contains NUL (U+0000), which no name may")
     try:
         size = len(key.encode()) if not key.isascii() else len(key)
     except UnicodeEncodeError:
-        raise InvalidName(f"the {what} contains a lone surrogate, so it has no UTF-8 form") from None
+        raise InvalidName(f"{what} contains a lone surrogate, so it has no UTF-8 form") from None
     if size > KEY_BYTES_MAX:
-        raise InvalidName(f"the {what} is {size} bytes of UTF-8; at most {KEY_BYTES_MAX} are allowed")
+        raise InvalidName(f"{what} is {size} bytes of UTF-8; at most {KEY_BYTES_MAX} are allowed")
     return key

@@ -156,7 +156,7 @@ def _timestamp(timestamp: int) -> bytes:
 
 
 def _beyond_int64() -> StoreRequestError:
-    return StoreRequestError("a timestamp is an int from -2^63 to 2^63-1")
+    return StoreRequestError("a timestamp is an int from -2**63 to 2**63-1", code="invalid-parameter")
 
 
 def _prefixed(text: str) -> bytes:
@@ -261,10 +261,12 @@ class Sealer:
         if ordinal:
             raise StoreRequestError(
                 f"key {ordinal} is not a key: a key is 32 bytes in URL-safe base64, which is 44 characters; "
-                "rstore.generate_key() makes one"
+                "rstore.generate_key() makes one",
+                code="invalid-parameter",
             )
         if not made:
-            raise StoreRequestError("the list of keys is empty; the first key seals, so there has to be one")
+            message = "the list of keys is empty; the first key seals, so there has to be one"
+            raise StoreRequestError(message, code="invalid-parameter")
         self._first = made[0]
         self._keys = {key.head: key for key in made}
 

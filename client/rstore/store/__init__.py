@@ -16,6 +16,7 @@ import operator
 import os
 import ssl
 import time
+import types
 from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -29,8 +30,8 @@ from rstore import calls
 from rstore.calls import AccessLevel, Call, Event, NewToken, Page, State, Steps, Token, TryAgain
 from rstore.calls.arguments import (
     Count,
-    Item,
     Name,
+    PositiveSeconds,
     Seconds,
     Signature,
     Step,
@@ -125,6 +126,8 @@ class operation(Generic[P, T]):  # noqa: N801 (a decorator)
     """Makes a generator of calls a method: one that returns its result on Store, one to await on AsyncStore."""
 
     def __init__(self, steps: Callable[Concatenate[Any, P], Steps[T]]) -> None:
+        # What Python says of a wrong call names the function, and the class in which it stands is none of the caller's.
+        steps.__qualname__ = steps.__name__
         checked = Signature(steps).checked
         make: Callable[..., Steps[T]] = steps
 
@@ -176,11 +179,7 @@ def _expiry(ttl: float | Literal[Keep.KEEP] | None) -> str | float | None:
     """A ttl as the wire has it."""
     if ttl is KEEP:
         return None
-    if ttl is None:
-        return "never"
-    if not ttl > 0:
-        raise StoreRequestError("ttl is seconds greater than 0, None (never) or KEEP", code="invalid-parameter")
-    return ttl
+    return "never" if ttl is None else ttl
 
 
 _Home: TypeAlias = "tuple[int, asyncio.AbstractEventLoop | None]"
@@ -417,7 +416,7 @@ class _Operations(Generic[TransportT]):
         key: Name,
         value: Any,
         *,
-        ttl: Seconds | Literal[Keep.KEEP] | None = KEEP,
+        ttl: PositiveSeconds | Literal[Keep.KEEP] | None = KEEP,
         if_match: str | None = None,
         if_absent: bool = False,
     ) -> Steps[str]:
@@ -521,7 +520,7 @@ class _Operations(Generic[TransportT]):
 
     @operation
     def set_many(
-        self, mapping: Mapping[Name, Any], *, ttl: Seconds | Literal[Keep.KEEP] | None = KEEP
+        self, mapping: Mapping[Name, Any], *, ttl: PositiveSeconds | Literal[Keep.KEEP] | None = KEEP
     ) -> Steps[dict[str, str]]:
         """Store pairs, all or none, and return their ETags. ``ttl`` as in :meth:`set`."""
         self._check_writable()
@@ -654,8 +653,9 @@ class _Operations(Generic[TransportT]):
                 return packed
             return Points.from_pairs(list(pairs), self._encode)
         except InvalidPoints as error:
+            place = (error.pointer or "/points").removeprefix("/").replace("/", "[", 1) + "]" * bool(error.pointer)
             problem = {} if error.pointer is None else {"pointer": error.pointer}
-            raise StoreRequestError(str(error), code=error.code, problem=problem) from None
+            raise StoreRequestError(f"{place}: {error}", code=error.code, problem=problem) from None
 
     def _sealed_points(self, key: str, points: Points) -> Points:
         """Points as they are sent: sealed, if there is a key."""
@@ -696,7 +696,7 @@ class _Operations(Generic[TransportT]):
     # Event sequences.
 
     @operation
-    def apply(self, key: Name, changes: Mapping[Item, Any], t: int | None = None) -> Steps[Any]:
+    def apply(self, key: Name, changes: Mapping[Name, Any], t: int | None = None) -> Steps[Any]:
         """Record one event for each item in ``changes`` and return the new current state.
 
         A change is a value to set, ``(operator, value)``, or ``(operator,)`` for a unary one; see
@@ -760,7 +760,9 @@ class _Operations(Generic[TransportT]):
         Only those of the operators ``ops``, if given. None if there is no such sequence. The value of a
         unary operator is None.
         """
-        names = None if ops is None else frozenset(map(_operator_name, ops))
+        names = None
+        if ops is not None:
+            names = frozenset(_operator_name(function, f"ops[{index}]") for index, function in enumerate(ops))
         if names is not None and not names:
             return None if (yield from calls.es_current(self.namespace, key)) is None else []
         found = yield from calls.es_events(self.namespace, key, start=start, end=end, ops=names)
@@ -791,14 +793,14 @@ class _Operations(Generic[TransportT]):
         function = change[0] if isinstance(change, tuple | list) and change else change
         if not callable(function):
             return _Change(item, "setitem", self._encode(change))
-        op = _operator_name(function)
+        op = _operator_name(function, "an operator in changes")
         operands = change[1:] if type(change) is tuple else None
         if op in UNARY:
             if operands is None or len(operands) > 1 or (operands and operands[0] is not None):
-                raise StoreRequestError(f"the operator {op} takes no value: ({op},)", code="invalid-body")
+                raise StoreRequestError(f"in changes the operator {op} takes no value: ({op},)", code="invalid-body")
             return _Change(item, op, None)
         if operands is None or len(operands) != 1:
-            raise StoreRequestError(f"the operator {op} needs one value: ({op}, value)", code="invalid-body")
+            raise StoreRequestError(f"in changes the operator {op} needs one value: ({op}, value)", code="invalid-body")
         return _Change(item, op, self._encode(operands[0]))
 
     def _opened(
@@ -1026,7 +1028,7 @@ class _Operations(Generic[TransportT]):
         access: AccessLevel,
         *,
         label: str = "",
-        lifetime: Seconds | None = None,
+        lifetime: PositiveSeconds | None = None,
     ) -> Steps[NewToken]:
         """Make an access token for namespaces (names or globs), to last ``lifetime`` seconds or until it is revoked.
 
@@ -1114,12 +1116,12 @@ def _contradiction(text: str) -> StoreProtocolError:
     return error
 
 
-def _operator_name(function: Callable[..., Any]) -> str:
+def _operator_name(function: Callable[..., Any], what: str) -> str:
     try:
         return OPERATOR_NAMES[function]
     except (KeyError, TypeError):  # It is none of them, or not even hashable.
         raise StoreRequestError(
-            f"the operators are these functions of the module operator: {', '.join(OPERATORS)};"
+            f"{what} is one of these functions of the module operator: {', '.join(OPERATORS)};"
             " a value that has another function in this place is set by (operator.setitem, value)",
             code="invalid-parameter",
         ) from None
@@ -1133,11 +1135,11 @@ def _check_pairs(points: tuple[Any, ...]) -> None:
     """Raise unless these are pairs. There may be a million, so only where one is wrong each is looked at."""
     if set(map(type, points)) <= {tuple, list} and set(map(len, points)) <= {2}:
         return
-    for number, point in enumerate(points, 2):
+    for index, point in enumerate(points):
         wrong = "" if isinstance(point, tuple | list) else f"is of type {type(point).__name__}"
         if wrong or len(point) != 2:
             raise StoreRequestError(
-                f"points are (timestamp, value) pairs; argument {number} {wrong or f'has {len(point)} members'}",
+                f"points are (timestamp, value) pairs; points[{index}] {wrong or f'has {len(point)} members'}",
                 code="invalid-body",
             )
 
@@ -1414,6 +1416,19 @@ class AsyncStore(_Operations[httpx2.AsyncBaseTransport]):
                 await response.aclose()
         return reader.finish()
 
+
+def _constructor(kind: type) -> Callable[..., None]:
+    """The constructor under the name of the class, which Python names for a wrong call."""
+    common = _Operations.__init__
+    made = types.FunctionType(common.__code__, common.__globals__, "__init__", common.__defaults__)
+    functools.update_wrapper(made, common)
+    made.__kwdefaults__ = common.__kwdefaults__
+    made.__qualname__ = kind.__name__
+    return made
+
+
+for _kind in (Store, AsyncStore):
+    setattr(_kind, "__init__", _constructor(_kind))  # noqa: B010 (a type checker would look at what it returns)
 
 _ABSENT: Final = object()
 _NOT_OPEN: Final = "the store is not open: use `with Store(…) as store:` (`async with AsyncStore(…)`), or call open()"

@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 import httpx2
 
 from rstore.calls import Call, Head, Reader, TryAgain
-from rstore.calls.arguments import check_seconds, check_text, refuse
+from rstore.calls.arguments import check_seconds, check_text, invalid, refuse
 from rstore.core.errors import PROBLEMS, StoreError, StoreNotAvailableError, StoreProtocolError, StoreRequestError
 
 __all__ = [
@@ -75,7 +75,7 @@ class Service:
         # No traceback shows it among the variables.
         del token
         if wrong:
-            raise StoreRequestError("the token is not one: it is empty, no str, or has characters that no token has")
+            raise invalid("the token is not one: it is empty, no str, or has characters that no token has")
         self.url = _base_url(url)
         self._base = str(self.url).rstrip("/")
         if not isinstance(verify, bool | ssl.SSLContext) and not _is_path(verify):
@@ -88,9 +88,7 @@ class Service:
         ):
             refuse("cert", "a file, or the pair of a file with the certificate and one with its key", cert)
         self._cert = cert
-        seconds = check_seconds(timeout, "timeout")
-        if not 0 < seconds <= _TIMEOUT_SECONDS_MAX:
-            raise StoreRequestError("timeout is a number of seconds greater than 0, of a few days at most")
+        seconds = check_seconds(timeout, "timeout", zero=False, most=_TIMEOUT_SECONDS_MAX)
         self._extensions = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), float(seconds))}
         self._headers += [
             (b"host", self.url.netloc),
@@ -143,7 +141,7 @@ def _named(what: str) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or str(error)
         if isinstance(error, ssl.SSLError):
             reason = "not in PEM form, or they do not belong together"
-        raise StoreRequestError(f"{what} cannot be used: {reason}") from None
+        raise invalid(f"{what} cannot be used: {reason}") from None
 
 
 def _is_path(value: object) -> bool:
@@ -155,20 +153,18 @@ def _base_url(text: str) -> httpx2.URL:
     try:
         url = httpx2.URL(text)
     except (httpx2.InvalidURL, ValueError):
-        raise StoreRequestError(
-            "the dsn is not a URL; it is that of a running service, like http://127.0.0.1:8000"
-        ) from None
+        raise invalid("the dsn is not a URL; it is that of a running service, like http://127.0.0.1:8000") from None
     if url.scheme not in ("http", "https") or not url.host:
-        raise StoreRequestError(
+        raise invalid(
             "the dsn is the URL of a running service, like http://127.0.0.1:8000; "
             "the DSN of a database is for the service itself"
         )
     if url.port is not None and not 0 < url.port < 2**16:
-        raise StoreRequestError("the port in the dsn is a number from 1 to 65535")
+        raise invalid("the port in the dsn is a number from 1 to 65535")
     if url.userinfo:
-        raise StoreRequestError("the dsn holds a user or a password; give the service's token as `token`")
+        raise invalid("the dsn holds a user or a password; give the service's token as `token`")
     if url.query or url.fragment:
-        raise StoreRequestError("the dsn is the URL of a service and has no query and no fragment")
+        raise invalid("the dsn is the URL of a service and has no query and no fragment")
     return url
 
 
@@ -359,7 +355,7 @@ def translated() -> Iterator[None]:
     try:
         yield
     except (httpx2.LocalProtocolError, httpx2.UnsupportedProtocol) as error:
-        raise StoreRequestError(f"the request cannot be sent: {error}") from error
+        raise StoreRequestError(f"the request cannot be sent: {error}", code="malformed-request") from error
     except httpx2.TimeoutException as error:
         unsent = isinstance(error, httpx2.ConnectTimeout | httpx2.PoolTimeout)
         raise TryAgain(

@@ -163,7 +163,7 @@ def _unknown_parameter(name: str, model: type[Query]) -> Problem:
 def checked_key(key: str, limits: Limits, what: str = "key", **members: Any) -> str:
     """``key`` if it may be a key (or what ``what`` says); else Problem ``invalid-key``, with these ``members``."""
     try:
-        check_key(key, what)
+        check_key(key, f"the {what}")
     except InvalidName as error:
         raise Problem("invalid-key", str(error), **members) from None
     limit = limits.key_bytes_max

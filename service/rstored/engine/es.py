@@ -804,7 +804,7 @@ def _chain_start(place: Place, item: str, t: int, refolding: _Refolding) -> Gene
 
 def _check_name(name: str, what: str, pointer: str) -> None:
     try:
-        check_key(name, what)
+        check_key(name, f"the {what}")
     except InvalidName as error:
         raise Problem("invalid-body", str(error), pointer=pointer) from None
 
