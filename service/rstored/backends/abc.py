@@ -301,8 +301,8 @@ class UnfitStorage(Problem):
     While that is so, nothing is read or written; whatever was, would be lost or out of date.
     """
 
-    def __init__(self, detail: str, code: str = "backend-unavailable") -> None:
-        super().__init__(code, detail)
+    def __init__(self, detail: str) -> None:
+        super().__init__("backend-unavailable", detail)
 
 
 class Backend(abc.ABC):

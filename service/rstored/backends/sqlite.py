@@ -184,7 +184,7 @@ class SQLiteBackend(Backend):
             failure = _translated(error)
             if isinstance(failure, Problem) and failure.code == "backend-corrupt":
                 # What is written to such a file may not be there when it is opened again.
-                failure = UnfitStorage(failure.detail, failure.code)
+                failure = UnfitStorage(failure.detail)
             raise failure from error
 
     def describe(self) -> dict[str, str]:

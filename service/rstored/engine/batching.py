@@ -62,7 +62,7 @@ class Storage:
     async def read(self, *reads: Read) -> list[Any]:
         """The results of the reads, in order, all of one snapshot. Raises :class:`Problem`."""
         if self._unfit is not None:
-            raise UnfitStorage(self._unfit.detail, self._unfit.code)
+            raise UnfitStorage(self._unfit.detail)
         if not self._local_reads:
             return await self._reads.submit(reads)
         started = time.perf_counter()
@@ -84,7 +84,7 @@ class Storage:
         Raises the :class:`Problem` that the plan or the backend raised.
         """
         if self._unfit is not None:
-            raise UnfitStorage(self._unfit.detail, self._unfit.code)
+            raise UnfitStorage(self._unfit.detail)
         answer: AnswerT = await self._updates.submit(Update(places, plan))
         return answer
 

@@ -191,6 +191,19 @@ async def test_a_file_that_is_emptied_takes_nothing(tmp_path: Path) -> None:
         await user.works()
 
 
+async def test_a_file_that_is_damaged_takes_nothing_once_that_was_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "store.db"
+    async for user in opened(f"sqlite:///{file}"):
+        await user.fill()
+        with contextlib.closing(sqlite3.connect(file)) as other:
+            other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with file.open("r+b") as overwritten:
+            overwritten.write(b"\xff" * file.stat().st_size)
+        with pytest.raises(UnfitStorage):
+            await user.engine.ping()
+        assert len(await user.refusals()) == len(user.operations)
+
+
 # --- Redis -------------------------------------------------------------------------------------------------
 
 SCRIPTS = {path.name: path.read_text("utf-8") for path in resources.files("rstored.backends").joinpath("lua").iterdir()}
