@@ -282,9 +282,12 @@ class Recorder(httpx2.BaseTransport, httpx2.AsyncBaseTransport):
 
     def __init__(self) -> None:
         self.sent = -1
+        self.requests: list[Any] = []
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         self.sent += 1
+        headers = [field for field in request.headers.raw if field[0].lower() != b"idempotency-key"]
+        self.requests.append((request.method, str(request.url), headers, request.content, request.extensions))
         info = {"namespace": "n", "sealed_only": False, "kv": 0, "ts": 0, "es": 0}
         return httpx2.Response(500, content=b"") if self.sent else httpx2.Response(201, json=info)
 
@@ -681,6 +684,82 @@ def test_what_the_callers_own_objects_raise_passes_through():
     for call in (lambda: store.get_many(failing()), lambda: store.set("k", 1), lambda: store.set_many(Broken())):
         with pytest.raises(OwnError):
             call()
+
+
+def lying(value: Any) -> Any:
+    """The value as an object of a subclass whose own methods all raise; of a container its members."""
+    kind = type(value)
+    if kind in (list, tuple):
+        return kind(map(lying, value))
+    if kind is dict:
+        return {lying(key): member for key, member in value.items()}
+    if kind not in (str, bytes, int, float):
+        return value
+
+    def method(*_: Any, **__: Any) -> Any:
+        raise OwnError
+
+    # What Python itself needs to make an object, and to put it into a dict.
+    needed = {
+        "__new__",
+        "__init__",
+        "__init_subclass__",
+        "__subclasshook__",
+        "__class__",
+        "__getattribute__",
+        "__hash__",
+    }
+    methods = dict.fromkeys({*dir(kind), "__bool__", "__fspath__"} - needed, method)
+    return type("Lying", (kind,), {**methods, "__hash__": kind.__hash__})(value)
+
+
+@pytest.mark.parametrize(("name", "parameter"), TRIED)
+def test_a_subclass_counts_as_what_it_holds_whatever_its_methods_say(name, parameter):
+    """With a method of its own asked, it could be another value to a check than to what is sent."""
+    plain, liar = Recorder(), Recorder()
+    found = [
+        outcome(Store, recorder, name, {parameter: value})
+        for recorder, value in ((plain, VALID[parameter]), (liar, lying(VALID[parameter])))
+    ]
+    assert (type(found[0]), str(found[0])) == (type(found[1]), str(found[1]))
+    assert plain.requests == liar.requests
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"dsn": "http://127.0.0.1:7/prefix"},
+        {"namespace": "other"},
+        {"key": KEY},
+        {"key": KEY.encode()},
+        {"key": [KEY, rstore.generate_key()]},
+        {"token": "token"},
+        {"timeout": 5.5},
+        {"timeout": 5},
+        {"retries": 0},
+        {"deadline": 7.5},
+        {"answer_bytes_max": 2**21},
+        {"dsn": "https://127.0.0.1:7", "verify": "/nowhere/at/all"},
+        {"dsn": "https://127.0.0.1:7", "cert": "/nowhere/at/all"},
+        {"dsn": "https://127.0.0.1:7", "cert": ("/nowhere/at/all", "/nowhere/else")},
+    ],
+    ids=str,
+)
+def test_a_subclass_given_to_the_constructor_counts_as_what_it_holds(given):
+    seen = []
+    for options in (given, {name: lying(value) for name, value in given.items()}):
+        recorder = Recorder()
+        try:
+            store = Store(**{"namespace": "n", "frozen": False, "retries": 0, "transport": recorder, **options}).open()
+            with contextlib.suppress(StoreNotAvailableError):
+                store.set("k", 1)
+            *others, (method, url, headers, content, extensions) = recorder.requests
+            # Of a sealed value the version and the key's id.
+            seen.append((repr(store), others, method, url, headers, content[:9], extensions))
+        except StoreRequestError as error:
+            seen.append(str(error))
+    assert seen[0] == seen[1]
+    assert ("verify" in given or "cert" in given) == isinstance(seen[0], str)
 
 
 def test_a_subclass_of_str_counts_as_its_text(service_url, namespace):

@@ -169,9 +169,10 @@ def _one_of(choices: tuple[Any, ...], other: Check | None = None) -> Check:
     """One of these values, or what the other check takes."""
 
     def check_choice(value: Any, what: str) -> Any:
+        text = str.__str__(value) if isinstance(value, str) else None
         for choice in choices:
-            if value is choice or (type(value) is str and value == choice):
-                return value
+            if value is choice or (text is not None and text == choice):
+                return choice
         if other is None:
             expected = " or ".join(map(repr, choices))
             raise invalid(f"{what} is {expected}")

@@ -42,6 +42,8 @@ def real(value: Any) -> int | float | None:
     >>> real(Celsius(21.5)), real(Decimal("21.5"))
     (21.5, None)
     """
+    if isinstance(value, float):
+        return float.__float__(value)
     found = integer(value)
     if found is not None or isinstance(value, bool | numbers.Rational) or not isinstance(value, numbers.Real):
         return found

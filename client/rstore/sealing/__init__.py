@@ -201,10 +201,11 @@ class _Key:
 
 def _decode_key(key: object) -> bytes | None:
     """The 32 bytes of a key, or None if it is not one."""
-    text = key.decode("latin-1") if isinstance(key, bytes) else key
+    # A subclass may have methods of its own.
+    text = bytes.decode(key, "latin-1") if isinstance(key, bytes) else key
     if not isinstance(text, str) or _KEY_TEXT.match(text) is None:
         return None
-    return base64.urlsafe_b64decode(text)
+    return base64.urlsafe_b64decode(str.encode(text, "ascii"))
 
 
 def _decode_keys(keys: object) -> list[bytes | None]:

@@ -121,7 +121,7 @@ class Service:
         verify: ssl.SSLContext | bool
         if isinstance(self._verify, str | os.PathLike):
             with _named("the file of certificates (verify)"):
-                verify = ssl.create_default_context(cafile=os.fspath(self._verify))
+                verify = ssl.create_default_context(cafile=_path(self._verify))
         else:
             verify = self._verify
         if self._cert is not None:
@@ -129,7 +129,7 @@ class Service:
             cert, key = (self._cert, None) if isinstance(self._cert, str | os.PathLike) else self._cert
             with _named("the client's certificate and its key (cert)"):
                 # Never ask for a password on the terminal: a key that needs one goes into a context of one's own.
-                verify.load_cert_chain(cert, key, lambda: "")
+                verify.load_cert_chain(_path(cert), None if key is None else _path(key), lambda: "")
         return verify
 
 
@@ -145,7 +145,13 @@ def _named(what: str) -> Iterator[None]:
 
 
 def _is_path(value: object) -> bool:
-    return isinstance(value, os.PathLike) or (isinstance(value, str) and value != "")
+    return isinstance(value, os.PathLike) or (isinstance(value, str) and str.__len__(value) > 0)
+
+
+def _path(value: str | os.PathLike[str]) -> str | bytes:
+    """The path as plain text: one that says it is false would not be used at all."""
+    path: str | bytes = os.fspath(value)
+    return str.__str__(path) if isinstance(path, str) else path
 
 
 def _base_url(text: str) -> httpx2.URL:

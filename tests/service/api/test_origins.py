@@ -332,6 +332,48 @@ async def test_cors_for_configured_origins(tmp_path):
         }
 
 
+def declared(route: Route) -> dict[str, Any]:
+    found: dict[str, Any] = DOCUMENT["paths"].get(route.path, {}).get(route.method.lower(), {})
+    return found
+
+
+@pytest.mark.parametrize("admin_token", [None, SecretStr("x" * 40)], ids=["open", "closed"])
+async def test_a_preflight_allows_what_the_route_takes_and_every_answer_is_shared(tmp_path, admin_token):
+    """Whatever OpenAPI says of a route, a page of a configured origin may send and read; others may not."""
+    settings = Settings(
+        dsn=f"sqlite:///{tmp_path / 'store.db'}", cors_origins="https://app.example", admin_token=admin_token
+    )
+    ours = {"Origin": "https://app.example"}
+    strangers = [{"Origin": origin} for origin in ("null", "https://app.example.", "http://app.example", "*", "")]
+    async with running_app(settings) as app, client(app) as http:
+        for route in routes(app):
+            asked = {"Access-Control-Request-Method": route.method, "Access-Control-Request-Private-Network": "true"}
+            told = await ask(http, route._replace(method="OPTIONS"), **ours, **asked)
+            assert told.status_code == 204, route
+            assert told.content == b""
+            assert route.method in told.headers["access-control-allow-methods"].split(", ")
+            taken = {
+                parameter["name"] for parameter in declared(route).get("parameters", []) if parameter["in"] == "header"
+            }
+            allowed = set(told.headers["access-control-allow-headers"].split(", "))
+            assert {name.lower() for name in taken} | {"authorization", "content-type", "accept"} <= allowed, route
+            sent = {
+                name for answer in declared(route).get("responses", {}).values() for name in answer.get("headers", {})
+            }
+            for headers in (ours, {**ours, "Authorization": f"Bearer {'x' * 40}"}, {**ours, "Content-Type": "x"}):
+                answer = await ask(http, route, **headers)
+                assert answer.headers.get_list("access-control-allow-origin") == ["https://app.example"], route
+                assert sent <= set(answer.headers["access-control-expose-headers"].split(", ")), route
+                assert "access-control-allow-credentials" not in answer.headers
+                assert answer.headers["vary"] == "origin"
+            for headers in strangers:
+                for method in (route.method, "OPTIONS", "BREW"):
+                    assert cors(await ask(http, route._replace(method=method), **headers, **asked)) == {}, (
+                        route,
+                        headers,
+                    )
+
+
 # What browsers say of a request that they make with CORS, by what it is for; all of these carry the page's origin.
 WITH_CORS = ("empty", "image", "audio", "video", "track", "font", "script", "style", "manifest", "json", "xslt")
 # And of one that they make without: embedded, or shown in a frame or a tab.
