@@ -35,8 +35,9 @@ class Maintenance:
         self._storage = storage
         self._clock = clock
         self._sweep_seconds = sweep_seconds
-        # What the log says last of a failure, and of the clocks.
+        # What the log says last of a failure, of what an acknowledgement means, and of the clocks.
         self._failure: str | None = None
+        self._warning = storage.backend.describe().get("warning")
         self._clocks_differ = False
         self._task: asyncio.Task[None] | None = None
 
@@ -83,6 +84,7 @@ class Maintenance:
         while True:
             try:
                 await _to_its_end(self._storage.ping())
+                self._compare_warnings()
                 self._compare_clocks()
                 await self.sweep()
                 self._failure = None
@@ -94,6 +96,16 @@ class Maintenance:
             except Exception:
                 _log.exception("maintenance failed and will be tried again")
             await asyncio.sleep(self._sweep_seconds)
+
+    def _compare_warnings(self) -> None:
+        """Log when the backend begins or ceases to warn, as when its server is set otherwise, or is another one."""
+        warning = self._storage.backend.describe().get("warning")
+        if warning != self._warning:
+            self._warning = warning
+            if warning is None:
+                _log.info("the backend keeps what it acknowledges again")
+            else:
+                _log.warning(warning)
 
     def _compare_clocks(self) -> None:
         """Log when this machine's clock begins or ceases to differ from the storage's."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from redis.crc import key_slot
 from tests import servers
-from tests.waiting import until
+from tests.waiting import SECONDS_MAX, until
 
 from rstored.backends import backend_class, redis_servers
 from rstored.backends.abc import (
@@ -36,6 +36,7 @@ from rstored.backends.abc import (
     namespace_place,
 )
 from rstored.backends.redis import RedisBackend
+from rstored.engine.engine import Engine
 from rstored.problems import Problem
 
 pytestmark = [
@@ -228,7 +229,9 @@ POLICIES = {
 
 
 @pytest.mark.parametrize("config", ["+config", "-config"])
-async def test_a_server_that_evicts_is_refused_unless_that_is_accepted(own: servers.RedisServer, config: str) -> None:
+async def test_a_server_that_evicts_is_refused_unless_that_is_accepted(
+    own: servers.RedisServer, config: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """Also where CONFIG is forbidden, and before the server has a maxmemory, which may be set at any time."""
     for policy, keeps in POLICIES.items():
         own.cli("CONFIG", "SET", "maxmemory-policy", policy)
@@ -242,12 +245,19 @@ async def test_a_server_that_evicts_is_refused_unless_that_is_accepted(own: serv
                 assert f"(maxmemory-policy {policy})" in backend.describe()["warning"]
                 assert ("CONFIG is refused" in backend.describe()["warning"]) == (config == "-config")
         own.cli("ACL", "SETUSER", "default", "+config")
-    # What is set later is told, but takes no store out of service.
+    # What is set later is told and logged, but takes no store out of service.
     own.cli("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    caplog.set_level("INFO")
     async with opened(own.dsn) as backend:
-        own.cli("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
-        await backend.ping()
-        assert "evict" in backend.describe()["warning"]
+        engine = Engine(backend)
+        await engine.start()
+        for policy, logged in (("allkeys-lru", "maxmemory-policy allkeys-lru"), ("noeviction", "acknowledges again")):
+            own.cli("CONFIG", "SET", "maxmemory-policy", policy)
+            async with asyncio.timeout(SECONDS_MAX):
+                while logged not in caplog.text:
+                    await asyncio.sleep(0.01)
+            assert ("evict" in backend.describe().get("warning", "")) == (policy != "noeviction")
+        await engine.stop()
 
 
 async def test_one_master_that_evicts_is_enough_to_refuse_a_cluster() -> None:
