@@ -245,7 +245,7 @@ async def test_a_client_certificate(strict, authority, stranger, tmp_path):
         await use_async(strict.url, verify=authority.file, cert=given)
     expired = authority.issue("expired", days=-0.5)
     for refused in ({}, {"cert": stranger.issue("stranger-client")}, {"cert": expired}):
-        with pytest.raises(StoreNotAvailableError):
+        with pytest.raises(StoreNotAvailableError, match="certificate"):
             use(strict.url, verify=authority.file, **refused)
         with pytest.raises(StoreNotAvailableError):
             await use_async(strict.url, verify=authority.file, **refused)

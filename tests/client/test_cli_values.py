@@ -205,7 +205,7 @@ def test_apply_refuses_what_the_route_refuses(run, routes):
     for changes in (["x=1", "x=2"], ["x=1", "y=1", "x:add=2"], ["x:delitem", "x=1"]):
         done = run("es", "apply", "e", *changes)
         assert done.code == 1
-        assert done.err == "rstore: item 'x' stands twice in one call\n"
+        assert done.err == "rstore: item 'x' occurs twice in one call\n"
     assert run("es", "list").json == []
 
 

@@ -48,7 +48,7 @@ def es_apply(
     for change in changes:
         item, event = _change(change)
         if item in events:
-            raise Failure(f"item {item!r} stands twice in one call")
+            raise Failure(f"item {item!r} occurs twice in one call")
         events[item] = event
     with store_of(context, write=True) as store:
         print_values(store.apply(key, events, t))

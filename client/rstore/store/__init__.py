@@ -436,7 +436,7 @@ class _Operations(Generic[TransportT]):
         self._check_writable()
         value = self._seal(self._encode(value), PairContext(self.namespace, key))
         if if_match is not None and if_absent:
-            raise StoreRequestError("if_match and if_absent exclude each other", code="invalid-parameter")
+            raise StoreRequestError("give if_match or if_absent, not both", code="invalid-parameter")
         return (
             yield from calls.kv_put(
                 self.namespace, key, value, ttl=_expiry(ttl), if_match=if_match, if_absent=if_absent
@@ -943,13 +943,15 @@ class _Operations(Generic[TransportT]):
                 raise
             else:
                 return dict(sorted(folded.items()))
-        raise StoreConflictError("others kept changing the sequence; nothing was stored", code="revision-conflict")
+        raise StoreConflictError(
+            "other clients kept changing the sequence; nothing was stored", code="revision-conflict"
+        )
 
     def _following(self, last: int, now: int) -> int:
         """The timestamp after the last event's."""
         if last == INT64_MAX:
             raise StoreIntegrityError(
-                "the sequence has the greatest timestamp already; none follows it: give an earlier t",
+                "the last event has the greatest possible timestamp, so none can follow it: give an earlier t",
                 code="timestamp-taken",
             )
         if last - now > self._ahead_seconds_max * 1_000:

@@ -51,7 +51,7 @@ class Rate:
         # What is due at most a second from now is the burst.
         wait = due - now - 1 + 1 / self._per_second
         if wait > 1e-9:
-            detail = f"this token has made its {self._per_second} requests of this second"
+            detail = f"this token has sent more than {self._per_second} requests within a second"
             raise Problem("rate-limited", detail, limit=self._per_second, retry_after_seconds=int(wait) + 1)
         self._due = due + 1 / self._per_second
 
@@ -215,8 +215,8 @@ class Authentication:
         # address send.
         self._failures.take(client, now)
         if not _token(header):
-            raise Problem("unauthenticated", "the header holds no token: send it as `Authorization: Bearer …`")
-        raise Problem("unauthenticated", "the token is not known: it never was, has expired or was revoked")
+            raise Problem("unauthenticated", "the header has no bearer token: send one as `Authorization: Bearer …`")
+        raise Problem("unauthenticated", "the token is unknown: it never existed, has expired or was revoked")
 
     async def _verify(self, token: bytes, digest: bytes) -> Grant | None:
         now = time.perf_counter()
@@ -280,7 +280,7 @@ class _Failures:
         name = self._name(client)
         count = self._counts.get(name, 0)
         if count >= self._per_minute_max:
-            detail = f"{self._per_minute_max} tokens of this minute were not known; send one that is"
+            detail = f"{self._per_minute_max} unknown tokens came from this address within a minute: send a valid one"
             wait = int(self._end - now) + 1
             raise Problem("rate-limited", detail, limit=self._per_minute_max, retry_after_seconds=wait)
         self._counts[name] = count + 1

@@ -107,7 +107,7 @@ class MsgpackArray:
             (len(self._parts), self._limits.body_bytes_max, f"bytes of {self._name}"),
         ):
             if found > limit:
-                detail = f"more than {limit} {what} fit no msgpack answer: ask for fewer, or for a streamed form"
+                detail = f"an answer in msgpack has at most {limit} {what}: ask for fewer, or for a streamed form"
                 raise Problem("answer-too-large", detail, limit=limit)
         self._request.hold(len(self._parts))
 

@@ -286,9 +286,9 @@ class FrontDoor:
         share = self._shares.get(request.client, 0)
         if not endpoint.is_probe:
             if len(self._under_way) >= limits.requests_in_flight_max:
-                raise Problem("overloaded", "the service has as many requests under way as it takes; try again")
+                raise Problem("overloaded", "the service has too many requests under way: try again")
             if share >= limits.requests_in_flight_per_client_max:
-                raise Problem("overloaded", "this client has as many requests under way as one may have; try again")
+                raise Problem("overloaded", "this client has too many requests under way: try again")
         self._shares[request.client] = share + 1
         CLIENT.set(request.client)
         # A server that begins without a task, as the service's own does, puts it there later.
@@ -533,7 +533,7 @@ def _call(endpoint: _Endpoint, operation: Operation, query_string: bytes, reques
         else:
             form = negotiate(accept.decode("latin-1"), offered)
             if form is None:
-                raise Problem("not-acceptable", f"Accept takes none of {', '.join(offered)}")
+                raise Problem("not-acceptable", f"Accept allows none of the forms of this route: {', '.join(offered)}")
             request.form = form
     return operation.endpoint(request, query) if operation.takes_query else operation.endpoint(request)
 

@@ -80,7 +80,9 @@ def _is_form(essence: str) -> bool:
 
 def form_refused(remedy: str) -> Problem:
     """The problem of a body that is called a form; ``remedy`` are the options of curl that call it something else."""
-    detail = f"a form is not taken, and curl calls every body one unless told otherwise: send {remedy}"
+    detail = (
+        f"forms are refused, and curl declares every body to be a form unless a header says otherwise: send {remedy}"
+    )
     return Problem("unsupported-media-type", detail)
 
 

@@ -111,9 +111,9 @@ class Request:
         state = self.state
         of_client = state.bytes_held_of.get(self.client, 0) + more
         if state.bytes_held + more > state.limits.in_flight_bytes_max:
-            raise Problem("overloaded", "the bodies and answers under way leave no room for this one; try again")
+            raise Problem("overloaded", "the bodies and answers under way take too much memory for this one: try again")
         if of_client > state.limits.in_flight_bytes_per_client_max:
-            raise Problem("overloaded", "this client's bodies and answers leave it no room for this one; try again")
+            raise Problem("overloaded", "this client's bodies and answers take too much memory for this one: try again")
         state.bytes_held += more
         state.bytes_held_of[self.client] = of_client
         self._bytes_held = size
@@ -153,7 +153,7 @@ class Request:
         if now - self.started > limits.request_seconds_max:
             return Problem(
                 "deadline-exceeded",
-                f"the request took longer than {limits.request_seconds_max} seconds; a write may still have been done",
+                f"the request took longer than {limits.request_seconds_max} seconds; a write may still have happened",
                 limit=limits.request_seconds_max,
             )
         since = self._body_since
@@ -193,9 +193,15 @@ class Request:
         door ends what takes too long.
         """
         if self.fields.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise Problem("unsupported-media-type", "Content-Encoding: only identity is taken; send the body as it is")
+            raise Problem(
+                "unsupported-media-type",
+                "Content-Encoding: the service takes only identity; send the body without compression",
+            )
         if self.fields.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
-            raise Problem("unsupported-media-type", "Transfer-Encoding: only chunked is taken; send the body as it is")
+            raise Problem(
+                "unsupported-media-type",
+                "Transfer-Encoding: the service takes only chunked; send the body without compression",
+            )
         limits = self.state.limits
         body_max = limits.frames_bytes_max if frames else limits.body_bytes_max
         if size_max is None or size_max > body_max:

@@ -263,13 +263,13 @@ class EventSequences:
     def _check(self, changes: Sequence[Change], timestamp: int | None) -> None:
         self.check_count(len(changes))
         if timestamp is not None and not TIMESTAMP_MIN <= timestamp <= TIMESTAMP_MAX:
-            raise Problem("invalid-body", "the timestamp is no 64-bit integer", pointer="/timestamp")
+            raise Problem("invalid-body", "the timestamp is not a 64-bit integer", pointer="/timestamp")
         items: set[str] = set()
         for index, (item, op, value) in enumerate(changes):
             pointer = f"/events/{index}"
             _check_name(item, "item", f"{pointer}/item")
             if item in items:
-                raise Problem("invalid-body", "an item stands twice in one call", pointer=f"{pointer}/item")
+                raise Problem("invalid-body", "an item occurs twice in one call", pointer=f"{pointer}/item")
             items.add(item)
             if op not in OPERATORS:
                 raise Problem(
@@ -278,7 +278,7 @@ class EventSequences:
             if value is None and op not in UNARY:
                 raise Problem("invalid-body", f"{op} needs a value", pointer=f"{pointer}/value")
             if value is not None and op in UNARY and value.encoding is not Encoding.SEALED:
-                raise Problem("invalid-body", f"{op} takes no value but a sealed one", pointer=f"{pointer}/value")
+                raise Problem("invalid-body", f"{op} takes no value, or a sealed one", pointer=f"{pointer}/value")
             if value is not None:
                 check_value(value, self._limits, pointer=f"{pointer}/value")
                 limit = self._limits.state_bytes_max
@@ -325,7 +325,7 @@ class EventSequences:
             except _NeedsClient:
                 raise Problem(
                     "revision-conflict",
-                    "only a client can fold this item: check the event there, and send the revision it was checked at",
+                    "only a client can fold this item: fold it there first, and send the revision that you folded",
                     revision=meta.revision,
                     timestamp=meta.last,
                     item=event.item,
@@ -349,8 +349,8 @@ class EventSequences:
             limit = self._limits.sequence_bytes_max
             raise Problem(
                 "value-too-large",
-                f"the state would be read from {meta.size} bytes, at most {limit} are allowed:"
-                " delete items, or set those anew whose events the service cannot fold",
+                f"the state would be read from {meta.size} bytes; at most {limit} are allowed:"
+                " delete items, or set the items again whose events the service cannot fold",
                 limit=limit,
             )
         writes.append(PutHead(place, Head(_pack(meta))))
@@ -374,7 +374,7 @@ class EventSequences:
             if meta.last == TIMESTAMP_MAX:
                 raise Problem(
                     "timestamp-taken",
-                    "the sequence has the greatest timestamp already; none follows it: give an earlier one",
+                    "the last event has the greatest possible timestamp, so none can follow it: give an earlier one",
                 )
             return max(now, meta.last + 1), True
         if timestamp > meta.last:
@@ -456,7 +456,7 @@ class EventSequences:
         known: set[tuple[int, str]] = set()
         for index, reseal in enumerate(reseals):
             if reseal[:2] in known:
-                raise Problem("invalid-body", "an event stands twice in one call", pointer=f"/events/{index}")
+                raise Problem("invalid-body", "an event occurs twice in one call", pointer=f"/events/{index}")
             known.add(reseal[:2])
             check_value(reseal.value, self._limits, pointer=f"/events/{index}/value")
 

@@ -270,7 +270,7 @@ class KeyValues:
         except Problem as problem:
             if problem.code != "answer-too-large":
                 raise
-            detail = f"the batch was carried out when it came first; of what it gets now, {problem.detail}"
+            detail = f"the batch was carried out at its first attempt; what it gets now is too large: {problem.detail}"
             raise Problem(problem.code, detail, **problem.members) from None
         found = [(place.key, entries[place.key]) for place in get_places if place.key in entries]
         return BatchResult(found, memory.puts, memory.deleted)
@@ -374,7 +374,7 @@ def _precondition_failed(current: Head | None) -> Problem:
     state = (
         "the key does not exist" if current is None else "the key exists with another ETag than the condition allows"
     )
-    return Problem("precondition-failed", f"{state}: read it again and decide anew")
+    return Problem("precondition-failed", f"{state}: read it again and decide again")
 
 
 def _in_part(problem: Problem, position: int, set_count: int) -> Problem:

@@ -230,7 +230,7 @@ def _check(namespaces: Sequence[str], access: Access, label: str, lifetime_secon
             detail = "a glob of namespaces is 1 to 128 characters out of A-Z, a-z, 0-9, '.', '_', '-', '*' and '?'"
             raise Problem("invalid-body", detail, pointer=f"/namespaces/{number}")
     if access is Access.METRICS and "*" not in namespaces:
-        detail = "metrics are of the whole service: with access metrics the namespaces are `*`"
+        detail = "the metrics are those of the whole service: a token with access metrics needs the namespaces `*`"
         raise Problem("invalid-body", detail, pointer="/namespaces")
     if len(label) > LABEL_LENGTH_MAX or _LABEL.match(label) is None:
         detail = f"a label is at most {LABEL_LENGTH_MAX} characters, and no control characters"
@@ -270,7 +270,7 @@ def _info(token_id: str, record: _Record, expires_ms: int | None) -> TokenInfo:
 
 
 def token_not_found() -> Problem:
-    return Problem("token-not-found", "there is no token with this id: it never was, has expired or was revoked")
+    return Problem("token-not-found", "there is no token with this id: it never existed, has expired or was revoked")
 
 
 def tokens_lost() -> Problem:

@@ -230,7 +230,7 @@ class TimeSeries:
         Raises Problem ``invalid-parameter`` at once for a negative ``n`` or a ``freq`` that is not positive.
         """
         if n is not None and n < 0:
-            raise Problem("invalid-parameter", "n is how many points to keep: 0 or more", parameter="n")
+            raise Problem("invalid-parameter", "n is a number of points, 0 or more", parameter="n")
         if freq is not None:
             _check_freq(freq)
         place = Place(namespace, Kind.TS, key)
@@ -415,7 +415,7 @@ def _check_within(points: Points, stretch: Stretch) -> None:
         (stretch.start is not None and timestamps[0] < stretch.start)
         or (stretch.end is not None and timestamps[-1] > stretch.end)
     ):
-        raise Problem("invalid-body", "a point lies outside the stretch from start to end that If-Match is about")
+        raise Problem("invalid-body", "a point lies outside the range from start to end of If-Match")
 
 
 def _check_unchanged(place: Place, stretch: Stretch, limits: Limits) -> Generator[Query, list[Any], None]:
@@ -434,13 +434,13 @@ def _check_unchanged(place: Place, stretch: Stretch, limits: Limits) -> Generato
             count, size = count + len(part), size + part.size
             # Every other writer waits for this.
             if count > limits.points_per_call_max or size > limits.body_bytes_max:
-                detail = "the stretch from start to end has more points than one call may bring: make it shorter"
+                detail = "the range from start to end has more points than one call may have: make it shorter"
                 raise Problem("batch-too-large", detail, limit=limits.points_per_call_max)
         more = found.more
         if more:
             scan = scan._replace(low=found.items[-1].sort + b"\0", floor=False)
     if digest(concatenate(parts)) not in stretch.digests:
-        detail = "the points from start to end are others than those with this digest: read them again, decide anew"
+        detail = "the points from start to end have another digest: read them again and decide again"
         raise Problem("precondition-failed", detail)
 
 

@@ -282,7 +282,7 @@ async def test_what_is_no_valid_authorization(closed, header):
 async def test_a_header_that_holds_no_token_is_not_called_an_expired_one(closed, header):
     async with client(closed) as http:
         detail = (await http.get("/kv/k", headers={"Authorization": header.format(ADMIN)})).json()["detail"]
-        assert detail == "the header holds no token: send it as `Authorization: Bearer …`"
+        assert detail == "the header has no bearer token: send one as `Authorization: Bearer …`"
         assert "has expired" in (await http.get("/kv/k", headers=bearer("x"))).json()["detail"]
 
 
