@@ -1,7 +1,7 @@
 # The service alone. Build:  docker build -t rstore .
 # Run:    docker run --read-only --tmpfs /tmp -v rstore:/data -e RSTORED_ADMIN_TOKEN="$(openssl rand -hex 32)" -p 127.0.0.1:8000:8000 rstore
-# Settings are environment variables (docs/operating.md). The service listens on all addresses of its container, and
-# therefore starts only if its store has a token, or with RSTORED_INSECURE=true.
+# Settings are environment variables (docs/operating.md). The service listens on all addresses of its container. So it
+# starts only if its store is closed (RSTORED_ADMIN_TOKEN, RSTORED_CLOSED or a token), or with RSTORED_INSECURE=true.
 
 FROM python:3.11-slim AS build
 WORKDIR /src
@@ -9,8 +9,8 @@ COPY pyproject.toml README.md LICENSE ./
 COPY locks locks
 COPY client client
 COPY service service
-# Everything comes from the locks with its hashes checked, the build backend too: it is installed first, and the build is
-# not isolated.
+# Everything comes from the locks, and pip checks the hashes. That includes the build backend: it is installed first, and
+# the build is not isolated.
 RUN python -m venv /build \
     && /build/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: --no-deps -r locks/build.txt \
     && /build/bin/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir /wheels .
@@ -22,7 +22,7 @@ FROM python:3.11-slim
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin rstore \
     && install --directory --owner=rstore --group=rstore --mode=0700 /data
 COPY --from=build /opt/rstore /opt/rstore
-# What the image presets are variables too, not options: an option would win over whatever a container is given.
+# The image sets its defaults by variables and not by options, because an option would override a container's variables.
 ENV PATH=/opt/rstore/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
