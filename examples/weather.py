@@ -114,8 +114,10 @@ def keep_inventory(store: Store, rainy_days: list[tuple[int, bool]]) -> None:
     say("apply", f"{len(events)} events", rate(len(events), "events", started))
 
     midsummer = store.past(UMBRELLAS, at("2012-06-21"))
+    assert midsummer is not None
     say("past", f"on 2012-06-21 the shop had sold {midsummer['sold']} and had {midsummer['stock']}")
     now = store.current(UMBRELLAS)
+    assert now is not None
     say("current", f"at the end of 2012 it had sold {now['sold']} and had {now['stock']}")
 
 

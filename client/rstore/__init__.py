@@ -26,7 +26,7 @@ from rstore.core.errors import (
 )
 
 if typing.TYPE_CHECKING:
-    from rstore.calls import NewToken, Token
+    from rstore.calls.tokens import NewToken, Token
     from rstore.sealing import generate_key
     from rstore.sealing.rotation import Rotation, Unrotated
     from rstore.store import KEEP, AsyncStore, Entry, Store
@@ -65,10 +65,10 @@ _LATE = {
     "KEEP": "store",
     "AsyncStore": "store",
     "Entry": "store",
-    "NewToken": "calls",
+    "NewToken": "calls.tokens",
     "Rotation": "sealing.rotation",
     "Store": "store",
-    "Token": "calls",
+    "Token": "calls.tokens",
     "Unrotated": "sealing.rotation",
     "generate_key": "sealing",
 }

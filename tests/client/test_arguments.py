@@ -208,6 +208,8 @@ POOL: dict[str, Callable[[], Any]] = {
 
 # What each parameter is given while another one is tried.
 VALID: dict[str, Any] = {
+    "timestamps": [1],
+    "values": [1.5],
     "access": "read",
     "changes": {"a": 1},
     "check": False,

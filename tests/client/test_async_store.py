@@ -34,7 +34,7 @@ def test_both_classes_have_the_same_signatures_and_docstrings(name):
     assert not inspect.iscoroutinefunction(blocking)
     assert str(inspect.signature(awaited)).replace("AsyncStore", "Store") == str(inspect.signature(blocking))
     assert awaited.__doc__ == blocking.__doc__
-    assert (awaited.__name__, awaited.__module__) == (name, blocking.__module__) or name == "eventsequences"
+    assert awaited.__name__ == blocking.__name__
 
 
 def test_both_constructors_are_the_same():

@@ -6,6 +6,7 @@ import array
 import contextlib
 import json
 import struct
+from inspect import isfunction
 
 import httpx2
 import pytest
@@ -72,26 +73,26 @@ def problem(call, status, code, **members):
     ],
 )
 def test_a_key_is_one_segment(key, segment):
-    assert calls.kv_get("n", key).target == f"/ns/n/kv/{segment}"
-    assert calls.ts_end("n", key, "last").target == f"/ns/n/ts/{segment}/last"
-    assert calls.es_current("n", key).target == f"/ns/n/es/{segment}/current"
+    assert calls.kv.get("n", key).target == f"/ns/n/kv/{segment}"
+    assert calls.ts.end_point("n", key, "last").target == f"/ns/n/ts/{segment}/last"
+    assert calls.es.current("n", key).target == f"/ns/n/es/{segment}/current"
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=60))
 def test_the_url_library_leaves_every_key_as_it_is(key):
-    target = calls.kv_get("default", key).target
+    target = calls.kv.get("default", key).target
     assert httpx2.URL("http://127.0.0.1:8000" + target).raw_path == target.encode()
     assert httpx2.URL("http://127.0.0.1:8000" + target).path == f"/ns/default/kv/{key}"
 
 
 def test_parameters_that_are_none_are_left_out():
-    call = calls.ts_range("n", "k", list, start=-5, end=None, n=0, freq=None)
+    call = calls.ts.read("n", "k", list, start=-5, end=None, n=0, freq=None)
     assert call.target == "/ns/n/ts/k/range?start=-5&n=0"
-    assert calls.kv_find("n", "a&b=*", None).target == "/ns/n/kv?match=a%26b%3D%2A&values=true"
+    assert calls.kv.find("n", "a&b=*", None).target == "/ns/n/kv?match=a%26b%3D%2A&values=true"
 
 
 def test_a_call_is_a_step_that_yields_itself():
-    call = calls.kv_has("n", "k")
+    call = calls.kv.has("n", "k")
     steps = iter(call)
     assert next(steps) is call
     with pytest.raises(StopIteration) as end:
@@ -103,7 +104,7 @@ def test_a_call_is_a_step_that_yields_itself():
 
 
 def test_json_values_are_sent_as_their_own_text():
-    call = calls.kv_batch(
+    call = calls.kv.batch(
         "n", sets=[("a", Value(Encoding.JSON, b'{"x": 1.0}')), ("b", Value(Encoding.SEALED, b"\xff"))]
     )
     assert call.body == b'{"set":[{"key":"a","value":{"x": 1.0}},{"key":"b","value":"/w==","encoding":"sealed"}]}'
@@ -111,17 +112,17 @@ def test_json_values_are_sent_as_their_own_text():
 
 def test_an_apply_carries_no_more_than_asked():
     changes = [("a", "setitem", Value(Encoding.JSON, b"1")), ("b", "neg", None)]
-    assert json.loads(calls.es_apply("n", "k", changes).body) == {
+    assert json.loads(calls.es.apply("n", "k", changes).body) == {
         "events": [{"item": "a", "op": "setitem", "value": 1}, {"item": "b", "op": "neg"}]
     }
-    body = json.loads(calls.es_apply("n", "k", changes, timestamp=0, revision=0).body)
+    body = json.loads(calls.es.apply("n", "k", changes, timestamp=0, revision=0).body)
     assert (body["timestamp"], body["revision"]) == (0, 0)
 
 
 @pytest.mark.parametrize("etag", ["", 'a"b', "a\r\nx: y", "é", "a b", "x" * 257])
 def test_an_etag_that_is_none_never_becomes_a_header(etag):
     with pytest.raises(StoreRequestError):
-        calls.kv_put("n", "k", Value(Encoding.JSON, b"1"), if_match=etag)
+        calls.kv.put("n", "k", Value(Encoding.JSON, b"1"), if_match=etag)
 
 
 # --- problems ----------------------------------------------------------------------------------------------
@@ -137,7 +138,7 @@ def failure(call, *arguments, **options):
 @pytest.mark.parametrize("code", PROBLEMS)
 def test_every_problem_code_has_its_exception(code):
     row = PROBLEMS[code]
-    error = failure(calls.kv_delete("n", "k"), row.status, code, request_id="r-1", pointer="/set/3")
+    error = failure(calls.kv.delete("n", "k"), row.status, code, request_id="r-1", pointer="/set/3")
     assert type(error) is row.exception
     assert (error.code, error.status, error.request_id, str(error)) == (code, row.status, "r-1", "d")
     assert error.problem["pointer"] == "/set/3"
@@ -161,9 +162,9 @@ def test_every_problem_code_has_its_exception(code):
     ],
 )
 def test_an_unknown_code_goes_by_its_status(status, exception):
-    assert type(failure(calls.kv_delete("n", "k"), status, "something-new")) is exception
+    assert type(failure(calls.kv.delete("n", "k"), status, "something-new")) is exception
     # A code that stands with another status than its own is none.
-    assert type(failure(calls.kv_delete("n", "k"), status, "sequence-not-found")) is exception
+    assert type(failure(calls.kv.delete("n", "k"), status, "sequence-not-found")) is exception
 
 
 @pytest.mark.parametrize(
@@ -171,15 +172,15 @@ def test_an_unknown_code_goes_by_its_status(status, exception):
 )
 def test_a_malformed_problem_goes_by_its_status(body):
     with pytest.raises(StoreNotFoundError) as caught:
-        answered(calls.kv_delete("n", "k"), 404, body, content_type="application/problem+json")
+        answered(calls.kv.delete("n", "k"), 404, body, content_type="application/problem+json")
     assert caught.value.code is None
 
 
 def test_text_of_the_server_is_bounded_and_printable():
-    error = failure(calls.kv_delete("n", "k"), 404, "route-not-found", detail="\x1b[2J\n" + "x" * 10_000)
+    error = failure(calls.kv.delete("n", "k"), 404, "route-not-found", detail="\x1b[2J\n" + "x" * 10_000)
     assert str(error).isprintable()
     assert len(str(error)) == 500
-    assert failure(calls.kv_delete("n", "k"), 404, "route-not-found", request_id="a\nb").request_id is None
+    assert failure(calls.kv.delete("n", "k"), 404, "route-not-found", request_id="a\nb").request_id is None
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
@@ -188,7 +189,7 @@ def test_text_of_the_server_is_bounded_and_printable():
 )
 def test_what_may_pass_may_be_tried_again(status, header, seconds):
     with pytest.raises(TryAgain) as caught:
-        answered(calls.kv_get("n", "k"), status, b"<html>", retry_after=header)
+        answered(calls.kv.get("n", "k"), status, b"<html>", retry_after=header)
     assert caught.value.after_seconds == seconds
     assert caught.value.error.status == status
 
@@ -196,7 +197,7 @@ def test_what_may_pass_may_be_tried_again(status, header, seconds):
 @pytest.mark.parametrize("status", [100, 204, 206, 301, 302, 307, 308])
 def test_a_status_that_was_not_asked_for_is_no_answer(status):
     with pytest.raises(StoreProtocolError):
-        answered(calls.kv_get("n", "k"), status, location="http://elsewhere/")
+        answered(calls.kv.get("n", "k"), status, location="http://elsewhere/")
 
 
 # --- answers that no service gives -------------------------------------------------------------------------
@@ -205,9 +206,9 @@ DATA = {"content_type": "application/json", "etag": ETAG}
 
 
 def test_an_entry():
-    entry = answered(calls.kv_get("n", "k"), 200, b"[1]", rstore_expires="-5", **DATA)
+    entry = answered(calls.kv.get("n", "k"), 200, b"[1]", rstore_expires="-5", **DATA)
     assert entry == (Value(Encoding.JSON, b"[1]"), "abc", -5)
-    assert problem(calls.kv_get("n", "k"), 404, "key-not-found") is None
+    assert problem(calls.kv.get("n", "k"), 404, "key-not-found") is None
 
 
 @pytest.mark.parametrize(
@@ -224,16 +225,16 @@ def test_an_entry():
 )
 def test_an_entry_without_its_headers_is_none(headers):
     with pytest.raises(StoreProtocolError):
-        answered(calls.kv_get("n", "k"), 200, b"1", **headers)
+        answered(calls.kv.get("n", "k"), 200, b"1", **headers)
 
 
 def test_a_missing_route_is_not_a_missing_key():
     with pytest.raises(StoreNotFoundError):
-        problem(calls.kv_get("n", "k"), 404, "route-not-found")
+        problem(calls.kv.get("n", "k"), 404, "route-not-found")
 
 
 def test_a_deletion_says_whether_the_key_was_there():
-    call = calls.kv_delete_present("n", "k")
+    call = calls.kv.delete_present("n", "k")
     assert answered(call, 204) is True
     assert answered(call, 412) is False
 
@@ -246,7 +247,7 @@ def frame(*points):
 
 
 def ranged(body, *, spend=free, **changed):
-    call = calls.ts_range("n", "k", list, **{**RANGE, **changed})
+    call = calls.ts.read("n", "k", list, **{**RANGE, **changed})
     return answered(call, 200, body, spend=spend, content_type="application/vnd.rstore.points")
 
 
@@ -306,13 +307,13 @@ def test_more_points_than_were_asked_for_are_not_decoded():
 
 def test_a_range_of_another_form_is_refused():
     with pytest.raises(StoreProtocolError):
-        json_answered(calls.ts_range("n", "k", list, **RANGE), {"points": []})
+        json_answered(calls.ts.read("n", "k", list, **RANGE), {"points": []})
 
 
 @pytest.mark.parametrize("missing", [[5], [10, 0], [0, 0], [110], [-10], ["0"], [0.5], [2**63], None, {}])
 def test_missing_timestamps_are_on_the_grid(missing):
     with pytest.raises(StoreProtocolError):
-        json_answered(calls.ts_missing("n", "k", 0, 100, 10), {"missing": missing})
+        json_answered(calls.ts.missing("n", "k", 0, 100, 10), {"missing": missing})
 
 
 @pytest.mark.parametrize(
@@ -320,11 +321,11 @@ def test_missing_timestamps_are_on_the_grid(missing):
 )
 def test_a_malformed_point_is_refused(point):
     with pytest.raises(StoreProtocolError):
-        json_answered(calls.ts_end("n", "k", "last"), {"point": point})
+        json_answered(calls.ts.end_point("n", "k", "last"), {"point": point})
 
 
 def test_a_point():
-    assert json_answered(calls.ts_end("n", "k", "last"), {"point": [1, "/w==", "sealed"]}) == (
+    assert json_answered(calls.ts.end_point("n", "k", "last"), {"point": [1, "/w==", "sealed"]}) == (
         1,
         Value(Encoding.SEALED, b"\xff"),
     )
@@ -335,13 +336,13 @@ SET = {"timestamp": 5, "item": "a", "op": "setitem", "value": 1}
 
 def stated(**members):
     return json_answered(
-        calls.es_current("n", "k"), {"timestamp": 5, "revision": 1, "state": {}, "events": []} | members
+        calls.es.current("n", "k"), {"timestamp": 5, "revision": 1, "state": {}, "events": []} | members
     )
 
 
 def test_a_state():
     state = json_answered(
-        calls.es_current("n", "k"),
+        calls.es.current("n", "k"),
         {
             "timestamp": 5,
             "revision": 2,
@@ -391,14 +392,14 @@ def test_a_state_that_cannot_be_is_refused(members):
     ],
 )
 def test_events_that_were_not_asked_for_are_refused(options, event):
-    assert json_answered(calls.es_events("n", "k"), {"events": [event]})[0].timestamp == 5
+    assert json_answered(calls.es.events("n", "k"), {"events": [event]})[0].timestamp == 5
     with pytest.raises(StoreProtocolError):
-        json_answered(calls.es_events("n", "k", **options), {"events": [event]})
+        json_answered(calls.es.events("n", "k", **options), {"events": [event]})
 
 
 def test_the_state_of_a_time_holds_nothing_later():
     with pytest.raises(StoreProtocolError):
-        json_answered(calls.es_past("n", "k", 4), {"timestamp": 5, "revision": 1, "state": {}, "events": []})
+        json_answered(calls.es.past("n", "k", 4), {"timestamp": 5, "revision": 1, "state": {}, "events": []})
 
 
 @pytest.mark.parametrize(
@@ -418,7 +419,7 @@ def test_the_state_of_a_time_holds_nothing_later():
 )
 def test_a_listing_of_another_shape_is_refused(document):
     with pytest.raises(StoreProtocolError):
-        json_answered(calls.kv_list("n"), document)
+        json_answered(calls.kv.list_keys("n"), document)
 
 
 @pytest.mark.parametrize(
@@ -431,7 +432,7 @@ def test_a_listing_of_another_shape_is_refused(document):
     ],
 )
 def test_a_batch_answers_what_it_was_asked(document):
-    call = calls.kv_batch("n", gets=["a"], sets=[("b", Value(Encoding.JSON, b"1"))])
+    call = calls.kv.batch("n", gets=["a"], sets=[("b", Value(Encoding.JSON, b"1"))])
     good = {"get": [{"key": "a", "value": 1, "etag": "x"}], "set": [{"key": "b", "etag": '"y"'}], "delete": []}
     assert json_answered(call, good).etags == {"b": "y"}
     with pytest.raises(StoreProtocolError):
@@ -447,42 +448,42 @@ def test_no_answer_raises_anything_but_a_store_error(body, status, as_json):
 
 
 EVERY_CALL: list[Call[object]] = [
-    calls.service_info(),
-    calls.ns_list(),
-    calls.ns_create("n"),
-    calls.ns_info("n"),
-    calls.ns_discard("n"),
-    calls.kv_list("n"),
-    calls.kv_find("n", None),
-    calls.kv_get("n", "k"),
-    calls.kv_has("n", "k"),
-    calls.kv_put("n", "k", Value(Encoding.JSON, b"1")),
-    calls.kv_delete("n", "k"),
-    calls.kv_delete_present("n", "k"),
-    calls.kv_batch("n", gets=["a"]),
-    calls.ts_list("n"),
-    calls.ts_sizes("n"),
-    calls.ts_range("n", "k", list, **RANGE),
-    calls.ts_points("n", "k", start=0),
-    calls.ts_end("n", "k", "first"),
-    calls.ts_missing("n", "k", 0, None, 10),
-    calls.ts_complete("n", "k", 0, None, 10),
-    calls.ts_extend("n", "k", b""),
-    calls.ts_remove("n", "k", None, None),
-    calls.es_list("n"),
-    calls.es_sizes("n"),
-    calls.es_reseal("n", "k", []),
-    calls.es_current("n", "k"),
-    calls.es_past("n", "k", 5),
-    calls.es_events("n", "k"),
-    calls.es_apply("n", "k", []),
-    calls.es_prune("n", "k", remove=True),
+    calls.service.info(),
+    calls.namespaces.list_names(),
+    calls.namespaces.create("n"),
+    calls.namespaces.info("n"),
+    calls.namespaces.discard("n"),
+    calls.kv.list_keys("n"),
+    calls.kv.find("n", None),
+    calls.kv.get("n", "k"),
+    calls.kv.has("n", "k"),
+    calls.kv.put("n", "k", Value(Encoding.JSON, b"1")),
+    calls.kv.delete("n", "k"),
+    calls.kv.delete_present("n", "k"),
+    calls.kv.batch("n", gets=["a"]),
+    calls.ts.list_keys("n"),
+    calls.ts.list_sizes("n"),
+    calls.ts.read("n", "k", list, **RANGE),
+    calls.ts.read_stored("n", "k", start=0),
+    calls.ts.end_point("n", "k", "first"),
+    calls.ts.missing("n", "k", 0, None, 10),
+    calls.ts.complete("n", "k", 0, None, 10),
+    calls.ts.extend("n", "k", b""),
+    calls.ts.remove("n", "k", None, None),
+    calls.es.list_keys("n"),
+    calls.es.list_sizes("n"),
+    calls.es.reseal("n", "k", []),
+    calls.es.current("n", "k"),
+    calls.es.past("n", "k", 5),
+    calls.es.events("n", "k"),
+    calls.es.apply("n", "k", []),
+    calls.es.prune("n", "k", remove=True),
 ]
 
 
 def test_every_write_carries_an_id_of_its_own():
     ids = []
-    for call in [*EVERY_CALL, calls.kv_batch("n", sets=[("a", Value(Encoding.JSON, b"1"))])]:
+    for call in [*EVERY_CALL, calls.kv.batch("n", sets=[("a", Value(Encoding.JSON, b"1"))])]:
         reads = call.method in ("GET", "HEAD") or call.body == b'{"get":["a"]}'
         ids += [value for name, value in call.headers if name == b"idempotency-key"]
         assert reads == (b"idempotency-key" not in dict(call.headers)), call
@@ -490,6 +491,6 @@ def test_every_write_carries_an_id_of_its_own():
 
 
 def test_every_call_is_tried_above():
-    # The names of calls in the module's __all__ begin with a kind.
-    names = [name for name in calls.__all__ if name.partition("_")[0] in ("kv", "ts", "es", "ns", "service")]
-    assert len(names) == len(EVERY_CALL)
+    modules = (calls.es, calls.kv, calls.namespaces, calls.service, calls.ts)
+    made = [function for module in modules for name in module.__all__ if isfunction(function := getattr(module, name))]
+    assert len(made) == len(EVERY_CALL)

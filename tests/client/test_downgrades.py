@@ -164,6 +164,10 @@ READS: dict[str, list[Callable[[Store], Any]]] = {
     "entry": [lambda store: store.entry("k")],
     "find": [lambda store: store.find(), lambda store: store.find("k*", "?")],
     "get_many": [lambda store: store.get_many(["k"])],
+    "range_columns": [
+        lambda store: list(zip(*store.range_columns("k"), strict=True)),
+        lambda store: list(zip(*store.range_columns("k", 1, end=1), strict=True)),
+    ],
     "range": [
         lambda store: store.range("k"),
         lambda store: store.range("k", 1, end=1),
@@ -200,7 +204,19 @@ VALUELESS = {
         "__setitem__",
     ),
     *("create_token", "revoke_token", "rotate_token", "tokens"),
-    *("close", "count", "delete", "discard", "eventsequences", "eventsources", "extend", "has", "iscomplete", "keys"),
+    *(
+        "close",
+        "count",
+        "delete",
+        "discard",
+        "eventsequences",
+        "eventsources",
+        "extend",
+        "extend_columns",
+        "has",
+        "iscomplete",
+        "keys",
+    ),
     *("missing", "namespaces", "open", "prune", "remove", "rotate", "set", "set_many", "timeseries"),
 }
 

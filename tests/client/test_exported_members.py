@@ -32,6 +32,10 @@ def test_the_import_brings_no_command_line_and_no_service():
 
 
 def test_the_service_brings_no_client():
-    code = "import sys, rstored.main; print(sorted({'httpx2', 'cryptography', 'rstore.store'} & set(sys.modules)))"
+    code = (
+        "import sys, rstored.main; loaded = set(sys.modules);"
+        "sdk = {name for name in loaded if name.startswith('rstore.') and not name.startswith('rstore.core')};"
+        "print(sorted(sdk | {'httpx2', 'cryptography'} & loaded))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

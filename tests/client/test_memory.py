@@ -98,6 +98,7 @@ JSON_OPERATIONS: dict[str, tuple[tuple[Any, ...], Any]] = {
     "eventsequences": ((), KEYS),
     "eventsources": ((), KEYS),
     "extend": (("s", (1, 1.5)), {"points": 1}),
+    "extend_columns": (("s", [1], [1.5]), {"points": 1}),
     "find": ((), {"items": [{"key": "a", "etag": "x", "value": 1, "encoding": "json", "expires": 1}], "cursor": None}),
     "first": (("s",), {"point": [1, 2]}),
     "get": (("k",), 1),
@@ -120,7 +121,7 @@ JSON_OPERATIONS: dict[str, tuple[tuple[Any, ...], Any]] = {
     "tokens": ((), {"items": [TOKEN], "cursor": None}),
 }
 # These answer in other forms.
-OTHER_OPERATIONS = {"close", "range", "rotate"}
+OTHER_OPERATIONS = {"close", "range", "range_columns", "rotate"}
 
 
 def test_every_operation_is_tried():

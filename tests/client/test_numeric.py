@@ -83,6 +83,7 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "set": (("k", 1), {}),
     "set_many": (({"k": 1},), {}),
     "range": (("s",), {}),
+    "range_columns": (("s",), {}),
     "missing": (("s",), {"start": 0, "end": 9, "freq": 1}),
     "iscomplete": (("s",), {"start": 0, "end": 9, "freq": 1}),
     "remove": (("s",), {}),

@@ -23,6 +23,8 @@ from hypothesis import strategies as st
 
 from rstore import pickles
 from rstore.core.errors import StoreEncodingError
+from rstore.pickles.harmless import GLOBALS, Refusal
+from rstore.pickles.machine import INSTRUCTIONS, Machine
 
 P = b"\x80\x05"
 
@@ -277,7 +279,7 @@ def test_copies_of_shared_parts_are_bounded() -> None:
 
 
 def test_the_number_of_containers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pickles, "_OBJECTS_MAX", 1000)
+    monkeypatch.setattr("rstore.pickles.machine._OBJECTS_MAX", 1000)
     assert pickles.loads(P + pickle.MARK + pickle.EMPTY_SET * 999 + b"t.", trusted=False) == (set(),) * 999
     refused(P + pickle.MARK + pickle.EMPTY_SET * 1000 + b"t.", "1,000 containers")
     refused(P + pickle.MARK + b"]" * 1001 + b"t.", "1,000 containers")
@@ -298,15 +300,15 @@ def test_keys_that_collide_are_stopped_by_the_clock(shape: str) -> None:
     end = b"" if "set" in shape else b"N"
     data = P + opening + b"".join(number + end for number in numbers) + closing + b"."
     start = time.thread_time()
-    with pytest.raises(pickles._Refusal, match="far more time"):
-        pickles._Machine(data, share=0.02).run()
+    with pytest.raises(Refusal, match="far more time"):
+        Machine(data, share=0.02).run()
     assert time.thread_time() - start < 1
 
 
 def test_plain_data_is_far_from_the_bounds() -> None:
     value = {i: (i, i + 0.5, f"s{i}", {i, (i, (i,))}) for i in range(5000)}
     data = pickles.dumps(value)
-    machine = pickles._Machine(data)
+    machine = Machine(data)
     start = time.thread_time()
     assert machine.run() == value
     assert time.thread_time() - start < machine.seconds / 4
@@ -337,7 +339,7 @@ def test_a_good_pickle_cut_anywhere_is_refused() -> None:
 
 
 def test_a_good_pickle_uses_only_opcodes_that_the_machine_knows() -> None:
-    assert {ord(opcode.code) for opcode, _, _ in pickletools.genops(GOOD)} <= {*pickles._INSTRUCTIONS, ord(".")}
+    assert {ord(opcode.code) for opcode, _, _ in pickletools.genops(GOOD)} <= {*INSTRUCTIONS, ord(".")}
 
 
 def loads_or_refuses(data: bytes) -> None:
@@ -361,9 +363,9 @@ def test_damaged_pickles(damages: list[tuple[int, int]]) -> None:
     loads_or_refuses(bytes(damaged))
 
 
-PARTS = [bytes((code,)) for code in pickles._INSTRUCTIONS] + [
+PARTS = [bytes((code,)) for code in INSTRUCTIONS] + [
     *(small(3), text("a"), binary(b"\x07\xe4\1\1"), get(0), get(1), pickle.MEMOIZE, pickle.MARK, b".", b"b", b"\x81"),
-    *(name(module, attribute) for module, attribute in pickles._GLOBALS),
+    *(name(module, attribute) for module, attribute in GLOBALS),
 ]
 
 

@@ -381,6 +381,7 @@ WRITES: dict[str, list[Callable[[Store], Any]]] = {
     ],
     "__setitem__": [lambda store: operator.setitem(store, "k", 2)],
     "set_many": [lambda store: store.set_many({"k": 1, "l": (1, 2)})],
+    "extend_columns": [lambda store: store.extend_columns("s", [1, 2, 7], [2.5, "two", None])],
     "extend": [lambda store: store.extend("s", (1, 2.5), (2, "two"), (7, None))],
     "rotate": [lambda store: store.rotate()],
     "prune": [lambda store: store.prune("e", "f")],
@@ -389,11 +390,23 @@ WRITES: dict[str, list[Callable[[Store], Any]]] = {
     "__delitem__": [lambda store: operator.delitem(store, "k")],
     "discard": [lambda store: store.discard()],
 }
-SEALING = {"apply", "set", "__setitem__", "set_many", "extend", "rotate"}
+SEALING = {"apply", "set", "__setitem__", "set_many", "extend", "extend_columns", "rotate"}
 READING = {
     *("__contains__", "__enter__", "__exit__", "__getitem__", "__init__", "__iter__", "__len__", "__repr__"),
     *("close", "count", "current", "entry", "events", "eventsequences", "eventsources", "find", "first", "get"),
-    *("get_many", "has", "iscomplete", "keys", "last", "missing", "namespaces", "open", "past", "range"),
+    *(
+        "get_many",
+        "has",
+        "iscomplete",
+        "keys",
+        "last",
+        "missing",
+        "namespaces",
+        "open",
+        "past",
+        "range",
+        "range_columns",
+    ),
     *("timeseries", "tokens"),
 }
 TOKENS = {"create_token", "rotate_token", "revoke_token"}

@@ -27,7 +27,7 @@ from rstore import (
 from rstore.calls import TryAgain
 from rstore.core.encodings import Encoding, Value
 from rstore.core.errors import PROBLEMS, StoreError
-from rstore.transport import Attempts
+from rstore.transport.attempts import Attempts
 
 pytestmark = pytest.mark.anyio
 
@@ -165,7 +165,7 @@ async def test_no_service_at_all(kind, closed_port):
 
 
 def test_what_must_not_be_done_twice_is_sent_again_only_if_it_did_not_arrive():
-    call = calls.kv_put("n", "k", Value(Encoding.JSON, b"1"))
+    call = calls.kv.put("n", "k", Value(Encoding.JSON, b"1"))
     call.repeatable = False
     attempts = Attempts(call, 4, 60)
     attempts.pause_seconds(TryAgain(StoreNotAvailableError("no connection"), unsent=True))
@@ -197,13 +197,13 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_not_used(kind, j
 
 
 def test_pauses_double_and_end():
-    attempts = Attempts(calls.kv_get("n", "k"), 3, 60)
+    attempts = Attempts(calls.kv.get("n", "k"), 3, 60)
     failure = TryAgain(StoreNotAvailableError("away"))
     pauses = [attempts.pause_seconds(failure) for _ in range(3)]
     assert all(low <= pause <= 2 * low for pause, low in zip(pauses, (0.025, 0.05, 0.1), strict=True))
     with pytest.raises(StoreNotAvailableError):
         attempts.pause_seconds(failure)
-    assert Attempts(calls.kv_get("n", "k"), 1, 60).pause_seconds(TryAgain(StoreNotAvailableError("away"), 3)) == 3
+    assert Attempts(calls.kv.get("n", "k"), 1, 60).pause_seconds(TryAgain(StoreNotAvailableError("away"), 3)) == 3
 
 
 # --- what is known of a write that failed ------------------------------------------------------------------

@@ -194,7 +194,8 @@ async def test_everything_happens_once_or_is_reported(backend, serve, tmp_path):
 
 
 async def test_it_is_found_out_when_nothing_is_known_again(serve, tmp_path, monkeypatch):
-    monkeypatch.setattr(calls, "_once", lambda: ())
+    for kind in (calls.es, calls.kv, calls.namespaces, calls.ts):
+        monkeypatch.setattr(kind, "once", lambda: ())
     urls = [(await asyncio.to_thread(serve, f"sqlite:///{tmp_path}/store.db")).url]
     with pytest.raises((AssertionError, StoreIntegrityError)):
         await run(urls, "planted", SEED, 4)

@@ -25,6 +25,7 @@ from rstore.core.encodings import Encoding, Value
 from rstore.core.errors import StoreDecryptionError, StoreEncodingError
 from rstore.core.point_rows import Form, parse_points, render_points
 from rstore.core.points import FrameReader, InvalidPoints, Points, checked, encode_stream
+from rstore.pickles.harmless import GLOBALS
 from rstore.sealing import PairContext, PointContext, Sealer
 from rstored.api.openapi import declare_routes
 from rstored.api.operations import Operation
@@ -175,7 +176,7 @@ class Reference(pickle.Unpickler):
     """Python's own, of the names that a harmless pickle may have."""
 
     def find_class(self, module: str, name: str) -> Any:
-        assert (module, name) in pickles._GLOBALS, f"{module}.{name} was read without being in the table"
+        assert (module, name) in GLOBALS, f"{module}.{name} was read without being in the table"
         return super().find_class(module, name)
 
 

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rstore.core.globs import compile_glob
 from rstored.backends.abc import Commit, Head, Kind, Place, PutHead, namespace_place
 from rstored.backends.sqlite import SQLiteBackend
 from rstored.engine.batching import Storage
-from rstored.engine.globs import SCAN_MAX, compile_glob, list_page
+from rstored.engine.listing import SCAN_MAX, list_page
 
 pytestmark = pytest.mark.anyio
 

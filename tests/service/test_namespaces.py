@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from rstore.core.encodings import Encoding, Value
+from rstore.core.globs import compile_glob
 from rstored.backends.sqlite import SQLiteBackend
 from rstored.engine.engine import Engine
-from rstored.engine.globs import compile_glob
 from rstored.engine.model import NamespaceInfo, NamespacePolicy
 from rstored.problems import Problem
 

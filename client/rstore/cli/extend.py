@@ -311,7 +311,7 @@ def _check_encodings(store: Store, points: Points) -> None:
     if not isinstance(points.values, Cells):
         return
     encodings = points.encodings
-    if Encoding.SEALED in encodings and store._sealer is not None:  # noqa: SLF001
+    if Encoding.SEALED in encodings and store._codec.sealer is not None:  # noqa: SLF001
         raise StoreEncodingError("there are values that are sealed already; they are imported without a key")
     if Encoding.PICKLE in encodings:
         for value in points.values:

@@ -62,8 +62,8 @@ def info(context: typer.Context) -> None:
     """Print what the service says of itself, and what the namespace holds."""
     with connected(context) as store:
         # These two are no operations of a store, so the calls are run as they are.
-        service = store._run(iter(calls.service_info()))  # noqa: SLF001
-        namespace = store._run(iter(calls.ns_info(store.namespace)))  # noqa: SLF001
+        service = store._run(iter(calls.service.info()))  # noqa: SLF001
+        namespace = store._run(iter(calls.namespaces.info(store.namespace)))  # noqa: SLF001
     found = namespace and {part: getattr(namespace, part) for part in ("namespace", "sealed_only", "kv", "ts", "es")}
     print_values({"service": service, "namespace": found})
 

@@ -8,7 +8,7 @@ import msgspec
 import typer
 
 import rstore
-from rstore.calls import AccessLevel
+from rstore.calls.tokens import AccessLevel
 from rstore.cli.arguments import Commands, duration
 from rstore.cli.connection import connected
 from rstore.cli.output import print_line, print_values

@@ -32,7 +32,7 @@ from rstore.core.encodings import (
     parse_json,
     render_json,
 )
-from rstore.core.numeric import INT64_MAX, integer, plain_number
+from rstore.core.numeric import INT64_MAX, INT64_MIN, integer, plain_number
 
 __all__ = [
     "FRAME_BYTES_MAX",
@@ -218,14 +218,27 @@ class Points:
         >>> list(Points.from_pairs([(1, True)], lambda value: Value(Encoding.JSON, b"true")))
         [(1, Value(encoding=<Encoding.JSON: 0>, data=b'true'))]
         """
-        rows = unordered(pairs, dump)
+        return cls.from_columns(*_unzipped(pairs), dump)
+
+    @classmethod
+    def from_columns(
+        cls, timestamps: Iterable[Any], values: Iterable[Any], dump: Callable[[Any], Value] | None = None
+    ) -> Points:
+        """Points from a column of timestamps and one of values; as :meth:`from_pairs` otherwise.
+
+        Columns may be lists, arrays of Python or of numpy, or other iterables; :class:`Cells` are taken as they are.
+
+        >>> list(Points.from_columns(array("q", [2, 1]), [20.5, 20.0]))
+        [(1, 20.0), (2, 20.5)]
+        """
+        rows = _rows(timestamps, values, dump)
         return ordered(rows.timestamps, rows.values)
 
     @classmethod
     def from_values(cls, pairs: Iterable[tuple[int, Value]]) -> Points:
         """Points from ``(timestamp, Value)`` pairs in any order; the last of equal timestamps wins."""
         timestamps, values = _unzipped(pairs)
-        return ordered(timestamps, Cells.from_values(values))
+        return cls.from_columns(timestamps, Cells.from_values(values))
 
     @property
     def encodings(self) -> frozenset[Encoding]:
@@ -299,16 +312,28 @@ def unordered(pairs: Iterable[tuple[int, Any]], dump: Callable[[Any], Value] | N
     Of this only length, encodings and iteration mean anything, and what :func:`concatenate`, :func:`checked` and
     :func:`ordered` make of it.
     """
-    timestamps, values = _unzipped(pairs)
-    column = _numbers(values)
-    if column is None:
-        if dump is not None:
-            column = Cells.from_values(map(dump, values))
-        elif set(map(type, values)) == {Value}:
-            column = Cells.from_values(values)
-        else:
-            raise TypeError("values other than finite numbers need `dump` to encode them")
-    return Points(timestamps, column)
+    return _rows(*_unzipped(pairs), dump)
+
+
+def _rows(timestamps: Iterable[Any], values: Iterable[Any], dump: Callable[[Any], Value] | None) -> Points:
+    """Columns as they are given, checked, but not in order."""
+    times = _timestamps(_listed(timestamps))
+    column: Column | None
+    if isinstance(values, Cells):
+        column = values
+    else:
+        listed = _listed(values)
+        column = _numbers(listed)
+        if column is None:
+            if dump is not None:
+                column = Cells.from_values(map(dump, listed))
+            elif set(map(type, listed)) == {Value}:
+                column = Cells.from_values(listed)
+            else:
+                raise TypeError("values other than finite numbers need `dump` to encode them")
+    if len(times) != len(column):
+        raise InvalidPoints(f"there are {len(times)} timestamps for {len(column)} values, and each has one")
+    return Points(times, column)
 
 
 def concatenate(parts: Iterable[Points]) -> Points:
@@ -414,26 +439,44 @@ def digest(points: Points) -> str:
     return hashed.hexdigest()
 
 
-def _unzipped(pairs: Iterable[tuple[int, Any]]) -> tuple[array[int], list[Any]]:
-    """The timestamps, checked, and the values of pairs."""
+def _unzipped(pairs: Iterable[tuple[int, Any]]) -> tuple[list[Any], list[Any]]:
+    """The timestamps and the values of pairs."""
     pairs = pairs if isinstance(pairs, list) else list(pairs)
     try:
         if not set(map(len, pairs)) <= {2}:
             raise InvalidPoints("a point is a pair: (timestamp, value)")
-        timestamps, values = list(map(itemgetter(0), pairs)), list(map(itemgetter(1), pairs))
+        return list(map(itemgetter(0), pairs)), list(map(itemgetter(1), pairs))
     except (TypeError, KeyError):
         raise InvalidPoints("a point is a pair: (timestamp, value)") from None
-    if not set(map(type, timestamps)) <= {int}:
-        integers = list(map(integer, timestamps))
+
+
+def _listed(column: Iterable[Any]) -> list[Any]:
+    """The members of a column. An array of Python or numpy turns into plain numbers much faster at once."""
+    if isinstance(column, list):
+        return column
+    tolist = getattr(column, "tolist", None)
+    try:
+        members = list(column) if tolist is None else tolist()
+    except TypeError:
+        raise InvalidPoints(f"a column is a list or another iterable, not {type(column).__name__}") from None
+    if not isinstance(members, list):
+        raise InvalidPoints("a column has one dimension")
+    return members
+
+
+def _timestamps(members: list[Any]) -> array[int]:
+    """The column of these timestamps, checked."""
+    if not set(map(type, members)) <= {int}:
+        integers = list(map(integer, members))
         if None in integers:
             index = integers.index(None)
-            message = f"a timestamp is an int, not {type(timestamps[index]).__name__}"
+            message = f"a timestamp is an int, not {type(members[index]).__name__}"
             raise InvalidPoints(message, pointer=f"/points/{index}")
-        timestamps = integers
+        members = integers
     try:
-        return array("q", timestamps), values
+        return array("q", members)
     except OverflowError:
-        index = next(i for i, t in enumerate(timestamps) if not -INT64_MAX - 1 <= t <= INT64_MAX)
+        index = next(i for i, t in enumerate(members) if not INT64_MIN <= t <= INT64_MAX)
         message = "a timestamp is a 64-bit signed integer, -2**63 to 2**63-1"
         raise InvalidPoints(message, pointer=f"/points/{index}") from None
 

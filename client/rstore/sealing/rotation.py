@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from rstore import calls
-from rstore.calls import Call, Page, Steps
+from rstore.calls import Call, Steps
+from rstore.calls.listings import Page
 from rstore.core.encodings import Encoding, Value, render_json
 from rstore.core.errors import StoreDecryptionError, StoreError, StoreProtocolError
 from rstore.core.numeric import INT64_MIN
@@ -124,13 +125,13 @@ class _Rotating:
 
     def steps(self) -> Steps[Rotation]:
         rotation, namespace = self.rotation, self._namespace
-        info = yield from calls.ns_info(namespace)
+        info = yield from calls.namespaces.info(namespace)
         rotation.total["kv"] = 0 if info is None else info.kv
-        series = functools.partial(calls.ts_sizes, namespace)
-        sequences = functools.partial(calls.es_sizes, namespace)
+        series = functools.partial(calls.ts.list_sizes, namespace)
+        sequences = functools.partial(calls.es.list_sizes, namespace)
         yield from self._each(series, functools.partial(self._counted, "ts"))
         yield from self._each(sequences, functools.partial(self._counted, "es"))
-        yield from self._each(functools.partial(calls.kv_find, namespace, None), self._pairs)
+        yield from self._each(functools.partial(calls.kv.find, namespace, None), self._pairs)
         yield from self._each(series, functools.partial(self._records, "ts"))
         yield from self._each(sequences, functools.partial(self._records, "es"))
         return rotation
@@ -160,7 +161,7 @@ class _Rotating:
         return
         yield
 
-    def _pairs(self, pairs: list[tuple[str, calls.StoredEntry]]) -> Steps[None]:
+    def _pairs(self, pairs: list[tuple[str, calls.kv.StoredEntry]]) -> Steps[None]:
         places = [PairContext(self._namespace, key) for key, _ in pairs]
         cells = [_Cell(place, entry.value, entry.etag) for place, (_, entry) in zip(places, pairs, strict=True)]
         yield from self._settle("kv", cells)
@@ -197,10 +198,10 @@ class _Rotating:
 
     def _read(self, kind: Kind, key: str, **bounds: Any) -> Steps[list[_Cell]]:
         if kind == "ts":
-            parts = yield from _alone(calls.ts_points(self._namespace, key, **bounds))
+            parts = yield from _alone(calls.ts.read_stored(self._namespace, key, **bounds))
             points = Points.from_values([(t, _as_value(value)) for part in parts for t, value in part])
             return [_Cell(PointContext(self._namespace, key, t), value, points) for t, value in points]
-        events = yield from _alone(calls.es_events(self._namespace, key, **bounds))
+        events = yield from _alone(calls.es.events(self._namespace, key, **bounds))
         return [
             _Cell(EventContext(self._namespace, key, event.timestamp, event.item, event.op), event.value or _NOTHING)
             for event in events or []
@@ -208,7 +209,7 @@ class _Rotating:
 
     def _read_again(self, place: Any) -> Steps[list[_Cell]]:
         if isinstance(place, PairContext):
-            found = yield from _alone(calls.kv_get(self._namespace, place.key))
+            found = yield from _alone(calls.kv.get(self._namespace, place.key))
             return [] if found is None else [_Cell(place, found.value, found.etag)]
         bounds = {"start": place.timestamp, "end": place.timestamp}
         if isinstance(place, EventContext):
@@ -220,14 +221,14 @@ class _Rotating:
         first, last = group[0].cell, group[-1].cell
         if isinstance(first.place, PairContext):
             sets = [(cell.place.key, value) for cell, value in group]
-            return calls.kv_batch(namespace, sets=sets, if_match={cell.place.key: cell.seen for cell, _ in group})
+            return calls.kv.batch(namespace, sets=sets, if_match={cell.place.key: cell.seen for cell, _ in group})
         if isinstance(first.place, EventContext):
             reseals = [(*cell.place[2:], cell.value, value) for cell, value in group]
-            return calls.es_reseal(namespace, first.place.key, reseals)
+            return calls.es.reseal(namespace, first.place.key, reseals)
         start, end, seen = first.place.timestamp, last.place.timestamp, first.seen
         stretch = seen[bisect_left(seen.timestamps, start) : bisect_right(seen.timestamps, end)]
         points = Points.from_values([(cell.place.timestamp, value) for cell, value in group])
-        return calls.ts_extend(namespace, first.place.key, encode(points), unchanged=(start, end, digest(stretch)))
+        return calls.ts.extend(namespace, first.place.key, encode(points), unchanged=(start, end, digest(stretch)))
 
     # What becomes of a value.
 

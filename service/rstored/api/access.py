@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import SecretStr
 
-from rstored.engine.globs import compile_glob
+from rstore.core.globs import compile_glob
 from rstored.engine.model import Access
 from rstored.engine.tokens import Tokens, tokens_lost
 from rstored.limits import Limits

@@ -46,7 +46,7 @@ from rstored.backends.abc import (
     Write,
 )
 from rstored.engine.batching import Storage
-from rstored.engine.globs import list_page
+from rstored.engine.listing import list_page
 from rstored.engine.model import Change, Page, PruneResult, Reseal, SequenceInfo, State, StoredEvent
 from rstored.engine.namespaces import admit
 from rstored.engine.once import Answers, Once, answers_of
@@ -634,7 +634,7 @@ class EventSequences:
         after: str | None = None,
         limit: int = 1_000,
     ) -> Page[SequenceInfo]:
-        """A page of sequences in key order; see :func:`~rstored.engine.globs.list_page`."""
+        """A page of sequences in key order; see :func:`~rstored.engine.listing.list_page`."""
         page = await list_page(self._storage, namespace, Kind.ES, match=match, prefix=prefix, after=after, limit=limit)
         infos = []
         for key, head in page.items:

@@ -32,7 +32,7 @@ from rstored.backends.abc import (
     Write,
 )
 from rstored.engine.batching import Storage
-from rstored.engine.globs import list_page
+from rstored.engine.listing import list_page
 from rstored.engine.model import (
     ANY,
     KEEP,

@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from rstore.core.encodings import Encoding
+from rstore.core.globs import Glob, compile_glob
 from rstored.backends.abc import (
     Commit,
     CountRead,
@@ -22,7 +23,7 @@ from rstored.backends.abc import (
     namespace_place,
 )
 from rstored.engine.batching import Storage
-from rstored.engine.globs import Glob, compile_glob, list_page
+from rstored.engine.listing import list_page
 from rstored.engine.model import NamespaceInfo, NamespacePolicy, Page
 from rstored.engine.once import Once, answers_of
 from rstored.limits import Limits

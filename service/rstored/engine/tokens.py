@@ -32,7 +32,7 @@ from rstored.backends.abc import (
     namespace_place,
 )
 from rstored.engine.batching import Storage
-from rstored.engine.globs import list_page
+from rstored.engine.listing import list_page
 from rstored.engine.model import Access, NewToken, Page, TokenInfo, ValidToken
 from rstored.engine.namespaces import RESERVED, admit
 from rstored.engine.once import Once, answers_of

@@ -47,7 +47,7 @@ from rstored.backends.abc import (
 )
 from rstored.engine.batching import Storage
 from rstored.engine.blocks import absent, between, into_blocks, joined, packed, rebuilt, thin
-from rstored.engine.globs import list_page
+from rstored.engine.listing import list_page
 from rstored.engine.model import Page, SeriesInfo, Stretch
 from rstored.engine.namespaces import admit
 from rstored.engine.once import Once, answers_of
@@ -399,7 +399,7 @@ class TimeSeries:
         after: str | None = None,
         limit: int = 1_000,
     ) -> Page[SeriesInfo]:
-        """A page of the namespace's series in key order (see :func:`~rstored.engine.globs.list_page`)."""
+        """A page of the namespace's series in key order (see :func:`~rstored.engine.listing.list_page`)."""
         page = await list_page(self._storage, namespace, Kind.TS, match=match, prefix=prefix, after=after, limit=limit)
         metas = ((key, _meta(head)) for key, head in page.items)
         return Page([SeriesInfo(key, meta.count, meta.first, meta.last) for key, meta in metas], page.cursor)

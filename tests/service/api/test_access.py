@@ -341,8 +341,8 @@ async def test_levels(closed, admin):
 
 
 async def test_a_listing_of_namespaces_shows_no_other(closed, admin, monkeypatch):
-    monkeypatch.setattr("rstored.engine.globs.SCAN_MAX", 5)
-    monkeypatch.setattr("rstored.engine.globs._CHUNK", 5)
+    monkeypatch.setattr("rstored.engine.listing.SCAN_MAX", 5)
+    monkeypatch.setattr("rstored.engine.listing._CHUNK", 5)
     names = [f"{team}{n:02}{end}" for team in "abc" for n in range(4) for end in ("", "-x")]
     for name in names:
         await admin.put(f"/ns/{name}")

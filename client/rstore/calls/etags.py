@@ -1,0 +1,34 @@
+"""ETags, as headers and bodies carry them and as callers give them."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from rstore.calls.answers import malformed
+from rstore.core.errors import (
+    StoreRequestError,
+)
+
+__all__ = ["bare_etag", "condition"]
+
+_ETAG: Final = re.compile(r'"([\x21\x23-\x7e]{1,256})"\Z')
+_BARE_ETAG: Final = re.compile(r"[\x21\x23-\x7e]{1,256}\Z")
+
+
+def bare_etag(text: str) -> str:
+    """A bare ETag from a header or a body, where it stands with or without quotes."""
+    if _BARE_ETAG.match(text):
+        return text
+    match = _ETAG.match(text)
+    if match is None:
+        malformed("an ETag is malformed")
+    return match[1]
+
+
+def condition(etag: str) -> str:
+    """An ETag of the caller's as a header carries it."""
+    if not _BARE_ETAG.match(etag):
+        message = "if_match is an ETag, 1 to 256 visible ASCII characters without quotes, or *"
+        raise StoreRequestError(message, code="invalid-parameter")
+    return etag if etag == "*" else f'"{etag}"'

@@ -1,0 +1,70 @@
+"""Listings, page by page."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Final, Generic, NamedTuple
+
+import msgspec
+
+from rstore.calls.answers import json_body
+from rstore.calls.call import Answer, Call, T, whole
+from rstore.calls.requests import ACCEPT_JSON, query_string, target_of
+from rstore.calls.shapes import SLOT_BYTES, TUPLE_BYTES, Count, NameText
+from rstore.core.memory import PAGE_ITEMS_MAX
+
+__all__ = ["Page", "PageShape", "counted_names", "key_list", "page_shape"]
+
+_CURSOR_LENGTH_MAX: Final = 4_096
+
+
+class Page(NamedTuple, Generic[T]):
+    """Part of a listing in key order; ``cursor`` fetches the next part, None at the end."""
+
+    items: list[T]
+    cursor: str | None
+
+
+class PageShape(msgspec.Struct, Generic[T]):
+    items: list[T]
+    cursor: Annotated[str, msgspec.Meta(max_length=_CURSOR_LENGTH_MAX)] | None
+
+
+class _Key(msgspec.Struct):
+    key: NameText
+
+
+class _Sized(msgspec.Struct):
+    key: NameText
+    points: Count = 0
+    events: Count = 0
+
+
+_KEY_PAGE: Final = msgspec.json.Decoder(PageShape[_Key])
+_SIZE_PAGE: Final = msgspec.json.Decoder(PageShape[_Sized])
+
+
+def page_shape(answer: Answer, decoder: msgspec.json.Decoder[PageShape[T]]) -> PageShape[T]:
+    return json_body(answer, decoder, 200, items=PAGE_ITEMS_MAX)
+
+
+def counted_names(answer: Answer, names: list[str]) -> list[str]:
+    """The names of a listing, counted."""
+    answer.spend(sum(map(sys.getsizeof, names)) + SLOT_BYTES * len(names))
+    return names
+
+
+def _key_page(answer: Answer) -> Page[str]:
+    page = page_shape(answer, _KEY_PAGE)
+    return Page(counted_names(answer, [item.key for item in page.items]), page.cursor)
+
+
+def _size_page(answer: Answer) -> Page[tuple[str, int]]:
+    page = page_shape(answer, _SIZE_PAGE)
+    counted_names(answer, [item.key for item in page.items])
+    answer.spend(TUPLE_BYTES * len(page.items))
+    return Page([(item.key, item.points + item.events) for item in page.items], page.cursor)
+
+
+def key_list(namespace: str, kind: str, cursor: str | None) -> Call[Page[str]]:
+    return Call("GET", target_of(namespace, kind, query=query_string(cursor=cursor)), whole(_key_page), ACCEPT_JSON)

@@ -1,0 +1,50 @@
+"""What requests are made of: targets, headers, and values in JSON bodies."""
+
+from __future__ import annotations
+
+import base64
+import uuid
+from typing import Final
+from urllib.parse import quote
+
+import msgspec
+
+from rstore.core.encodings import JSON_MEDIA_TYPE, Encoding, Value
+
+__all__ = ["ACCEPT_JSON", "JSON_BODY", "once", "query_string", "segment", "target_of", "value_members"]
+
+
+def value_members(value: Value) -> tuple[msgspec.Raw | str, str | msgspec.UnsetType]:
+    """The members ``value`` and ``encoding`` by which a value stands in a body."""
+    encoding, data = value
+    if encoding is Encoding.JSON:
+        return msgspec.Raw(data), msgspec.UNSET
+    return base64.b64encode(data).decode("ascii"), encoding.label
+
+
+_DOTS: Final = {".": "%2E", "..": "%2E%2E"}
+JSON_BODY: Final = ((b"content-type", JSON_MEDIA_TYPE.encode()), (b"accept", JSON_MEDIA_TYPE.encode()))
+ACCEPT_JSON: Final = ((b"accept", JSON_MEDIA_TYPE.encode()),)
+
+
+def segment(key: str) -> str:
+    """A key as one path segment. A dot segment is escaped too, or a URL library would take it for a direction."""
+    return _DOTS.get(key) or quote(key, safe="")
+
+
+def once() -> tuple[tuple[bytes, bytes], ...]:
+    """The header by which the service knows a write when it is sent again."""
+    return ((b"idempotency-key", uuid.uuid4().hex.encode()),)
+
+
+def query_string(**parameters: str | float | None) -> str:
+    """A query string of the parameters that are not None."""
+    pairs = [f"{name}={quote(str(value), safe='')}" for name, value in parameters.items() if value is not None]
+    return "?" + "&".join(pairs) if pairs else ""
+
+
+def target_of(namespace: str, kind: str, key: str | None = None, part: str = "", query: str = "") -> str:
+    path = f"/ns/{segment(namespace)}/{kind}"
+    if key is not None:
+        path += f"/{segment(key)}"
+    return f"{path}/{part}{query}" if part else path + query

@@ -1,0 +1,222 @@
+"""The calls for time series."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Generic
+
+import msgspec
+
+from rstore.calls.answers import _raise_refusal, bare_media_type, json_body, malformed, problem_code
+from rstore.calls.call import Answer, Call, Head, Reader, T, Whole, whole
+from rstore.calls.etags import condition
+from rstore.calls.listings import Page, _size_page, key_list
+from rstore.calls.requests import ACCEPT_JSON, once, query_string, target_of
+from rstore.calls.shapes import BASE64, Count, Int64, value_in
+from rstore.core.encodings import JSON_MEDIA_TYPE, POINTS_MEDIA_TYPE, Value
+from rstore.core.memory import Spend
+from rstore.core.numeric import INT64_MAX, INT64_MIN
+from rstore.core.points import FrameReader, InvalidPoints, Points
+
+__all__ = [
+    "Removed",
+    "complete",
+    "end_point",
+    "extend",
+    "list_keys",
+    "list_sizes",
+    "missing",
+    "read",
+    "read_stored",
+    "remove",
+]
+
+_INTEGER_BYTES: Final = 48
+_POINT_BYTES: Final = 152
+_INT64_CHARACTERS: Final = 21
+
+
+class _Point(msgspec.Struct):
+    point: list[msgspec.Raw]
+
+
+class _Missing(msgspec.Struct):
+    missing: list[Int64]
+
+
+class _Complete(msgspec.Struct):
+    complete: bool
+
+
+class _PointCount(msgspec.Struct):
+    points: Count
+
+
+class Removed(msgspec.Struct):
+    """How many points or events a DELETE removed."""
+
+    removed: Count
+
+
+_POINT: Final = msgspec.json.Decoder(_Point)
+_TIMESTAMP: Final = msgspec.json.Decoder(Int64)
+_MISSING: Final = msgspec.json.Decoder(_Missing)
+_COMPLETE: Final = msgspec.json.Decoder(_Complete)
+_POINT_COUNT: Final = msgspec.json.Decoder(_PointCount)
+_REMOVED: Final = msgspec.json.Decoder(Removed)
+_POINTS_BODY: Final = ((b"content-type", POINTS_MEDIA_TYPE.encode()), (b"accept", JSON_MEDIA_TYPE.encode()))
+_ACCEPT_POINTS: Final = ((b"accept", POINTS_MEDIA_TYPE.encode()),)
+
+
+def list_keys(namespace: str, cursor: str | None = None) -> Call[Page[str]]:
+    """One page of the keys of the series."""
+    return key_list(namespace, "ts", cursor)
+
+
+def list_sizes(namespace: str, cursor: str | None = None) -> Call[Page[tuple[str, int]]]:
+    """One page of the keys of the series, each with its number of points."""
+    return Call("GET", target_of(namespace, "ts", query=query_string(cursor=cursor)), whole(_size_page), ACCEPT_JSON)
+
+
+class _PointsReader(Generic[T]):
+    """Reads frames as they come, and checks that they are what was asked for."""
+
+    def __init__(
+        self, unpack: Callable[[Points], list[T]], low: int, high: int, n: int | None, step: int, spend: Spend
+    ) -> None:
+        self._frames = FrameReader(admit=self._admit)
+        self._unpack = unpack
+        self._next = low
+        self._high = high
+        self._n = n
+        self._step = step
+        self._spend = spend
+        self._count = 0
+        self._points: list[T] = []
+
+    def feed(self, chunk: bytes, /) -> None:
+        try:
+            for points in self._frames.feed(chunk):
+                self._take(points)
+        except InvalidPoints as error:
+            malformed(str(error))
+
+    def _admit(self, count: int, size: int) -> None:
+        """Before a frame is decoded: it says that it holds so many points, in columns of so many bytes."""
+        self._count += count
+        if self._n is not None and self._count > self._n:
+            malformed("there are more points than were asked for")
+        self._spend(size + _POINT_BYTES * count)
+
+    def _take(self, points: Points) -> None:
+        times = points.timestamps
+        if not len(times):
+            return
+        if times[0] < self._next or times[-1] > self._high:
+            malformed("points are out of order or outside the range asked for")
+        if self._step > 1 and not all(map(self._step.__le__, map(int.__sub__, times[1:], times))):
+            malformed("points are closer to each other than `freq`")
+        self._next = times[-1] + self._step
+        self._points += self._unpack(points)
+
+    def finish(self) -> list[T]:
+        try:
+            self._frames.finish()
+        except InvalidPoints as error:
+            malformed(str(error))
+        return self._points
+
+
+def read(
+    namespace: str,
+    key: str,
+    unpack: Callable[[Points], list[T]],
+    *,
+    start: int | None,
+    end: int | None,
+    n: int | None,
+    freq: int | None,
+) -> Call[list[T]]:
+    """The points from ``start`` to ``end``, each frame of them turned into a list by ``unpack`` as it arrives."""
+    low = INT64_MIN if start is None else start
+    high = INT64_MAX if end is None else end
+
+    def reader(head: Head, spend: Spend) -> Reader[list[T]]:
+        if head.status != 200:
+            return Whole(_raise_refusal, head, spend)
+        if bare_media_type(head) != POINTS_MEDIA_TYPE:
+            malformed("it is not of the points form", head)
+        return _PointsReader(unpack, low, high, n, freq or 1, spend)
+
+    query = query_string(start=start, end=end, n=n, freq=freq)
+    return Call("GET", target_of(namespace, "ts", key, "range", query), reader, _ACCEPT_POINTS)
+
+
+def read_stored(
+    namespace: str, key: str, *, start: int, end: int | None = None, n: int | None = None
+) -> Call[list[Points]]:
+    """The points from ``start`` to ``end`` as they are stored, in parts."""
+    return read(namespace, key, lambda points: [points], start=start, end=end, n=n, freq=None)
+
+
+def end_point(namespace: str, key: str, which: str) -> Call[tuple[int, Value] | None]:
+    """The ``first`` or ``last`` point, or None if there is no point."""
+
+    def decode(answer: Answer) -> tuple[int, Value] | None:
+        if problem_code(answer, 404) == "series-not-found":
+            return None
+        point = json_body(answer, _POINT, 200).point
+        if len(point) not in (2, 3):
+            malformed("a point has two or three members", answer.head)
+        try:
+            label = BASE64.decode(point[2]) if len(point) == 3 else "json"
+            return _TIMESTAMP.decode(point[0]), value_in(point[1], label)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            malformed("a point is malformed", answer.head)
+
+    return Call("GET", target_of(namespace, "ts", key, which), whole(decode), ACCEPT_JSON)
+
+
+def missing(namespace: str, key: str, start: int, end: int | None, freq: int) -> Call[list[int]]:
+    """The timestamps of the grid that have no point."""
+
+    def decode(answer: Answer) -> list[int]:
+        last = INT64_MAX if end is None else end
+        if len(answer.body) > 1_024 + _INT64_CHARACTERS * max((last - start) // freq + 1, 0):
+            malformed("there are more timestamps than were asked for", answer.head)
+        missing = json_body(answer, _MISSING, 200).missing
+        answer.spend(_INTEGER_BYTES * len(missing))
+        ascending = all(map(int.__lt__, missing, missing[1:]))
+        if not ascending or any((t - start) % freq or not start <= t <= last for t in missing):
+            malformed("it names timestamps that are not on the grid", answer.head)
+        return missing
+
+    query = query_string(start=start, end=end, freq=freq)
+    return Call("GET", target_of(namespace, "ts", key, "missing", query), whole(decode), ACCEPT_JSON)
+
+
+def complete(namespace: str, key: str, start: int, end: int | None, freq: int) -> Call[bool]:
+    """Whether every timestamp of the grid has a point."""
+    query = query_string(start=start, end=end, freq=freq)
+    target = target_of(namespace, "ts", key, "complete", query)
+    return Call("GET", target, whole(lambda answer: json_body(answer, _COMPLETE, 200).complete), ACCEPT_JSON)
+
+
+def extend(namespace: str, key: str, frames: bytes, *, unchanged: tuple[int, int, str] | None = None) -> Call[int]:
+    """Add or replace points, given as frames; answers how many were sent.
+
+    ``unchanged``: only if the points of a stretch, from its first to its last timestamp, still have this digest.
+    """
+    start, end, digest = unchanged or (None, None, None)
+    headers = _POINTS_BODY + once()
+    if digest is not None:
+        headers += ((b"if-match", condition(digest).encode()),)
+    target = target_of(namespace, "ts", key, "range", query_string(start=start, end=end))
+    return Call("POST", target, whole(lambda answer: json_body(answer, _POINT_COUNT, 200).points), headers, frames)
+
+
+def remove(namespace: str, key: str, start: int | None, end: int | None) -> Call[Removed]:
+    """Remove the points from ``start`` to ``end``."""
+    target = target_of(namespace, "ts", key, "range", query_string(start=start, end=end))
+    headers = ACCEPT_JSON + once()
+    return Call("DELETE", target, whole(lambda answer: json_body(answer, _REMOVED, 200)), headers)

@@ -1,0 +1,86 @@
+"""Keys: how they are made, read, and told apart."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import hmac
+import os
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from cryptography.fernet import Fernet
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from rstore.sealing.places import prefixed
+
+__all__ = ["KEY_ID_BYTES", "SUBKEYS_CACHED_MAX", "VERSION", "SealingKey", "decode_keys", "generate_key"]
+
+_KEY_BYTES: Final = 32
+_KEY_TEXT: Final = re.compile(r"[A-Za-z0-9_-]{43}=\Z")
+VERSION: Final = b"\x01"
+KEY_ID_BYTES: Final = 8
+SUBKEYS_CACHED_MAX: Final = 4096
+
+
+def generate_key() -> str:
+    """A new key: 32 random bytes in URL-safe base64, 44 characters.
+
+    >>> len(generate_key())
+    44
+    """
+    return base64.urlsafe_b64encode(os.urandom(_KEY_BYTES)).decode()
+
+
+class SealingKey:
+    """One key. The bytes themselves are kept inside an HMAC object, out of sight of reprs and tracebacks."""
+
+    __slots__ = ("_extracted", "cipher", "fernet", "head")
+
+    def __init__(self, master: bytes, *, with_fernet: bool) -> None:
+        # HKDF's extract step with its default salt. A 32-byte output is then one HMAC away (RFC 5869).
+        extracted = hmac.digest(bytes(32), master, "sha256")
+        self._extracted = hmac.new(extracted, digestmod=hashlib.sha256)
+        self.head = VERSION + self._derive(b"rstore/1/kid")[:KEY_ID_BYTES]
+        self.fernet = Fernet(base64.urlsafe_b64encode(master)) if with_fernet else None
+        # Deriving costs several times what sealing a point does.
+        self.cipher = functools.lru_cache(SUBKEYS_CACHED_MAX)(self._cipher)
+
+    def __repr__(self) -> str:
+        return f"<key {self.id}>"
+
+    @property
+    def id(self) -> str:
+        """The key id in hexadecimal; it says nothing of the key."""
+        return self.head[len(VERSION) :].hex()
+
+    def _cipher(self, namespace: str, kind: str, key: str) -> AESGCM:
+        return AESGCM(self._derive(b"rstore/1/seal" + prefixed(namespace) + prefixed(kind) + prefixed(key)))
+
+    def _derive(self, info: bytes) -> bytes:
+        expanding = self._extracted.copy()
+        expanding.update(info + b"\x01")
+        return expanding.digest()
+
+
+def _decode_key(key: object) -> bytes | None:
+    """The 32 bytes of a key, or None if it is not one."""
+    # A subclass may have methods of its own.
+    text = bytes.decode(key, "latin-1") if isinstance(key, bytes) else key
+    if not isinstance(text, str) or _KEY_TEXT.match(text) is None:
+        return None
+    return base64.urlsafe_b64decode(str.encode(text, "ascii"))
+
+
+def decode_keys(keys: object) -> list[bytes | None]:
+    """The 32 bytes of a key or of several, and None for what is not one."""
+    if not isinstance(keys, str | bytes) and isinstance(keys, Iterable):
+        try:
+            several = iter(keys)
+        except TypeError:
+            # An array of no dimension says that it is iterable.
+            several = iter((None,))
+        return list(map(_decode_key, several))
+    return [_decode_key(keys)]

@@ -1,0 +1,94 @@
+"""The places that values are sealed for."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple, TypeAlias
+
+from rstore.core.errors import StoreRequestError
+
+__all__ = [
+    "POINT_KIND",
+    "Context",
+    "EventContext",
+    "PairContext",
+    "PointContext",
+    "beyond_int64",
+    "int64_bytes",
+    "prefixed",
+]
+
+POINT_KIND: Final = "ts"
+int64_bytes: Final = struct.Struct(">q").pack
+
+
+class PairContext(NamedTuple):
+    """The place of a key/value pair."""
+
+    namespace: str
+    key: str
+
+    @property
+    def kind(self) -> str:
+        """What the place is of; part of the subkey's derivation."""
+        return "kv"
+
+    def authenticated(self) -> bytes:
+        """What is authenticated beside the envelope's head; nothing, as the subkey says it all."""
+        return b""
+
+
+class PointContext(NamedTuple):
+    """The place of a time series' point. ``timestamp`` is an int64."""
+
+    namespace: str
+    key: str
+    timestamp: int
+
+    @property
+    def kind(self) -> str:
+        """What the place is of; part of the subkey's derivation."""
+        return POINT_KIND
+
+    def authenticated(self) -> bytes:
+        """What is authenticated beside the envelope's head: the timestamp."""
+        return _timestamp(self.timestamp)
+
+
+class EventContext(NamedTuple):
+    """The place of an event. ``timestamp`` is POSIX milliseconds, an int64; ``op`` the operator's name."""
+
+    namespace: str
+    key: str
+    timestamp: int
+    item: str
+    op: str
+
+    @property
+    def kind(self) -> str:
+        """What the place is of; part of the subkey's derivation."""
+        return "es"
+
+    def authenticated(self) -> bytes:
+        """What is authenticated beside the envelope's head: timestamp, item and operator."""
+        return _timestamp(self.timestamp) + prefixed(self.item) + prefixed(self.op)
+
+
+Context: TypeAlias = PairContext | PointContext | EventContext
+
+
+def _timestamp(timestamp: int) -> bytes:
+    try:
+        return int64_bytes(timestamp)
+    except struct.error:
+        raise beyond_int64() from None
+
+
+def beyond_int64() -> StoreRequestError:
+    return StoreRequestError("a timestamp is an int from -2**63 to 2**63-1", code="invalid-parameter")
+
+
+def prefixed(text: str) -> bytes:
+    """``text`` in UTF-8 behind its length, so that no two lists of texts read the same."""
+    data = text.encode()
+    return len(data).to_bytes(4, "big") + data

@@ -1,0 +1,22 @@
+"""Every operation of a store, for both ways to carry it out."""
+
+from __future__ import annotations
+
+from rstore.store.base import TransportT
+from rstore.store.es import EventSequences
+from rstore.store.kv import KeyValue
+from rstore.store.namespaces import Namespaces
+from rstore.store.tokens import Tokens
+from rstore.store.ts import TimeSeries
+
+__all__ = ["Operations"]
+
+
+class Operations(
+    KeyValue[TransportT],
+    TimeSeries[TransportT],
+    EventSequences[TransportT],
+    Namespaces[TransportT],
+    Tokens[TransportT],
+):
+    """The operations, kind by kind."""

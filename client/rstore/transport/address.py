@@ -1,0 +1,148 @@
+"""Where requests go, and what each of them carries."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import ssl
+from collections.abc import Iterator
+from typing import Any, Final, NoReturn, TypeAlias
+
+import httpx2
+
+from rstore.calls import Call
+from rstore.calls.arguments import check_seconds, check_text, invalid, refuse
+from rstore.core.errors import StoreRequestError
+
+__all__ = ["Certificate", "Service"]
+
+Certificate: TypeAlias = str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLike[str]]
+_DSN: Final = "the dsn is the URL of a running service, like http://127.0.0.1:8000"
+# What the system can wait for on a socket: some 24 days.
+_TIMEOUT_SECONDS_MAX: Final = 2_000_000
+_TOKEN: Final = re.compile(r"[\x21-\x7e]{1,4096}\Z")
+
+
+class _Secret(bytes):
+    """A header's value that stands in no ``repr``: a traceback may show every variable."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a store that has a token is not pickled, or the token would lie wherever the pickle does")
+
+
+class Service:
+    """A service's address, and what every request to it carries. Knows no socket."""
+
+    def __init__(
+        self, url: str, *, token: str | None, timeout: float, verify: Any, cert: Certificate | None = None
+    ) -> None:
+        self._headers: list[tuple[bytes, bytes]] = []
+        if isinstance(token, str) and _TOKEN.match(token):
+            self._headers.append((b"authorization", _Secret(b"Bearer " + str.encode(token, "ascii"))))
+        wrong = token is not None and not self._headers
+        # No traceback shows it among the variables.
+        del token
+        if wrong:
+            raise invalid("the token is not one: it is empty, no str, or has characters that no token has")
+        self.url = _base_url(url)
+        self._base = str(self.url).rstrip("/")
+        if not isinstance(verify, bool | ssl.SSLContext) and not _is_path(verify):
+            refuse("verify", "True, False, a file or an ssl.SSLContext", verify)
+        self._verify = verify
+        if not (
+            cert is None
+            or _is_path(cert)
+            or (isinstance(cert, tuple | list) and list(map(_is_path, cert)) == [True, True])
+        ):
+            refuse("cert", "a file, or the pair of a file with the certificate and one with its key", cert)
+        self._cert = cert
+        seconds = check_seconds(timeout, "timeout", zero=False, most=_TIMEOUT_SECONDS_MAX)
+        self._extensions = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), float(seconds))}
+        self._headers += [
+            (b"host", self.url.netloc),
+            (b"user-agent", b"rstore-python"),
+            # What is compressed could be a bomb, and most of what a store holds is ciphertext anyway.
+            (b"accept-encoding", b"identity"),
+        ]
+
+    def request(self, call: Call[Any]) -> httpx2.Request:
+        """The call as an HTTP request."""
+        try:
+            return httpx2.Request(
+                call.method,
+                self._base + call.target,
+                headers=[*self._headers, *call.headers],
+                content=call.body or None,
+                extensions=self._extensions,
+            )
+        except httpx2.InvalidURL as error:
+            raise StoreRequestError(f"the request does not fit into a URL: {error}", code="uri-too-long") from None
+
+    def tls(self) -> ssl.SSLContext | bool:
+        """What verifies the service, and proves the client to it.
+
+        Nothing to verify without TLS, and redirects to it are not followed. Raises StoreRequestError for files that
+        cannot be read, or are not what they should be.
+        """
+        if self.url.scheme == "http":
+            return False
+        verify: ssl.SSLContext | bool
+        if isinstance(self._verify, str | os.PathLike):
+            with _named("the file of certificates (verify)"):
+                verify = ssl.create_default_context(cafile=_path(self._verify))
+        else:
+            verify = self._verify
+        if self._cert is not None:
+            verify = httpx2.create_ssl_context(verify, trust_env=False)
+            cert, key = (self._cert, None) if isinstance(self._cert, str | os.PathLike) else self._cert
+            with _named("the client's certificate and its key (cert)"):
+                # Never ask for a password on the terminal: a key that needs one goes into a context of one's own.
+                verify.load_cert_chain(_path(cert), None if key is None else _path(key), lambda: "")
+        return verify
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, ssl.SSLError):
+            reason = "not in PEM form, or they do not belong together"
+        raise invalid(f"{what} cannot be used: {reason}") from None
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, os.PathLike) or (isinstance(value, str) and str.__len__(value) > 0)
+
+
+def _path(value: str | os.PathLike[str]) -> str | bytes:
+    """The path as plain text: one that says it is false would not be used at all."""
+    path: str | bytes = os.fspath(value)
+    return str.__str__(path) if isinstance(path, str) else path
+
+
+def _base_url(text: str) -> httpx2.URL:
+    text = check_text(text, "dsn")
+    try:
+        url = httpx2.URL(text)
+    except (httpx2.InvalidURL, ValueError):
+        raise invalid("the dsn is not a URL; it is that of a running service, like http://127.0.0.1:8000") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise invalid(
+            "the dsn is the URL of a running service, like http://127.0.0.1:8000; "
+            "the DSN of a database is for the service itself"
+        )
+    if url.port is not None and not 0 < url.port < 2**16:
+        raise invalid("the port in the dsn is a number from 1 to 65535")
+    if url.userinfo:
+        raise invalid("the dsn holds a user or a password; give the service's token as `token`")
+    if url.query or url.fragment:
+        raise invalid("the dsn is the URL of a service and has no query and no fragment")
+    return url

@@ -1,0 +1,80 @@
+"""How an operation is carried out, without a word about sockets: what to send next, and how long to wait before it.
+
+A runner that blocks and one that awaits differ only in how they do these two things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from rstore.calls import Call, Steps, TryAgain
+from rstore.calls.call import Spending
+from rstore.core.errors import StoreError
+from rstore.transport.attempts import Attempts
+from rstore.transport.budget import Budget
+
+__all__ = ["Bounds", "Exchange", "Pause", "carried_out"]
+
+T = TypeVar("T")
+
+
+class Exchange(NamedTuple):
+    """A call to send, and the budget that its answer is counted by."""
+
+    call: Call[Any]
+    budget: Budget
+
+
+Pause: TypeAlias = float
+"""Seconds to wait."""
+
+
+class Bounds(NamedTuple):
+    """What an operation may take: bytes and seconds for all of its answers, and attempts of each call."""
+
+    answer_bytes_max: int
+    operation_seconds_max: float
+    retries: int
+    attempts_seconds_max: float
+
+    def budget(self) -> Budget:
+        return Budget(self.answer_bytes_max, self.operation_seconds_max)
+
+
+def carried_out(steps: Steps[T], bounds: Bounds) -> Generator[Exchange | Pause, Any, T]:
+    """Carry out an operation.
+
+    Yields what to do: after an :class:`Exchange` the runner sends the answer, or throws the error or
+    :class:`~rstore.calls.TryAgain`; after a :data:`Pause` it sends nothing. Returns the operation's result.
+    """
+    budget = bounds.budget()
+    try:
+        step = next(steps)
+        while True:
+            try:
+                answer = budget.spend if isinstance(step, Spending) else (yield from _sent(step, budget, bounds))
+            except StoreError as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(answer)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+def _sent(call: Call[T], budget: Budget, bounds: Bounds) -> Generator[Exchange | Pause, Any, T]:
+    """Send a call, several times if need be."""
+    if call.own_budget:
+        budget = bounds.budget()
+    attempts = Attempts(call, bounds.retries, bounds.attempts_seconds_max)
+    while True:
+        try:
+            answer: T = yield Exchange(call, budget)
+        except TryAgain as failure:
+            pause = attempts.pause_seconds(failure)
+        except StoreError as error:
+            raise attempts.conclude(error) from error.__cause__
+        else:
+            return answer
+        yield pause
