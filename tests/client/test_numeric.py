@@ -6,6 +6,7 @@ import decimal
 import fractions
 import inspect
 import operator
+from array import array
 from collections.abc import Iterator
 from typing import Any
 
@@ -172,6 +173,30 @@ def test_points_of_numpy_are_stored_and_read(service_url: str, namespace: str, k
                 plain[3:] = [(1,), [0.5]]
             assert repr(found) == repr(list(zip(times.tolist(), plain, strict=True)))
             assert repr(store.last(name)) == repr(found[-1])
+            store.extend_columns(f"{name}, columns", times, column)
+            assert repr(store.range_columns(f"{name}, columns")) == repr((times.tolist(), plain))
+
+
+def test_columns_are_the_points_that_they_hold(store: Store) -> None:
+    store.extend_columns("s", (t for t in (3, 1, 3)), array("d", [1.0, 2.0, 3.0]))
+    assert store.range("s") == [(1, 2.0), (3, 3.0)]
+    assert store.range_columns("s", 2) == ([3], [3.0])
+    assert store.range_columns("s", n=1) == ([1], [2.0])
+    assert store.range_columns("none") == ([], [])
+    many = range(200_000)  # More than one frame holds.
+    store.extend_columns("many", many, map(str, many))
+    assert store.range_columns("many") == (list(many), [str(number) for number in many])
+    for timestamps, values, message in (
+        ([1, 2], [1.5], "2 timestamps for 1 values"),
+        (5, [1.5], "timestamps is a list or another iterable, not int"),
+        ([1], None, "values is a list or another iterable, not NoneType"),
+        ([1.5], [1.5], "a timestamp is an int, not float"),
+        (numpy.zeros((2, 2), dtype=int), [1, 2], "a timestamp is an int, not list"),
+        (numpy.array(5), [1], "a column has one dimension"),
+    ):
+        with pytest.raises(StoreRequestError, match=message):
+            store.extend_columns("s", timestamps, values)
+    assert len(store.range("s")) == 2
 
 
 def test_one_value_of_numpy_leaves_a_series_readable(store: Store) -> None:

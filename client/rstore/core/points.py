@@ -455,10 +455,7 @@ def _listed(column: Iterable[Any]) -> list[Any]:
     if isinstance(column, list):
         return column
     tolist = getattr(column, "tolist", None)
-    try:
-        members = list(column) if tolist is None else tolist()
-    except TypeError:
-        raise InvalidPoints(f"a column is a list or another iterable, not {type(column).__name__}") from None
+    members = list(column) if tolist is None else tolist()
     if not isinstance(members, list):
         raise InvalidPoints("a column has one dimension")
     return members
