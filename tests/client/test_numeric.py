@@ -191,8 +191,8 @@ def test_columns_are_the_points_that_they_hold(store: Store) -> None:
         (5, [1.5], "timestamps is a list or another iterable, not int"),
         ([1], None, "values is a list or another iterable, not NoneType"),
         ([1.5], [1.5], "a timestamp is an int, not float"),
-        (numpy.zeros((2, 2), dtype=int), [1, 2], "a timestamp is an int, not list"),
-        (numpy.array(5), [1], "a column has one dimension"),
+        (numpy.zeros((2, 2), dtype=int), [1, 2], r"timestamps\[0\]: a timestamp is an int, not list"),
+        (numpy.array(5), [1], "timestamps is a list or another iterable, not ndarray"),
     ):
         with pytest.raises(StoreRequestError, match=message):
             store.extend_columns("s", timestamps, values)

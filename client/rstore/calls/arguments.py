@@ -20,8 +20,10 @@ from typing import Annotated, Any, Final, Literal, NoReturn, TypeAlias, Union
 from rstore.core.errors import StoreRequestError
 from rstore.core.names import InvalidName, check_key
 from rstore.core.numeric import INT64_MAX, INT64_MIN, integer, plain_number, real
+from rstore.core.points import Cells
 
 __all__ = [
+    "Column",
     "Count",
     "Name",
     "PositiveSeconds",
@@ -154,6 +156,20 @@ def _each(check: Check) -> Check:
         return [check(item, f"{what}[{index}]") for index, item in enumerate(items)]
 
     return check_each
+
+
+def _check_column(value: Any, what: str) -> list[Any] | Cells:
+    if isinstance(value, Cells):
+        return value
+    # An array of Python or numpy turns into plain numbers much faster at once.
+    tolist = getattr(value, "tolist", None)
+    members: Any = _each(_anything)(value, what) if tolist is None else tolist()
+    if not isinstance(members, list):
+        refuse(what, "a list or another iterable", value)
+    return members
+
+
+Column: TypeAlias = Annotated[Any, _check_column]
 
 
 def _mapping(check: Check) -> Check:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, Final, TypeAlias
 
@@ -136,8 +136,11 @@ class Codec:
         sealed = bytes((Encoding.SEALED,)) * len(envelopes)
         return Points(points.timestamps, Cells(sealed, array("I", map(len, envelopes)), b"".join(envelopes)))
 
-    def dump_points(self, timestamps: Iterable[Any], values: Iterable[Any]) -> Points:
-        """Points of Python objects, not sealed yet: numbers as columns, anything else as encoded cells."""
+    def dump_points(self, timestamps: list[Any], values: list[Any] | Cells, what: str = "points") -> Points:
+        """Points of Python objects, not sealed yet: numbers as columns, anything else as encoded cells.
+
+        ``what`` is the argument that holds the timestamps, for messages.
+        """
         try:
             if self._own_dump is None or isinstance(values, Cells):
                 return Points.from_columns(timestamps, values, self.dump)
@@ -146,7 +149,7 @@ class Codec:
                 _check_digits(points)
             return points
         except InvalidPoints as error:
-            place = (error.pointer or "/points").removeprefix("/").replace("/", "[", 1) + "]" * bool(error.pointer)
+            place = what if error.pointer is None else f"{what}[{error.pointer.rpartition('/')[2]}]"
             problem = {} if error.pointer is None else {"pointer": error.pointer}
             raise StoreRequestError(f"{place}: {error}", code=error.code, problem=problem) from None
 

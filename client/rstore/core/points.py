@@ -222,13 +222,11 @@ class Points:
 
     @classmethod
     def from_columns(
-        cls, timestamps: Iterable[Any], values: Iterable[Any], dump: Callable[[Any], Value] | None = None
+        cls, timestamps: list[Any], values: list[Any] | Cells, dump: Callable[[Any], Value] | None = None
     ) -> Points:
         """Points from a column of timestamps and one of values; as :meth:`from_pairs` otherwise.
 
-        Columns may be lists, arrays of Python or of numpy, or other iterables; :class:`Cells` are taken as they are.
-
-        >>> list(Points.from_columns(array("q", [2, 1]), [20.5, 20.0]))
+        >>> list(Points.from_columns([2, 1], [20.5, 20.0]))
         [(1, 20.0), (2, 20.5)]
         """
         rows = _rows(timestamps, values, dump)
@@ -315,20 +313,19 @@ def unordered(pairs: Iterable[tuple[int, Any]], dump: Callable[[Any], Value] | N
     return _rows(*_unzipped(pairs), dump)
 
 
-def _rows(timestamps: Iterable[Any], values: Iterable[Any], dump: Callable[[Any], Value] | None) -> Points:
+def _rows(timestamps: list[Any], values: list[Any] | Cells, dump: Callable[[Any], Value] | None) -> Points:
     """Columns as they are given, checked, but not in order."""
-    times = _timestamps(_listed(timestamps))
+    times = _timestamps(timestamps)
     column: Column | None
     if isinstance(values, Cells):
         column = values
     else:
-        listed = _listed(values)
-        column = _numbers(listed)
+        column = _numbers(values)
         if column is None:
             if dump is not None:
-                column = Cells.from_values(map(dump, listed))
-            elif set(map(type, listed)) == {Value}:
-                column = Cells.from_values(listed)
+                column = Cells.from_values(map(dump, values))
+            elif set(map(type, values)) == {Value}:
+                column = Cells.from_values(values)
             else:
                 raise TypeError("values other than finite numbers need `dump` to encode them")
     if len(times) != len(column):
@@ -448,17 +445,6 @@ def _unzipped(pairs: Iterable[tuple[int, Any]]) -> tuple[list[Any], list[Any]]:
         return list(map(itemgetter(0), pairs)), list(map(itemgetter(1), pairs))
     except (TypeError, KeyError):
         raise InvalidPoints("a point is a pair: (timestamp, value)") from None
-
-
-def _listed(column: Iterable[Any]) -> list[Any]:
-    """The members of a column. An array of Python or numpy turns into plain numbers much faster at once."""
-    if isinstance(column, list):
-        return column
-    tolist = getattr(column, "tolist", None)
-    members = list(column) if tolist is None else tolist()
-    if not isinstance(members, list):
-        raise InvalidPoints("a column has one dimension")
-    return members
 
 
 def _timestamps(members: list[Any]) -> array[int]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 from typing import Any, Literal
 
 from rstore import calls
 from rstore.calls import SPENDING, Steps
 from rstore.calls.arguments import (
+    Column,
     Count,
     Name,
     Step,
@@ -110,7 +110,7 @@ class TimeSeries(Base[TransportT]):
         yield from self._extended(key, self._codec.dump_points([t for t, _ in points], [value for _, value in points]))
 
     @operation
-    def extend_columns(self, key: Name, timestamps: Iterable[Any], values: Iterable[Any]) -> Steps[None]:
+    def extend_columns(self, key: Name, timestamps: Column, values: Column) -> Steps[None]:
         """As :meth:`extend`, but with the timestamps and the values each as a column.
 
         A column is a list, an ``array.array``, an array of numpy, or any other iterable. Both have the same length.
@@ -120,7 +120,7 @@ class TimeSeries(Base[TransportT]):
         (120, 4.0)
         """
         self._check_writable()
-        yield from self._extended(key, self._codec.dump_points(timestamps, values))
+        yield from self._extended(key, self._codec.dump_points(timestamps, values, "timestamps"))
 
     @operation
     def remove(self, *keys: Name, start: int | None = None, end: int | None = None) -> Steps[None]:
