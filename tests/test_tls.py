@@ -6,10 +6,12 @@ import contextlib
 import datetime
 import ipaddress
 import os
+import random
 import re
 import resource
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import time
@@ -24,6 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from tests.client import forking
+from tests.waiting import until
 
 from rstore import AsyncStore, Store, StoreNotAvailableError, StoreRequestError
 
@@ -313,6 +316,38 @@ def test_who_does_not_shake_hands_is_cut_and_keeps_nobody_out(server, authority)
         assert silent.recv(100) == b""
         assert 5 < time.monotonic() - started < 25
     assert not re.search(r"Traceback|Exception", server.log)
+
+
+def first_flight() -> bytes:
+    """What a client of TLS says first."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    sent = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), sent, server_hostname="localhost").do_handshake()
+    return sent.read()
+
+
+def test_a_handshake_that_is_cut_or_altered_anywhere_leaves_nothing_behind(serve, authority, tmp_path):
+    server = serve(
+        f"sqlite:///{tmp_path / 'store.db'}", env=settings(*authority.issue("own", "127.0.0.1", "localhost"))
+    )
+    hello = first_flight()
+    dice = random.Random(1)
+    for cut in range(len(hello)):
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            if cut % 2:
+                # It ends in a reset.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.sendall(hello[:cut])
+    for _ in range(100):
+        altered = bytearray(hello)
+        altered[dice.randrange(len(hello))] ^= 1 << dice.randrange(8)
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(altered)
+    context = ssl.create_default_context(cafile=authority.file)
+    with httpx2.Client(base_url=server.url, verify=context) as http:
+        until(lambda: "rstored_connections 1.0\n" in http.get("/metrics").text)
+    assert '"exception"' not in server.log
 
 
 # --- handshakes --------------------------------------------------------------------------------------------
