@@ -38,7 +38,7 @@ class Limits(BaseModel):
     refolded_events_max: int = Field(
         default=10_000,
         ge=1,
-        description="events that an apply in the past may fold anew; long values count more",
+        description="events that an apply in the past may fold again; long values count more",
     )
     sequence_bytes_max: int = Field(default=64 * 2**20, ge=1, description="what one sequence's state is read from")
     requests_per_second_max: int = Field(

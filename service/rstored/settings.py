@@ -33,7 +33,9 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, hide_input_in_errors=True
     )
 
-    dsn: str = Field(default="sqlite:///rstore.db", description="where the data is: `sqlite:///path/to/file.db`")
+    dsn: str = Field(
+        default="sqlite:///rstore.db", description="DSN of the storage, such as `sqlite:///path/to/file.db`"
+    )
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     workers: int = Field(default=1, ge=1, le=256, description="processes that serve")
@@ -41,10 +43,13 @@ class Settings(BaseSettings):
         default=None, description="a token that may do everything; 32 characters or more of printable ASCII"
     )
     closed: bool = Field(
-        default=False, description="the store is closed, whatever its storage says: it is never served without a token"
+        default=False, description="the store is closed, whatever its storage says, and is never served open"
     )
     token_cache_seconds: float = Field(
-        default=5, ge=0, le=300, description="how long a token counts after it was verified; a revoked one as well"
+        default=5,
+        ge=0,
+        le=300,
+        description="for how long a verified token is not checked again, even if it is revoked meanwhile",
     )
     insecure: bool = Field(
         default=False, description="listen beyond this machine although anybody may then do anything"
@@ -73,14 +78,16 @@ class Settings(BaseSettings):
     cors_origins: str = Field(
         default="", description="origins, with commas, whose pages may read answers, like `https://app.example`"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level to log")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="lowest level that is logged"
+    )
     access_log: bool = Field(default=False, description="log every request, not only those that fail")
     docs: bool = Field(default=True, description="serve `/docs` and `/openapi.json`")
     drain_seconds: float = Field(
         default=0, ge=0, le=3600, description="after SIGTERM, how long to go on serving while `/readyz` says 503"
     )
     shutdown_grace_seconds: int = Field(
-        default=10, ge=0, le=3600, description="how long requests under way may take to finish once it stops"
+        default=10, ge=0, le=3600, description="after that, how long requests under way may take to finish"
     )
     backlog: int = Field(default=2048, ge=1, description="connections that may wait to be accepted")
     limits: Limits = Field(default_factory=Limits, description="bounds on requests, each by its own name")

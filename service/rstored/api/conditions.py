@@ -30,10 +30,12 @@ _TAGS_PATTERN: Final = rf"^(\*|{_TAGS})$"
 
 IF_HEADERS: Final = {
     "If-Match": RequestHeader(
-        'only if the ETag is one of these (`"a", "b"`), or with `*` if the key exists; else 412', _TAGS_PATTERN, "*"
+        'only if the ETag is one of these (`"a", "b"`), or with `*` if the key exists; otherwise 412',
+        _TAGS_PATTERN,
+        "*",
     ),
     "If-None-Match": RequestHeader(
-        "only if the ETag is none of these, or with `*` if the key does not exist; else 412, for GET and HEAD 304",
+        "only if the ETag is none of these, or with `*` if the key does not exist; otherwise 412, for GET and HEAD 304",
         _TAGS_PATTERN,
         '"a", "b"',
     ),
@@ -41,7 +43,7 @@ IF_HEADERS: Final = {
 
 IF_UNCHANGED_HEADER: Final = {
     "If-Match": RequestHeader(
-        "only if the points from `start` to `end` have this digest; else 412", rf"^{_TAGS}$", '"5f2b9a70c1d34e86"'
+        "only if the points from `start` to `end` have this digest; otherwise 412", rf"^{_TAGS}$", '"5f2b9a70c1d34e86"'
     ),
 }
 IDEMPOTENCY_HEADER: Final = {
