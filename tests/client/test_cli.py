@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 import rstore
-from rstore.cli import tables
+from rstore.cli import lines
 from rstore.cli.plot import plot
 
 
@@ -71,13 +71,13 @@ def test_time_series(run, tmp_path):
 
 
 def test_a_large_file_goes_in_parts(run, monkeypatch):
-    monkeypatch.setattr(tables, "BLOCK_BYTES", 1_000)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 1_000)
     body = b"timestamp,value\n" + b"".join(b"%d,%d\n" % (t, t) for t in range(1_000))
     assert run("ts", "extend", "s", "--csv", stdin=body).json == [{"points": 1_000}]
     assert len(run("ts", "range", "s").json) == 1_000
     broken = run("ts", "extend", "s", "--csv", stdin=body + b"x,1\n")
     assert broken.code == 1
-    assert broken.err.startswith("rstore: line 1002: the time is no integer. The 1,000 points before are stored")
+    assert broken.err.startswith("rstore: line 1002: the time is no integer. Points stored before: 1,000")
     assert run("ts", "extend", "s", "nowhere.csv").err.startswith("rstore: cannot read nowhere.csv")
 
 

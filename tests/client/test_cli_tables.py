@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import datetime
 import io
@@ -24,7 +25,7 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 import rstore
-from rstore.cli import tables
+from rstore.cli import lines, tables
 from rstore.cli.tables import BadRow, Layout, read_points
 from rstore.cli.times import UNITS, time_reader, time_zone
 from rstore.core.encodings import Encoding, Value, render_json
@@ -38,7 +39,7 @@ INT64 = st.integers(-(2**63), 2**63 - 1)
 @pytest.fixture(params=[7, 64, 2**20])
 def block_bytes(request, monkeypatch):
     """Files are cut into pieces of so many bytes, and so within everything that may stand in one."""
-    monkeypatch.setattr(tables, "BLOCK_BYTES", request.param)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", request.param)
 
 
 def layout(time_format=None, unit=None, zone=None, na=(), **given):
@@ -206,7 +207,7 @@ def test_header_and_delimiter_are_found(block_bytes, rows, header, delimiter, en
         assert read.rows == len(rows)
     else:
         assert "line 1: " in read.error
-        assert "--delimiter" in read.error
+        assert "--delimiter" in read.error or (header and re.match(r"[+-]?\.?[0-9]", header[0].strip()))
         assert read.rows == 0
 
 
@@ -262,9 +263,9 @@ def test_a_damaged_table_loses_no_row(block_bytes, rows, inserted, at, cut):
     else:
         line = int(re.match(r"line (\d+): ", read.error)[1])
         # What is before it is there.
-        lines = damaged.splitlines(keepends=True)
-        assert 1 <= line <= len(lines) + 1
-        again = Read(b"".join(lines[: line - 1]), header=False, delimiter=",")
+        whole = damaged.splitlines(keepends=True)
+        assert 1 <= line <= len(whole) + 1
+        again = Read(b"".join(whole[: line - 1]), header=False, delimiter=",")
         # What Python cannot decode is told with its own line, in whichever record that stands.
         assert again.error is None or "does not end" in again.error
         assert (again.rows, again.points) == (read.rows, read.points)
@@ -296,6 +297,11 @@ def test_a_damaged_table_loses_no_row(block_bytes, rows, inserted, at, cut):
         ("x,", None),
         ("x", None),
         ("0 1", None),
+        # Nor is a row a header in which both are wrong.
+        ("1.5,nan", None),
+        ("2024-01-01,2.5.3", None),
+        ("-.5,x", None),
+        ("٣,x", True),
         ("", False),
     ],
 )
@@ -374,11 +380,11 @@ def test_what_the_service_writes_is_read(block_bytes, pairs, form):
 @given(ROWS, ENCODINGS, st.sampled_from(["\n", "\r\n", "\r"]), st.booleans(), st.sampled_from([Form.NDJSON, Form.JSON]))
 def test_json_in_any_encoding_and_with_any_line_ends(block_bytes, rows, encoding, end, as_object, form):
     rows = [(t, text.replace("\n", "")) for t, text in rows]
-    lines = [f"[{t},{text}]" for t, text in rows]
+    arrays = [f"[{t},{text}]" for t, text in rows]
     if form is Form.NDJSON:
-        text = end.join(["", *lines, "", ""])
+        text = end.join(["", *arrays, "", ""])
     else:
-        text = ("{%s}" if as_object else "%s") % ('"points":' * as_object + "[" + f",{end}".join(lines) + "]")
+        text = ("{%s}" if as_object else "%s") % ('"points":' * as_object + "[" + f",{end}".join(arrays) + "]")
     name, mark = encoding
     read = Read(mark + text.encode(name), form, "utf-8" if mark else name)
     assert read.error is None
@@ -500,10 +506,51 @@ def test_any_text_is_a_time_or_is_refused(text, form):
     assert type(found) is int or found.startswith("the time ")
 
 
-@pytest.mark.parametrize("form", ["foo", "%H:%M", "%%Y", "", "ISO"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        *["foo", "%H:%M", "%%Y", "", "ISO", "%Y %Y", "%Y %Q", "%Y %", "%Y %-d", "%Y %Z", "%Y %U", "%Y %W"],
+        *["%Y %I:%M", "%Y %H:%M %p", "%Y\0%"],
+    ],
+)
 def test_a_format_that_says_no_time_is_refused(form):
     with pytest.raises(ValueError):
         time_reader(form, None, None)
+
+
+DIRECTIVES = [f"%{letter}" for letter in "aAwbBjyHIpMSfzZUWXGuV%"]
+
+
+@given(
+    st.lists(st.sampled_from(DIRECTIVES), max_size=8, unique=True).map(lambda found: " ".join(["%Y-%m-%d", *found])),
+    st.integers(0, 2**31).map(lambda seconds: datetime.datetime.fromtimestamp(seconds, datetime.UTC)),
+    st.sampled_from(["UTC", "Asia/Tokyo"]),
+)
+@example("%Y-%m-%d %I:%M", datetime.datetime(2024, 1, 1, 13, tzinfo=datetime.UTC), "UTC")
+@example("%Y-%m-%d %H:%M %Z", datetime.datetime(2024, 1, 1, 13, tzinfo=datetime.UTC), "Asia/Tokyo")
+def test_a_format_reads_what_is_written_in_it_or_is_refused(form, moment, zone):
+    """What it reads, written again in the same format, is the same text: nothing of it was passed over."""
+    try:
+        read = time_reader(form, "us", time_zone(zone))
+    except ValueError:
+        return
+    text = moment.strftime(form)
+    try:
+        found = EPOCH + datetime.timedelta(microseconds=read(text))
+    except ValueError:
+        return
+    local = found if "%z" in form else found.astimezone(zoneinfo.ZoneInfo(zone))
+    assert local.strftime(form) == text
+
+
+@given(st.text(max_size=12), st.sampled_from(["", "%Y", "%Y-%m-%d"]))
+def test_any_text_is_a_format_or_is_refused(text, begin):
+    try:
+        read = time_reader(begin + text, None, datetime.UTC)
+    except ValueError:
+        return
+    with contextlib.suppress(ValueError):
+        assert type(read("2024-01-01")) is int
 
 
 @pytest.mark.parametrize("name", ["Mars/Olympus", "", "+25:00", "+x", "../etc/passwd", "-", "/etc/localtime"])
@@ -568,9 +615,7 @@ def test_what_is_counted(run):
     assert run("ts", "extend", "s", stdin=b"").out == '{"points": 0}\n'
     bad = run("ts", "extend", "s", "--csv", "--na", "NA", stdin=data + b"x,1\n")
     assert (bad.code, bad.out) == (1, "")
-    assert bad.err == (
-        "rstore: line 6: the time is no integer. The 1 points before are stored, and 2 without a value are skipped\n"
-    )
+    assert bad.err == ("rstore: line 6: the time is no integer. Points stored before: 1, rows skipped: 2\n")
 
 
 @pytest.mark.parametrize(
@@ -608,6 +653,116 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_read(run, option
     assert done.err.count("\n") == 1
     assert run("-n", "refused", "ts", "extend", "s", *options).code == 2
     assert "refused" not in run("ns", "list").json
+
+
+def good_row(t, text):
+    return "good", [t, text], exactly(text)
+
+
+BAD_TIMES = ["x", "1.5", "", "9223372036854775808", "-9223372036854775809", "1_000", "٣", "2024-01-01", "0x10"]
+BAD_VALUES = [
+    "hello",
+    "NaN",
+    "1e400",
+    "-1e400",
+    "1e-400",
+    "[1,",
+    "'a'",
+    "1 2",
+    "1,",
+    "1,json",
+    '{"a":1,}',
+    "9" * 5000,
+    "1,5",
+]
+BAD_ROWS = st.one_of(
+    # What is found only when the rows are made points.
+    st.tuples(st.sampled_from(["9223372036854775808", "-9223372036854775809"]), NUMBERS).map(list),
+    st.tuples(st.sampled_from(BAD_TIMES), TEXTS).map(list),
+    st.tuples(INT64, st.sampled_from(BAD_VALUES)).map(list),
+    st.tuples(INT64, TEXTS, TEXTS).map(list),
+    # Lines as they stand: a quote that is not at an end of a field, text that is no UTF-8, and NUL.
+    st.sampled_from([b'5,"1"2', b"5,\xff", b"5,\0"]),
+)
+SKIPPED = st.sampled_from(["NA", ""]).map(lambda text: ("skipped", [7, text], None))
+TABLES = st.one_of(
+    st.lists(st.one_of(st.builds(good_row, INT64, TEXTS), SKIPPED, st.just(("blank", [], None))), max_size=12),
+    st.lists(st.builds(good_row, INT64, NUMBERS) | SKIPPED, max_size=12),
+    st.lists(st.builds(good_row, INT64, NUMBERS), max_size=12),
+)
+
+
+@SLOW
+@given(
+    TABLES,
+    BAD_ROWS | st.none(),
+    TABLES,
+    st.none() | st.just(["t", "v"]),
+    st.sampled_from([True, False]),
+    st.sampled_from([",", ";", "\t", "|"]),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+    st.sampled_from([("utf-8", b""), ("utf-8", codecs.BOM_UTF8), ("utf-16-le", codecs.BOM_UTF16_LE)]),
+    st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    st.sampled_from([7, 64, 2**20]),
+)
+@example(
+    *([good_row(1, "1")], ["9223372036854775808", "1"], [("skipped", [7, "NA"], None)], None, False),
+    *(",", "\n", ("utf-8", b""), csv.QUOTE_MINIMAL, 2**20),
+)
+def test_every_row_is_stored_or_reported(
+    run, before, bad, after, header, stated, delimiter, end, encoding, quoting, block_bytes
+):
+    """What the service then holds are the rows before the first wrong one, whose line and number before are told."""
+    if isinstance(bad, bytes):
+        assume(encoding[0] == "utf-8" or b"\xff" not in bad)
+        bad = bad.replace(b",", delimiter.encode())
+
+    def text_of_rows(rows):
+        file = io.StringIO(newline="")
+        for row in rows:
+            # Before 3.13 Python does not quote the other sort of line end.
+            quoted = csv.QUOTE_ALL if "\n" in "".join(map(str, row)) else quoting
+            csv.writer(file, delimiter=delimiter, lineterminator=end, quoting=quoted).writerow(row)
+        return file.getvalue()
+
+    start = text_of_rows([*([header] if header else []), *(row for _, row, _ in before)])
+    rest = text_of_rows(row for _, row, _ in after)
+    name, mark = encoding
+    if isinstance(bad, bytes):
+        middle = (bad + end.encode()).decode("utf-8", "surrogateescape").encode(name, "surrogateescape")
+    else:
+        middle = (text_of_rows([bad]) if bad else "").encode(name)
+    data = mark + start.encode(name) + middle + (rest.encode(name) if bad else b"")
+    run("ts", "remove", "s")
+    options = ["--delimiter", delimiter, "--na", "NA", "--na", ""]
+    options += [("--header" if header else "--no-header")] if stated else []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines, "BLOCK_BYTES", block_bytes)
+        done = run("ts", "extend", "s", "--csv", *options, stdin=data)
+    stored = dict(map(exact_row, run("ts", "range", "s").out.splitlines()))
+    good = [(row[0], value) for kind, row, value in before if kind == "good"]
+    skipped = [row for kind, row, _ in before if kind == "skipped"]
+    assert stored == dict(good)
+    if bad is None:
+        assert done.code == 0, done.err
+        counted = json.loads(done.out)
+        assert counted["points"] + counted.get("replaced", 0) == len(good)
+        assert counted.get("skipped", 0) == len(skipped)
+    else:
+        assert (done.code, done.out) == (1, "")
+        line = len(start.encode().splitlines()) + 1
+        told = re.fullmatch(
+            r"rstore: line (\d+): .*\. Points stored before: ([\d,]+)(?:, rows skipped: (\d+))?\n", done.err
+        )
+        assert told, done.err
+        assert int(told[1]) == line
+        assert len(dict(good)) <= int(told[2]) <= len(good)
+        assert int(told[3] or 0) == len(skipped)
+
+
+def exact_row(line):
+    t, value = json.loads(line, parse_float=Decimal)
+    return t, float(value) if isinstance(value, Decimal) else value
 
 
 def test_a_file_that_cannot_be_read(run, tmp_path):
@@ -655,11 +810,11 @@ def test_a_service_that_takes_fewer_points_at_a_time_gets_fewer(run, serve, tmp_
 
 def test_a_value_that_the_service_does_not_take(run, serve, tmp_path, monkeypatch):
     service = serve(f"sqlite:///{tmp_path / 'store.db'}", limits={"value_bytes_max": 100})
-    monkeypatch.setattr(tables, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 64)
     data = b"".join(b"%d,%d\n" % (t, t) for t in range(100)) + b'100,"""' + b"x" * 200 + b'"""\n'
     done = run("--url", service.url, "ts", "extend", "s", "--csv", stdin=data)
     assert done.code == 1
-    first, stored = re.match(r"rstore: lines (\d+) to 101: .* The (\d+) points before are stored\n", done.err).groups()
+    first, stored = re.match(r"rstore: lines (\d+) to 101: .* Points stored before: (\d+)\n", done.err).groups()
     assert int(first) - 1 == int(stored) == len(run("--url", service.url, "ts", "range", "s").json)
 
 
@@ -675,9 +830,7 @@ def test_ctrl_c_says_how_many_are_stored(service_url, namespace):
     process.send_signal(signal.SIGINT)
     error = process.communicate()[1].decode()
     assert process.returncode == -signal.SIGINT
-    told = int(
-        re.fullmatch(r"rstore: interrupted\. The ([\d,]+) points before are stored\n", error)[1].replace(",", "")
-    )
+    told = int(re.fullmatch(r"rstore: interrupted\. Points stored before: ([\d,]+)\n", error)[1].replace(",", ""))
     with rstore.Store(service_url, namespace) as store:
         assert len(store.range("s")) >= int(told) > 0
 
@@ -729,7 +882,7 @@ def read_terminal(descriptor):
     ],
 )
 def test_a_long_file_takes_as_much_memory_as_a_piece_of_it(row, form, monkeypatch):
-    monkeypatch.setattr(tables, "BLOCK_BYTES", 2**14)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 2**14)
     peaks = []
     for size in (2**17, 2**21):
         file = Endless(row, size // len(row))

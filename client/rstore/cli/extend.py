@@ -38,6 +38,7 @@ _FORMS: Final = {
     ".jsonl": Form.NDJSON,
     ".json": Form.JSON,
 }
+_NDJSON_BY_DEFAULT: Final = ". Standard input is read as NDJSON unless --csv or --json is given"
 _CHARACTERS: Final = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "space": " "}
 
 
@@ -125,6 +126,7 @@ def extend(
     """
     check_name(key, "key")
     form = _form(context, source, {"--csv": csv, "--ndjson": ndjson, "--json": json})
+    said = source is not None or csv or ndjson or json
     given = {
         "--header": header,
         "--column": column,
@@ -165,7 +167,7 @@ def extend(
                 _store(store, key, part, tally)
                 progress.update(bar, completed=counted.count)
         except BadRow as error:
-            raise Failure(f"{error}. {tally}") from None
+            raise Failure(f"{error}. {tally}{'' if said or tally.points else _NDJSON_BY_DEFAULT}") from None
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted. {tally}") from None
     print_values(tally.summary())
@@ -271,8 +273,8 @@ class _Tally:
         self.skipped = 0
 
     def __str__(self) -> str:
-        skipped = f", and {self.skipped:,} without a value are skipped" if self.skipped else ""
-        return f"The {self.points:,} points before are stored{skipped}"
+        skipped = f", rows skipped: {self.skipped:,}" if self.skipped else ""
+        return f"Points stored before: {self.points:,}{skipped}"
 
     def summary(self) -> dict[str, int]:
         """The counts that are not 0; that of points in any case."""

@@ -1,70 +1,32 @@
-"""Points in files: CSV, NDJSON and JSON, in any encoding of text, read part by part.
+"""Points in files: CSV here, NDJSON and JSON in :mod:`rstore.cli.json_rows`, read part by part.
 
 Every row becomes a point, is skipped because it was said to have no value, or raises :class:`BadRow` with its line.
-What a row means is decided by :mod:`rstore.core.point_rows`, as in the service, so a file is stored as the route would
-store it. This module finds the rows. It does no I/O but to read.
 """
 
 from __future__ import annotations
 
-import codecs
 import csv
 import dataclasses
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
 
 import msgspec
 
-from rstore.cli.times import Reader
+from rstore.cli.json_rows import Part, Rows, json_parts, ndjson_parts
+from rstore.cli.lines import LINE_BYTES_MAX, BadRow, Readable, as_utf8, line_text, lines_together
+from rstore.cli.times import Reader, UnusableTime
 from rstore.core.encodings import InvalidJSON, parse_json
 from rstore.core.point_rows import CSV_HEADER, Form, parse_points
-from rstore.core.points import Cells, InvalidPoints, Points, checked, split
+from rstore.core.points import Cells, InvalidPoints, Points, checked
 
 __all__ = ["BadRow", "Layout", "Part", "read_points"]
 
-BLOCK_BYTES: Final = 2**20
-"""About as many bytes of a file are read, and their points sent, at a time."""
-
-_POINTS_AT_ONCE: Final = 50_000
-_ROW_NESTING_MAX: Final = 129
-"""That of a value, and the row itself."""
-_LINE_BYTES_MAX: Final = 64 * 2**20
 _DELIMITERS: Final = {",": "comma", ";": "semicolon", "\t": "tab"}
-_BYTE_ORDER_MARKS: Final = (
-    # That of UTF-32 begins like that of UTF-16.
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
 _ENCODED_HEADER: Final = CSV_HEADER.split(",")
+_BEGINS_AS_NUMBER: Final = re.compile(r"[+-]?\.?[0-9]")
 _NOT_OF_NUMBERS: Final = (b'"', b"[", b"{")
-_POINTER: Final = re.compile(r"/points/([0-9]+)")
-
-
-class BadRow(Exception):
-    """A row that is no point, and the line it begins on."""
-
-    def __init__(self, number: int, reason: str, noun: str = "line") -> None:
-        super().__init__(f"{noun} {number}: {reason}")
-
-
-class Part(NamedTuple):
-    """Points of consecutive rows.
-
-    ``first`` and ``last`` are lines, or whatever the ``noun`` says. ``rows`` have a value, and the last of equal
-    timestamps is a point; ``skipped`` ones have none.
-    """
-
-    points: Points
-    first: int
-    last: int
-    rows: int
-    skipped: int = 0
-    noun: str = "line"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,194 +44,15 @@ class Layout:
     missing: frozenset[str] = frozenset()
 
 
-class Readable(Protocol):
-    """A file."""
-
-    def read(self, size: int, /) -> bytes: ...
-
-
 def read_points(file: Readable, form: Form, layout: Layout, encoding: str = "utf-8") -> Iterator[Part]:
     """The points of a file, many at a time. Raises :class:`BadRow` once all rows before it are given.
 
     A byte order mark says more than ``encoding``, which is a name that Python knows.
     """
-    blocks = _lines_together(_as_utf8(file, encoding))
+    blocks = lines_together(as_utf8(file, encoding))
     if form is Form.CSV:
         return _csv_parts(blocks, layout)
-    return _json_parts(blocks) if form is Form.JSON else _ndjson_parts(blocks)
-
-
-# --- text --------------------------------------------------------------------------------------------------
-
-
-def _as_utf8(file: Readable, encoding: str) -> Iterator[bytes]:
-    """The text of a file, as UTF-8 without a byte order mark."""
-    chunk = file.read(BLOCK_BYTES)
-    while 0 < len(chunk) < 4 and (more := file.read(BLOCK_BYTES)):
-        chunk += more
-    encoding = codecs.lookup(encoding).name
-    for mark, marked in _BYTE_ORDER_MARKS:
-        if chunk.startswith(mark):
-            chunk, encoding = chunk[len(mark) :], marked
-            break
-    decoder = None if encoding == "utf-8" else codecs.getincrementaldecoder(encoding)()
-    lines = 0
-    while chunk:
-        if decoder is None:
-            yield chunk
-        else:
-            try:
-                text = decoder.decode(chunk).encode()
-            except UnicodeError:
-                raise BadRow(lines + 1, f"from there on some of the text is not {encoding}") from None
-            lines += text.count(b"\n")
-            yield text
-        chunk = file.read(BLOCK_BYTES)
-    if decoder is not None:
-        try:
-            decoder.decode(b"", final=True)
-        except UnicodeError:
-            raise BadRow(lines + 1, f"the file ends within a character of {encoding}") from None
-
-
-def _lines_together(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes, cut where lines end: by LF, CRLF or CR."""
-    ready = b""
-    pending: list[bytes] = []
-    size = 0
-    for chunk in chunks:
-        # A CR at the very end may be half of a CRLF.
-        end = chunk.rfind(b"\n") + 1 or chunk.rfind(b"\r", 0, len(chunk) - 1) + 1
-        size += len(chunk)
-        if end:
-            if ready:
-                yield ready
-            ready = b"".join([*pending, chunk[:end]])
-            pending, size = [chunk[end:]], len(chunk) - end
-        else:
-            pending.append(chunk)
-        if size > _LINE_BYTES_MAX:
-            raise BadRow(1, f"a line of more than {_LINE_BYTES_MAX} bytes; is this a text file?")
-    # A last line that does not end goes with those before it.
-    if last := b"".join([ready, *pending]):
-        yield last
-
-
-def _text(line: bytes, number: int) -> str:
-    if b"\0" in line:
-        raise BadRow(number, "there is a NUL; if the file is UTF-16, say so with --encoding")
-    try:
-        return line.decode()
-    except UnicodeDecodeError:
-        raise BadRow(number, "the text is not UTF-8; say what it is with --encoding") from None
-
-
-# --- rows of JSON ------------------------------------------------------------------------------------------
-
-
-class _Rows:
-    """Rows as NDJSON, gathered with the lines they begin on until they are made points."""
-
-    def __init__(self) -> None:
-        self.lines: list[int] = []
-        self.rows: list[bytes] = []
-        self.skipped = 0
-        self.last = 0
-
-    def add(self, line: int, row: bytes) -> None:
-        self.lines.append(line)
-        self.rows.append(row)
-
-    def part(self) -> Iterator[Part]:
-        """The points; of rows that hold a bad one those before it, and then the error."""
-        bad: BadRow | None = None
-        try:
-            points = _points(b"\n".join(self.rows), Form.NDJSON, self.rows)
-        except InvalidPoints:
-            for index, row in enumerate(self.rows):
-                try:
-                    _points(row, Form.NDJSON, [row])
-                except InvalidPoints as error:
-                    bad = BadRow(self.lines[index], _reason(error))
-                    self.rows, self.last = self.rows[:index], self.lines[index]
-                    break
-            points = _points(b"\n".join(self.rows), Form.NDJSON, ())
-        if self.rows or self.skipped:
-            first = self.lines[0] if self.rows else self.last
-            yield Part(points, first, self.last, len(self.rows), self.skipped)
-        if bad is not None:
-            raise bad
-
-
-def _points(body: bytes, form: Form, rows: Sequence[bytes | msgspec.Raw]) -> Points:
-    """The points of rows that stand in a body; InvalidPoints if one of them is none."""
-    points = checked(parse_points(body, form))
-    if len(points) < len(rows):
-        # Of equal timestamps only the last row's value has been checked.
-        for row in rows:
-            try:
-                parse_json(bytes(row), nesting_max=_ROW_NESTING_MAX)
-            except InvalidJSON as error:
-                raise InvalidPoints(str(error)) from None
-    return points
-
-
-def _reason(error: InvalidPoints) -> str:
-    # It says which timestamp, as a request has no lines.
-    return re.sub(r"^the value at timestamp -?[0-9]+: ", "the value is ", str(error))
-
-
-def _ndjson_parts(blocks: Iterable[bytes]) -> Iterator[Part]:
-    number = 0
-    for block in blocks:
-        lines = block.splitlines()
-        filled = list(filter(bytes.strip, lines))
-        try:
-            # Where lines end with CR alone, this finds more than one array in what it takes for a line.
-            points = _points(block, Form.NDJSON, filled)
-        except InvalidPoints:
-            rows = _Rows()
-            bad: BadRow | None = None
-            try:
-                for line, row in enumerate(lines, number + 1):
-                    if _text(row, line).strip():
-                        rows.add(line, row)
-            except BadRow as error:
-                bad = error
-            rows.last = number + len(lines)
-            yield from rows.part()
-            if bad is not None:
-                raise bad from None
-        else:
-            yield Part(points, number + 1, number + len(lines), len(filled))
-        number += len(lines)
-
-
-def _json_parts(blocks: Iterable[bytes]) -> Iterator[Part]:
-    """JSON is one value: it is read, and checked, as a whole. Points are counted instead of lines."""
-    body = b"".join(blocks)
-    if body.lstrip()[:1] == b"[":
-        body = b'{"points":' + body + b"}"
-    try:
-        points = checked(parse_points(body, Form.JSON))
-    except InvalidPoints as error:
-        if error.pointer and (found := _POINTER.match(error.pointer)):
-            raise BadRow(int(found[1]) + 1, _reason(error), "point") from None
-        raise BadRow(1, f'no JSON of the form {{"points": [[timestamp, value], ...]}}: {error}', "point") from None
-    rows = msgspec.json.decode(body, type=dict[str, list[msgspec.Raw]])["points"]
-    for number, row in enumerate(rows if len(points) < len(rows) else (), 1):
-        # Of equal timestamps only the last row's value has been checked.
-        try:
-            parse_json(bytes(row), nesting_max=_ROW_NESTING_MAX)
-        except InvalidJSON as error:
-            raise BadRow(number, str(error), "point") from None
-    first, replaced = 1, len(rows) - len(points)
-    for part in split(points, points_max=_POINTS_AT_ONCE, bytes_max=BLOCK_BYTES):
-        yield Part(part, first, first + len(part) - 1, len(part) + replaced, noun="point")
-        first, replaced = first + len(part), 0
-
-
-# --- rows of CSV -------------------------------------------------------------------------------------------
+    return json_parts(blocks) if form is Form.JSON else ndjson_parts(blocks)
 
 
 class _Lines:
@@ -292,7 +75,7 @@ class _Lines:
         line = self._left.popleft()
         if self._begun is not None:
             self._begun.append(line)
-        return _text(line, self.number)
+        return line_text(line, self.number)
 
     def fill(self) -> bool:
         """Whether there is another line; it is then at hand."""
@@ -331,7 +114,7 @@ class _Columns(NamedTuple):
 
 
 def _csv_parts(blocks: Iterator[bytes], layout: Layout) -> Iterator[Part]:
-    csv.field_size_limit(_LINE_BYTES_MAX)
+    csv.field_size_limit(LINE_BYTES_MAX)
     lines = _Lines(blocks)
     if not lines.fill():
         return
@@ -340,7 +123,7 @@ def _csv_parts(blocks: Iterator[bytes], layout: Layout) -> Iterator[Part]:
         if not lines.fill():
             return
     first = lines.number + 1
-    delimiter = layout.delimiter or _delimiter(_text(lines.at_hand[0], first), layout.quote, first)
+    delimiter = layout.delimiter or _delimiter(line_text(lines.at_hand[0], first), layout.quote, first)
     reader = csv.reader(
         lines,
         delimiter=delimiter,
@@ -367,7 +150,7 @@ def _csv_parts(blocks: Iterator[bytes], layout: Layout) -> Iterator[Part]:
                 lines.skip()
                 yield Part(points, start, lines.number, rows)
                 continue
-        found = _Rows()
+        found = Rows()
         bad: BadRow | None = None
         try:
             while lines.at_hand:
@@ -431,8 +214,10 @@ def _is_header(record: list[str], columns: _Columns, layout: Layout, line: int) 
         raise BadRow(line, "it has one field only; say with --delimiter what separates the fields")
     try:
         layout.time(time)
+    except UnusableTime:
+        return False
     except ValueError as error:
-        if not value or _is_json(value) or value in layout.missing:
+        if not value or _is_json(value) or value in layout.missing or _BEGINS_AS_NUMBER.match(time):
             # It may be a row with a mistake in its time, which would be lost if it were taken for a header.
             raise BadRow(line, f"{error}; if this line is a header, say --header") from None
         return True
@@ -485,7 +270,7 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _add(found: _Rows, record: list[str], line: int, columns: _Columns, layout: Layout) -> None:
+def _add(found: Rows, record: list[str], line: int, columns: _Columns, layout: Layout) -> None:
     """Add a record as a row, or count it if it has no value. A record of nothing but blanks is a blank line."""
     if not any(map(str.strip, record)):
         return
@@ -503,7 +288,7 @@ def _add(found: _Rows, record: list[str], line: int, columns: _Columns, layout: 
         found.add(line, msgspec.json.encode([t, value, encoding]))
         return
     if value in layout.missing:
-        found.skipped += 1
+        found.skipped.append(line)
         return
     if not value:
         raise BadRow(line, "there is no value; --na '' skips such rows")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import Final, TypeAlias
 
-__all__ = ["UNITS", "Reader", "time_reader", "time_zone"]
+__all__ = ["UNITS", "Reader", "UnusableTime", "time_reader", "time_zone"]
 
 UNITS: Final = {"s": 0, "ms": 3, "us": 6, "ns": 9}
 """Each unit, and how many decimal places a second has in it."""
@@ -17,10 +17,19 @@ UNITS: Final = {"s": 0, "ms": 3, "us": 6, "ns": 9}
 Reader: TypeAlias = Callable[[str], int]
 """Makes a timestamp of text; ``ValueError`` that says why not."""
 
+
+class UnusableTime(ValueError):
+    """Text that is a time of the form, and yet makes no timestamp; the message says why not."""
+
+
 _INTEGER: Final = re.compile(r"-?(0|[1-9][0-9]*)\Z", re.ASCII)
 _NUMBER: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?\Z", re.ASCII)
 _FRACTION: Final = re.compile(r"[.,]([0-9]+)", re.ASCII)
-_YEAR: Final = re.compile(r"%[YyGcx]")
+_DIRECTIVE: Final = re.compile(r"%(.)", re.DOTALL)
+_WITH_YEAR: Final = frozenset("YyGcx")
+_UNHEEDED: Final = frozenset("ZUW")
+"""Python reads these, but they do not count: a time that says UTC would be taken for one of another zone."""
+_SAMPLE: Final = datetime.datetime(2001, 11, 30, 23, 45, 56, tzinfo=datetime.UTC)
 _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _PLACES_MAX: Final = 100
 
@@ -48,8 +57,7 @@ def time_reader(form: str | None, unit: str | None, zone: datetime.tzinfo | None
         return lambda text: _iso(text, places, stored, zone)
     if "%" not in form:
         raise ValueError(f"a format of times is iso, {', '.join(UNITS)}, or one of strptime such as %d.%m.%Y %H:%M")
-    if not _YEAR.search(form.replace("%%", "")):
-        raise ValueError("the format has no year, so it does not say which time is meant")
+    _check_format(form)
     return lambda text: _formatted(text, form, places, stored, zone)
 
 
@@ -71,6 +79,21 @@ def time_zone(name: str) -> datetime.tzinfo:
         raise ValueError("a time zone is UTC, a name such as Europe/Berlin, or an offset such as +01:00") from None
 
 
+def _check_format(form: str) -> None:
+    """Raise ValueError for a format of strptime that reads no times, or that reads other times than are written."""
+    directives = set(_DIRECTIVE.findall(form))
+    if not directives & _WITH_YEAR:
+        raise ValueError("the format has no year, so it does not say which time is meant")
+    for directive in sorted(directives & _UNHEEDED):
+        raise ValueError(f"%{directive} does not count when Python reads a time; %z reads offsets such as +0100")
+    if ("I" in directives) != ("p" in directives):
+        raise ValueError("%I is an hour of half a day, and only %p says of which half; %H is an hour of a whole day")
+    try:
+        datetime.datetime.strptime(_SAMPLE.strftime(form), form)  # noqa: DTZ007 (only whether it can be read)
+    except (ValueError, re.error):
+        raise ValueError("Python reads no times in this format") from None
+
+
 def _integer(text: str) -> int:
     if not _INTEGER.match(text):
         hint = ""
@@ -90,7 +113,7 @@ def _scaled(text: str, shift: int, unit: str) -> int:
     try:
         sign, digits, exponent = Decimal(text).as_tuple()
     except InvalidOperation:
-        raise ValueError("the time is out of range") from None
+        raise UnusableTime("the time is out of range") from None
     assert isinstance(exponent, int)
     exponent += shift
     # A long row of zeros at the end says nothing.
@@ -99,9 +122,9 @@ def _scaled(text: str, shift: int, unit: str) -> int:
     if not digits:
         return 0
     if exponent < 0:
-        raise ValueError(f"the time is no whole number of {unit}; choose a finer --unit")
+        raise UnusableTime(f"the time is no whole number of {unit}; choose a finer --unit")
     if len(digits) + exponent > _PLACES_MAX:
-        raise ValueError("the time is out of range")
+        raise UnusableTime("the time is out of range")
     number = int("".join(map(str, digits)) + "0" * exponent)
     return -number if sign else number
 
@@ -115,7 +138,7 @@ def _iso(text: str, places: int, unit: str, zone: datetime.tzinfo | None) -> int
     found = _FRACTION.search(text)
     fraction = found[1] if found else ""
     if int(fraction[:6].ljust(6, "0")) != parsed.microsecond:
-        raise ValueError("the time has a fraction of something other than a second")
+        raise UnusableTime("the time has a fraction of something other than a second")
     return _counted(parsed, fraction, places, unit, zone)
 
 
@@ -131,17 +154,17 @@ def _counted(parsed: datetime.datetime, fraction: str, places: int, unit: str, z
     """The units since 1970; ``fraction`` is the decimal digits of the second."""
     if parsed.utcoffset() is None:
         if zone is None:
-            raise ValueError("the time has no time zone; say which with --time-zone")
+            raise UnusableTime("the time has no time zone; say which with --time-zone")
         earlier, later = (parsed.replace(tzinfo=zone, fold=fold).utcoffset() for fold in (0, 1))
         if earlier != later:
             # Where clocks go back an hour comes twice, and where they go forward one is left out.
-            raise ValueError(f"the time comes twice or never in {zone}: clocks change there")
+            raise UnusableTime(f"the time comes twice or never in {zone}: clocks change there")
         parsed = parsed.replace(tzinfo=zone)
     since = parsed.replace(microsecond=0) - _EPOCH
     seconds = since.days * 86_400 + since.seconds
     # An offset may itself have a fraction.
     if since.microseconds:
-        raise ValueError("the time zone has a fraction of a second")
+        raise UnusableTime("the time zone has a fraction of a second")
     if fraction[places:].strip("0"):
-        raise ValueError(f"the time is no whole number of {unit}; choose a finer --unit")
+        raise UnusableTime(f"the time is no whole number of {unit}; choose a finer --unit")
     return int(f"{seconds}{'0' * places}") + int(fraction[:places].ljust(places, "0") or "0")
