@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
 import httpx2
 import pytest
 import typer.main
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rstore.cli.program import cli
@@ -168,6 +169,101 @@ def test_an_empty_option_does_not_stand_for_the_default(option, run):
 def test_an_empty_namespace_is_not_the_default_one(run):
     for command in (["create", ""], ["discard", "", "--yes"]):
         assert_refused(run("ns", *command))
+
+
+# --- what is wrong with an argument ------------------------------------------------------------------------
+
+WRONG = st.one_of(
+    st.sampled_from(["-1", "0", "007", "9223372036854775808", "99999999999", "1e3", "99999w", "x", "a b", "", "[1,"]),
+    st.sampled_from(["é" * 300, "ftp://x", "http://x:99999", "http://a@x", "http://", "x:foo=1", "x:neg=1", "=1"]),
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=5),
+)
+RIGHT = {"CHANGE": "x=1", "GLOB": "a", "read": "read"}
+VALUED = [
+    (path, parameter)
+    for path, command in [((), PROGRAM), *COMMANDS.items()]
+    for parameter in command.params
+    if not getattr(parameter, "is_flag", False)
+]
+# What is no fault of an argument, but of what the store holds, or of what a file or standard input does.
+OTHER_FAILURES = (
+    "no such|does not exist|no numbers|cannot be applied|already has events|open to everybody|not confirmed|"
+    "cannot read|standard input|key is needed"
+)
+
+
+def metavar(parameter) -> str:
+    return parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.metavar
+
+
+@pytest.mark.parametrize(
+    ("path", "parameter"), VALUED, ids=lambda value: getattr(value, "name", None) or "-".join(value)
+)
+@settings(SLOW, max_examples=4)
+@given(text=WRONG)
+@example(text="-1")
+@example(text="0")
+@example(text="9223372036854775808")
+@example(text="ftp://x")
+@example(text="")
+def test_a_wrong_argument_is_named_and_the_exit_code_is_2(run, path, parameter, text):
+    """Nothing that the SDK or the service say of an argument comes out: it is refused before, by its name."""
+    options, arguments = [], []
+    for other in COMMANDS[path].params if path else [parameter]:
+        if other is parameter or other.required:
+            given = text if other is parameter else RIGHT.get(metavar(other), "read" if other.name == "access" else "1")
+            if other.opts[0].startswith("-"):
+                options.append(f"{other.opts[0]}={given}")
+            else:
+                arguments.append(given)
+    done = run(*path, *options, "--", *arguments) if path else run(*options, "keys")
+    assert "Traceback" not in done.err
+    if done.code == 2:
+        assert re.search(rf"Invalid value for '{metavar(parameter)}'", done.err), done.err
+        assert done.err.count("\n") == 1
+    elif done.code == 1:
+        assert re.search(OTHER_FAILURES, done.err), done.err
+        assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "option", "value"),
+    [
+        ("RSTORE_URL", "--url", "ftp://x"),
+        ("RSTORE_NAMESPACE", "--namespace", "a b"),
+        ("RSTORE_KEY", "--key", "short"),
+        ("RSTORE_TOKEN", "--token", "a b"),
+        ("RSTORE_CA", "--ca", "/nowhere"),
+        ("RSTORE_CERT", "--cert", "/nowhere"),
+    ],
+)
+def test_a_wrong_variable_is_named_with_its_option(run, monkeypatch, variable, option, value):
+    monkeypatch.setenv(variable, value)
+    done = run("keys")
+    assert_refused(done)
+    assert variable in done.err
+    assert option in done.err
+    assert "dsn" not in done.err
+    assert value not in done.err or variable in ("RSTORE_URL", "RSTORE_CA", "RSTORE_CERT")
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["sett"], "set"),
+        (["delete"], "del"),
+        (["es", "aply"], "apply"),
+        (["frobnicate"], None),
+        (["x"], None),
+    ],
+)
+def test_a_command_that_is_not_there_may_be_another(run, words, meant):
+    done = run(*words)
+    assert_refused(done)
+    assert ("did you mean" in done.err) is (meant is not None)
+    if meant:
+        assert f"(did you mean '{meant}'?)" in done.err
+    assert not re.search(r"[?!.][?!.]", done.err)
 
 
 # --- help --------------------------------------------------------------------------------------------------

@@ -1,34 +1,23 @@
-"""What an argument may be. Strict, as the service is: nothing is guessed at, and nothing given twice is lost."""
+"""How the arguments of a command are read. Strictly: nothing is guessed at, and nothing given twice is lost."""
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections import Counter
 from collections.abc import Callable
-from typing import Annotated, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from rstore.core.durations import InvalidDuration, parse_duration
-
-__all__ = [
-    "Commands",
-    "EndOption",
-    "FreqOption",
-    "KeyArgument",
-    "KeysArgument",
-    "StartOption",
-    "duration",
-    "filled",
-    "integer",
-    "seconds",
-    "span",
-]
+__all__ = ["Commands"]
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 _NEGATIVE: Final = re.compile(r"-[0-9.]")
+_UsageError: Final[Any] = typer.BadParameter.__base__
+"""It has no public name."""
 _MARK: Final = "\0"
 """No argument of a process can hold NUL."""
 
@@ -76,7 +65,16 @@ class _Command(_Parsing, TyperCommand):
 
 
 class _Group(_Parsing, TyperGroup):
-    """A group of commands."""
+    """A group of commands. Of one that is not there it says which is meant, if its name begins alike."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except _UsageError as error:
+            alike = [name for name in self.commands if name[:1] == args[0][:1]]
+            for name in difflib.get_close_matches(args[0], alike, n=1):
+                error.message = f"{error.message.rstrip('.')} (did you mean {name!r}?)"
+            raise
 
 
 class Commands(typer.Typer):
@@ -88,6 +86,7 @@ class Commands(typer.Typer):
             help=about,
             no_args_is_help=True,
             add_completion=False,
+            suggest_commands=False,
             pretty_exceptions_enable=False,
             rich_markup_mode=None,  # In markup a [key, value] in a help text would vanish.
         )
@@ -95,65 +94,3 @@ class Commands(typer.Typer):
     def command(self, name: str | None = None, **settings: Any) -> Callable[[FunctionT], FunctionT]:
         """Make a function a command."""
         return super().command(name, cls=_Command, **settings)
-
-
-# --- kinds of values ---------------------------------------------------------------------------------------
-
-_INTEGER: Final = re.compile(r"-?[0-9]{1,20}\Z", re.ASCII)
-_SECONDS: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?\Z", re.ASCII)
-
-
-def integer(text: str) -> int:
-    """An integer in decimal digits, as the parameters of the service's routes are."""
-    if not _INTEGER.match(text):
-        raise typer.BadParameter("write an integer in decimal digits")
-    return int(text)
-
-
-def filled(text: str) -> str:
-    """Text that is not empty. Otherwise ``--namespace "$NAME"`` would mean the default where NAME is not set."""
-    if not text:
-        raise typer.BadParameter("it is empty")
-    return text
-
-
-def seconds(text: str) -> float:
-    """A number of seconds, as the parameter ``ttl`` is."""
-    if not _SECONDS.match(text):
-        raise typer.BadParameter("write a number of seconds such as 60 or 0.5")
-    return float(text)
-
-
-def duration(text: str) -> int:
-    """The seconds of a span of time such as 90d."""
-    try:
-        return parse_duration(text)
-    except InvalidDuration as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-def span(low: int, high: int) -> Callable[[str | int], int]:
-    """What reads an integer from ``low`` to ``high``."""
-
-    def parse(text: str | int) -> int:
-        # A default comes as the number that it is.
-        number = text if isinstance(text, int) else integer(text)
-        if not low <= number <= high:
-            raise typer.BadParameter(f"it is from {low} to {high}")
-        return number
-
-    return parse
-
-
-KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="The key.")]
-KeysArgument = Annotated[list[str], typer.Argument(metavar="KEY", help="The keys.")]
-StartOption = Annotated[
-    int | None, typer.Option(parser=integer, metavar="T", help="The first timestamp, inclusive.", show_default=False)
-]
-EndOption = Annotated[
-    int | None, typer.Option(parser=integer, metavar="T", help="The last timestamp, inclusive.", show_default=False)
-]
-FreqOption = Annotated[
-    int | None,
-    typer.Option(parser=integer, metavar="STEP", help="The least distance of two timestamps.", show_default=False),
-]

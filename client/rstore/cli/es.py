@@ -7,11 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from rstore.cli.arguments import Commands, EndOption, KeyArgument, KeysArgument, StartOption, integer
+from rstore.cli.arguments import Commands
 from rstore.cli.connection import store_of
 from rstore.cli.exact import json_text
+from rstore.cli.kinds import EndOption, KeyArgument, KeysArgument, StartOption, timestamp
 from rstore.cli.output import print_values
 from rstore.core.command import Failure
+from rstore.core.names import check_key
 from rstore.core.operators import OPERATORS, UNARY
 
 __all__ = ["es"]
@@ -40,42 +42,48 @@ def es_apply(
     ],
     t: Annotated[
         int | None,
-        typer.Option(parser=integer, metavar="T", help="POSIX milliseconds; now by default.", show_default=False),
+        typer.Option(parser=timestamp, metavar="T", help="POSIX milliseconds; now by default.", show_default=False),
     ] = None,
 ) -> None:
     """Record events at one timestamp, all or none, and print the new state."""
     events: dict[str, Any] = {}
     for change in changes:
-        item, event = _change(change)
+        try:
+            item, event = _change(change)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), ctx=context, param_hint="'CHANGE'") from None
         if item in events:
-            raise Failure(f"item {item!r} occurs twice in one call")
+            reason = f"item {item!r} occurs twice in one call"
+            raise typer.BadParameter(reason, ctx=context, param_hint="'CHANGE'")
         events[item] = event
     with store_of(context, write=True) as store:
         print_values(store.apply(key, events, t))
 
 
 def _change(text: str) -> tuple[str, tuple[Any, ...]]:
-    """The item of a change, and its operator with the value it takes, if it takes one."""
+    """The item of a change, and its operator with the value it takes, if it takes one. ValueError if it is none."""
     left, equals, value = text.partition("=")
     item, colon, op = left.rpartition(":")
     if not colon:
         item, op = left, "setitem"
         if not equals:
-            raise Failure(f"not a change: {text[:60]!r}; write ITEM=JSON, ITEM:OPERATOR=JSON or ITEM:delitem")
+            raise ValueError(f"not a change: {text[:60]!r}; write ITEM=JSON, ITEM:OPERATOR=JSON or ITEM:delitem")
     elif op not in OPERATORS:
-        nearest = difflib.get_close_matches(op, OPERATORS, n=1, cutoff=0.4)
+        alike = [name for name in OPERATORS if name[:2] == op[:2]]
+        nearest = difflib.get_close_matches(op, alike, n=1, cutoff=0.4)
         meant = f"did you mean {nearest[0]}? " if nearest else ""
-        raise Failure(
+        raise ValueError(
             f"there is no operator {op[:60]!r}: {meant}the operators are {', '.join(OPERATORS)}; "
             f"to set an item with a colon in its name, write {left[:60]}:setitem=JSON"
         )
+    check_key(item, "item")
     function = OPERATORS[op]
     if op in UNARY:
         if equals:
-            raise Failure(f"{op} takes no value: write {left[:60]}")
+            raise ValueError(f"{op} takes no value: write {left[:60]}")
         return item, (function,)
     if not equals:
-        raise Failure(f"{op} needs a value: write {left[:60]}=JSON")
+        raise ValueError(f"{op} needs a value: write {left[:60]}=JSON")
     return item, (function, json_text(value))
 
 
@@ -90,7 +98,7 @@ def es_current(context: typer.Context, key: KeyArgument) -> None:
 def es_past(
     context: typer.Context,
     key: KeyArgument,
-    t: Annotated[int, typer.Argument(parser=integer, metavar="T", help="POSIX milliseconds.")],
+    t: Annotated[int, typer.Argument(parser=timestamp, metavar="T", help="POSIX milliseconds.")],
 ) -> None:
     """Print the state as of a time."""
     with store_of(context) as store:

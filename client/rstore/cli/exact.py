@@ -10,7 +10,6 @@ import re
 from typing import Any, Final
 
 import rstore
-from rstore.core.command import Failure
 from rstore.core.encodings import Encoding, InvalidJSON, Value, parse_json
 
 __all__ = ["ExactStore", "JsonText", "LongNumber", "json_text"]
@@ -37,14 +36,16 @@ class LongNumber(float):
 
 
 def json_text(text: str | bytes) -> JsonText:
-    """The value of an argument or of standard input, checked to be what the service takes as JSON."""
+    """The value of an argument or of standard input, if it is what the service takes as JSON; else InvalidJSON."""
+    data = text.encode() if isinstance(text, str) else text
+    if not data.strip():
+        raise InvalidJSON("it is empty, which is no JSON; an empty string is '\"\"'")
     try:
-        data = text.encode() if isinstance(text, str) else text
         parse_json(data)
     except InvalidJSON as error:
         # Whoever writes a word means a string; of a number that is out of range the quotes say nothing.
         hint = " (a string needs its quotes: '\"text\"')" if data[:1].isalpha() else ""
-        raise Failure(f"{error}{hint}") from None
+        raise InvalidJSON(f"{error}{hint}") from None
     return JsonText(data)
 
 

@@ -14,9 +14,8 @@ import rich.console
 import rich.progress
 import typer
 
-from rstore.calls.arguments import check_name
-from rstore.cli.arguments import KeyArgument, filled
 from rstore.cli.connection import standard_input, store_of
+from rstore.cli.kinds import KeyArgument, filled
 from rstore.cli.output import print_values
 from rstore.cli.tables import BadRow, Layout, Part, read_points
 from rstore.cli.times import time_reader
@@ -124,7 +123,6 @@ def extend(
     has a column of times and one of values, which are JSON. Points are sent about a mebibyte of the file at a time. If
     a row is wrong, those before it are stored, and the exit code is 1.
     """
-    check_name(key, "key")
     form = _form(context, source, {"--csv": csv, "--ndjson": ndjson, "--json": json})
     said = source is not None or csv or ndjson or json
     given = {

@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 import rstore
-from rstore.cli.arguments import KeyArgument, KeysArgument, seconds
 from rstore.cli.connection import read_input, store_of
 from rstore.cli.exact import json_text
+from rstore.cli.kinds import KeyArgument, KeysArgument, seconds
 from rstore.cli.output import print_values
 from rstore.core.command import Failure
+from rstore.core.encodings import InvalidJSON
 
 __all__ = ["delete", "find", "get", "keys", "set_"]
 
@@ -54,7 +55,14 @@ def set_(
     """
     if raw and value is not None:
         raise typer.BadParameter("it stores standard input, so leave out VALUE", ctx=context, param_hint="'--raw'")
-    given = read_input() if raw else json_text(read_input() if value is None else value)
+    given: bytes = read_input() if value is None else value.encode()
+    if not raw:
+        try:
+            given = json_text(given)
+        except InvalidJSON as error:
+            if value is None:
+                raise Failure(f"standard input: {error}") from None
+            raise typer.BadParameter(str(error), ctx=context, param_hint="'VALUE'") from None
     with store_of(context, write=True) as store:
         print_values(store.set(key, given, ttl=rstore.KEEP if ttl is None else ttl, if_absent=if_absent))
 

@@ -6,15 +6,16 @@ from typing import Annotated
 
 import typer
 
-from rstore.cli.arguments import Commands, filled
+from rstore.cli.arguments import Commands
 from rstore.cli.connection import connected, standard_input, store_of
+from rstore.cli.kinds import namespace_name
 from rstore.cli.output import print_values
 
 __all__ = ["ns"]
 
 ns = Commands("Namespaces.")
 
-NamespaceArgument = Annotated[str, typer.Argument(parser=filled, metavar="NAME", help="The namespace.")]
+NamespaceArgument = Annotated[str, typer.Argument(parser=namespace_name, metavar="NAME", help="The namespace.")]
 
 
 @ns.command("list")

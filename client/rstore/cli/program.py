@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -10,9 +11,17 @@ import rstore
 from rstore import calls
 from rstore.calls.arguments import check_environment
 from rstore.cli import kv, rotation
-from rstore.cli.arguments import Commands, filled
+from rstore.cli.arguments import Commands
 from rstore.cli.connection import connected
 from rstore.cli.es import es
+from rstore.cli.kinds import (
+    access_token,
+    address,
+    authority_file,
+    certificate_file,
+    namespace_name,
+    sealing_key,
+)
 from rstore.cli.namespaces import ns
 from rstore.cli.output import print_line, print_values
 from rstore.cli.tokens import token
@@ -23,19 +32,25 @@ __all__ = ["cli"]
 cli = Commands("Talk to an rstore service.")
 
 
-def _option(variable: str, metavar: str, about: str, *names: str) -> Any:
-    return typer.Option(*names, envvar=variable, parser=filled, metavar=metavar, help=about, show_default=False)
+def _option(variable: str, metavar: str, parser: Callable[[str], str], about: str, *names: str) -> Any:
+    return typer.Option(*names, envvar=variable, parser=parser, metavar=metavar, help=about, show_default=False)
 
 
 @cli.callback()
 def _root(
     context: typer.Context,
-    url: Annotated[str | None, _option("RSTORE_URL", "URL", "The service's URL.")] = None,
-    namespace: Annotated[str | None, _option("RSTORE_NAMESPACE", "NAME", "The namespace.", "--namespace", "-n")] = None,
-    key: Annotated[str | None, _option("RSTORE_KEY", "KEY", "Seal and open values with this key.")] = None,
-    token: Annotated[str | None, _option("RSTORE_TOKEN", "TEXT", "The bearer token.")] = None,
-    ca: Annotated[str | None, _option("RSTORE_CA", "FILE", "PEM file of the certificates to verify with.")] = None,
-    cert: Annotated[str | None, _option("RSTORE_CERT", "FILE", "PEM file of a client certificate and its key.")] = None,
+    url: Annotated[str | None, _option("RSTORE_URL", "URL", address, "The service's URL.")] = None,
+    namespace: Annotated[
+        str | None, _option("RSTORE_NAMESPACE", "NAME", namespace_name, "The namespace.", "--namespace", "-n")
+    ] = None,
+    key: Annotated[str | None, _option("RSTORE_KEY", "KEY", sealing_key, "Seal and open values with this key.")] = None,
+    token: Annotated[str | None, _option("RSTORE_TOKEN", "TEXT", access_token, "The bearer token.")] = None,
+    ca: Annotated[
+        str | None, _option("RSTORE_CA", "FILE", authority_file, "PEM file of the certificates to verify with.")
+    ] = None,
+    cert: Annotated[
+        str | None, _option("RSTORE_CERT", "FILE", certificate_file, "PEM file of a client certificate and its key.")
+    ] = None,
 ) -> None:
     """Talk to an rstore service: key/value pairs, time series and event sequences.
 

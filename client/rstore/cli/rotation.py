@@ -12,6 +12,7 @@ import typer
 
 import rstore
 from rstore.cli.connection import store_of
+from rstore.cli.kinds import sealing_key
 from rstore.cli.output import print_values, shown
 from rstore.core.command import Failure
 from rstore.sealing.rotation import Kind
@@ -25,6 +26,7 @@ def rotate(
         list[str] | None,
         typer.Option(
             envvar="RSTORE_OLD_KEYS",
+            parser=sealing_key,
             metavar="KEY",
             help="A key that values are still sealed under; may be given again.",
             show_default=False,
@@ -38,7 +40,7 @@ def rotate(
     """
     new = context.obj["key"]
     if new is None:
-        raise Failure("the new key is needed, as --key or RSTORE_KEY")
+        raise Failure("the new key is needed, as --key or RSTORE_KEY", 2)
     with store_of(context, write=not check, key=[new, *(old_key or ())]) as store, _rotation_progress() as progress:
         bars = {kind: progress.add_task(what, total=None, skipped=0) for kind, what in _ROTATED.items()}
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
 import rstore
 from rstore.calls.tokens import AccessLevel
-from rstore.cli.arguments import Commands, duration
+from rstore.cli.arguments import Commands
 from rstore.cli.connection import connected
+from rstore.cli.kinds import duration, named
 from rstore.cli.output import print_line, print_values
 
 __all__ = ["token"]
 
 token = Commands("Access tokens, for those who may administer everything.")
 
-TokenArgument = Annotated[str, typer.Argument(metavar="ID", help="The token's id, as `list` shows it.")]
+TokenArgument = Annotated[str, typer.Argument(parser=named, metavar="ID", help="The token's id, as `list` shows it.")]
+
+
+def _span(low: int, about: str) -> Any:
+    return typer.Option(parser=duration(low), metavar="SPAN", help=about, show_default=False)
 
 
 @token.command("list")
@@ -35,15 +40,7 @@ def token_create(
         typer.Option(metavar="GLOB", help="A namespace or glob that it reaches; may be given again. '*' is all."),
     ],
     access: Annotated[AccessLevel, typer.Option(help="What it allows; metrics is /metrics alone, of '*'.")],
-    expires: Annotated[
-        int | None,
-        typer.Option(
-            parser=duration,
-            metavar="SPAN",
-            help="How long it lasts, like 90d; by default until it is revoked.",
-            show_default=False,
-        ),
-    ] = None,
+    expires: Annotated[int | None, _span(1, "How long it lasts, like 90d; by default until it is revoked.")] = None,
     label: Annotated[str, typer.Option(metavar="TEXT", help="What it is for.", show_default=False)] = "",
 ) -> None:
     """Make a token and print it, this once."""
@@ -56,13 +53,7 @@ def token_rotate(
     context: typer.Context,
     token_id: TokenArgument,
     grace: Annotated[
-        int | None,
-        typer.Option(
-            parser=duration,
-            metavar="SPAN",
-            help="How much longer the old text counts, like 1h; by default no longer.",
-            show_default=False,
-        ),
+        int | None, _span(0, "How much longer the old text counts, like 1h; by default no longer.")
     ] = None,
 ) -> None:
     """Give a token another text and print it, this once."""

@@ -8,9 +8,10 @@ import rich.console
 import rich.progress
 import typer
 
-from rstore.cli.arguments import Commands, EndOption, FreqOption, KeyArgument, StartOption, integer, span
+from rstore.cli.arguments import Commands
 from rstore.cli.connection import store_of
 from rstore.cli.extend import extend
+from rstore.cli.kinds import EndOption, FreqOption, KeyArgument, StartOption, span, timestamp
 from rstore.cli.output import print_line, print_values
 from rstore.cli.plot import plot
 from rstore.core.command import Failure
@@ -34,7 +35,7 @@ def ts_range(
     start: StartOption = None,
     end: EndOption = None,
     n: Annotated[
-        int | None, typer.Option(parser=integer, metavar="COUNT", help="At most this many points.", show_default=False)
+        int | None, typer.Option(parser=span(0), metavar="COUNT", help="At most this many points.", show_default=False)
     ] = None,
     freq: FreqOption = None,
 ) -> None:
@@ -67,8 +68,8 @@ def _present(point: Any, key: str) -> Any:
 def ts_missing(
     context: typer.Context,
     key: KeyArgument,
-    start: Annotated[int, typer.Argument(parser=integer, metavar="START", help="The first timestamp of the grid.")],
-    freq: Annotated[int, typer.Argument(parser=integer, metavar="STEP", help="The step of the grid.")],
+    start: Annotated[int, typer.Argument(parser=timestamp, metavar="START", help="The first timestamp of the grid.")],
+    freq: Annotated[int, typer.Argument(parser=span(1), metavar="STEP", help="The step of the grid.")],
     end: EndOption = None,
 ) -> None:
     """Print those timestamps of START, START+STEP, ... that have no point, up to the end or the last point."""
