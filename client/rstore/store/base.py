@@ -111,8 +111,9 @@ class Base(Generic[TransportT]):
             own_dump=None if cls._dump is Base._dump else self._dump,
             own_load=None if cls._load is Base._load else self._load,
         )
+        answer_bytes_max = check_int(answer_bytes_max, "answer_bytes_max", _ANSWER_BYTES_MIN)
         self._bounds = Bounds(
-            answer_bytes_max=check_int(answer_bytes_max, "answer_bytes_max", _ANSWER_BYTES_MIN),
+            answer_bytes_max=answer_bytes_max,
             operation_seconds_max=self._operation_seconds_max,
             retries=check_int(retries, "retries", 0),
             attempts_seconds_max=check_seconds(deadline, "deadline"),
