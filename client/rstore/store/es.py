@@ -319,13 +319,15 @@ class EventSequences(Base[TransportT]):
                 raise
             else:
                 return dict(sorted(folded.items()))
-        raise StoreConflictError("others kept changing the sequence; nothing was stored", code="revision-conflict")
+        raise StoreConflictError(
+            "other clients kept changing the sequence; nothing was stored", code="revision-conflict"
+        )
 
     def _following(self, last: int, now: int) -> int:
         """The timestamp after the last event's."""
         if last == INT64_MAX:
             raise StoreIntegrityError(
-                "the sequence has the greatest timestamp already; none follows it: give an earlier t",
+                "the last event has the greatest possible timestamp, so none can follow it: give an earlier t",
                 code="timestamp-taken",
             )
         if last - now > self._ahead_seconds_max * 1_000:

@@ -104,7 +104,7 @@ class KeyValue(Base[TransportT]):
         self._check_writable()
         value = self._codec.store(value, PairContext(self.namespace, key))
         if if_match is not None and if_absent:
-            raise StoreRequestError("if_match and if_absent exclude each other", code="invalid-parameter")
+            raise StoreRequestError("give if_match or if_absent, not both", code="invalid-parameter")
         return (
             yield from calls.kv.put(
                 self.namespace, key, value, ttl=_expiry(ttl), if_match=if_match, if_absent=if_absent
