@@ -59,7 +59,7 @@ class Attempts:
     def conclude(self, error: StoreError) -> StoreError:
         """The error that ends the call without another attempt, with what it tells of the outcome."""
         refused = error.status is not None and 400 <= error.status < 500 and error.status not in _UNHEARD_STATUSES
-        # What an earlier attempt did, a repeat is told: so who is refused was refused before.
+        # A repeat gets the answer of the first attempt. So if it is refused, no attempt before it has written.
         error.outcome_unknown = self._writes and (_leaves_open(error) or (self._unknown and not refused))
         return error
 
@@ -90,7 +90,7 @@ def translated() -> Iterator[None]:
         if "WRONG_VERSION_NUMBER" in reason or "wrong version number" in reason:
             reason += "; does it speak plain http://, without TLS?"
         elif isinstance(error, httpx2.RemoteProtocolError) and "disconnected without" in reason:
-            reason += "; if it serves TLS, its URL begins with https://"
+            reason += "; if it serves TLS, its URL begins with https://, and it may need a client certificate"
         unsent = isinstance(error, httpx2.ConnectError)
         raise TryAgain(StoreNotAvailableError(f"the service does not answer: {reason}"), unsent=unsent) from error
     except httpx2.HTTPError as error:
