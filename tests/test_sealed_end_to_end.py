@@ -32,9 +32,8 @@ from rstore import AsyncStore, Store, StoreDecryptionError, StoreEncodingError, 
 from rstore.core.encodings import Encoding, Value
 from rstore.sealing import EventContext, PairContext, PointContext, Sealer
 from rstored.backends.sqlite import SQLiteBackend
-from rstored.engine import es as es_module
 from rstored.engine.batching import Storage
-from rstored.engine.es import EventSequences
+from rstored.engine.es import EventSequences, sequences
 from rstored.engine.model import Change
 from rstored.limits import Limits
 
@@ -289,7 +288,7 @@ class Attacker:
             await sequences.apply("vault", key, changes, timestamp=t, revision=revision)
             await backend.close()
 
-        with mock.patch.object(es_module, "_sealed_after", anything):
+        with mock.patch.object(sequences, "sealed_after", anything):
             asyncio.run(record())
 
 

@@ -19,9 +19,9 @@ from rstore.core.encodings import Encoding, Value
 from rstore.core.operators import OPERATORS, UNARY
 from rstored.backends.abc import HeadRead, Kind, Place, RowScan
 from rstored.backends.sqlite import SQLiteBackend
-from rstored.engine import es as es_module
 from rstored.engine.batching import Storage
 from rstored.engine.es import EventSequences
+from rstored.engine.es import rows as es_rows
 from rstored.engine.model import Change, NamespacePolicy, PruneResult, Reseal, SequenceInfo, State, StoredEvent
 from rstored.engine.namespaces import Namespaces
 from rstored.limits import Limits
@@ -440,7 +440,7 @@ async def test_what_lies_before_a_chain_does_not_touch_it(es):
 
 async def test_a_past_that_is_pruned_while_it_is_read(es, monkeypatch):
     """Every page of the read belongs to one history: a state that never was is never answered."""
-    monkeypatch.setattr(es_module, "_PAGE_EVENTS_MAX", 2)
+    monkeypatch.setattr(es_rows, "PAGE_EVENTS_MAX", 2)
     await es.put(put("a", 1), put("b", 1), timestamp=1)
     await es.put(do("a", "add", 1), do("b", "add", 1), timestamp=2)
     await es.put(put("a", 9), timestamp=3)
@@ -809,8 +809,8 @@ class Engine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.usual = es_module._PAGE_EVENTS_MAX
-        es_module._PAGE_EVENTS_MAX = 2
+        self.usual = es_rows.PAGE_EVENTS_MAX
+        es_rows.PAGE_EVENTS_MAX = 2
         self.folder = tempfile.TemporaryDirectory()
         self.runner = asyncio.Runner()
         self.backend = self.run(SQLiteBackend.open(f"sqlite:///{Path(self.folder.name) / 'store.db'}"))
@@ -839,7 +839,7 @@ class Engine(RuleBasedStateMachine):
         self.run(self.backend.close())
         self.runner.close()
         self.folder.cleanup()
-        es_module._PAGE_EVENTS_MAX = self.usual
+        es_rows.PAGE_EVENTS_MAX = self.usual
 
     @rule(
         data=st.data(),
@@ -970,8 +970,8 @@ class Engine(RuleBasedStateMachine):
         if self.exists:
             place = Place("n", Kind.ES, "k")
             head, found = self.run(self.es.storage.read(HeadRead(place), RowScan(place, 1)))
-            rows = [es_module._decode_item(row.value) for row in found.items]
-            assert es_module._decode_meta(head.meta).size == sum(map(es_module._state_size, rows))
+            rows = [es_rows.decode_item(row.value) for row in found.items]
+            assert es_rows.decode_meta(head.meta).size == sum(map(es_rows.state_size, rows))
 
 
 TestEngine = Engine.TestCase

@@ -11,10 +11,7 @@ from typing import TypeVar
 import httpx2
 
 from rstore.calls import Call, Steps, TryAgain
-from rstore.core.errors import (
-    StoreError,
-    StoreNotAvailableError,
-)
+from rstore.core.errors import StoreError, StoreNotAvailableError
 from rstore.store.base import Home
 from rstore.store.operation import Awaited
 from rstore.store.operations import Operations

@@ -12,13 +12,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from rstore import calls
 from rstore.calls import Call, Steps
-from rstore.calls.arguments import (
-    check_environment,
-    check_flag,
-    check_int,
-    check_seconds,
-    refuse,
-)
+from rstore.calls.arguments import check_environment, check_flag, check_int, check_seconds, refuse
 from rstore.calls.listings import Page
 from rstore.codec.codec import Codec
 from rstore.codec.values import dump, load

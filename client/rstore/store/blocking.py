@@ -13,12 +13,8 @@ import httpx2
 
 from rstore import calls
 from rstore.calls import Call, Steps, TryAgain
-from rstore.calls.arguments import (
-    check_name,
-)
-from rstore.core.errors import (
-    StoreError,
-)
+from rstore.calls.arguments import check_name
+from rstore.core.errors import StoreError
 from rstore.store.operation import Blocking
 from rstore.store.operations import Operations
 from rstore.transport.attempts import translated

@@ -11,9 +11,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias, overloa
 
 from rstore import calls
 from rstore.calls import SPENDING, Steps
-from rstore.calls.arguments import (
-    Name,
-)
+from rstore.calls.arguments import Name
 from rstore.calls.es import Event, State
 from rstore.core.encodings import Encoding, Value
 from rstore.core.errors import (

@@ -9,14 +9,8 @@ from typing import Any, Final, Literal, NamedTuple
 
 from rstore import calls
 from rstore.calls import SPENDING, Steps
-from rstore.calls.arguments import (
-    Name,
-    PositiveSeconds,
-)
-from rstore.core.errors import (
-    StoreLimitError,
-    StoreRequestError,
-)
+from rstore.calls.arguments import Name, PositiveSeconds
+from rstore.core.errors import StoreLimitError, StoreRequestError
 from rstore.sealing import PairContext
 from rstore.store.base import Base, TransportT, part_of_a_write
 from rstore.store.operation import operation

@@ -6,9 +6,7 @@ from collections.abc import Callable
 
 from rstore import calls
 from rstore.calls import Steps
-from rstore.core.errors import (
-    StoreRequestError,
-)
+from rstore.core.errors import StoreRequestError
 from rstore.sealing.rotation import Rotation, rotate
 from rstore.store.base import Base, TransportT
 from rstore.store.operation import operation

@@ -6,11 +6,7 @@ from collections.abc import Iterable
 
 from rstore import calls
 from rstore.calls import Steps
-from rstore.calls.arguments import (
-    Name,
-    PositiveSeconds,
-    Seconds,
-)
+from rstore.calls.arguments import Name, PositiveSeconds, Seconds
 from rstore.calls.tokens import AccessLevel, NewToken, Token
 from rstore.store.base import Base, TransportT
 from rstore.store.operation import operation

@@ -7,16 +7,8 @@ from typing import Any, Literal
 
 from rstore import calls
 from rstore.calls import SPENDING, Steps
-from rstore.calls.arguments import (
-    Column,
-    Count,
-    Name,
-    Step,
-    check_int,
-)
-from rstore.core.errors import (
-    StoreRequestError,
-)
+from rstore.calls.arguments import Column, Count, Name, Step, check_int
+from rstore.core.errors import StoreRequestError
 from rstore.core.points import Points, encode_stream
 from rstore.sealing import PointContext
 from rstore.store.base import Base, TransportT, contradiction, part_of_a_write

@@ -27,14 +27,7 @@ from rstored.api.operations import Operation
 from rstored.api.parameters import Query, checked_key, checked_namespace, decode_text, parse_query
 from rstored.api.problems import problem_reply
 from rstored.api.replies import ON_ALL, Header, Reply
-from rstored.api.requests import (
-    DEFAULT_NAMESPACE,
-    UNCOUNTED_BYTES_MAX,
-    ClientGone,
-    Receive,
-    Request,
-    header_fields,
-)
+from rstored.api.requests import DEFAULT_NAMESPACE, UNCOUNTED_BYTES_MAX, ClientGone, Receive, Request, header_fields
 from rstored.api.state import State
 from rstored.limits import Limits
 from rstored.problems import Problem

@@ -19,18 +19,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from rstore.core.encodings import Encoding, Value
-from rstored.backends.abc import (
-    Commit,
-    CountRead,
-    DeleteRecord,
-    Head,
-    HeadRead,
-    Kind,
-    Place,
-    PutHead,
-    Query,
-    Write,
-)
+from rstored.backends.abc import Commit, CountRead, DeleteRecord, Head, HeadRead, Kind, Place, PutHead, Query, Write
 from rstored.engine.batching import Storage
 from rstored.engine.listing import list_page
 from rstored.engine.model import (

@@ -5,10 +5,9 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-__all__ = ["TIMESTAMP_MAX", "TIMESTAMP_MIN", "from_sort_key", "sort_key"]
+from rstore.core.numeric import INT64_MIN
 
-TIMESTAMP_MIN: Final = -(2**63)
-TIMESTAMP_MAX: Final = 2**63 - 1
+__all__ = ["from_sort_key", "sort_key"]
 
 _UNSIGNED: Final = struct.Struct(">Q")
 
@@ -21,7 +20,7 @@ def sort_key(t: int) -> bytes:
     >>> sort_key(0).hex()
     '8000000000000000'
     """
-    return _UNSIGNED.pack(t - TIMESTAMP_MIN)
+    return _UNSIGNED.pack(t - INT64_MIN)
 
 
 def from_sort_key(key: bytes) -> int:
@@ -31,4 +30,4 @@ def from_sort_key(key: bytes) -> int:
     -7
     """
     (unsigned,) = _UNSIGNED.unpack(key)
-    return int(unsigned) + TIMESTAMP_MIN
+    return int(unsigned) + INT64_MIN

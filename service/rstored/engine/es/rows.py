@@ -1,0 +1,183 @@
+"""Event sequences: what lies in storage, and the scans that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+import msgspec
+
+from rstore.core.encodings import Encoding, Value
+from rstored.backends.abc import Head, Place, Row, RowOrder, RowScan, Slice
+from rstored.engine.model import State, StoredEvent
+from rstored.engine.timestamps import from_sort_key, sort_key
+from rstored.problems import Problem
+
+__all__ = [
+    "EVENTS_LANE",
+    "EVENT_OVERHEAD_BYTES",
+    "ITEMS_LANE",
+    "LONG_BYTES",
+    "PAGE_BYTES_MAX",
+    "PAGE_EVENTS_MAX",
+    "EventRow",
+    "ItemRow",
+    "Meta",
+    "at",
+    "chain_scans",
+    "decode_event",
+    "decode_item",
+    "decode_meta",
+    "event_row",
+    "event_size",
+    "item_scan",
+    "next_page",
+    "pack",
+    "paged",
+    "rewritten",
+    "same_history",
+    "state_of",
+    "state_size",
+    "stored_event",
+]
+
+EVENTS_LANE: Final = 0
+ITEMS_LANE: Final = 1
+PAGE_EVENTS_MAX: Final = 1_000
+PAGE_BYTES_MAX: Final = 2**20
+LONG_BYTES: Final = 4_096
+EVENT_OVERHEAD_BYTES: Final = 32
+
+
+class Meta(msgspec.Struct, array_like=True, frozen=True):
+    """The head of a sequence. ``size`` is what reading its state costs in bytes.
+
+    ``sealed``: whether its events are. None if an older version wrote it, or if some are and some are not.
+    """
+
+    revision: int
+    last: int
+    events: int
+    present: int
+    size: int
+    rewrites: int
+    sealed: bool | None = None
+
+
+class EventRow(msgspec.Struct, array_like=True, frozen=True):
+    """An event's value in lane 0; without a value, which is a unary operator's, it has no encoding and no data."""
+
+    op: str
+    encoding: int | None
+    data: bytes
+
+
+class ItemRow(msgspec.Struct, array_like=True, frozen=True):
+    """An item's current chain in lane 1: its first and last timestamp, its number of events and their bytes.
+
+    ``data`` holds the folded JSON of a plain chain, or the one value of a sealed chain of length 1; else it is empty
+    and the chain is read from lane 0.
+    """
+
+    start: int
+    last: int
+    length: int
+    size: int
+    plain: bool
+    encoding: int
+    data: bytes
+
+    @property
+    def read_from_events(self) -> bool:
+        return not self.plain and self.length > 1
+
+
+decode_meta: Final = msgspec.msgpack.Decoder(Meta).decode
+decode_event: Final = msgspec.msgpack.Decoder(EventRow).decode
+decode_item: Final = msgspec.msgpack.Decoder(ItemRow).decode
+pack: Final = msgspec.msgpack.Encoder().encode
+
+
+def event_size(event: StoredEvent) -> int:
+    return EVENT_OVERHEAD_BYTES + (0 if event.value is None else len(event.value.data))
+
+
+def state_size(row: ItemRow | None) -> int:
+    """What an item adds to ``Meta.size``."""
+    if row is None:
+        return 0
+    return EVENT_OVERHEAD_BYTES + len(row.data) if row.plain else row.size
+
+
+def event_row(event: StoredEvent) -> Row:
+    t, item = sort_key(event.timestamp), event.item.encode()
+    encoding, data = event.value or (None, b"")
+    return Row(t + item, pack(EventRow(event.op, encoding, data)), item + b"\0" + t)
+
+
+def stored_event(row: Row) -> StoredEvent:
+    stored = decode_event(row.value)
+    value = None if stored.encoding is None else Value(Encoding(stored.encoding), stored.data)
+    return StoredEvent(from_sort_key(row.sort[:8]), row.sort[8:].decode(), stored.op, value)
+
+
+def at(t: int) -> tuple[bytes, bytes]:
+    """Below and above the ``sort`` of every event at ``t``; UTF-8 has no byte FF."""
+    key = sort_key(t)
+    return key, key + b"\xff"
+
+
+def item_scan(place: Place, item: str, start: int, end: int) -> RowScan:
+    """The events of an item from ``start`` to ``end``. Items hold no NUL, so none is within another's range."""
+    name = item.encode() + b"\0"
+    return RowScan(place, EVENTS_LANE, name + sort_key(start), name + sort_key(end), RowOrder.BY)
+
+
+def chain_scans(place: Place, rows: Mapping[str, ItemRow]) -> Iterator[list[RowScan]]:
+    """The scans of the chains that the rows do not hold, in groups that find about a page of events together."""
+    scans: list[RowScan] = []
+    events = 0
+    for item, row in rows.items():
+        if row.read_from_events:
+            scans.append(item_scan(place, item, row.start, row.last))
+            events += row.length
+            if events >= PAGE_EVENTS_MAX:
+                yield scans
+                scans, events = [], 0
+    if scans:
+        yield scans
+
+
+def paged(scan: RowScan) -> RowScan:
+    return scan._replace(limit=PAGE_EVENTS_MAX, bytes_max=PAGE_BYTES_MAX)
+
+
+def next_page(scan: RowScan, found: Slice[Row]) -> RowScan | None:
+    """The ascending scan that goes on after this page, None at the end."""
+    if not found.more:
+        return None
+    position = found.items[-1].sort if scan.along is RowOrder.SORT else found.items[-1].by
+    assert position is not None
+    return scan._replace(low=position + b"\0")
+
+
+def same_history(head: Head | None, meta: Meta) -> bool:
+    """Whether all that was read with ``meta`` is still there; a sequence made anew starts at another number."""
+    return head is not None and decode_meta(head.meta).rewrites == meta.rewrites
+
+
+def state_of(last: int, revision: int, rows: Mapping[str, ItemRow], events: Iterable[StoredEvent]) -> State:
+    """The state of rows; ``events`` are those of the chains that rows do not hold."""
+    items: dict[str, Value] = {}
+    unfolded = [*events]
+    for item, row in sorted(rows.items()):
+        if row.plain:
+            items[item] = Value(Encoding.JSON, row.data)
+        elif not row.read_from_events:
+            unfolded.append(StoredEvent(row.start, item, "setitem", Value(Encoding(row.encoding), row.data)))
+    unfolded.sort(key=lambda event: event[:2])
+    return State(last, revision, items, unfolded)
+
+
+def rewritten() -> Problem:
+    return Problem("backend-unavailable", "the sequence's past is being rewritten; try again")
