@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from rstored.__main__ import main
-from rstored.backends import sqlite
 from rstored.backends.abc import Query
+from rstored.backends.sqlite import SQLiteBackend
+from rstored.backends.sqlite import backend as sqlite_backend
+from rstored.backends.sqlite.writer import Writer
 from rstored.engine.kv import KeyValues
 from rstored.engine.model import ANY, Condition, PutResult
 from rstored.problems import Problem
 
 
-class AcknowledgingEarly(sqlite._Writer):
+class AcknowledgingEarly(Writer):
     """Commits only every thirty-second time that it says it does."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -30,7 +32,7 @@ class AcknowledgingEarly(sqlite._Writer):
             super()._begin()
 
 
-class CommittingHalves(sqlite._Writer):
+class CommittingHalves(Writer):
     """Commits after each single write."""
 
     def _write(self, *arguments: Any) -> None:
@@ -39,7 +41,7 @@ class CommittingHalves(sqlite._Writer):
         self._execute("BEGIN IMMEDIATE")
 
 
-async def read_stale(self: sqlite.SQLiteBackend, queries: Sequence[Query]) -> list[list[Any] | Problem]:
+async def read_stale(self: SQLiteBackend, queries: Sequence[Query]) -> list[list[Any] | Problem]:
     """Answer for a second what was answered before."""
     now = time.monotonic()
     for query in queries:
@@ -49,7 +51,7 @@ async def read_stale(self: sqlite.SQLiteBackend, queries: Sequence[Query]) -> li
 
 
 _remembered: dict[Query, tuple[float, list[Any] | Problem]] = {}
-_read = sqlite.SQLiteBackend.read
+_read = SQLiteBackend.read
 
 
 async def check_then_put(
@@ -69,9 +71,9 @@ _put = KeyValues.put
 
 
 BUGS: dict[str, tuple[Any, str, Any]] = {
-    "acknowledge-early": (sqlite, "_Writer", AcknowledgingEarly),
-    "commit-halves": (sqlite, "_Writer", CommittingHalves),
-    "stale-reads": (sqlite.SQLiteBackend, "read", read_stale),
+    "acknowledge-early": (sqlite_backend, "Writer", AcknowledgingEarly),
+    "commit-halves": (sqlite_backend, "Writer", CommittingHalves),
+    "stale-reads": (SQLiteBackend, "read", read_stale),
     "check-then-put": (KeyValues, "put", check_then_put),
 }
 

@@ -22,7 +22,7 @@ from tests.conformance.backends import BACKENDS
 from rstore.core.encodings import JSON_MEDIA_TYPE, Encoding, Value
 from rstore.core.points import Points
 from rstored.backends import backend_class
-from rstored.backends.sqlite import database_path
+from rstored.backends.sqlite.dsn import database_path
 from rstored.engine.engine import Engine
 from rstored.engine.model import BatchSet, Change
 

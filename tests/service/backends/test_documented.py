@@ -18,7 +18,7 @@ from tests import servers
 from rstore.core.encodings import JSON_MEDIA_TYPE, Encoding, Value
 from rstore.core.points import Points
 from rstored.backends import backend_class
-from rstored.backends.redis_dsn import PARAMETERS
+from rstored.backends.redis.dsn import PARAMETERS
 from rstored.engine.engine import Engine
 
 pytestmark = pytest.mark.anyio
@@ -34,8 +34,9 @@ async def test_the_words_on_durability_are_those_of_the_backend(backend):
 
 
 def test_every_parameter_of_a_redis_connection_is_explained():
-    table = TEXT.partition("#### Parameters of a Redis connection\n")[2].partition("\nThose that begin")[0]
-    told = [name for line in table.splitlines()[3:] for name in re.findall(r"`(\w+)`", line.split("|")[1])]
+    section = TEXT.partition("#### Parameters of a Redis connection\n")[2].partition("\n#")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    told = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
     assert told == list(PARAMETERS)
 
 

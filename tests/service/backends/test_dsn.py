@@ -23,8 +23,10 @@ from tests import servers
 from rstore.codec.values import dump
 from rstore.core.encodings import Encoding, Value
 from rstore.core.points import Points
-from rstored.backends import backend_class, postgresql_dsn, redis_dsn
-from rstored.backends.sqlite import database_path
+from rstored.backends import backend_class
+from rstored.backends.postgresql import dsn as postgresql_dsn
+from rstored.backends.redis import dsn as redis_dsn
+from rstored.backends.sqlite.dsn import database_path
 from rstored.engine.engine import Engine
 from rstored.engine.model import Change
 from rstored.problems import Problem

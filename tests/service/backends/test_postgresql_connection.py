@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from tests import servers
 
-from rstored.backends.postgresql_connection import OPTIONS, Connection, blobs, integers, texts
+from rstored.backends.postgresql.connection import OPTIONS, Connection, blobs, integers, texts
 
 pytestmark = [
     pytest.mark.anyio,

@@ -14,7 +14,7 @@ from redis.crc import key_slot
 from tests import servers
 from tests.waiting import SECONDS_MAX, until
 
-from rstored.backends import backend_class, redis_servers
+from rstored.backends import backend_class
 from rstored.backends.abc import (
     Commit,
     CountRead,
@@ -36,6 +36,8 @@ from rstored.backends.abc import (
     namespace_place,
 )
 from rstored.backends.redis import RedisBackend
+from rstored.backends.redis import servers as redis_servers
+from rstored.backends.redis.calls import Call
 from rstored.engine.engine import Engine
 from rstored.problems import Problem
 
@@ -675,13 +677,13 @@ async def test_what_a_crash_cut_short_is_completed(cluster: RedisBackend) -> Non
     # Redis's own copy is newer by its version, the first 8 bytes.
     head = b"\x7f" + bytes(15) + b"new policy"
     calls = [
-        redis_servers.Call(store.registry.slot, None, ("HSET", ns_key, "h", head)),
-        redis_servers.Call(store.registry.slot, None, ("SADD", registry + b":unsettled", "ns")),
-        redis_servers.Call(store.registry.slot, None, ("ZADD", registry + b":pending", 1, "abandoned")),
+        Call(store.registry.slot, None, ("HSET", ns_key, "h", head)),
+        Call(store.registry.slot, None, ("SADD", registry + b":unsettled", "ns")),
+        Call(store.registry.slot, None, ("ZADD", registry + b":pending", 1, "abandoned")),
     ]
     await store.exchange(calls)
     bucket = store.owner("", b"abandoned").buckets[3]
-    await store.exchange([redis_servers.Call(bucket.slot, None, ("HSET", bucket.ns_key, "h", "x"))])
+    await store.exchange([Call(bucket.slot, None, ("HSET", bucket.ns_key, "h", "x"))])
     while await cluster.purge():
         pass
 

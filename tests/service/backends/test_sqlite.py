@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from rstored.backends import backend_class
-from rstored.backends import sqlite as sqlite_module
 from rstored.backends.abc import (
     Commit,
     CountRead,
@@ -34,7 +33,8 @@ from rstored.backends.abc import (
     Write,
     namespace_place,
 )
-from rstored.backends.sqlite import SQLiteBackend, database_path
+from rstored.backends.sqlite import SQLiteBackend, connections
+from rstored.backends.sqlite.dsn import database_path
 from rstored.problems import Problem
 
 pytestmark = pytest.mark.anyio
@@ -281,7 +281,7 @@ async def test_a_full_disk_fails_the_write_that_does_not_fit_and_no_other(backen
 async def test_a_lock_that_another_process_keeps(
     path: Path, backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_module, "_BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(connections, "_BUSY_SECONDS", 0.05)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     results = await backend.update([writing(PutHead(NS, Head(b"")))] * 3)
@@ -304,7 +304,7 @@ async def test_a_busy_process_is_waited_for_in_short_steps(
         if len(pauses) == 20:
             other.execute("ROLLBACK")
 
-    monkeypatch.setattr(sqlite_module.time, "sleep", pause)
+    monkeypatch.setattr(connections.time, "sleep", pause)
     assert await backend.update([writing(PutHead(NS, Head(b"")))]) == [None]
     assert len(pauses) == 20
     assert max(pauses) < 0.001

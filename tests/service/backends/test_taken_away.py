@@ -206,7 +206,9 @@ async def test_a_file_that_is_damaged_takes_nothing_once_that_was_noticed(tmp_pa
 
 # --- Redis -------------------------------------------------------------------------------------------------
 
-SCRIPTS = {path.name: path.read_text("utf-8") for path in resources.files("rstored.backends").joinpath("lua").iterdir()}
+SCRIPTS = {
+    path.name: path.read_text("utf-8") for path in resources.files("rstored.backends.redis").joinpath("lua").iterdir()
+}
 COMMANDS = {name: set(re.findall(r"call\('([A-Z]+)'", source)) for name, source in SCRIPTS.items()}
 
 

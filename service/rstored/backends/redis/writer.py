@@ -1,4 +1,14 @@
-"""How a batch of updates is carried out on Redis: optimistically, each update atomic over the records that it names."""
+"""How the Redis backend carries out updates: optimistically, each atomic over the records that it names.
+
+Heads are read with their versions, plans run in step, and ``commit.lua`` writes an update if no head has changed. An
+update that lost is started again, its neighbours are not. Plans after the first on one record see what those before
+them are going to write, so a batch costs two round trips (and one for each step of reading) however often it touches a
+record. Versions start at random and count, hence none is seen twice.
+
+In a cluster only what lies in one slot can be atomic: an update of records in several buckets is refused with
+``batch-not-atomic``, and a namespace is created, changed or deleted in steps: what others decide by comes last on the
+way in and first on the way out, and :meth:`RedisBackend.purge` completes what a crash cut short.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +16,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from redis.exceptions import ResponseError
 
@@ -24,74 +34,30 @@ from rstored.backends.abc import (
     Write,
     namespace_place,
 )
-from rstored.backends.redis_servers import Argument, Call, problem_of
-from rstored.backends.redis_store import (
-    ABSENT,
-    U64,
-    Bucket,
-    Owner,
-    Part,
-    Reading,
-    Ref,
-    Stale,
-    Store,
-    bounds,
-    due_member,
-    lost,
-    namespace_of,
-    new_copy,
-    no_copy,
-    packed_expiry,
-    packed_update,
-    unpacked,
-)
+from rstored.backends.redis.calls import Call
+from rstored.backends.redis.commits import new_copy, no_copy, packed_update
+from rstored.backends.redis.failures import Stale, lost, not_atomic, problem_of
+from rstored.backends.redis.layout import ABSENT, U64, Bucket, Owner, bounds, due_member, packed_expiry, unpacked
+from rstored.backends.redis.reader import Reader, namespace_of
+from rstored.backends.redis.reading import Part, Reading, Ref
+from rstored.backends.redis.sections import NamespaceChanges, Section, Writing, expires, grouped, statuses
 from rstored.backends.waves import waves
 from rstored.problems import Problem
 
 __all__ = ["Attempt"]
 
-_UPDATES_PER_CALL: Final = 128
-_CALL_BYTES_MAX: Final = 16 * 2**20
-
 Planning: TypeAlias = Generator[Query, list[Any], Commit[Any]]
-
-
-def _not_atomic() -> Problem:
-    return Problem(
-        "batch-not-atomic",
-        "these keys lie in different parts of the Redis Cluster, which cannot change them in one step: give them a "
-        "common {part} in braces, or send them one by one",
-    )
-
-
-class _Section(NamedTuple):
-    """What an update is going to do. In a cluster, what it does to namespaces is done step by step, and first."""
-
-    position: int
-    bucket: Bucket
-    arguments: list[Argument]
-    size: int
-    changes: _Changes | None = None
-
-
-class _Changes:
-    """What an update does to namespaces: to the registry, and to the buckets before and after that."""
-
-    def __init__(self) -> None:
-        self.before: list[tuple[Bucket, tuple[Argument, ...]]] = []
-        self.registry: list[Argument] = []
-        self.after: list[tuple[Bucket, tuple[Argument, ...]]] = []
-        self.checks: dict[bytes, bytes] = {}
-        self.made: list[Owner] = []
-        self.changed: list[str] = []
 
 
 class Attempt:
     """One go at a batch of updates, or at those of it that others got in the way of."""
 
-    def __init__(self, store: Store, updates: Sequence[Update[Any]], positions: list[int], results: list[Any]) -> None:
-        self._store = store
-        self._registry = store.registry
+    def __init__(
+        self, reader: Reader, updates: Sequence[Update[Any]], positions: list[int], results: list[Any]
+    ) -> None:
+        self._reader = reader
+        self._store = reader.store
+        self._registry = reader.store.registry
         self._updates = updates
         self._positions = positions
         self._results = results
@@ -105,7 +71,7 @@ class Attempt:
         self._copies: dict[bytes, tuple[bytes, Head]] = {}
         self._written: set[Place] = set()
         self._asked: set[int] = set()
-        self._pending: list[_Section] = []
+        self._pending: list[Section] = []
         self._due: dict[bytes, int] = {}
         self._spoiled = False
         # Tags of buckets of namespaces that were not made in the end.
@@ -125,7 +91,7 @@ class Attempt:
         if self._due:
             await self._store.tell_due(self._due)
         for position in self._alone:
-            self._again.update(await Attempt(self._store, self._updates, [position], self._results).run(heal=heal))
+            self._again.update(await Attempt(self._reader, self._updates, [position], self._results).run(heal=heal))
         for position in self._again:
             for place in self._updates[position].places:
                 self._store.forget(place.key if place.kind is Kind.NAMESPACE else place.namespace)
@@ -211,7 +177,7 @@ class Attempt:
         number = self._store.bucket_number
         if len({(place.namespace, number(place) if place.namespace else 0) for place in places}) == 1:
             return None
-        return _not_atomic()
+        return not_atomic()
 
     def _take(
         self, refs: dict[Place, Ref], copies: dict[str, dict[bytes, Ref]], replies: list[Any]
@@ -325,7 +291,7 @@ class Attempt:
         for position, _, query in asked:
             self._asked.add(position)
             reading.fence()
-            parts.append([store.part(read, owners, reading) for read in query])
+            parts.append([self._reader.part(read, owners, reading) for read in query])
         replies = await self._flush(reading)
         answers: list[list[Any] | Exception] = []
         for query_parts in parts:
@@ -365,8 +331,8 @@ class Attempt:
                 self._results[position] = error
                 self._spoiled = True
 
-    def _section(self, position: int, writes: Sequence[Write]) -> _Section:
-        changes = _Changes()
+    def _section(self, position: int, writes: Sequence[Write]) -> Section:
+        changes = NamespaceChanges()
         checks: dict[bytes, bytes] = {}
         home = self._registry
         places = self._places(position)
@@ -383,7 +349,7 @@ class Attempt:
         if changes.checks:
             # Nothing is made in a store that is not the one that was opened.
             changes.checks[self._registry.life_key] = self._store.id
-        writing = _Writing(self._store.new_version())
+        writing = Writing(self._store.new_version())
         for write in writes:
             if write.place.kind is Kind.NAMESPACE:
                 self._write_namespace(write, changes, named=write.place in places)
@@ -402,7 +368,7 @@ class Attempt:
         if self._store.servers.cluster:
             if not changes.registry and changes.checks and not checks:
                 # Nothing is written; that there is no such namespace is checked where it would be.
-                return _Section(position, self._registry, packed_update(changes.checks.items(), (), ()), 0)
+                return Section(position, self._registry, packed_update(changes.checks.items(), (), ()), 0)
             if writing.arguments and not checks:
                 # The namespace is made right before; then others may see it.
                 for place in places:
@@ -412,16 +378,16 @@ class Attempt:
             arguments = (
                 packed_update(checks.items(), writing.claims, writing.arguments) if checks or writing.arguments else []
             )
-            return _Section(position, home, arguments, writing.size, changes if changes.registry else None)
+            return Section(position, home, arguments, writing.size, changes if changes.registry else None)
         everything = [argument for _, arguments in changes.before for argument in arguments]
         everything += changes.registry
         everything += writing.arguments
         everything += [argument for _, arguments in changes.after for argument in arguments]
         checks |= changes.checks
         arguments = packed_update(checks.items(), writing.claims, everything)
-        return _Section(position, home, arguments, writing.size, changes if changes.registry else None)
+        return Section(position, home, arguments, writing.size, changes if changes.registry else None)
 
-    def _write(self, write: Write, writing: _Writing) -> Bucket | None:
+    def _write(self, write: Write, writing: Writing) -> Bucket | None:
         """Note a write to a record and what it leaves behind; returns the bucket, if it does anything."""
         place = write.place
         owner = self._owners[place.namespace]
@@ -432,7 +398,7 @@ class Attempt:
             bucket: Bucket = owner.bucket(place)
             meta, value, expires_ms = write.head
             packed = writing.version + packed_expiry(expires_ms) + meta
-            expiring = expires_ms is not None or _expires(self._heads.get(place))
+            expiring = expires_ms is not None or expires(self._heads.get(place))
             writing.arguments += ("h", bucket.tag, int(place.kind), key, packed, value, int(expiring))
             writing.size += len(value)
             if expires_ms is not None:
@@ -449,7 +415,7 @@ class Attempt:
         if isinstance(write, DeleteRecord):
             for lane in self._lanes.pop(place, ()):
                 writing.arguments += ("R", bucket.tag, b"%d:%d:%b" % (place.kind, lane, key), b"-", b"+")
-            expiring = _expires(self._heads[place])
+            expiring = expires(self._heads[place])
             writing.arguments += ("D", bucket.tag, int(place.kind), key, int(expiring))
             writing.forget(place)
             self._heads[place], self._versions[place] = None, ABSENT
@@ -474,7 +440,7 @@ class Attempt:
             writing.arguments += ("R", bucket.tag, lane_key, *bounds(write.low, write.high))
         return bucket
 
-    def _write_namespace(self, write: Write, changes: _Changes, *, named: bool) -> None:
+    def _write_namespace(self, write: Write, changes: NamespaceChanges, *, named: bool) -> None:
         """Note what becomes of a namespace, which the update may name or have only in mind."""
         place, registry = write.place, self._registry
         name = place.key.encode()
@@ -484,8 +450,8 @@ class Attempt:
             if owner is None:
                 return
             if place not in self._versions:
-                raise _not_atomic()
-            expiring = _expires(self._heads[place])
+                raise not_atomic()
+            expiring = expires(self._heads[place])
             changes.registry += ("D", registry.tag, 0, name, int(expiring), "a", registry.tag + b":trash", owner.id)
             changes.after += [(bucket, no_copy(bucket)) for bucket in owner.buckets]
             changes.changed.append(place.key)
@@ -513,10 +479,10 @@ class Attempt:
                 # The plan only made sure that there is a namespace.
                 return
             if place not in self._versions:
-                raise _not_atomic()
+                raise not_atomic()
             version = U64.pack(max(time.time_ns() // 1000, U64.unpack(self._versions[place])[0] + 1))
             packed = version + packed_expiry(head.expires_ms) + head.meta
-            expiring = head.expires_ms is not None or _expires(self._heads[place])
+            expiring = head.expires_ms is not None or expires(self._heads[place])
             changes.registry += ("h", registry.tag, 0, name, packed, head.value, int(expiring))
             changes.after += [(bucket, ("g", bucket.ns_key, packed)) for bucket in owner.buckets]
             changes.changed.append(place.key)
@@ -543,11 +509,11 @@ class Attempt:
         """Carry out what is to be written, then the reads; returns the replies to these."""
         pending, self._pending = self._pending, []
         servers = self._store.servers
-        sections: list[_Section] = []
+        sections: list[Section] = []
         unmade = self._unmade
         for section in pending:
             if section.changes is not None and servers.cluster:
-                groups = _grouped(sections)
+                groups = grouped(sections)
                 self._settle(groups, await servers.exchange(self._calls(groups)))
                 sections = []
                 if not await self._change_namespaces(section):
@@ -558,7 +524,7 @@ class Attempt:
                 self._again.add(section.position)
             elif section.arguments:
                 sections.append(section)
-        groups = _grouped(sections)
+        groups = grouped(sections)
         calls = self._calls(groups)
         asked = reading.calls()
         if not calls and not asked:
@@ -567,13 +533,13 @@ class Attempt:
         self._settle(groups, replies[: len(calls)])
         return replies[len(calls) :]
 
-    def _calls(self, groups: list[list[_Section]]) -> list[Call]:
+    def _calls(self, groups: list[list[Section]]) -> list[Call]:
         return [self._store.commit_call(group[0].bucket, (section.arguments for section in group)) for group in groups]
 
-    def _settle(self, groups: list[list[_Section]], replies: list[Any]) -> None:
+    def _settle(self, groups: list[list[Section]], replies: list[Any]) -> None:
         """Take what became of the updates."""
         sections = [section for group in groups for section in group]
-        for section, status in zip(sections, _statuses(groups, replies), strict=True):
+        for section, status in zip(sections, statuses(groups, replies), strict=True):
             if status == 1:
                 if section.changes is not None:
                     for owner in section.changes.made:
@@ -587,7 +553,7 @@ class Attempt:
                 # It may yet be done, so nothing that was planned to come after it may be.
                 self._spoiled = True
 
-    async def _change_namespaces(self, section: _Section) -> bool:
+    async def _change_namespaces(self, section: Section) -> bool:
         """Carry out, step by step, what an update does to the namespaces of a cluster; True if it is done."""
         store, registry, changes = self._store, self._registry, section.changes
         assert changes is not None
@@ -626,61 +592,3 @@ class Attempt:
             return True
         self._settle([[section._replace(changes=None)]], [[status]])
         return False
-
-
-class _Writing:
-    """The writes of one update to records, as they are gathered."""
-
-    def __init__(self, version: bytes) -> None:
-        self.version = version
-        self.arguments: list[Argument] = []
-        self.claims: list[Argument] = []
-        self.size = 0
-        # Records whose rows are written: they get the new version too.
-        self.touched: dict[Place, None] = {}
-        # Which row was given which `by`, and the lanes that rows were deleted from.
-        self.claimed: dict[tuple[Place, int, bytes], bytes] = {}
-        self.freed: set[tuple[Place, int]] = set()
-
-    def claim(self, place: Place, lane: int, data_key: bytes, by: bytes, sort: bytes) -> None:
-        """A row takes a ``by``, which must be free. One that was freed before in the same update is taken on trust."""
-        if self.claimed.setdefault((place, lane, by), sort) != sort and (place, lane) not in self.freed:
-            raise AssertionError("two rows of a lane have the same by")
-        if (place, lane) not in self.freed:
-            self.claims += (data_key, by, sort)
-
-    def forget(self, place: Place) -> None:
-        """The record is deleted, and all that was in it."""
-        self.touched.pop(place, None)
-        for place_, lane, by in [at for at in self.claimed if at[0] == place]:
-            del self.claimed[place_, lane, by]
-            self.freed.add((place_, lane))
-
-
-def _expires(head: Head | None) -> bool:
-    return head is not None and head.expires_ms is not None
-
-
-def _grouped(sections: list[_Section]) -> list[list[_Section]]:
-    """The sections by slot, in order, in groups of bounded size: what becomes one call."""
-    groups: list[list[_Section]] = []
-    latest: dict[int, tuple[int, int]] = {}
-    for section in sections:
-        number, size = latest.get(section.bucket.slot, (-1, _CALL_BYTES_MAX))
-        if size >= _CALL_BYTES_MAX or len(groups[number]) >= _UPDATES_PER_CALL:
-            number, size = len(groups), 0
-            groups.append([])
-        groups[number].append(section)
-        latest[section.bucket.slot] = number, size + section.size
-    return groups
-
-
-def _statuses(groups: list[list[_Section]], replies: list[Any]) -> list[Any]:
-    """What became of each section: 1, 0 or an exception, in the order of the groups."""
-    statuses: list[Any] = []
-    for group, reply in zip(groups, replies, strict=True):
-        if isinstance(reply, Exception):
-            statuses += [reply] * len(group)
-        else:
-            statuses += [ResponseError(status.decode()) if isinstance(status, bytes) else status for status in reply]
-    return statuses

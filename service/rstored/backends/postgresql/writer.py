@@ -1,0 +1,217 @@
+"""How the PostgreSQL backend carries out updates: a batch is one transaction."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Sequence
+from typing import Any, Final, TypeAlias
+
+import psycopg
+
+from rstored.backends.abc import (
+    Commit,
+    CountRead,
+    DeleteRow,
+    DeleteRows,
+    Head,
+    Kind,
+    Place,
+    PutHead,
+    PutRow,
+    Query,
+    Update,
+    Write,
+    namespace_place,
+)
+from rstored.backends.postgresql.changes import Changes, count_requests
+from rstored.backends.postgresql.connection import Connection, Request, texts
+from rstored.backends.postgresql.failures import LOST, Lost
+from rstored.backends.postgresql.reader import Asked
+from rstored.backends.postgresql.statements import COMMIT, FOUND, OWNER, place_columns
+from rstored.backends.schema import ROOT_ID
+from rstored.backends.waves import waves
+from rstored.problems import Problem
+
+__all__ = ["Transaction"]
+
+_LOCK_ALONE: Final[Request] = ("SET LOCAL lock_timeout = '100ms'", ())
+_IDS_RESERVED: Final = 1_000
+
+# Both lock in the order of their parameters, which is the same for everybody.
+_LOCK_NAMESPACES: Final = f"""
+    SELECT owner.key, owner.id, owner.meta, owner.expires_ms
+    FROM unnest(%s::text[]) AS place (namespace)
+    CROSS JOIN LATERAL ({OWNER} FOR KEY SHARE) AS owner
+"""  # noqa: S608 - made of constants
+_LOCK_HEADS: Final = f"""
+    SELECT place.position, found.id, found.meta, found.expires_ms
+    FROM unnest(%s::text[], %s::bigint[], %s::text[]) WITH ORDINALITY AS place (namespace, kind, key, position)
+    CROSS JOIN LATERAL ({OWNER} LIMIT 1) AS owner
+    CROSS JOIN LATERAL ({FOUND} FOR UPDATE) AS found
+"""  # noqa: S608 - made of constants
+_BEGIN: Final[Request] = ("BEGIN", ())
+_ROLLBACK: Final[Request] = ("ROLLBACK", ())
+_RESERVE_IDS: Final = "SELECT nextval(pg_get_serial_sequence('record', 'id')) FROM generate_series(1, %s)"
+# Fails if the store has another id.
+_CHECK_STORE_ID: Final = f"SELECT 1 / count(*) FROM record WHERE id = {ROOT_ID} AND value = %s"  # noqa: S608
+
+# The SQLSTATE of a warning, which comes beside an answer that is no error.
+_WARNING: Final = "01000"
+
+Planning: TypeAlias = Generator[Query, list[Any], Commit[Any]]
+
+
+class Transaction:
+    """One batch of updates on one connection.
+
+    ``committing`` is set when COMMIT goes out: if the connection breaks after that, nobody knows what became of it.
+    """
+
+    def __init__(self, connection: Connection, store_id: bytes, spare_ids: list[int]) -> None:
+        self.committing = False
+        self._connection = connection
+        self._store_id = store_id
+        # Whether namespaces are made. Whatever is not in one that was there before is written after one is made, so to
+        # look at the store then is enough to write into no other.
+        self._founding = False
+        self._spare_ids = spare_ids
+        self._ids: dict[Place, int | None] = {}
+        self._heads: dict[Place, Head | None] = {}
+        self._changes = Changes()
+
+    async def run(self, updates: Sequence[Update[Any]], *, alone: bool) -> list[Any]:
+        """Carry out the updates in order and commit; returns their answers and the exceptions of their plans.
+
+        What runs ``alone`` hardly waits for locks: it has waited with others before.
+        """
+        results: list[Any] = [None] * len(updates)
+        notices: list[str | None] = []
+
+        def note(notice: psycopg.errors.Diagnostic) -> None:
+            notices.append(notice.sqlstate)
+
+        self._connection.add_notice_handler(note)
+        try:
+            await self._lock(sorted({place for update in updates for place in update.places}), alone=alone)
+            for wave in waves(updates):
+                await self._run_wave([(position, updates[position]) for position in wave], results)
+            checks: list[Request] = [(_CHECK_STORE_ID, (self._store_id,))] if self._founding else []
+            requests = [*self._changes.requests(), *checks, *count_requests(self._changes.counts), COMMIT]
+            self.committing = True
+            await self._connection.exchange(requests)
+        except BaseException:
+            if not self._connection.closed:
+                await self._connection.exchange([_ROLLBACK])
+            raise
+        finally:
+            self._connection.remove_notice_handler(note)
+        if _WARNING in notices:
+            # Somebody cancelled the wait for the synchronous replica, and the server calls that a success.
+            raise Problem("backend-unavailable", "PostgreSQL has committed, but maybe not on its replica: try again")
+        return results
+
+    async def _lock(self, places: list[Place], *, alone: bool) -> None:
+        """Begin, lock the heads of the places, pin their namespaces, and learn both, all in one round trip."""
+        parents = sorted({place.namespace for place in places if place.kind is not Kind.NAMESPACE})
+        requests: list[Request] = [(_LOCK_NAMESPACES, (texts(parents),)), (_LOCK_HEADS, place_columns(places))]
+        beginning = [_BEGIN, _LOCK_ALONE] if alone else [_BEGIN]
+        *_, namespaces, records = await self._connection.exchange([*beginning, *requests])
+        self._ids = dict.fromkeys((*places, *map(namespace_place, parents)))
+        self._heads = dict.fromkeys(self._ids)
+        found = [(namespace_place(name), *row) for name, *row in namespaces]
+        found += [(places[position - 1], *row) for position, *row in records]
+        for place, record_id, meta, expires_ms in found:
+            self._ids[place], self._heads[place] = record_id, Head(meta, b"", expires_ms)
+
+    async def _run_wave(self, wave: list[tuple[int, Update[Any]]], results: list[Any]) -> None:
+        """Run the plans of a wave, which touch different records, in step, so that their queries travel together."""
+        commits: dict[int, Commit[Any]] = {}
+        asking: list[tuple[int, Planning, Query]] = []
+
+        def advance(position: int, planning: Planning, answer: list[Any] | None) -> None:
+            try:
+                asking.append((position, planning, next(planning) if answer is None else planning.send(answer)))
+            except StopIteration as stop:
+                commits[position] = stop.value
+            except Exception as error:
+                results[position] = error
+
+        for position, update in wave:
+            advance(position, update.plan(self._heads), None)
+        unended = deque(wave)
+        while True:
+            # What comes before all who still ask is there for them to see.
+            first = asking[0][0] if asking else None
+            while unended and unended[0][0] != first:
+                position, _ = unended.popleft()
+                if position in commits:
+                    await self._end(commits[position])
+                    results[position] = commits[position].answer
+            if not asking:
+                return
+            asked, asking = asking, []
+            answers = await self._ask([query for *_, query in asked])
+            for (position, planning, _), answer in zip(asked, answers, strict=True):
+                advance(position, planning, answer)
+
+    async def _end(self, commit: Commit[Any]) -> None:
+        """Take over what a plan wants written."""
+        await self._reserve_ids(sum(type(write) is PutHead for write in commit.writes))
+        for write in commit.writes:
+            self._write(write)
+
+    async def _ask(self, queries: list[Query]) -> list[list[Any]]:
+        """Answer the plans' queries in one round trip, after what is already to be written."""
+        requests = self._changes.requests()
+        counts = self._changes.counts
+        if any(isinstance(read, CountRead) for query in queries for read in query):
+            requests += count_requests(counts)
+            counts = {}
+        self._changes = Changes(counts)
+        asked = Asked(queries)
+        rows = await self._connection.exchange([*requests, *asked.requests])
+        return asked.answers(rows[len(requests) :])
+
+    async def _reserve_ids(self, n: int) -> None:
+        if len(self._spare_ids) < n:
+            (rows,) = await self._connection.exchange([(_RESERVE_IDS, (n + _IDS_RESERVED,))])
+            self._spare_ids += [record_id for (record_id,) in rows]
+
+    def _write(self, write: Write) -> None:
+        place = write.place
+        record_id = self._ids[place]
+        if isinstance(write, PutHead):
+            new = record_id is None
+            if record_id is None:
+                self._founding |= place.kind is Kind.NAMESPACE
+                record_id = self._ids[place] = self._spare_ids.pop()
+            self._changes.put(record_id, self._parent_id(place), place, write.head, new=new)
+            self._heads[place] = write.head._replace(value=b"")
+        elif isinstance(write, PutRow):
+            if record_id is None:
+                raise AssertionError("a row was put into a record that does not exist")
+            self._changes.rows[record_id, write.lane, write.row.sort] = write.row
+        elif record_id is None:
+            return
+        elif isinstance(write, DeleteRow):
+            self._changes.rows[record_id, write.lane, write.sort] = None
+        elif isinstance(write, DeleteRows):
+            self._changes.delete_rows(record_id, write)
+        else:
+            self._changes.delete(record_id, self._parent_id(place), place)
+            gone = [place]
+            if place.kind is Kind.NAMESPACE:
+                gone += [inner for inner in self._ids if inner.namespace == place.key]
+            for inner in gone:
+                self._ids[inner] = self._heads[inner] = None
+
+    def _parent_id(self, place: Place) -> int:
+        if place.kind is Kind.NAMESPACE:
+            return ROOT_ID
+        parent_id = self._ids[namespace_place(place.namespace)]
+        if parent_id is None:
+            if not place.namespace:
+                # The root record is there as long as the store is.
+                raise Lost("backend-unavailable", LOST)
+            raise AssertionError("a record was put into a namespace that does not exist")
+        return parent_id

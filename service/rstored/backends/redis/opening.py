@@ -1,0 +1,162 @@
+"""How a store in Redis is opened: what the DSN asks for, what the servers are, and the store's own record."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import Final
+
+from rstored.backends.abc import Kind, UnfitStorage
+from rstored.backends.redis.calls import Call
+from rstored.backends.redis.cluster import Cluster
+from rstored.backends.redis.dsn import RedisDSN, parse_dsn
+from rstored.backends.redis.failures import IS_REPLICA
+from rstored.backends.redis.servers import Servers, SingleServer, facts_of
+from rstored.problems import Problem
+
+__all__ = ["LAYOUT", "claim", "configured", "description_of", "layout_at", "registry_tag"]
+
+LAYOUT: Final = 1
+_BUCKETS_MAX: Final = 1024
+_BUCKETS: Final = 1
+_PREFIX: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
+_VERSION_MIN: Final = (6, 2)
+
+_FACTS: Final = (("INFO", "server"), ("INFO", "memory"), ("INFO", "replication"), ("CONFIG", "GET", "append*"))
+# Policies under which Redis keeps what has no time to live, and no key of a store has one.
+_KEEPING: Final = re.compile(r"noeviction|volatile-[a-z-]+")
+
+
+def configured(dsn: str) -> tuple[Servers, bytes, int | None, bool]:
+    """The servers, the prefix, the number of buckets if the DSN says one, and whether eviction is accepted."""
+    parsed = parse_dsn(dsn, ("prefix", "buckets", "eviction"))
+    servers, options = open_servers(parsed), parsed.own
+    prefix, text, eviction = options.get("prefix", "rstore"), options.get("buckets"), options.get("eviction")
+    if _PREFIX.match(prefix) is None:
+        detail = "the DSN's prefix is 1 to 64 characters out of A-Z, a-z, 0-9, '.', '_', ':' and '-'"
+        raise Problem("backend-unavailable", detail)
+    if eviction not in (None, "accept"):
+        raise Problem("backend-unavailable", "the DSN's eviction can only be accept; leave it out to refuse eviction")
+    if text is None:
+        return servers, prefix.encode(), None, eviction is not None
+    buckets = int(text) if text.isascii() and text.isdecimal() and len(text) < 6 else 0
+    if not 1 <= buckets <= _BUCKETS_MAX or buckets & (buckets - 1):
+        raise Problem("backend-unavailable", f"the DSN's buckets is a power of two from 1 to {_BUCKETS_MAX}")
+    return servers, prefix.encode(), buckets, eviction is not None
+
+
+def registry_tag(prefix: bytes) -> bytes:
+    return b"{%b}" % prefix
+
+
+def layout_at(prefix: bytes) -> tuple[bytes, str]:
+    """The key and field that hold the layout's version."""
+    return registry_tag(prefix) + b":store", "layout"
+
+
+async def claim(servers: Servers, prefix: bytes, wanted: int | None) -> tuple[int, bytes]:
+    """Make the store if it is not there; returns its number of buckets and its id."""
+    (key, layout_field), slot = layout_at(prefix), servers.slot(registry_tag(prefix))
+    known, namespaces = await servers.exchange(
+        [
+            Call(slot, None, ("HEXISTS", key, "buckets")),
+            Call(slot, None, ("EXISTS", b"%b:i:%d" % (registry_tag(prefix), Kind.NAMESPACE))),
+        ]
+    )
+    if (known, namespaces, wanted) == (0, 1, None):
+        # With another number of them, nothing of what is there would be found, and what is written would lie beside it.
+        detail = "Redis has lost the record of how many buckets the store has: say so in the DSN, or restore a backup"
+        raise Problem("backend-corrupt", detail)
+    preset = wanted or _BUCKETS
+    replies = await servers.exchange(
+        [
+            Call(slot, None, ("HSETNX", key, "buckets", preset)),
+            Call(slot, None, ("HSETNX", key, layout_field, LAYOUT)),
+            Call(slot, None, ("HSETNX", key, "h", secrets.token_bytes(8))),
+            Call(slot, None, ("HMGET", key, "buckets", layout_field, "h")),
+        ]
+    )
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    *numbers, store_id = replies[-1]
+    buckets, layout = map(int, numbers)
+    if layout > LAYOUT:
+        raise Problem(
+            "backend-unavailable",
+            f"the store has layout {layout}, made by a newer rstored; this one knows layouts up to {LAYOUT}: "
+            "run that newer one",
+        )
+    if wanted is not None and wanted != buckets:
+        detail = f"the store has {buckets} buckets for good: say so in the DSN, leave it out, or use another prefix"
+        raise Problem("backend-unavailable", detail)
+    return buckets, store_id
+
+
+async def description_of(servers: Servers, *, accepts_eviction: bool = True) -> dict[str, str]:
+    """What ``/`` says, read from the live servers. Raises Problem if one of them is not fit for a store."""
+    described: dict[str, str] = {}
+    settings = set()
+    policies = set()
+    for *infos, config in await servers.on_every_server(*_FACTS):
+        facts: dict[str, str] = {}
+        for info in infos:
+            facts |= facts_of(info)
+        if facts.get("redis_mode") == "cluster" and not servers.cluster:
+            detail = "the server is part of a cluster: the DSN begins with redis+cluster://"
+            raise Problem("backend-unavailable", detail)
+        if facts.get("role") == "slave" and not servers.cluster:
+            raise UnfitStorage(IS_REPLICA)
+        version = facts.get("redis_version", "0")
+        if tuple(int(part) for part in version.split(".")[:2]) < _VERSION_MIN:
+            raise Problem("backend-unavailable", f"the server is Redis {version}; 6.2 or later is needed")
+        name = "valkey" if "valkey_version" in facts else "redis"
+        described["name"] = f"{name} cluster" if servers.cluster else name
+        described["version"] = facts.get("valkey_version", version)
+        # CONFIG may be refused; then this stays empty. INFO tells the policy all the same.
+        known = [] if isinstance(config, Exception) else [part.decode() for part in config]
+        values = dict(zip(known[::2], known[1::2], strict=True))
+        settings.add((values.get("appendonly", "unknown"), values.get("appendfsync", "unknown")))
+        policies.add(facts.get("maxmemory_policy", "unknown"))
+    # A cluster is as durable as its weakest master.
+    weakest = min(settings, key=lambda pair: (pair[0] != "no", pair[0] == "yes", pair[1] == "always"))
+    described["durability"], warning = _durability(*weakest)
+    if servers.cluster:
+        described["durability"] += (
+            "; it reaches the replicas a moment later, so a failover may lose the last writes of the master that failed"
+        )
+    evicting = sorted(policy for policy in policies if _KEEPING.fullmatch(policy) is None)
+    if evicting:
+        eviction = (
+            f"Redis may evict keys of the store when its memory is full (maxmemory-policy {evicting[0]}), the record "
+            "by which the store is closed among them: set maxmemory-policy noeviction"
+        )
+        if not accepts_eviction:
+            raise Problem("backend-unavailable", f"{eviction}, or accept it by eviction=accept in the DSN")
+        warning = f"{eviction}; {warning}" if warning else eviction
+    if warning:
+        described["warning"] = warning
+    return described
+
+
+def _durability(appendonly: str, appendfsync: str) -> tuple[str, str | None]:
+    """The sentence on what an acknowledgement means, and a warning where that is less than it should be."""
+    said = f"(appendonly={appendonly}, appendfsync={appendfsync})"
+    if appendonly == "yes" and appendfsync == "always":
+        return f"an acknowledged write is synced to Redis's append-only file {said}: it survives a crash", None
+    remedy = "set appendonly yes and appendfsync always"
+    if appendonly == "yes":
+        meaning = f"an acknowledged write is in Redis's append-only file, but not yet synced {said}"
+        return f"{meaning}: a crash of the machine may lose about the last second", f"Redis may lose writes: {remedy}"
+    if appendonly == "no":
+        meaning = f"an acknowledged write is in Redis's memory {said}: a crash or restart may lose it"
+        return meaning, f"Redis keeps acknowledged writes in memory only: {remedy}"
+    meaning = "an acknowledged write is in Redis's memory; the server does not say whether it keeps an append-only file"
+    return meaning, f"Redis does not tell how durable it is (CONFIG is refused): {remedy}"
+
+
+def open_servers(dsn: RedisDSN) -> Servers:
+    """The servers that a DSN names, not yet connected to. Of a cluster's addresses one that answers is enough."""
+    if dsn.cluster:
+        return Cluster(dsn)
+    return SingleServer(dsn)

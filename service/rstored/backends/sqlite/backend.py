@@ -1,0 +1,151 @@
+"""The SQLite backend: one file, read on the event loop, written by one thread.
+
+The file is in WAL mode, so a read sees the last commit and waits for nobody, and a page in memory is read in less
+time than a hop to a thread takes. All writes of a batch are one transaction (group commit). Several processes may
+use one file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+from rstored.backends.abc import Backend, Capabilities, Query, SchemaVersions, UnfitStorage, Update
+from rstored.backends.migrations import SCHEMA_VERSION
+from rstored.backends.sqlite.connections import check_schema, connect, connect_both, schema_version
+from rstored.backends.sqlite.dsn import database_path
+from rstored.backends.sqlite.failures import translated
+from rstored.backends.sqlite.files import Files, check_path
+from rstored.backends.sqlite.reader import Reader
+from rstored.backends.sqlite.writer import Writer
+from rstored.problems import Problem
+
+__all__ = ["SQLiteBackend"]
+
+_SWITCH_SECONDS: Final = 5e-6
+
+T = TypeVar("T")
+
+
+class SQLiteBackend(Backend):
+    """A store in one SQLite file."""
+
+    capabilities = Capabilities(local_reads=True)
+
+    def __init__(self, files: Files, executor: ThreadPoolExecutor, writer: Writer, reader: Reader) -> None:
+        self._files = files
+        self._executor = executor
+        self._writer = writer
+        self._reader = reader
+        self._loop = asyncio.get_running_loop()
+        self._closed = False
+
+    @classmethod
+    async def open(cls, dsn: str) -> SQLiteBackend:
+        """Open or create the file that ``dsn`` names (see :func:`database_path`)."""
+        path = database_path(dsn)
+        check_path(path)
+        # The writer thread needs the interpreter's lock again after every statement. A busy event loop lets go of it
+        # often but for an instant, and with Python's default of 5 ms the thread would hardly ever get it: measured
+        # under load, a write then took seconds instead of milliseconds.
+        sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_SECONDS))
+        executor = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
+        try:
+            files, writing, reading = await asyncio.get_running_loop().run_in_executor(executor, connect_both, path)
+        except sqlite3.Error as error:
+            executor.shutdown()
+            raise translated(error, f"the database file {str(path)!r}") from error
+        except BaseException:
+            executor.shutdown(wait=False)
+            raise
+        return cls(files, executor, Writer(writing, files), Reader(reading))
+
+    @classmethod
+    async def schema_versions(cls, dsn: str) -> SchemaVersions:
+        """Read from the file; one that is not there, or is empty, has version 0."""
+        path = database_path(dsn)
+        check_path(path)
+        if not path.exists() or path.stat().st_size == 0:
+            return SchemaVersions(0, SCHEMA_VERSION)
+        try:
+            with contextlib.closing(connect(path)) as connection:
+                connection.execute("PRAGMA query_only = ON")
+                return SchemaVersions(schema_version(connection), SCHEMA_VERSION)
+        except sqlite3.Error as error:
+            raise translated(error, f"the database file {str(path)!r}") from error
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        await self._in_thread(self._writer.connection.close)
+        self._reader.connection.close()
+        self._executor.shutdown()
+
+    async def ping(self) -> None:
+        self._check_open()
+        self._files.check()
+        self._files.check_mode()
+        try:
+            check_schema(self._reader.connection)
+        except sqlite3.Error as error:
+            failure = translated(error)
+            if isinstance(failure, Problem) and failure.code == "backend-corrupt":
+                # What is written to such a file may not be there when it is opened again.
+                failure = UnfitStorage(failure.detail)
+            raise failure from error
+
+    def describe(self) -> dict[str, str]:
+        return {
+            "name": "sqlite",
+            "version": sqlite3.sqlite_version,
+            "durability": "an acknowledged write is synced to disk (WAL, synchronous=FULL): it survives a crash of "
+            "the process and of the machine",
+        }
+
+    async def read(self, queries: Sequence[Query]) -> list[list[Any] | Problem]:
+        reader = self._reader
+        answers: list[list[Any] | Problem] = []
+        for query in queries:
+            try:
+                if not reader.connection.in_transaction:
+                    # Half of what a read costs is to begin and end its transaction, so those of one round of the event
+                    # loop share one. It sees at least what was committed when the round began, and whoever asks in
+                    # it began to ask before, or else calls renew(): no answer to a later write has reached them.
+                    reader.begin()
+                    self._loop.call_soon(self.renew)
+                answers.append(reader.answer(query))
+            except sqlite3.Error as error:
+                self._check_open()
+                failure = translated(error)
+                if not isinstance(failure, Problem):
+                    raise
+                answers.append(failure)
+        return answers
+
+    def renew(self) -> None:
+        if not self._closed:
+            self._reader.end()
+
+    async def update(self, updates: Sequence[Update[Any]]) -> list[Any | Problem]:
+        self._check_open()
+        return await self._in_thread(self._writer.update, updates)
+
+    async def purge(self) -> bool:
+        self._check_open()
+        try:
+            return await self._in_thread(self._writer.purge)
+        except sqlite3.Error as error:
+            raise translated(error) from error
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Problem("backend-unavailable", "the database is closed")

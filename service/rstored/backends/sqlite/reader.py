@@ -1,0 +1,131 @@
+"""How the SQLite backend answers reads."""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from rstored.backends.abc import (
+    COUNTED,
+    CountRead,
+    ExpiredRead,
+    Head,
+    HeadRead,
+    Kind,
+    Listing,
+    Place,
+    Query,
+    Read,
+    Row,
+    RowScan,
+    Slice,
+)
+from rstored.backends.schema import ROOT_ID
+from rstored.backends.sqlite.statements import BOUNDED_HEADS, HEADS, NAMESPACE, SQL, TOGETHER_MIN, json_array
+
+__all__ = ["Reader"]
+
+T = TypeVar("T")
+
+
+class Reader:
+    """Answers reads on one connection."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        # What finds one row at most is at its end at once, so one cursor does for all of that.
+        self._execute = connection.cursor().execute
+        # A scan may stop before its end, so each has a cursor of its own.
+        self._scan = connection.execute
+        self._answers: dict[type[Any], Callable[[Any], Any]] = {
+            HeadRead: self._head,
+            RowScan: self._rows,
+            Listing: self._listing,
+            CountRead: self._counts,
+            ExpiredRead: self._expired,
+        }
+
+    def begin(self) -> None:
+        """Answer from one snapshot, which is taken with the first read from now on."""
+        self._execute("BEGIN")
+
+    def end(self) -> None:
+        """Let go of the snapshot."""
+        # SQLite itself ends the transaction after some failures; and a damaged file can only be rolled back.
+        if self.connection.in_transaction:
+            self._execute("ROLLBACK")
+
+    def answer(self, query: Query) -> list[Any]:
+        if len(query) < TOGETHER_MIN:
+            return [self._answers[type(read)](read) for read in query]
+        answers: list[Any] = []
+        for alike, reads in itertools.groupby(query, _heads_alike):
+            if alike is None:
+                answers += [self._answers[type(read)](read) for read in reads]
+            else:
+                answers += self._heads(*alike, [read.place.key for read in reads])  # type: ignore[union-attr]
+        return answers
+
+    def _heads(self, namespace: str, kind: Kind, bytes_max: int | None, keys: list[str]) -> list[Head | None]:
+        """The heads of records of one kind in one namespace."""
+        sql, bound = (HEADS, ()) if bytes_max is None else (BOUNDED_HEADS, (bytes_max,))
+        heads: list[Head | None] = [None] * len(keys)
+        for position, *head in self._scan(
+            sql, (*bound, json_array(keys), ROOT_ID, int(NAMESPACE), namespace, int(kind))
+        ):
+            heads[position] = Head._make(head)
+        return heads
+
+    def _head(self, read: HeadRead) -> Head | None:
+        (namespace, kind, key), bytes_max = read
+        sql, bound = (SQL.head, ()) if bytes_max is None else (SQL.bounded_head, (bytes_max,))
+        # An int of a subclass takes sqlite3 a slower way, so kinds are bound as plain ones.
+        row = self._execute(sql, (*bound, namespace, int(kind), key)).fetchone()
+        return None if row is None else Head._make(row)
+
+    def _rows(self, scan: RowScan) -> Slice[Row]:
+        rows = map(Row._make, self._scan(*SQL.scan_query(scan)))
+        return _slice(rows, scan.limit, scan.bytes_max, lambda row: len(row.value))
+
+    def _listing(self, listing: Listing) -> Slice[tuple[str, Head]]:
+        rows = ((row[0], Head._make(row[1:])) for row in self._scan(*SQL.listing_query(listing)))
+        return _slice(rows, listing.limit, listing.bytes_max, lambda item: len(item[1].value))
+
+    def _counts(self, read: CountRead) -> dict[Kind, int]:
+        counts = dict.fromkeys(COUNTED, 0)
+        for kind, n in self._scan(SQL.counts, (read.namespace,)):
+            counts[Kind(kind)] += n
+        for kind, n in self._scan(SQL.expired_counts, (read.now_ms, read.namespace)):
+            # What is not counted expires too.
+            if kind in counts:
+                counts[Kind(kind)] -= n
+        return counts
+
+    def _expired(self, read: ExpiredRead) -> list[Place]:
+        rows = self._scan(SQL.expired, (read.now_ms, read.limit))
+        return [Place(namespace, Kind(kind), key) for namespace, kind, key in rows]
+
+
+def _heads_alike(read: Read) -> tuple[str, Kind, int | None] | None:
+    """What reads of heads have in common if one statement can answer them; None for any other read."""
+    return (read.place.namespace, read.place.kind, read.bytes_max) if type(read) is HeadRead else None
+
+
+def _slice(rows: Iterable[T], limit: int | None, bytes_max: int | None, size_of: Callable[[T], int]) -> Slice[T]:
+    """The first rows within the limits. It reads to the end or leaves the statement to be reset as it is dropped."""
+    if bytes_max is None:
+        items = list(rows)
+        more = limit is not None and len(items) > limit
+        if more:
+            items.pop()
+        return Slice(items, more)
+    items = []
+    size = 0
+    for row in rows:
+        if items and (size >= bytes_max or len(items) == limit):
+            return Slice(items, True)
+        items.append(row)
+        size += size_of(row)
+    return Slice(items, False)
