@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 import hypothesis
 import pytest
@@ -24,6 +24,16 @@ hypothesis.settings.load_profile("any machine")
 # A shell starts what it runs in the background with Ctrl-C ignored, and the commands under test would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_MADE_AT_RANDOM: Final = re.compile(r"[\w-]{43}=")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The processes that share the tests must find the same names, or none of the tests run. Keys are made at random."""
+    for item in items:
+        if _MADE_AT_RANDOM.search(item.nodeid):
+            raise pytest.UsageError(f"{item.nodeid}: the name holds a key; give the parameters other `ids`")
 
 
 @pytest.fixture

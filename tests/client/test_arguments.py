@@ -745,7 +745,7 @@ def test_a_subclass_counts_as_what_it_holds_whatever_its_methods_say(name, param
         {"dsn": "https://127.0.0.1:7", "cert": "/nowhere/at/all"},
         {"dsn": "https://127.0.0.1:7", "cert": ("/nowhere/at/all", "/nowhere/else")},
     ],
-    ids=str,
+    ids=range(14),
 )
 def test_a_subclass_given_to_the_constructor_counts_as_what_it_holds(given):
     seen = []
