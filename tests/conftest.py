@@ -26,13 +26,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-_MADE_AT_RANDOM: Final = re.compile(r"[\w-]{43}=")
+_KEY: Final = re.compile(r"[\w-]{43}=")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The processes that share the tests must find the same names, or none of the tests run. Keys are made at random."""
+    """The processes that share the tests must find the same names, or no test runs. Keys are made at random."""
     for item in items:
-        if _MADE_AT_RANDOM.search(item.nodeid):
+        if _KEY.search(item.nodeid):
             raise pytest.UsageError(f"{item.nodeid}: the name holds a key; give the parameters other `ids`")
 
 

@@ -552,7 +552,7 @@ def shown(error: StoreError) -> str:
     return f"{error} {[frame.locals for frame in frames]}"
 
 
-@pytest.mark.parametrize("bad", BAD_KEYS)
+@pytest.mark.parametrize("bad", BAD_KEYS, ids=range(len(BAD_KEYS)))
 def test_what_is_not_a_key_is_refused_and_not_shown(bad: str | bytes) -> None:
     for keys, ordinal in ((bad, 1), ([bad], 1), ([KEY, bad], 2)):
         with pytest.raises(StoreError, match=f"key {ordinal} is not a key") as caught:
