@@ -7,9 +7,7 @@ locked: every writer of a record locks its head first, so its rows need no locks
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -21,6 +19,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from rstored.backends.abc import Backend, Capabilities, Query, SchemaVersions, UnfitStorage, Update
 from rstored.backends.clock import Clock
+from rstored.backends.executor import pause
 from rstored.backends.migrations import SCHEMA_VERSION
 from rstored.backends.postgresql.connection import Connection
 from rstored.backends.postgresql.dsn import parse_dsn
@@ -62,6 +61,7 @@ _HANG_UP_SECONDS: Final = 12.0
 _ALONE_SECONDS: Final = 8.0
 _PURGE_ROWS_MAX: Final = 1_000
 _TRIES_MAX: Final = 10
+_PAUSE_SECONDS_MAX: Final = 2.0
 _SOME_TRASH: Final = "SELECT record_id FROM trash LIMIT 1 FOR UPDATE SKIP LOCKED"
 _ERASE_ROWS: Final = """
     DELETE FROM record_row
@@ -170,13 +170,14 @@ class PostgreSQLBackend(Backend):
             transaction: Transaction | None = None
             try:
                 async with self._connection() as connection:
-                    transaction = Transaction(connection, self._store_id, self._ids.setdefault(connection, []))
-                    return await transaction.run(updates, alone=alone)
+                    ids = self._ids.setdefault(connection, [])
+                    transaction = Transaction(connection, self._store_id, ids, updates)
+                    return await transaction.run(alone=alone)
             except Raced as problem:
                 if isinstance(problem, Misplaced):
                     self._ids.clear()
                 if tries < _TRIES_MAX:
-                    await asyncio.sleep(random.random() * 0.002 * 2**tries)  # noqa: S311 - not a secret
+                    await pause(tries + 1, _PAUSE_SECONDS_MAX)
                     continue
                 failure: Exception = Problem(problem.code, problem.detail)
             except Demoted as problem:

@@ -7,6 +7,7 @@ from typing import Final
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
+from rstored.backends.executor import RACED
 from rstored.backends.postgresql.dsn import PostgreSQLDSN, reason_of
 from rstored.problems import Problem
 
@@ -80,7 +81,7 @@ def translated(error: psycopg.Error) -> Exception:
     ):
         return Lost("backend-unavailable", LOST)
     if isinstance(error, psycopg.errors.UniqueViolation) or state.startswith("40"):
-        return Raced("backend-unavailable", "other processes keep writing the same records: try again")
+        return Raced("backend-unavailable", RACED)
     if isinstance(error, psycopg.errors.QueryCanceled | psycopg.errors.LockNotAvailable):
         return Rejected("backend-unavailable", TOO_LONG)
     if isinstance(error, psycopg.errors.DiskFull):

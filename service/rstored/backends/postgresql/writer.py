@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator, Sequence
-from typing import Any, Final, TypeAlias
+from collections.abc import Sequence
+from typing import Any, Final
 
 import psycopg
 
 from rstored.backends.abc import (
-    Commit,
     CountRead,
     DeleteRow,
     DeleteRows,
@@ -23,13 +21,13 @@ from rstored.backends.abc import (
     Write,
     namespace_place,
 )
+from rstored.backends.executor import Executor
 from rstored.backends.postgresql.changes import Changes, count_requests
 from rstored.backends.postgresql.connection import Connection, Request, texts
 from rstored.backends.postgresql.failures import LOST, Lost
 from rstored.backends.postgresql.reader import Asked
 from rstored.backends.postgresql.statements import COMMIT, FOUND, OWNER, place_columns
 from rstored.backends.schema import ROOT_ID
-from rstored.backends.waves import waves
 from rstored.problems import Problem
 
 __all__ = ["Transaction"]
@@ -58,16 +56,17 @@ _CHECK_STORE_ID: Final = f"SELECT 1 / count(*) FROM record WHERE id = {ROOT_ID} 
 # The SQLSTATE of a warning, which comes beside an answer that is no error.
 _WARNING: Final = "01000"
 
-Planning: TypeAlias = Generator[Query, list[Any], Commit[Any]]
 
-
-class Transaction:
+class Transaction(Executor):
     """One batch of updates on one connection.
 
     ``committing`` is set when COMMIT goes out: if the connection breaks after that, nobody knows what became of it.
     """
 
-    def __init__(self, connection: Connection, store_id: bytes, spare_ids: list[int]) -> None:
+    def __init__(
+        self, connection: Connection, store_id: bytes, spare_ids: list[int], updates: Sequence[Update[Any]]
+    ) -> None:
+        super().__init__(updates, [None] * len(updates))
         self.committing = False
         self._connection = connection
         self._store_id = store_id
@@ -79,12 +78,11 @@ class Transaction:
         self._heads: dict[Place, Head | None] = {}
         self._changes = Changes()
 
-    async def run(self, updates: Sequence[Update[Any]], *, alone: bool) -> list[Any]:
+    async def run(self, *, alone: bool) -> list[Any]:
         """Carry out the updates in order and commit; returns their answers and the exceptions of their plans.
 
         What runs ``alone`` hardly waits for locks: it has waited with others before.
         """
-        results: list[Any] = [None] * len(updates)
         notices: list[str | None] = []
 
         def note(notice: psycopg.errors.Diagnostic) -> None:
@@ -92,9 +90,8 @@ class Transaction:
 
         self._connection.add_notice_handler(note)
         try:
-            await self._lock(sorted({place for update in updates for place in update.places}), alone=alone)
-            for wave in waves(updates):
-                await self._run_wave([(position, updates[position]) for position in wave], results)
+            await self._lock(sorted({place for update in self.updates for place in update.places}), alone=alone)
+            await self.execute(range(len(self.updates)))
             checks: list[Request] = [(_CHECK_STORE_ID, (self._store_id,))] if self._founding else []
             requests = [*self._changes.requests(), *checks, *count_requests(self._changes.counts), COMMIT]
             self.committing = True
@@ -108,7 +105,7 @@ class Transaction:
         if _WARNING in notices:
             # Somebody cancelled the wait for the synchronous replica, and the server calls that a success.
             raise Problem("backend-unavailable", "PostgreSQL has committed, but maybe not on its replica: try again")
-        return results
+        return self.results
 
     async def _lock(self, places: list[Place], *, alone: bool) -> None:
         """Begin, lock the heads of the places, pin their namespaces, and learn both, all in one round trip."""
@@ -123,54 +120,26 @@ class Transaction:
         for place, record_id, meta, expires_ms in found:
             self._ids[place], self._heads[place] = record_id, Head(meta, b"", expires_ms)
 
-    async def _run_wave(self, wave: list[tuple[int, Update[Any]]], results: list[Any]) -> None:
-        """Run the plans of a wave, which touch different records, in step, so that their queries travel together."""
-        commits: dict[int, Commit[Any]] = {}
-        asking: list[tuple[int, Planning, Query]] = []
+    def heads(self, update: Update[Any]) -> dict[Place, Head | None]:
+        return self._heads
 
-        def advance(position: int, planning: Planning, answer: list[Any] | None) -> None:
-            try:
-                asking.append((position, planning, next(planning) if answer is None else planning.send(answer)))
-            except StopIteration as stop:
-                commits[position] = stop.value
-            except Exception as error:
-                results[position] = error
+    async def take(self, ended: Sequence[tuple[int, Sequence[Write]]]) -> None:
+        await self._reserve_ids(sum(type(write) is PutHead for _, writes in ended for write in writes))
+        for _, writes in ended:
+            for write in writes:
+                self._write(write)
 
-        for position, update in wave:
-            advance(position, update.plan(self._heads), None)
-        unended = deque(wave)
-        while True:
-            # What comes before all who still ask is there for them to see.
-            first = asking[0][0] if asking else None
-            while unended and unended[0][0] != first:
-                position, _ = unended.popleft()
-                if position in commits:
-                    await self._end(commits[position])
-                    results[position] = commits[position].answer
-            if not asking:
-                return
-            asked, asking = asking, []
-            answers = await self._ask([query for *_, query in asked])
-            for (position, planning, _), answer in zip(asked, answers, strict=True):
-                advance(position, planning, answer)
-
-    async def _end(self, commit: Commit[Any]) -> None:
-        """Take over what a plan wants written."""
-        await self._reserve_ids(sum(type(write) is PutHead for write in commit.writes))
-        for write in commit.writes:
-            self._write(write)
-
-    async def _ask(self, queries: list[Query]) -> list[list[Any]]:
-        """Answer the plans' queries in one round trip, after what is already to be written."""
+    async def ask(self, asked: Sequence[tuple[int, Query]]) -> list[list[Any]]:
+        queries = [query for _, query in asked]
         requests = self._changes.requests()
         counts = self._changes.counts
         if any(isinstance(read, CountRead) for query in queries for read in query):
             requests += count_requests(counts)
             counts = {}
         self._changes = Changes(counts)
-        asked = Asked(queries)
-        rows = await self._connection.exchange([*requests, *asked.requests])
-        return asked.answers(rows[len(requests) :])
+        questions = Asked(queries)
+        rows = await self._connection.exchange([*requests, *questions.requests])
+        return questions.answers(rows[len(requests) :])
 
     async def _reserve_ids(self, n: int) -> None:
         if len(self._spare_ids) < n:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import random
 import time
 from collections.abc import Sequence
 from typing import Any, Final
 
 from rstored.backends.abc import Backend, Capabilities, Kind, Query, SchemaVersions, UnfitStorage, Update
 from rstored.backends.clock import Clock
+from rstored.backends.executor import RACED, pause
 from rstored.backends.redis.calls import Call, Script
 from rstored.backends.redis.commits import packed_update
 from rstored.backends.redis.failures import FAILURES, translated, unusable
@@ -27,6 +27,7 @@ _PURGE: Final = Script.load("purge.lua")
 
 _PING_SECONDS: Final = 2.0
 _UPDATE_SECONDS: Final = 10.0
+_PAUSE_SECONDS_MAX: Final = 0.05
 _RESOLVES_MAX: Final = 5
 _PURGE_RECORDS_MAX: Final = 1_000
 _PENDING_SECONDS: Final = 600
@@ -127,10 +128,9 @@ class RedisBackend(Backend):
                 break
             if time.monotonic() > deadline:
                 for position in waiting:
-                    detail = "other processes keep writing the same records: try again"
-                    results[position] = Problem("backend-unavailable", detail)
+                    results[position] = Problem("backend-unavailable", RACED)
                 break
-            await asyncio.sleep(random.random() * min(0.001 * 2**tries, 0.05))  # noqa: S311 - not a secret
+            await pause(tries, _PAUSE_SECONDS_MAX)
         return results
 
     async def purge(self) -> bool:

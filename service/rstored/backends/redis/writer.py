@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import deque
-from collections.abc import Generator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 from redis.exceptions import ResponseError
 
 from rstored.backends.abc import (
-    Commit,
     DeleteRecord,
     DeleteRow,
     Head,
@@ -34,6 +32,7 @@ from rstored.backends.abc import (
     Write,
     namespace_place,
 )
+from rstored.backends.executor import Executor
 from rstored.backends.redis.calls import Call
 from rstored.backends.redis.commits import new_copy, no_copy, packed_update
 from rstored.backends.redis.failures import Stale, lost, not_atomic, problem_of
@@ -41,26 +40,22 @@ from rstored.backends.redis.layout import ABSENT, U64, Bucket, Owner, bounds, du
 from rstored.backends.redis.reader import Reader, namespace_of
 from rstored.backends.redis.reading import Part, Reading, Ref
 from rstored.backends.redis.sections import NamespaceChanges, Section, Writing, expires, grouped, statuses
-from rstored.backends.waves import waves
 from rstored.problems import Problem
 
 __all__ = ["Attempt"]
 
-Planning: TypeAlias = Generator[Query, list[Any], Commit[Any]]
 
-
-class Attempt:
+class Attempt(Executor):
     """One go at a batch of updates, or at those of it that others got in the way of."""
 
     def __init__(
         self, reader: Reader, updates: Sequence[Update[Any]], positions: list[int], results: list[Any]
     ) -> None:
+        super().__init__(updates, results)
         self._reader = reader
         self._store = reader.store
         self._registry = reader.store.registry
-        self._updates = updates
         self._positions = positions
-        self._results = results
         self._again: set[int] = set()
         # What is there as far as this process knows: as it was read, and as the updates so far are going to leave it.
         self._owners: dict[str, Any] = {}
@@ -73,7 +68,6 @@ class Attempt:
         self._asked: set[int] = set()
         self._pending: list[Section] = []
         self._due: dict[bytes, int] = {}
-        self._spoiled = False
         # Tags of buckets of namespaces that were not made in the end.
         self._unmade: set[bytes] = set()
         # Updates whose heads could not be read together with the others'.
@@ -82,18 +76,14 @@ class Attempt:
     async def run(self, *, heal: bool) -> list[int]:
         """Carry out the updates; returns, in order, those to be started again."""
         loaded = await self._load(heal=heal)
-        for wave in waves([self._updates[position] for position in loaded]):
-            if self._spoiled:
-                self._again.update(loaded[number] for number in wave)
-            else:
-                await self._run_wave([loaded[number] for number in wave])
+        self._again.update(await self.execute(loaded))
         await self._flush(self._store.reading())
         if self._due:
             await self._store.tell_due(self._due)
         for position in self._alone:
-            self._again.update(await Attempt(self._reader, self._updates, [position], self._results).run(heal=heal))
+            self._again.update(await Attempt(self._reader, self.updates, [position], self.results).run(heal=heal))
         for position in self._again:
-            for place in self._updates[position].places:
+            for place in self.updates[position].places:
                 self._store.forget(place.key if place.kind is Kind.NAMESPACE else place.namespace)
         return sorted(self._again)
 
@@ -105,7 +95,7 @@ class Attempt:
         names = {
             place.namespace
             for position in self._positions
-            for place in self._updates[position].places
+            for place in self.updates[position].places
             if place.kind is not Kind.NAMESPACE
         }
         self._owners = await store.owners(names)
@@ -119,7 +109,7 @@ class Attempt:
             places = self._places(position)
             problem = self._refusal(places)
             if problem is not None:
-                self._results[position] = problem
+                self.results[position] = problem
                 continue
             confined.append(position)
             reading.fence()
@@ -151,7 +141,7 @@ class Attempt:
             elif isinstance(failure, ResponseError) and len(self._positions) > 1:
                 self._alone.append(position)
             else:
-                self._results[position] = problem_of(failure)
+                self.results[position] = problem_of(failure)
         for name in stale:
             store.forget(name)
             if heal:
@@ -160,7 +150,7 @@ class Attempt:
 
     def _places(self, position: int) -> tuple[Place, ...]:
         """The places of an update. In a cluster the namespace of a record is held by its copy beside the record."""
-        places = self._updates[position].places
+        places = self.updates[position].places
         if not self._store.servers.cluster or len(places) == 1:
             return places
         inside = {place.namespace for place in places}
@@ -233,41 +223,7 @@ class Attempt:
 
     # Planning.
 
-    async def _run_wave(self, wave: list[int]) -> None:
-        """Run the plans of a wave, which touch different records, in step, so that their queries travel together."""
-        ended: dict[int, Commit[Any] | Exception] = {}
-        asking: list[tuple[int, Planning, Query]] = []
-
-        def advance(position: int, planning: Planning, answer: list[Any] | None) -> None:
-            try:
-                asking.append((position, planning, next(planning) if answer is None else planning.send(answer)))
-            except StopIteration as stop:
-                ended[position] = stop.value
-            except Exception as error:
-                ended[position] = error
-
-        for position in wave:
-            update = self._updates[position]
-            advance(position, update.plan(self._heads_for(update)), None)
-        unended = deque(wave)
-        while True:
-            # What comes before all who still ask is there for them to see.
-            first = asking[0][0] if asking else None
-            while unended and unended[0] != first:
-                position = unended.popleft()
-                if position in ended:
-                    self._end(position, ended[position])
-            if not asking:
-                return
-            asked, asking = asking, []
-            for (position, planning, _), answer in zip(asked, await self._ask(asked), strict=True):
-                if isinstance(answer, Exception):
-                    planning.close()
-                    self._results[position] = answer
-                else:
-                    advance(position, planning, answer)
-
-    def _heads_for(self, update: Update[Any]) -> dict[Place, Head | None]:
+    def heads(self, update: Update[Any]) -> dict[Place, Head | None]:
         heads: dict[Place, Head | None] = {}
         for place in update.places:
             if place.kind is not Kind.NAMESPACE:
@@ -281,14 +237,13 @@ class Attempt:
                 heads[place] = self._heads[place]
         return heads
 
-    async def _ask(self, asked: Sequence[tuple[int, Planning, Query]]) -> list[list[Any] | Exception]:
-        """Answer the plans' queries in one round trip, after what is already to be written."""
+    async def ask(self, asked: Sequence[tuple[int, Query]]) -> list[list[Any] | Exception]:
         store = self._store
-        names = {namespace_of(read) for _, _, query in asked for read in query} - self._owners.keys()
+        names = {namespace_of(read) for _, query in asked for read in query} - self._owners.keys()
         owners = {**await store.owners(names), **self._owners, "": store.root} if names else self._owners
         reading = store.reading()
         parts: list[list[Part]] = []
-        for position, _, query in asked:
+        for position, query in asked:
             self._asked.add(position)
             reading.fence()
             parts.append([self._reader.part(read, owners, reading) for read in query])
@@ -305,18 +260,16 @@ class Attempt:
 
     # Writing.
 
-    def _end(self, position: int, outcome: Commit[Any] | Exception) -> None:
-        """Take a plan's outcome, and put what it wants written, and checked, among what is to be sent."""
-        if self._spoiled:
-            self._again.add(position)
-            return
-        update = self._updates[position]
-        writes: Sequence[Write] = ()
-        if isinstance(outcome, Exception):
-            self._results[position] = outcome
-        else:
-            self._results[position] = outcome.answer
-            writes = outcome.writes
+    async def take(self, ended: Sequence[tuple[int, Sequence[Write]]]) -> None:
+        for position, writes in ended:
+            if self.stopped:
+                self._again.add(position)
+            else:
+                self._take_update(position, writes)
+
+    def _take_update(self, position: int, writes: Sequence[Write]) -> None:
+        """Put what an update wants written, and checked, among what is to be sent."""
+        update = self.updates[position]
         # What was decided by one moment's heads alone needs no check; all else has to be still so.
         if (
             writes
@@ -328,8 +281,8 @@ class Attempt:
                 self._pending.append(self._section(position, writes))
             except Exception as error:
                 # A mistake in the plan; what was noted for it up to there is thrown away with the whole attempt.
-                self._results[position] = error
-                self._spoiled = True
+                self.results[position] = error
+                self.stopped = True
 
     def _section(self, position: int, writes: Sequence[Write]) -> Section:
         changes = NamespaceChanges()
@@ -549,9 +502,9 @@ class Attempt:
             elif status == 0:
                 self._again.add(section.position)
             else:
-                self._results[section.position] = problem_of(status)
+                self.results[section.position] = problem_of(status)
                 # It may yet be done, so nothing that was planned to come after it may be.
-                self._spoiled = True
+                self.stopped = True
 
     async def _change_namespaces(self, section: Section) -> bool:
         """Carry out, step by step, what an update does to the namespaces of a cluster; True if it is done."""
@@ -581,7 +534,7 @@ class Attempt:
                 for name in changes.changed:
                     await store.settle(name)
         except Problem as problem:
-            self._results[section.position] = problem
+            self.results[section.position] = problem
             return False
         finally:
             for name in changes.changed:
