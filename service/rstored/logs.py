@@ -62,11 +62,9 @@ def log_token_change(change: TokenChange, token: TokenInfo | str, **by: Any) -> 
 
 
 def configure_logging(level: str) -> None:
-    """Send every logger's records, uvicorn's included, to standard error as JSON lines from ``level`` up."""
+    """Send every logger's records to standard error as JSON lines from ``level`` up."""
     handler = logging.StreamHandler()
     handler.setFormatter(JSONFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # Its warnings are about clients: one is gone while something is still written to it, once for each write.
     logging.getLogger("asyncio").setLevel("ERROR")
-    # uvicorn tells of its own start and stop at this level, which the service does itself.
-    logging.getLogger("uvicorn").setLevel("WARNING")

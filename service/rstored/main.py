@@ -257,7 +257,7 @@ async def _serve(
         server = Server(app, settings, tls, started)
         if worker is not None:
             asyncio.get_running_loop().add_reader(worker.parent, _stop_without, worker.parent)
-        await server.serve(sockets=[listener])
+        await server.serve(listener)
         logger.info("stopped")
 
 

@@ -1,4 +1,4 @@
-"""The HTTP server: uvicorn, made to drain, to exit with 0 and to answer what it cannot parse with a problem."""
+"""Serving in this process: what listens, how it is told to stop, and how it then drains."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ import resource
 import signal
 import socket
 import ssl
-import time
-from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import Final
-
-import uvicorn
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Final
 
 from rstored.api.front_door import FrontDoor
 from rstored.http.connections import Connections
@@ -75,87 +71,87 @@ def within_open_files(limits: Limits) -> Limits:
     return limits.model_copy(update={"connections_max": fitting})
 
 
-class Server(uvicorn.Server):
+class Server:
     """Serves ``app`` until SIGTERM or SIGINT; then ``/readyz`` says so, and after the drain it stops.
 
-    Requests under way may finish within the grace period.
+    Requests under way may finish within the grace period. A second signal ends drain and grace at once.
     """
 
     def __init__(
         self, app: FrontDoor, settings: Settings, tls: ssl.SSLContext | None, started: Callable[[], None]
     ) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                loop="uvloop",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                backlog=settings.backlog,
-                timeout_graceful_shutdown=settings.shutdown_grace_seconds,
-            )
-        )
-        self._connections = self.server_state = Connections(
-            settings.limits, app.state.metrics, (), app.state.backend.renew
-        )
-        self._served: App = app
-        if settings.trusted_proxies:
-            proxies = Proxies(settings.trusted_proxy_list)
-            self._served = BehindProxies(app, proxies)
-            self._connections.trusted = proxies
-        self._tls = tls
         self._app = app
-        self._drain_seconds = settings.drain_seconds
-        self._told_to_stop: float | None = None
+        self._settings = settings
+        self._tls = tls
         self._started = started
+        self._told_to_stop = asyncio.Event()
+        self._told_again = asyncio.Event()
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen."""
-        self.servers = [
-            Entrance(listener, self.config.backlog, self._served, self._connections, self._tls)  # type: ignore[misc]
-            for listener in sockets or ()
-        ]
-        self.started = True
-        self._sweeper = asyncio.create_task(self._connections.keep_sweeping())
-        # What has been imported and built by now lives as long as the process: never look at it again. And a request
-        # makes hundreds of objects that leave no cycles behind, so to look after every 700 costs a tenth of all time.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(_GARBAGE_OBJECTS_MAX)
-        _give_large_memory_back()
-        self._started()
+    async def serve(self, listener: socket.socket) -> None:
+        """Serve what arrives at a bound socket; returns when all is answered, or the grace period is over."""
+        settings = self._settings
+        state = self._app.state
+        connections = Connections(settings.limits, state.metrics, (), state.backend.renew)
+        served: App = self._app
+        if settings.trusted_proxies:
+            connections.trusted = proxies = Proxies(settings.trusted_proxy_list)
+            served = BehindProxies(served, proxies)
+        with self._signals():
+            entrance = Entrance(listener, settings.backlog, served, connections, self._tls)
+            sweeper = asyncio.create_task(connections.keep_sweeping())
+            _settle_memory()
+            self._started()
+            await self._told_to_stop.wait()
+            await self._unless_told_again(asyncio.sleep(settings.drain_seconds), None)
+            entrance.close()
+            listener.close()
+            connections.shut_down()
+            # Whoever is too slow is looked for all the while.
+            if not await self._unless_told_again(connections.wait_until_gone(), settings.shutdown_grace_seconds):
+                if not self._told_again.is_set():
+                    counts = {"requests": len(connections.tasks), "connections": len(connections.connections)}
+                    logger.error("the grace period is over: what is under way is cut off", extra=counts)
+                for task in connections.tasks:
+                    task.cancel()
+            sweeper.cancel()
+
+    async def _unless_told_again(self, waiting: Coroutine[Any, Any, None], seconds_max: float | None) -> bool:
+        """Whether ``waiting`` ended within so many seconds, before a second signal came."""
+        waits = asyncio.create_task(waiting)
+        signalled = asyncio.create_task(self._told_again.wait())
+        await asyncio.wait((waits, signalled), timeout=seconds_max, return_when=asyncio.FIRST_COMPLETED)
+        ended = waits.done()
+        waits.cancel()
+        signalled.cancel()
+        return ended
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but a signal that was obeyed is not raised again at the end, so the exit code is 0."""
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+    def _signals(self) -> Iterator[None]:
+        """Signals stop the service in order, so the exit code is 0."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop)
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._told_to_stop is None:
-            self._told_to_stop = time.monotonic()
-            self._app.state.stopping = True
+    def _stop(self) -> None:
+        if self._told_to_stop.is_set():
+            self._told_again.set()
         else:
-            # A second signal means: at once.
-            self.force_exit = True
-            self.should_exit = True
+            self._app.state.stopping = True
+            self._told_to_stop.set()
 
-    async def on_tick(self, counter: int) -> bool:
-        if self._told_to_stop is not None and time.monotonic() - self._told_to_stop >= self._drain_seconds:
-            self.should_exit = True
-        return await super().on_tick(counter)
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let what is under way finish within the grace period. Whoever is too slow is looked for all the while."""
-        await super().shutdown(sockets)
-        self._sweeper.cancel()
+def _settle_memory() -> None:
+    # What has been imported and built by now lives as long as the process: never look at it again. And a request
+    # makes hundreds of objects that leave no cycles behind, so to look after every 700 costs a tenth of all time.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GARBAGE_OBJECTS_MAX)
+    _give_large_memory_back()
 
 
 def _give_large_memory_back() -> None:

@@ -326,7 +326,8 @@ def test_a_truncated_answer_is_seen_to_be_one(serve, tmp_path):
                 for _ in chunks:
                     pass
         assert http.get("/healthz").status_code == 200
-    assert "internal-error" in server.log
+    failures = [json.loads(line) for line in server.log.splitlines() if '"level":"error"' in line]
+    assert ("backend-unavailable", "/ts/{key}/range") in {(line["message"], line.get("route")) for line in failures}
 
 
 def test_the_grace_period_is_bounded(serve, tmp_path):

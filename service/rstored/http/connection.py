@@ -263,7 +263,7 @@ class Connection(asyncio.BufferedProtocol):
             task.add_done_callback(lambda task: self._returned(exchange, task))
 
     def _returned(self, exchange: Exchange, task: asyncio.Task[None]) -> None:
-        self.server.tasks.discard(task)
+        self.server.end_task(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("the app failed", exc_info=error)
         exchange.returned = True

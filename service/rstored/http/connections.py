@@ -6,11 +6,11 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Container
-from typing import TYPE_CHECKING, Any, Final, cast
-
-from uvicorn.server import ServerState
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Final
 
 from rstored.api.metrics import Metrics
+from rstored.api.replies import Header
 from rstored.limits import Limits
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _SWEEP_SECONDS: Final = 1.0
 _REFUSALS_LOGGED_MAX: Final = 50
 
 
-class Connections(ServerState):
+class Connections:
     """Every open connection: which are idle, the longest idle first, and how many each client has.
 
     A connection is idle while it has no request under way, also during a TLS handshake and while a head arrives. So
@@ -38,7 +38,9 @@ class Connections(ServerState):
         self, limits: Limits, metrics: Metrics, trusted: Container[str], renew: Callable[[], None] = lambda: None
     ) -> None:
         """``renew`` is called where what is read next may not be older than that moment (``Backend.renew``)."""
-        super().__init__()
+        self.connections: set[Connection] = set()
+        # The rest of each request that could not be answered at once.
+        self.tasks: set[asyncio.Task[None]] = set()
         self.limits = limits
         self.renew = renew
         self.idle: dict[Connection, float] = {}
@@ -50,6 +52,8 @@ class Connections(ServerState):
         self._closed: Counter[str] = Counter()
         self._refused = 0
         self._in_round = False
+        self._changed = asyncio.Event()
+        self.default_headers = _date_header()
 
     def join_round(self) -> None:
         """Called before the app answers: what it reads may not be older than this round of reading.
@@ -77,8 +81,7 @@ class Connections(ServerState):
             self.count_closed("connections")
             return False
         self._of_client[client] += 1
-        connections: set[Any] = self.connections
-        connections.add(connection)
+        self.connections.add(connection)
         self.idle[connection] = now
         return True
 
@@ -95,14 +98,30 @@ class Connections(ServerState):
 
     def forget(self, connection: Connection) -> None:
         """The connection is closed; nothing happens if it was no longer one of these."""
-        connections: set[Any] = self.connections
-        if connection in connections:
-            connections.remove(connection)
+        if connection in self.connections:
+            self.connections.remove(connection)
             self.idle.pop(connection, None)
             client = connection.address
             self._of_client[client] -= 1
             if not self._of_client[client]:
                 del self._of_client[client]
+            self._changed.set()
+
+    def end_task(self, task: asyncio.Task[None]) -> None:
+        """The task is done."""
+        self.tasks.discard(task)
+        self._changed.set()
+
+    async def wait_until_gone(self) -> None:
+        """Return when no connection is open and no request under way."""
+        while self.connections or self.tasks:
+            self._changed.clear()
+            await self._changed.wait()
+
+    def shut_down(self) -> None:
+        """Close each connection as soon as its request is answered, and begin no other request."""
+        for connection in list(self.connections):
+            connection.shutdown()
 
     def count_closed(self, reason: str) -> None:
         """One connection was closed by the service; the log gets one line for those of a second."""
@@ -125,11 +144,12 @@ class Connections(ServerState):
     def sweep(self, now: float) -> None:
         """End what was idle too long, whose reader is too slow, and what has no owner: one look at all connections
         costs less than a timer for each request."""
+        self.default_headers = _date_header()
         for idle, since in list(self.idle.items()):
             if now - since < self.limits.idle_seconds_max:
                 break
             idle.close_idle()
-        for connection in cast("list[Connection]", list(self.connections)):
+        for connection in list(self.connections):
             try:
                 connection.check(now)
             except Exception:
@@ -142,3 +162,7 @@ class Connections(ServerState):
         if self._refused > _REFUSALS_LOGGED_MAX:
             logger.info("malformed requests", extra={"count": self._refused})
         self._refused = 0
+
+
+def _date_header() -> list[Header]:
+    return [(b"date", formatdate(usegmt=True).encode())]

@@ -97,6 +97,3 @@ class Entrance:
         """Accept no more."""
         self._is_open = False
         self._loop.remove_reader(self._listener)
-
-    async def wait_closed(self) -> None:
-        """Return at once: nothing is left behind."""
