@@ -22,6 +22,15 @@ class Problem(Exception):
         self.detail = detail
         self.members = members
 
+    @classmethod
+    def beyond(cls, code: str, found: str, limit: int, remedy: str = "", **members: Any) -> Problem:
+        """What is more, larger or longer than a limit allows.
+
+        >>> Problem.beyond("batch-too-large", "the batch has 11 parts", 10).detail
+        'the batch has 11 parts; at most 10 are allowed'
+        """
+        return cls(code, f"{found}; at most {limit} are allowed{remedy}", limit=limit, **members)
+
     @property
     def type(self) -> ProblemType:
         """The code's row: status, title, SDK exception."""

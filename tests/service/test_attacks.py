@@ -22,7 +22,7 @@ import httpx2
 import pytest
 from tests.conformance.backends import BACKENDS
 
-from rstore.core.encodings import POINTS_MEDIA_TYPE
+from rstore.core.media_types import POINTS_MEDIA_TYPE
 from rstore.core.points import Cells, Points, encode_stream
 
 STRESS = os.environ.get("RSTORE_STRESS") == "1"

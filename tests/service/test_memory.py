@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx2
 
-from rstore.core.encodings import POINTS_MEDIA_TYPE
+from rstore.core.media_types import POINTS_MEDIA_TYPE
 from rstore.core.points import Points, encode_stream
 
 MEMORY_BYTES_MAX = 150_000_000

@@ -9,7 +9,6 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from rstore.calls.call import RETRIED_STATUSES, Answer, Head, T, TryAgain
-from rstore.core.encodings import JSON_MEDIA_TYPE
 from rstore.core.errors import (
     PROBLEMS,
     StoreAccessError,
@@ -22,6 +21,7 @@ from rstore.core.errors import (
     StoreProtocolError,
     StoreRequestError,
 )
+from rstore.core.media_types import JSON_MEDIA_TYPE, PROBLEM_MEDIA_TYPE
 from rstore.core.memory import json_memory
 
 __all__ = ["bare_media_type", "json_body", "malformed", "no_body", "problem_code", "refusal"]
@@ -69,7 +69,7 @@ def bare_media_type(head: Head) -> str:
 
 def _is_problem(answer: Answer) -> bool:
     """Whether it is a problem document, which is never as long as some answers that are none."""
-    return bare_media_type(answer.head) == "application/problem+json" and len(answer.body) <= _PROBLEM_BYTES_MAX
+    return bare_media_type(answer.head) == PROBLEM_MEDIA_TYPE and len(answer.body) <= _PROBLEM_BYTES_MAX
 
 
 def refusal(answer: Answer) -> Exception:

@@ -9,7 +9,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from rstore.core.encodings import JSON_MEDIA_TYPE, Encoding, Value
+from rstore.core.encodings import Encoding, Value
+from rstore.core.media_types import JSON_MEDIA_TYPE
 
 __all__ = ["ACCEPT_JSON", "JSON_BODY", "once", "query_string", "segment", "target_of", "value_members"]
 

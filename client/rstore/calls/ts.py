@@ -13,7 +13,8 @@ from rstore.calls.etags import condition
 from rstore.calls.listings import Page, _size_page, key_list
 from rstore.calls.requests import ACCEPT_JSON, once, query_string, target_of
 from rstore.calls.shapes import BASE64, Count, Int64, value_in
-from rstore.core.encodings import JSON_MEDIA_TYPE, POINTS_MEDIA_TYPE, Value
+from rstore.core.encodings import Value
+from rstore.core.media_types import JSON_MEDIA_TYPE, POINTS_MEDIA_TYPE
 from rstore.core.memory import Spend
 from rstore.core.numeric import INT64_MAX, INT64_MIN
 from rstore.core.points import FrameReader, InvalidPoints, Points

@@ -13,16 +13,18 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from rstore.core.media_types import (
+    JSON_MEDIA_TYPE,
+    MSGPACK_MEDIA_TYPE,
+    OCTET_STREAM,
+    PICKLE_MEDIA_TYPE,
+    SEALED_MEDIA_TYPE,
+)
+
 __all__ = [
     "JSON_INTEGER_CHARACTERS_MAX",
     "JSON_INTEGER_MAX",
     "JSON_INTEGER_MIN",
-    "JSON_MEDIA_TYPE",
-    "MSGPACK_MEDIA_TYPE",
-    "OCTET_STREAM",
-    "PICKLE_MEDIA_TYPE",
-    "POINTS_MEDIA_TYPE",
-    "SEALED_MEDIA_TYPE",
     "Encoding",
     "InvalidJSON",
     "NestingTooDeep",
@@ -37,13 +39,6 @@ __all__ = [
     "parse_json",
     "render_json",
 ]
-
-JSON_MEDIA_TYPE: Final = "application/json"
-MSGPACK_MEDIA_TYPE: Final = "application/msgpack"
-OCTET_STREAM: Final = "application/octet-stream"
-PICKLE_MEDIA_TYPE: Final = "application/vnd.rstore.pickle"
-POINTS_MEDIA_TYPE: Final = "application/vnd.rstore.points"
-SEALED_MEDIA_TYPE: Final = "application/vnd.rstore.sealed"
 
 
 JSON_INTEGER_CHARACTERS_MAX: Final = 4300

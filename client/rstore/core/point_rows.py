@@ -22,9 +22,6 @@ import msgspec
 from msgspec import Raw
 
 from rstore.core.encodings import (
-    JSON_MEDIA_TYPE,
-    MSGPACK_MEDIA_TYPE,
-    POINTS_MEDIA_TYPE,
     Encoding,
     InvalidJSON,
     Value,
@@ -33,6 +30,13 @@ from rstore.core.encodings import (
     has_small_numbers,
     is_blank,
     members_of,
+)
+from rstore.core.media_types import (
+    CSV_MEDIA_TYPE,
+    JSON_MEDIA_TYPE,
+    MSGPACK_MEDIA_TYPE,
+    NDJSON_MEDIA_TYPE,
+    POINTS_MEDIA_TYPE,
 )
 from rstore.core.points import (
     Cells,
@@ -60,8 +64,8 @@ class Form(enum.Enum):
 
     JSON = JSON_MEDIA_TYPE
     MSGPACK = MSGPACK_MEDIA_TYPE
-    NDJSON = "application/x-ndjson"
-    CSV = "text/csv"
+    NDJSON = NDJSON_MEDIA_TYPE
+    CSV = CSV_MEDIA_TYPE
     FRAMES = POINTS_MEDIA_TYPE
 
     @property

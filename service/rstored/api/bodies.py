@@ -15,17 +15,8 @@ import msgspec
 import msgspec.inspect
 from msgspec import UNSET, Raw, UnsetType
 
-from rstore.core.encodings import (
-    JSON_MEDIA_TYPE,
-    MSGPACK_MEDIA_TYPE,
-    Encoding,
-    InvalidJSON,
-    Value,
-    check_numbers,
-    decoding_failure,
-    is_blank,
-    members_of,
-)
+from rstore.core.encodings import Encoding, InvalidJSON, Value, check_numbers, decoding_failure, is_blank, members_of
+from rstore.core.media_types import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
 from rstored.api.media_types import JSON_FORMS, ContentType, form_refused
 from rstored.api.origins import is_cross_origin
 from rstored.api.replies import Header, Reply, content_type
@@ -299,8 +290,7 @@ def _json_text(raw: Raw, limits: Limits, *, may_be_text: bool, pointer: str) -> 
     size, size_max = memoryview(raw).nbytes, limits.value_bytes_max
     if size > size_max:
         # A byte of msgpack may become an object of 72, so the text is not the first to be measured.
-        detail = f"the value has {size} bytes of msgpack; at most {size_max} are taken"
-        raise Problem("value-too-large", detail, limit=size_max, pointer=pointer)
+        raise Problem.beyond("value-too-large", f"the value has {size} bytes of msgpack", size_max, pointer=pointer)
     try:
         value = msgspec.msgpack.decode(raw)
         if may_be_text and isinstance(value, bytes):

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from pydantic import Field
 
-from rstore.core.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
+from rstore.core.media_types import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, NDJSON_MEDIA_TYPE
 from rstore.core.operators import UNARY
 from rstored.api.bodies import (
     EncodingLabel,
@@ -24,7 +24,6 @@ from rstored.api.bodies import (
     wire_value,
 )
 from rstored.api.conditions import IDEMPOTENCY_HEADER, write_id_of
-from rstored.api.media_types import NDJSON_MEDIA_TYPE
 from rstored.api.operations import Answer, Content, Operations, json_content
 from rstored.api.parameters import (
     INT64_MAX,

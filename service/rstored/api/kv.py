@@ -10,17 +10,8 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from pydantic import BeforeValidator, Field
 
-from rstore.core.encodings import (
-    JSON_MEDIA_TYPE,
-    OCTET_STREAM,
-    SEALED_MEDIA_TYPE,
-    Encoding,
-    InvalidJSON,
-    Value,
-    encoding_of,
-    media_type_of,
-    parse_json,
-)
+from rstore.core.encodings import Encoding, InvalidJSON, Value, encoding_of, media_type_of, parse_json
+from rstore.core.media_types import JSON_MEDIA_TYPE, OCTET_STREAM, SEALED_MEDIA_TYPE
 from rstored.api.access import Rule
 from rstored.api.bodies import EncodingLabel, answer_sized, body_form, read_body, read_value, wire_value
 from rstored.api.conditions import (

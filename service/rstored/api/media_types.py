@@ -6,32 +6,22 @@ import re
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from rstore.core.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, POINTS_MEDIA_TYPE
+from rstore.core.media_types import CSV_MEDIA_TYPE, JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, NDJSON_MEDIA_TYPE
 from rstored.problems import Problem
 
 __all__ = [
-    "CSV_MEDIA_TYPE",
-    "HTML_MEDIA_TYPE",
     "JSON_FORMS",
     "MEDIA_TYPE_LENGTH_MAX",
-    "NDJSON_MEDIA_TYPE",
-    "POINTS_FORMS",
-    "PROBLEM_MEDIA_TYPE",
     "ContentType",
     "form_refused",
     "negotiate",
     "parse_content_type",
 ]
 
-CSV_MEDIA_TYPE: Final = "text/csv"
-HTML_MEDIA_TYPE: Final = "text/html"
-NDJSON_MEDIA_TYPE: Final = "application/x-ndjson"
-PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
 MEDIA_TYPE_LENGTH_MAX: Final = 255
 
 # In order of preference: the first is the answer when nothing, or everything alike, is asked for.
 JSON_FORMS: Final = (JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE)
-POINTS_FORMS: Final = (*JSON_FORMS, NDJSON_MEDIA_TYPE, CSV_MEDIA_TYPE, POINTS_MEDIA_TYPE)
 
 _NAME: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 # A blank belongs to one place of the pattern only: could it belong to two, a match that fails would try every choice.

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Final, NamedTuple, TypeAlias, get_type_hints
 import fastapi
 from starlette.responses import Response
 
-from rstore.core.encodings import MSGPACK_MEDIA_TYPE
 from rstore.core.errors import PROBLEMS
+from rstore.core.media_types import MSGPACK_MEDIA_TYPE, PROBLEM_MEDIA_TYPE
 from rstored.api.access import Rule
-from rstored.api.media_types import JSON_FORMS, PROBLEM_MEDIA_TYPE
+from rstored.api.media_types import JSON_FORMS
 from rstored.api.parameters import KEY_PATTERN, Query
 from rstored.api.replies import Reply
 from rstored.engine.model import Access

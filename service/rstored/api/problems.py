@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from rstore.core.errors import PROBLEMS
-from rstored.api.media_types import PROBLEM_MEDIA_TYPE
+from rstore.core.media_types import PROBLEM_MEDIA_TYPE
 from rstored.api.replies import Header, Reply, content_type
 from rstored.problems import Problem
 

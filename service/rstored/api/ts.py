@@ -8,12 +8,17 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta, Raw, Struct
 from pydantic import Field
 
-from rstore.core.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, POINTS_MEDIA_TYPE
+from rstore.core.media_types import (
+    CSV_MEDIA_TYPE,
+    JSON_MEDIA_TYPE,
+    MSGPACK_MEDIA_TYPE,
+    NDJSON_MEDIA_TYPE,
+    POINTS_MEDIA_TYPE,
+)
 from rstore.core.point_rows import Form, msgpack_rows, render_points
 from rstore.core.points import InvalidPoints, Points
 from rstored.api.bodies import MsgpackArray, answer, body_form
 from rstored.api.conditions import IDEMPOTENCY_HEADER, IF_UNCHANGED_HEADER, digests_of, write_id_of
-from rstored.api.media_types import CSV_MEDIA_TYPE, NDJSON_MEDIA_TYPE, POINTS_FORMS
 from rstored.api.operations import Answer, Content, Operations, json_content
 from rstored.api.parameters import (
     Count,
@@ -141,7 +146,7 @@ _FORMS: Final = {
     CSV_MEDIA_TYPE: Content(None, "timestamp,value,encoding\r\n1700000000,21.5,\r\n"),
     POINTS_MEDIA_TYPE: Content(None, "frames, as docs/points-format.md describes them"),
 }
-assert tuple(_FORMS) == POINTS_FORMS
+_FORM_NAMES: Final = tuple(_FORMS)
 
 # --- points ------------------------------------------------------------------------------------------------
 
@@ -227,7 +232,7 @@ async def extend(request: Request, query: SpanQuery) -> Reply:
     there now have the digest in If-Match.
     """
     unchanged = _unchanged(request, query)
-    form = Form(body_form(request, POINTS_FORMS))
+    form = Form(body_form(request, _FORM_NAMES))
     limits = request.state.limits
     body = await request.body(frames=form is Form.FRAMES)
     # What was compressed becomes no more than another body could be.

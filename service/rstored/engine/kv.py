@@ -179,7 +179,7 @@ class KeyValues:
         """Raise ``batch-too-large`` if a batch may not have so many parts; to be asked before they are looked at."""
         limit = self._limits.batch_parts_max
         if parts > limit:
-            raise Problem("batch-too-large", f"the batch has {parts} parts; at most {limit} are taken", limit=limit)
+            raise Problem.beyond("batch-too-large", f"the batch has {parts} parts", limit)
 
     async def batch(
         self,
@@ -283,7 +283,7 @@ class KeyValues:
         limit = self._limits.body_bytes_max
         size = sum(_size(head) for head in heads if head is not None)
         if size > limit:
-            raise Problem("answer-too-large", f"the values have {size} bytes; get at most {limit} at once", limit=limit)
+            raise Problem.beyond("answer-too-large", f"the values have {size} bytes", limit, ": get fewer at once")
 
     def _written(
         self,

@@ -27,9 +27,7 @@ def check_value(value: Value, limits: Limits, **members: Any) -> None:
     encoding, data = value
     size, limit = len(data), limits.value_bytes_max
     if size > limit:
-        raise Problem(
-            "value-too-large", f"the value has {size} bytes; at most {limit} are taken", limit=limit, **members
-        )
+        raise Problem.beyond("value-too-large", f"the value has {size} bytes", limit, **members)
     if encoding is Encoding.JSON:
         try:
             parse_json(data, nesting_max=limits.nesting_max)

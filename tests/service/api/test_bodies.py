@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET, Raw
 
-from rstore.core.encodings import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, Encoding, Value
+from rstore.core.encodings import Encoding, Value
+from rstore.core.media_types import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
 from rstore.core.point_rows import Form, parse_points
 from rstore.core.points import InvalidPoints
 from rstored.api.bodies import _decode, nothing_but_json, read_value, wire_value

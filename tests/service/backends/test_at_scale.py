@@ -19,7 +19,8 @@ import pytest
 from tests import servers
 from tests.conformance.backends import BACKENDS
 
-from rstore.core.encodings import JSON_MEDIA_TYPE, Encoding, Value
+from rstore.core.encodings import Encoding, Value
+from rstore.core.media_types import JSON_MEDIA_TYPE
 from rstore.core.points import Points
 from rstored.backends import backend_class
 from rstored.backends.sqlite.dsn import database_path

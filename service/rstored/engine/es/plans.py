@@ -139,8 +139,8 @@ def reseal_plan(
     size = meta.size + sum(state_size(rows[item]) - state_size(before[item]) for item in rows)
     if size != meta.size:
         if size > max(sequence_bytes_max, meta.size):
-            detail = f"the state would be read from {size} bytes, at most {sequence_bytes_max} are allowed"
-            raise Problem("value-too-large", detail, limit=sequence_bytes_max)
+            needed = f"the state would be read from {size} bytes"
+            raise Problem.beyond("value-too-large", needed, sequence_bytes_max)
         writes.append(PutHead(place, Head(pack(msgspec.structs.replace(meta, size=size)))))
     return Commit(writes, None)
 

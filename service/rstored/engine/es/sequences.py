@@ -159,7 +159,7 @@ class EventSequences:
         """Raise ``batch-too-large`` if a call may not have so many events; to be asked before they are looked at."""
         limit = self._limits.events_per_call_max
         if events > limit:
-            raise Problem("batch-too-large", f"{events} events in one call; at most {limit} are allowed", limit=limit)
+            raise Problem.beyond("batch-too-large", f"the call has {events} events", limit)
 
     def _check(self, changes: Sequence[Change], timestamp: int | None) -> None:
         self.check_count(len(changes))
@@ -184,8 +184,8 @@ class EventSequences:
                 check_value(value, self._limits, pointer=f"{pointer}/value")
                 limit = self._limits.state_bytes_max
                 if value.encoding is Encoding.JSON and len(value.data) > limit:
-                    detail = f"the value has {len(value.data)} bytes; at most {limit} are folded"
-                    raise Problem("value-too-large", detail, limit=limit, pointer=f"{pointer}/value")
+                    found = f"the value has {len(value.data)} bytes, and it is folded"
+                    raise Problem.beyond("value-too-large", found, limit, pointer=f"{pointer}/value")
 
     def _apply(
         self,
@@ -248,11 +248,11 @@ class EventSequences:
         )
         if meta.size > self._limits.sequence_bytes_max:
             limit = self._limits.sequence_bytes_max
-            raise Problem(
+            raise Problem.beyond(
                 "value-too-large",
-                f"the state would be read from {meta.size} bytes; at most {limit} are allowed:"
-                " delete items, or set the items again whose events the service cannot fold",
-                limit=limit,
+                f"the state would be read from {meta.size} bytes",
+                limit,
+                ": delete items, or set the items again whose events the service cannot fold",
             )
         writes.append(PutHead(place, Head(pack(meta))))
         writes += (PutRow(place, EVENTS_LANE, event_row(event)) for event in events)

@@ -91,11 +91,7 @@ class TimeSeries:
         cost = CELL_COST_BYTES * len(points) if isinstance(points.values, Cells) else 0
         points = await run_sized(points.size + cost, self._checked, points)
         if len(points) > limits.points_per_call_max:
-            raise Problem(
-                "batch-too-large",
-                f"{len(points)} points in one call; at most {limits.points_per_call_max} are allowed",
-                limit=limits.points_per_call_max,
-            )
+            raise Problem.beyond("batch-too-large", f"the call has {len(points)} points", limits.points_per_call_max)
         if unchanged is not None:
             check_within(points, unchanged)
         place = Place(namespace, Kind.TS, key)

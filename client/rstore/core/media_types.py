@@ -1,0 +1,27 @@
+"""The media types of bodies, by the names that the code has for them: one table for SDK and service."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = [
+    "CSV_MEDIA_TYPE",
+    "JSON_MEDIA_TYPE",
+    "MSGPACK_MEDIA_TYPE",
+    "NDJSON_MEDIA_TYPE",
+    "OCTET_STREAM",
+    "PICKLE_MEDIA_TYPE",
+    "POINTS_MEDIA_TYPE",
+    "PROBLEM_MEDIA_TYPE",
+    "SEALED_MEDIA_TYPE",
+]
+
+CSV_MEDIA_TYPE: Final = "text/csv"
+JSON_MEDIA_TYPE: Final = "application/json"
+MSGPACK_MEDIA_TYPE: Final = "application/msgpack"
+NDJSON_MEDIA_TYPE: Final = "application/x-ndjson"
+OCTET_STREAM: Final = "application/octet-stream"
+PICKLE_MEDIA_TYPE: Final = "application/vnd.rstore.pickle"
+POINTS_MEDIA_TYPE: Final = "application/vnd.rstore.points"
+PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
+SEALED_MEDIA_TYPE: Final = "application/vnd.rstore.sealed"
