@@ -433,7 +433,7 @@ DSNS = [
 def constructed(kind: type, tried: dict[str, Any], dsn: str = "https://127.0.0.1:1") -> StoreError | None:
     """Make a store and open it: what it may raise is a StoreError, in which no argument stands."""
     try:
-        store = kind(**{"dsn": dsn, "namespace": "n", "retries": 0, "timeout": 0.5, **tried})
+        store = kind(**{"dsn": dsn, "namespace": "n", "retries": 0, "deadline": 0.5, "timeout": 0.5, **tried})
         assert repr(store)
         opened = store.open()
         if inspect.isawaitable(opened):
