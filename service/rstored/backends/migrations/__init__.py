@@ -10,35 +10,17 @@ from collections.abc import Callable
 from typing import Final
 
 from sqlalchemy.engine.interfaces import Dialect
-from sqlalchemy.schema import CreateIndex, CreateTable
 
+from rstored.backends.migrations import version_1
 from rstored.backends.schema import ROOT_ID, metadata
 from rstored.problems import Problem
 
 __all__ = ["ROOT_OF_STORE", "SCHEMA_VERSION", "pending"]
 
 
-def _create(dialect: Dialect) -> list[str]:
-    """Version 1: every table, and the root record, whose children are the namespaces."""
-    statements = []
-    for table in metadata.sorted_tables:
-        statements.append(str(CreateTable(table).compile(dialect=dialect)))
-        statements += [
-            str(CreateIndex(index).compile(dialect=dialect))
-            for index in sorted(table.indexes, key=lambda index: str(index.name))
-        ]
-    if dialect.name == "postgresql":
-        # Blocks come compressed where that helps; PostgreSQL trying it again would take most of the time of a write.
-        statements.append("ALTER TABLE record_row ALTER COLUMN value SET STORAGE EXTERNAL")
-    statements.append(
-        f"INSERT INTO record (id, parent_id, kind, key, meta, value) VALUES ({ROOT_ID}, {ROOT_ID}, 0, '', '', '')"  # noqa: S608
-    )
-    return statements
-
-
-# The function at position n brings version n to n + 1. One that has been released never changes again: when the
-# tables in schema.py do, its statements are written out here and a new function is added.
-_MIGRATIONS: Final[tuple[Callable[[Dialect], list[str]], ...]] = (_create,)
+# The function at position n brings version n to n + 1. One that has been released never changes again, so each stands
+# in a module of its own with its statements written out. When the tables in schema.py change, one is added.
+_MIGRATIONS: Final[tuple[Callable[[Dialect], list[str]], ...]] = (version_1.statements,)
 
 SCHEMA_VERSION: Final = len(_MIGRATIONS)
 
