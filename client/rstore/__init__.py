@@ -2,6 +2,8 @@
 
 >>> import rstore
 >>> key = rstore.generate_key()
+
+The rooms of the package are its subpackages. ARCHITECTURE.md says what each is for, and what it may import.
 """
 
 from __future__ import annotations
@@ -59,8 +61,8 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# Imported when they are first asked for: the service takes from here only what is pure, and starts a fifth sooner
-# without an HTTP client and its cryptography.
+# These names are imported when they are first used. The service uses only `rstore.core`, and starts a fifth sooner
+# without an HTTP client and cryptography.
 _LATE = {
     "KEEP": "store",
     "AsyncStore": "store",

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import doctest
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-import rstore.core.folding
 from rstore.core.folding import apply_event, fold, present_after, relevant
 from rstore.core.operators import OPERATORS, UNARY, Bounds, UnfoldableEvent
-
-
-def test_the_examples_run():
-    assert doctest.testmod(rstore.core.folding).failed == 0
-    assert doctest.testmod(rstore.core.folding).attempted > 0
 
 
 @pytest.mark.parametrize("op", OPERATORS)

@@ -6,9 +6,7 @@ import asyncio
 import dataclasses
 import datetime
 import decimal
-import doctest
 import functools
-import inspect
 import itertools
 import json
 import operator
@@ -951,31 +949,3 @@ def test_events_of_operators(store):
     assert store.events("e", ops=[]) == []
     assert store.events("absent", ops=[]) is None
     assert store.events("absent") is None
-
-
-# --- documentation -----------------------------------------------------------------------------------------
-
-
-def test_the_examples_in_the_docstrings_work(service_url, namespace):
-    members = [Store, *(getattr(Store, name) for name in dir(Store) if not name.startswith("_"))]
-    finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-    with Store(service_url, namespace, frozen=False) as store:
-        names = {"Store": Store, "store": store, "url": service_url, "rstore": rstore}
-        for member in members:
-            if callable(member):
-                for test in finder.find(member, member.__name__, globs=names):
-                    runner.run(test)
-        store.discard()
-    with Store(service_url, "zoo", frozen=False) as zoo:
-        zoo.discard()
-    assert runner.summarize(verbose=False) == (0, runner.tries)
-    assert runner.tries > 10
-
-
-def test_every_public_method_says_what_it_does():
-    for kind in (Store, AsyncStore):
-        for name, member in inspect.getmembers(kind, inspect.isfunction):
-            if not name.startswith("_"):
-                assert member.__doc__, name
-                assert "return" in member.__annotations__, name
-                assert "Steps" not in str(inspect.signature(member)), name

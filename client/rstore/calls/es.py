@@ -19,14 +19,25 @@ from rstore.core.encodings import Encoding, Value
 from rstore.core.numeric import INT64_MAX, INT64_MIN
 from rstore.core.operators import OPERATORS, UNARY
 
-__all__ = ["Event", "State", "apply", "current", "events", "list_keys", "list_sizes", "past", "prune", "reseal"]
+__all__ = [
+    "StoredEvent",
+    "StoredState",
+    "apply",
+    "current",
+    "events",
+    "list_keys",
+    "list_sizes",
+    "past",
+    "prune",
+    "reseal",
+]
 
 _ITEM_BYTES: Final = 200
 _EVENT_BYTES: Final = 560
 _NULL: Final = msgspec.Raw(b"null")
 
 
-class Event(NamedTuple):
+class StoredEvent(NamedTuple):
     """An event as the service has it: ``op`` is the operator's name, ``value`` for a unary one None or sealed."""
 
     timestamp: int
@@ -35,7 +46,7 @@ class Event(NamedTuple):
     value: Value | None
 
 
-class State(NamedTuple):
+class StoredState(NamedTuple):
     """A sequence as of some event.
 
     ``items`` is what the service folded, ``events`` are those, in order, of the items that only a client can fold; no
@@ -45,60 +56,60 @@ class State(NamedTuple):
     timestamp: int
     revision: int
     items: dict[str, Value]
-    events: list[Event]
+    events: list[StoredEvent]
 
 
-class _Event(msgspec.Struct):
+class _EventShape(msgspec.Struct):
     timestamp: Int64
     item: NameText
     op: str
     value: msgspec.Raw = _NULL
     encoding: str = "json"
 
-    def event(self) -> Event:
+    def event(self) -> StoredEvent:
         if self.op not in OPERATORS:
             malformed("an event has an unknown operator")
         if self.op not in UNARY or self.encoding == "sealed":
-            return Event(self.timestamp, self.item, self.op, value_in(self.value, self.encoding))
+            return StoredEvent(self.timestamp, self.item, self.op, value_in(self.value, self.encoding))
         if self.encoding != "json" or bytes(self.value) != b"null":
             malformed("an event of a unary operator has a value")
-        return Event(self.timestamp, self.item, self.op, None)
+        return StoredEvent(self.timestamp, self.item, self.op, None)
 
 
-class _Change(msgspec.Struct):
+class _NewEventShape(msgspec.Struct):
     item: str
     op: str
     value: msgspec.Raw | str | msgspec.UnsetType = msgspec.UNSET
     encoding: str | msgspec.UnsetType = msgspec.UNSET
 
 
-class _State(msgspec.Struct):
+class _StateShape(msgspec.Struct):
     timestamp: Int64
     revision: Count
     state: dict[NameText, msgspec.Raw] = {}
-    events: list[_Event] = []
+    events: list[_EventShape] = []
 
 
-class _Events(msgspec.Struct):
-    events: list[_Event]
+class _EventsShape(msgspec.Struct):
+    events: list[_EventShape]
 
 
-class _Resealed(msgspec.Struct):
+class _ResealedShape(msgspec.Struct):
     resealed: Count
 
 
-class _Pruned(msgspec.Struct):
+class _PrunedShape(msgspec.Struct):
     pruned: Count
     removed: bool
 
 
-_STATE: Final = msgspec.json.Decoder(_State)
-_EVENTS: Final = msgspec.json.Decoder(_Events)
-_RESEALED: Final = msgspec.json.Decoder(_Resealed)
-_PRUNED: Final = msgspec.json.Decoder(_Pruned)
+_STATE: Final = msgspec.json.Decoder(_StateShape)
+_EVENTS: Final = msgspec.json.Decoder(_EventsShape)
+_RESEALED: Final = msgspec.json.Decoder(_ResealedShape)
+_PRUNED: Final = msgspec.json.Decoder(_PrunedShape)
 
 
-def _in_order(answer: Answer, found: list[_Event]) -> list[Event]:
+def _in_order(answer: Answer, found: list[_EventShape]) -> list[StoredEvent]:
     """The events, counted, and checked to be in order of timestamp, then item, and none twice."""
     answer.spend(sum(_EVENT_BYTES + sys.getsizeof(event.item) + len(event.value) for event in found))
     events = [event.event() for event in found]
@@ -108,7 +119,7 @@ def _in_order(answer: Answer, found: list[_Event]) -> list[Event]:
     return events
 
 
-def _state(answer: Answer, *, until: int = INT64_MAX) -> State:
+def _state(answer: Answer, *, until: int = INT64_MAX) -> StoredState:
     found = json_body(answer, _STATE, 200)
     answer.spend(sum(_ITEM_BYTES + sys.getsizeof(item) + len(raw) for item, raw in found.state.items()))
     items = {item: Value(Encoding.JSON, bytes(raw)) for item, raw in found.state.items()}
@@ -117,7 +128,7 @@ def _state(answer: Answer, *, until: int = INT64_MAX) -> State:
         malformed("the state includes later events than it says", answer.head)
     if not items.keys().isdisjoint(event.item for event in events):
         malformed("an item is folded and unfolded at once", answer.head)
-    return State(found.timestamp, found.revision, items, events)
+    return StoredState(found.timestamp, found.revision, items, events)
 
 
 def list_keys(namespace: str, cursor: str | None = None) -> Call[Page[str]]:
@@ -130,19 +141,19 @@ def list_sizes(namespace: str, cursor: str | None = None) -> Call[Page[tuple[str
     return Call("GET", target_of(namespace, "es", query=query_string(cursor=cursor)), whole(_size_page), ACCEPT_JSON)
 
 
-def current(namespace: str, key: str) -> Call[State | None]:
+def current(namespace: str, key: str) -> Call[StoredState | None]:
     """The current state, or None if the sequence does not exist."""
 
-    def decode(answer: Answer) -> State | None:
+    def decode(answer: Answer) -> StoredState | None:
         return None if problem_code(answer, 404) == "sequence-not-found" else _state(answer)
 
     return Call("GET", target_of(namespace, "es", key, "current"), whole(decode), ACCEPT_JSON)
 
 
-def past(namespace: str, key: str, t: int) -> Call[State | None]:
+def past(namespace: str, key: str, t: int) -> Call[StoredState | None]:
     """The state as of ``t``, or None if there was no event until then."""
 
-    def decode(answer: Answer) -> State | None:
+    def decode(answer: Answer) -> StoredState | None:
         return None if problem_code(answer, 404) == "sequence-not-found" else _state(answer, until=t)
 
     return Call("GET", target_of(namespace, "es", key, "past", query_string(t=t)), whole(decode), ACCEPT_JSON)
@@ -157,14 +168,14 @@ def events(
     ops: Iterable[str] | None = None,
     item: str | None = None,
     n: int | None = None,
-) -> Call[list[Event] | None]:
+) -> Call[list[StoredEvent] | None]:
     """The first ``n`` events from ``start`` to ``end`` of these operators and this item; None if there is no such
     sequence."""
     names = None if ops is None else frozenset(ops)
     low = INT64_MIN if start is None else start
     high = INT64_MAX if end is None else end
 
-    def decode(answer: Answer) -> list[Event] | None:
+    def decode(answer: Answer) -> list[StoredEvent] | None:
         if problem_code(answer, 404) == "sequence-not-found":
             return None
         most = {} if n is None else {"events": n}
@@ -186,11 +197,11 @@ def apply(
     *,
     timestamp: int | None = None,
     revision: int | None = None,
-) -> Call[State]:
+) -> Call[StoredState]:
     """Apply events, each ``(item, operator name, value)``, at one timestamp; answers the new state."""
     body: dict[str, Any] = {
         "events": [
-            _Change(item, op) if value is None else _Change(item, op, *value_members(value))
+            _NewEventShape(item, op) if value is None else _NewEventShape(item, op, *value_members(value))
             for item, op, value in changes
         ]
     }

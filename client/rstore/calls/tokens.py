@@ -20,7 +20,20 @@ AccessLevel: TypeAlias = Literal["metrics", "read", "write", "admin"]
 
 
 class Token(msgspec.Struct, frozen=True):
-    """An access token, without its text: the globs of namespaces that it reaches, and its access."""
+    """An access token without its text, as :meth:`Store.tokens` returns it.
+
+    Attributes:
+        id: The id, which says nothing of the text.
+        label: What its maker says that it is for.
+        namespaces: The names and globs of the namespaces that it reaches.
+        access: ``metrics``, ``read``, ``write`` or ``admin``.
+        created_ms: When it was made, in POSIX milliseconds.
+        expires_ms: When it expires, in POSIX milliseconds. None: it lasts until it is revoked.
+
+    Example:
+        >>> Token("k3", "dashboard", ["sensors"], "read", 1_700_000_000_000, None).access
+        'read'
+    """
 
     id: str
     label: str
@@ -31,7 +44,15 @@ class Token(msgspec.Struct, frozen=True):
 
 
 class NewToken(Token, frozen=True):
-    """A token with its ``text``, which is known now and never again, and which no ``repr`` shows."""
+    """A token that was just made, or got another text. It is a :class:`Token` with one more attribute.
+
+    Attributes:
+        text: The text that authenticates. Nobody can read it again, and no ``repr`` shows it.
+
+    Example:
+        >>> NewToken("k3", "dashboard", ["sensors"], "read", 1_700_000_000_000, None, "secret")
+        <NewToken k3>
+    """
 
     text: str = msgspec.field(name="token")
 
@@ -39,7 +60,7 @@ class NewToken(Token, frozen=True):
         return f"<NewToken {self.id}>"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        # What msgspec gives to rich, which consoles and tracebacks use, has every field.
+        # Consoles and tracebacks may use rich, to which msgspec would give every field.
         return [("id", self.id)]
 
 
@@ -61,7 +82,7 @@ def list_tokens(cursor: str | None = None) -> Call[Page[Token]]:
 def create(
     namespaces: Sequence[str], access: AccessLevel, *, label: str, lifetime_seconds: float | None
 ) -> Call[NewToken]:
-    """Make a token. Sent twice, it would make two."""
+    """Make a token. The call is not repeatable: sent twice, it would make two tokens."""
     body = msgspec.json.encode(
         {"namespaces": namespaces, "access": access, "label": label, "lifetime_seconds": lifetime_seconds}
     )
@@ -69,12 +90,12 @@ def create(
 
 
 def revoke(token_id: str) -> Call[None]:
-    """End the token. One that is not there is an error."""
+    """End the token. It is an error if there is no such token."""
     return Call("DELETE", f"/tokens/{segment(token_id)}", whole(no_body(204)), once())
 
 
 def rotate(token_id: str, *, grace_seconds: float) -> Call[NewToken]:
-    """Give the token another text. Sent twice, the one that was used until then would be none."""
+    """Give the token another text. The call is not repeatable: sent twice, it would end the first new text."""
     body = msgspec.json.encode({"grace_seconds": grace_seconds})
     target = f"/tokens/{segment(token_id)}/rotate"
     return Call("POST", target, whole(_new_token), JSON_BODY, body, repeatable=False)

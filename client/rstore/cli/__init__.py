@@ -1,7 +1,7 @@
-"""The ``rstore`` command: talks to a service through :class:`~rstore.store.Store`.
+"""The ``rstore`` command, which talks to a service through :class:`~rstore.store.Store`.
 
-Results are JSON on standard output, one to a line. What goes wrong is one line on standard error; see
-:mod:`rstore.core.command`.
+Results are JSON on standard output, one to a line. A failure is one line on standard error; see
+:mod:`rstore.core.command`. This room imports from every other room.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _load() -> Program:
             reason = str(error)
             if error.code == "namespace-not-found":
                 reason = f"{reason.partition(';')[0]}; `rstore ns create` makes it, and so does the first write"
-            # Whoever repeats a command must know whether it has had an effect.
+            # Whoever wants to repeat the command must know whether it has had an effect.
             outcome = "; it was done" if error.done else "; it may have been done" if error.outcome_unknown else ""
             raise Failure(reason + outcome) from None
 

@@ -157,7 +157,7 @@ def members_of(body: bytes | msgspec.Raw, form: str) -> dict[str, msgspec.Raw]:
 
     >>> {name: bytes(value) for name, value in members_of(b'{"a": 1, "b": ":"}', JSON_MEDIA_TYPE).items()}
     {'a': b'1', 'b': b'":"'}
-    >>> members_of(b'{"a": 1, "\\u0061": 2}', JSON_MEDIA_TYPE)
+    >>> members_of(b'{"a": 1, "\\\\u0061": 2}', JSON_MEDIA_TYPE)
     Traceback (most recent call last):
     rstore.core.encodings.InvalidJSON: a member stands twice in one object
     """

@@ -1,7 +1,7 @@
-"""Every failure there is: the table of problem codes, and the exceptions the SDK raises for them.
+"""Every kind of failure: the table of problem codes, and the exceptions that the SDK raises for them.
 
-The service answers each failure with an RFC 9457 problem document whose ``code`` is a row of
-:data:`PROBLEMS`; the SDK raises the row's exception. The tree::
+The service answers each failure with a problem document (RFC 9457) whose ``code`` is a row of :data:`PROBLEMS`. The SDK
+raises the exception of that row. The tree::
 
     Exception
     └── StoreError                     anything that went wrong with a store
@@ -43,13 +43,20 @@ __all__ = [
 
 
 class StoreError(Exception):
-    """Anything that went wrong with a store.
+    """Any failure of a store. Every other exception of the SDK is a subclass.
 
-    ``code`` is the problem's stable code, or None where the service did not speak; ``status`` the HTTP
-    status or None; ``request_id`` finds the request in the service's log; ``problem`` is the whole document.
-    Of a write, ``done`` says that it was carried out, and that what failed came after it: do not send it again.
-    ``outcome_unknown`` says that it may have been carried out, in whole or in part, or may be yet. If both are False,
-    nothing of it was.
+    Attributes:
+        code: The stable code of the problem, such as ``key-not-found``; None if the failure has none.
+        status: The HTTP status of the answer; None if there was no answer.
+        request_id: The id by which the service's log names the request; None if it is not known.
+        problem: The problem document of the answer, a dict. It is empty if there was none.
+        done: True: the write was carried out, and something failed after it. Do not send it again.
+        outcome_unknown: True: the write may have been carried out, in whole or in part, or may yet be. If this and
+            ``done`` are False, nothing was written.
+
+    Example:
+        >>> StoreError("no answer", status=503).status
+        503
     """
 
     outcome_unknown: bool = False
@@ -72,23 +79,23 @@ class StoreError(Exception):
 
 
 class StoreNotAvailableError(StoreError):
-    """The service does not answer, or it or its backend cannot serve now; the same call may work later."""
+    """The service does not answer, or it or its backend cannot serve now. The same call may succeed later."""
 
 
 class FrozenStoreError(StoreError):
-    """A write through a store opened with ``frozen=True``; nothing was sent."""
+    """A write through a store that was opened with ``frozen=True``. Nothing was sent."""
 
 
 class StoreIntegrityError(StoreError):
-    """An event that the sequence cannot take: its timestamp is taken or it cannot be folded."""
+    """An event that the sequence cannot take: its timestamp is taken, or it cannot be folded. Nothing was stored."""
 
 
 class StoreConflictError(StoreError):
-    """A condition (ETag, expected revision) no longer holds because somebody else wrote first."""
+    """A condition (an ETag, an expected revision) does not hold, for example because somebody else wrote first."""
 
 
 class StoreRequestError(StoreError):
-    """The request is wrong in itself; sending it again cannot help."""
+    """The request itself is wrong. It would fail again."""
 
 
 class StoreNotFoundError(StoreError):
@@ -96,11 +103,11 @@ class StoreNotFoundError(StoreError):
 
 
 class StoreLimitError(StoreError):
-    """Something is larger, longer, deeper or more than a limit allows; ``/`` publishes the limits."""
+    """Something is larger, longer, deeper or more than a limit allows. ``GET /`` publishes the limits."""
 
 
 class StoreAuthenticationError(StoreError):
-    """The service wants a token, or does not know the one that was sent."""
+    """The service needs a token, or does not know the one that was sent."""
 
 
 class StoreAccessError(StoreError):
@@ -108,11 +115,11 @@ class StoreAccessError(StoreError):
 
 
 class StoreEncodingError(StoreError):
-    """A Python value that cannot be encoded, or a stored one that must not be decoded."""
+    """A Python value that cannot be encoded, or a stored value that must not be decoded."""
 
 
 class StoreDecryptionError(StoreError):
-    """A value that is not sealed for this place under any of the given keys."""
+    """A stored value that is not sealed for its place under any of the given keys."""
 
 
 class StoreProtocolError(StoreError):
@@ -183,6 +190,6 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
     "storage-full": ProblemType(507, "The storage has no room", StoreNotAvailableError),
 }
 
-# Their public place is the package, whatever module they stand in: a traceback says `rstore.StoreError`.
+# A traceback says `rstore.StoreError`, which is the public place of the exceptions.
 for _name in filter(lambda name: name.endswith("Error"), __all__):
     globals()[_name].__module__ = "rstore"

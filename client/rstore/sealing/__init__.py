@@ -1,9 +1,11 @@
-"""Sealing: values are encrypted by the client, each bound to the place it is stored at.
+"""Sealing: the client encrypts values, and binds each of them to the place at which it is stored.
 
-An envelope opens only with the right key *and* at the place it was sealed for: namespace, kind and key are in the
-derivation of the encryption key; a point's timestamp and an event's timestamp, item and operator are
-authenticated with it. So a service that alters, swaps or moves ciphertexts is found out. ``docs/sealing.md``
-describes the envelope, ``docs/sealing-vectors.json`` has test vectors.
+An envelope opens only with the right key *and* at the place for which it was sealed. Namespace, kind and key are in the
+derivation of the encryption key. The timestamp of a point, and the timestamp, item and operator of an event, are
+authenticated with the ciphertext. So a client detects ciphertexts that the service has altered, swapped or moved.
+``docs/sealing.md`` describes the envelope, and ``docs/sealing-vectors.json`` has test vectors.
+
+This room imports from ``calls`` and ``core``.
 """
 
 from rstore.sealing.envelope import Sealer, key_id_of, new_apply_id, pack, unpack

@@ -69,6 +69,7 @@ class Sealer:
     rlib-store (pickles, which are bound to no place). Raises :class:`StoreRequestError` for what is not a key.
     Safe to share between threads.
 
+    >>> from rstore.sealing import PointContext, generate_key
     >>> sealer = Sealer(generate_key())
     >>> place = PointContext("default", "temperature", 0)
     >>> sealed = sealer.seal(Value(Encoding.JSON, b"21.5"), place)

@@ -26,10 +26,14 @@ SUBKEYS_CACHED_MAX: Final = 4096
 
 
 def generate_key() -> str:
-    """A new key: 32 random bytes in URL-safe base64, 44 characters.
+    """A new key for sealing values. Keep it: without it nobody opens what it has sealed.
 
-    >>> len(generate_key())
-    44
+    Returns:
+        32 random bytes in URL-safe base64, which is 44 characters.
+
+    Example:
+        >>> len(generate_key())
+        44
     """
     return base64.urlsafe_b64encode(os.urandom(_KEY_BYTES)).decode()
 

@@ -1,9 +1,9 @@
-"""Rotation: every sealed value of a namespace is sealed anew with the first key, while others read and write.
+"""Rotation: it seals every sealed value of a namespace again, with the first key, while others read and write.
 
-Goes through pairs, points and events page by page. What is under the first key already is known by the key id in its
-envelope and is left alone, so a rotation that was interrupted is simply run again. Each page is written under the
-condition that it is as it was read; where that fails it is halved, and what is alone at last is read again. Pure:
-a generator of calls, as every operation is.
+A rotation goes through pairs, points and events page by page. It leaves a value alone if the envelope names the first
+key already, so a rotation that was interrupted is run again. It writes each page on the condition that nobody has
+changed the page since it was read. If somebody has, it writes the halves of the page, and reads a value again that
+fails alone. A rotation is a generator of calls, as every operation is, and does no I/O.
 """
 
 from __future__ import annotations
@@ -40,7 +40,16 @@ _TOO_MUCH: Final = frozenset({"body-too-large", "batch-too-large", "value-too-la
 
 
 class Unrotated(NamedTuple):
-    """A sealed value that was left as it was: where it is, and why."""
+    """A sealed value that a rotation left as it was.
+
+    Attributes:
+        place: Where the value is: its namespace and key, and for a point or an event its timestamp and more.
+        reason: Why it was left.
+
+    Example:
+        >>> Unrotated(PairContext("default", "color"), "the sealed value is cut short").place.key
+        'color'
+    """
 
     place: Context
     reason: str
@@ -48,13 +57,23 @@ class Unrotated(NamedTuple):
 
 @dataclasses.dataclass(slots=True)
 class Rotation:
-    """What a rotation has found and done. Its numbers are of values: pairs, points, events.
+    """What a rotation has found and done, as :meth:`Store.rotate` returns it. It counts values: pairs, points, events.
 
-    ``resealed`` now are under the first key, ``current`` were before. ``stale`` are under another one; only a check
-    leaves such. ``unsealed`` are not sealed and stay so. ``failed`` could not be opened or written;
-    ``unrotated`` says of the first 1,000 of them where and why. ``keys`` counts the values found by the id of their key
-    (``unknown`` for what is no envelope, ``other`` for every id after the first 1,000), ``done`` and ``total`` by kind
-    (``kv``, ``ts``, ``es``): how far it has come.
+    Attributes:
+        resealed: Values that are under the first key now, and were under another one.
+        current: Values that were under the first key before.
+        stale: Values under another key. Only ``check`` leaves such values.
+        unsealed: Values that are not sealed. They stay so.
+        failed: Values that could not be opened or written.
+        keys: The number of values by the id of their key: ``unknown`` for what is no envelope, and ``other`` for
+            every id after the first 1,000.
+        unrotated: Where the first 1,000 of the failed values are, and why they failed.
+        done: The number of values that the rotation has come to, by kind: ``kv``, ``ts``, ``es``.
+        total: The number of values that there were at the start, by kind.
+
+    Example:
+        >>> Rotation(resealed=3, failed=1).complete
+        False
     """
 
     resealed: int = 0

@@ -1,4 +1,4 @@
-"""``AsyncStore``: operations that are awaited."""
+"""``AsyncStore``: the caller awaits each operation."""
 
 from __future__ import annotations
 
@@ -26,17 +26,51 @@ T = TypeVar("T")
 
 
 class AsyncStore(Operations[httpx2.AsyncBaseTransport], Awaited):
-    """:class:`Store`, awaited: the same arguments and the same methods.
+    """A :class:`Store` whose methods are awaited. It takes the same arguments and has the same methods.
 
-    It may be used under several event loops of asyncio: it connects under each. The dict-like face is left out but for
-    ``async for key in store``; ``transport`` is an asynchronous one, for instance ``httpx2.ASGITransport(app)`` to
-    reach a service in the same process.
+    It has no ``s[k]``, ``k in s`` and ``len(s)``, which cannot be awaited; :meth:`get`, :meth:`has` and :meth:`count`
+    stand for them, and ``async for key in store`` goes through the keys. It may be used under several event loops of
+    asyncio, and connects under each.
+
+    Args:
+        dsn, namespace, key, frozen, sealed_only, token, accept_fernet, trust_pickle: As those of :class:`Store`.
+        timeout, retries, deadline, answer_bytes_max, verify, cert: As those of :class:`Store`.
+        transport: An asynchronous transport of httpx2 to send with, for example ``httpx2.ASGITransport(app)`` for a
+            service in the same process. None: one of the store's own.
+
+    Raises:
+        StoreRequestError: As :class:`Store`.
+
+    Example:
+        >>> import asyncio
+        >>> async def main():
+        ...     async with AsyncStore(url, "zoo", frozen=False) as zoo:
+        ...         await zoo.set("lion", {"age": 7})
+        ...         print(await zoo.get("lion"))
+        ...         await zoo.discard()
+        >>> asyncio.run(main())
+        {'age': 7}
     """
 
     _transport_type = httpx2.AsyncBaseTransport
 
     async def open(self) -> AsyncStore:
-        """Connect. Creates the namespace unless frozen; raises :class:`StoreNotAvailableError` if that fails."""
+        """Connect, and return the store. It creates the namespace unless the store is frozen.
+
+        ``with`` (``async with`` of an :class:`AsyncStore`) calls this. Opening a store that is open does nothing.
+
+        Returns:
+            The store itself.
+
+        Raises:
+            StoreNotAvailableError: The service cannot be reached, or the store is frozen and its namespace does not
+                exist.
+
+        Example:
+            >>> zoo = Store(url, "zoo", frozen=False).open()
+            >>> zoo.discard()
+            >>> zoo.close()
+        """
         if self._tls is None:
             self._connect()
             try:
@@ -47,12 +81,22 @@ class AsyncStore(Operations[httpx2.AsyncBaseTransport], Awaited):
         return self
 
     async def close(self) -> None:
-        """Close the connections. The store may be opened again; closing twice does no harm."""
+        """Close the connections. The store may be opened again, and closing it twice does no harm.
+
+        ``with`` (``async with`` of an :class:`AsyncStore`) calls this at its end.
+
+        Example:
+            >>> zoo = Store(url, store.namespace).open()
+            >>> zoo.close()
+            >>> zoo.has("lion")
+            Traceback (most recent call last):
+            rstore.StoreError: the store is not open: ...
+        """
         home = _here()
         self._tls = None
         self._leave_inherited(home)
         connected = self._connected.pop(home, None)
-        # Another event loop closes by itself what is dropped here.
+        # The other event loops close their connections themselves.
         self._connected.clear()
         if connected is not None:
             await connected.close()
@@ -66,6 +110,7 @@ class AsyncStore(Operations[httpx2.AsyncBaseTransport], Awaited):
         await self.close()
 
     async def __aiter__(self) -> AsyncIterator[str]:
+        """All keys in order, as :meth:`keys` returns them."""
         for key in await self.keys():
             yield key
 
@@ -89,7 +134,7 @@ class AsyncStore(Operations[httpx2.AsyncBaseTransport], Awaited):
             return result
 
     async def _connection(self) -> LoopTransport:
-        """New connections for this process and event loop."""
+        """A new transport for this process and event loop."""
         home = _here()
         if self._given_transport is None:
             for process, loop in list(self._connected):

@@ -1,4 +1,4 @@
-"""What every operation of a store rests on: its settings, its codec, and its connections."""
+"""The parts of a store that every operation uses: settings, codec and connections."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from rstore.core.errors import (
     StoreRequestError,
 )
 from rstore.core.names import InvalidName, check_namespace
-from rstore.core.operators import Bounds as FoldingBounds
+from rstore.core.operators import Bounds
 from rstore.sealing import Sealer
 from rstore.transport.address import Certificate, Service
 from rstore.transport.connections import leave_to_parent
-from rstore.transport.running import Bounds
+from rstore.transport.running import OperationBounds
 
 __all__ = ["Base", "Home", "Key", "TransportT", "contradiction", "part_of_a_write"]
 
@@ -39,13 +39,14 @@ Key: TypeAlias = "str | bytes | Sequence[str | bytes]"
 Home: TypeAlias = "tuple[int, asyncio.AbstractEventLoop | None]"
 """Where connections can be used: in one process, and if they are awaited, under one event loop."""
 
+_NOT_OPEN: Final = "the store is not open: use `with Store(…) as store:` (`async with AsyncStore(…)`), or call open()"
 _ANSWER_BYTES_MIN: Final = 2**20
 _DEFAULT_URL: Final = "http://127.0.0.1:8000"
 _DEFAULT_NAMESPACE: Final = "default"
 
 
 class Base(Generic[TransportT]):
-    """A store without its operations."""
+    """A store without operations."""
 
     _namespace: str | None = None
     _transport_type: type[TransportT]
@@ -77,7 +78,7 @@ class Base(Generic[TransportT]):
         if key is None:
             key = self._key if self._key is not None else _environment("RSTORE_KEY")
         sealed = key is not None
-        # A traceback may show every variable. What an iterator holds it does not show.
+        # A traceback may show every variable, but not what an iterator holds.
         secrets: Iterator[Any] = iter((_environment("RSTORE_TOKEN") if token is None else token, key))
         del key, token
         self.namespace = _chosen_namespace(self._namespace if namespace is None else namespace)
@@ -95,7 +96,7 @@ class Base(Generic[TransportT]):
             cert=_environment("RSTORE_CERT") if cert is None else cert,
         )
         accept_fernet = check_flag(accept_fernet, "accept_fernet")
-        # An empty key or list is a mistake to be refused, not a wish to write in the open.
+        # The sealer refuses an empty key and an empty list: whoever gives one does not want to write in the open.
         sealer = Sealer(next(secrets), accept_fernet=accept_fernet) if sealed else None
         self._trust_pickle = check_flag(trust_pickle, "trust_pickle")
         cls = type(self)
@@ -106,14 +107,14 @@ class Base(Generic[TransportT]):
             own_load=None if cls._load is Base._load else self._load,
         )
         answer_bytes_max = check_int(answer_bytes_max, "answer_bytes_max", _ANSWER_BYTES_MIN)
-        self._bounds = Bounds(
+        self._bounds = OperationBounds(
             answer_bytes_max=answer_bytes_max,
             operation_seconds_max=self._operation_seconds_max,
             retries=check_int(retries, "retries", 0),
             attempts_seconds_max=check_seconds(deadline, "deadline"),
         )
         # A member of a list takes eight bytes.
-        self._folding_bounds = FoldingBounds(length_max=min(FoldingBounds().length_max, answer_bytes_max // 8))
+        self._folding_bounds = Bounds(length_max=min(Bounds().length_max, answer_bytes_max // 8))
         if not isinstance(transport, self._transport_type | None):
             refuse("transport", f"an httpx2.{self._transport_type.__name__}", transport)
         self._given_transport = transport
@@ -122,30 +123,30 @@ class Base(Generic[TransportT]):
         self._tls: ssl.SSLContext | bool | None = None
         self._connected: dict[Home, Any] = {}
 
+    # Python names this function to whoever calls the class wrongly, and nobody knows this class.
+    __init__.__qualname__ = "Store"
+
     def __repr__(self) -> str:
-        if "_codec" not in vars(self):  # Its making failed, and a traceback shows it all the same.
+        # A traceback shows the store whose constructor failed, too.
+        if "_codec" not in vars(self):
             return super().__repr__()
         traits = ", frozen" * self.frozen + ", sealed" * (self._codec.sealer is not None)
         return f"<{type(self).__name__} {self._service.url} {self.namespace}{traits}>"
 
-    # --- values --------------------------------------------------------------------------------------------
-
     def _dump(self, value: Any) -> str | bytes | Value:
-        """Encode a value. May be overridden to return ``str`` or ``bytes``; JSON text stays readable from anywhere."""
+        """Encode a value. A subclass may return ``str`` or ``bytes`` instead; every client reads JSON text."""
         return dump(value, trusted=self._trust_pickle)
 
     def _load(self, data: str | bytes) -> Any:
-        """Decode what ``_dump`` made: ``str`` if it is JSON, else ``bytes``. May be overridden."""
+        """Decode what ``_dump`` returned: a ``str`` if it is JSON, otherwise ``bytes``. A subclass may override it."""
         return load(Value(Encoding.JSON, data.encode()), trusted=False) if isinstance(data, str) else data
 
-    # --- connections ---------------------------------------------------------------------------------------
-
     def _connect(self) -> None:
-        """Be open, without asking the service. Each process and each event loop connects when it makes a call."""
+        """Open the store without a request. Each process and each event loop connects when it makes a call."""
         self._tls = self._service.tls()
 
     def _new_transport(self, home: Home, make: Callable[[ssl.SSLContext | bool], TransportT]) -> TransportT:
-        """What to send with in a process, or under an event loop, in which nothing has been sent yet."""
+        """The transport for a process, or an event loop, that has not sent anything yet."""
         if self._tls is None:
             raise StoreError(_NOT_OPEN)
         self._leave_inherited(home)
@@ -162,8 +163,6 @@ class Base(Generic[TransportT]):
         for other in list(self._connected):
             if other[0] != home[0]:
                 leave_to_parent(self._connected.pop(other, None))
-
-    # --- steps that several operations share ---------------------------------------------------------------
 
     def _check_writable(self) -> None:
         if self.frozen:
@@ -199,7 +198,7 @@ class Base(Generic[TransportT]):
 
 
 def _environment(name: str) -> str | None:
-    """A variable of the environment. A name for ``os.environ.get`` would show all of it in a traceback."""
+    """A variable of the environment. A local ``os.environ`` would show the whole of it in a traceback."""
     return os.environ.get(name)
 
 
@@ -216,7 +215,7 @@ def _chosen_namespace(name: Any) -> str:
 
 @contextlib.contextmanager
 def part_of_a_write(written: int) -> Iterator[None]:
-    """One of several writes of one call. If it fails after some have ``written``, the error says so."""
+    """Carry out one of several writes of one call. If it fails and others were ``written``, the error says so."""
     try:
         yield
     except StoreError as error:
@@ -225,10 +224,7 @@ def part_of_a_write(written: int) -> Iterator[None]:
 
 
 def contradiction(text: str) -> StoreProtocolError:
-    """The service contradicts itself about a write, so nobody knows what became of it."""
+    """The error for a service that contradicts itself about a write, so its outcome is unknown."""
     error = StoreProtocolError(text)
     error.outcome_unknown = True
     return error
-
-
-_NOT_OPEN: Final = "the store is not open: use `with Store(…) as store:` (`async with AsyncStore(…)`), or call open()"

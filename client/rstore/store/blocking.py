@@ -1,4 +1,4 @@
-"""``Store``: operations that are carried out while the caller waits."""
+"""``Store``: the caller waits for each operation."""
 
 from __future__ import annotations
 
@@ -29,38 +29,73 @@ _ABSENT: Final = object()
 
 
 class Store(Operations[httpx2.BaseTransport], Blocking):
-    """A store of key/value pairs, time series and event sequences in a namespace of an rstore service.
+    """A namespace of an rstore service: key/value pairs, time series and event sequences.
 
-    ``dsn`` is the service's URL (default: ``RSTORE_URL``, then ``http://127.0.0.1:8000``), ``namespace`` one name
-    (``_namespace`` of the class, ``RSTORE_NAMESPACE``, ``default``). With ``key`` (``_key``, ``RSTORE_KEY``; see
-    :func:`rstore.generate_key`), or a list of keys of which the first seals, values are encrypted before they are sent,
-    and nothing else is accepted. A ``frozen`` store cannot write. ``sealed_only`` True makes the namespace refuse, when
-    the store is opened and from then on, whatever is not sealed, from anybody; False lifts that; None leaves it as it
-    is. ``token`` (``RSTORE_TOKEN``) is the bearer token.
+    A store may be shared between threads, and with forked processes: each process connects with its first call. The
+    environment's proxies are not used.
 
-    ``accept_fernet`` opens tokens of rlib-store too. ``trust_pickle`` writes values of types beyond the harmless ones,
-    and loads any pickle, which runs whatever code is in it: that of whoever can write to the store. ``timeout`` is how
-    many seconds the service may be silent, ``retries`` how often a call is sent again when the service is away for a
-    moment; no attempt begins later than ``deadline`` seconds after the first. Where that was in vain,
-    ``outcome_unknown`` of the error says whether a write may have happened. ``answer_bytes_max`` is how many bytes of
-    memory the answers to one call may take: more raises :class:`~rstore.StoreProtocolError`.
-    ``verify`` is a CA file (``RSTORE_CA``), an ``ssl.SSLContext``, or False; ``cert`` (``RSTORE_CERT``) a PEM file of
-    a client certificate and its key, or a pair of two. Proxies of the environment are not used, pass a ``transport``
-    (``httpx2.HTTPTransport(proxy=…)``) for that.
+    Every method raises a :class:`~rstore.StoreError` if it fails, of one of these types unless its own docstring says
+    more: :class:`~rstore.StoreNotAvailableError` if the service cannot be reached,
+    :class:`~rstore.StoreAuthenticationError` or :class:`~rstore.StoreAccessError` if the token does not do,
+    :class:`~rstore.StoreRequestError` for a wrong argument, :class:`~rstore.StoreLimitError` beyond a limit of the
+    service, and :class:`~rstore.StoreProtocolError` for an answer that no rstore service gives. If the call was a
+    write, ``outcome_unknown`` of the error says whether it may have been carried out.
 
-    Everything that goes wrong is a :class:`~rstore.StoreError`. A store may be shared between threads, and with
-    processes that are forked: each of them connects with its first call.
+    Args:
+        dsn: The URL of the service. None: ``RSTORE_URL``, otherwise ``http://127.0.0.1:8000``.
+        namespace: The namespace, 1 to 128 of ``A-Z a-z 0-9 . _ -``. None: ``_namespace`` of the class, otherwise
+            ``RSTORE_NAMESPACE``, otherwise ``default``.
+        key: The key that seals and opens values, see :func:`rstore.generate_key`; or a list of keys, of which the
+            first seals and all open. The store then reads nothing that is not sealed. None: ``_key`` of the class,
+            otherwise ``RSTORE_KEY``, otherwise values are not sealed.
+        frozen: Whether to refuse writes. A store that is not frozen creates its namespace when it is opened.
+        sealed_only: True: from now on the namespace refuses values that are not sealed, from every client. False: it
+            takes them again. None: this stays as it is.
+        token: The bearer token. None: ``RSTORE_TOKEN``, otherwise no token.
+        accept_fernet: Whether to open the Fernet tokens of rlib-store too.
+        trust_pickle: Whether to pickle objects of any type, and to load any pickle. Loading runs the code that the
+            pickle names, so trust everybody who can write to the store.
+        timeout: For how many seconds the service may be silent; more than 0, at most 2,000,000.
+        retries: How many more attempts a call gets while the service is not available; 0 or more.
+        deadline: The seconds after the first attempt of a call in which another one may begin; 0 or more.
+        answer_bytes_max: The bytes of memory that the answers to one method may take, 1 MiB or more.
+        verify: What verifies the service under TLS: a PEM file of certificates, an ``ssl.SSLContext``, True for the
+            system's certificates, or False for none. True means ``RSTORE_CA`` if that is set.
+        cert: What proves the client to the service: a PEM file of a certificate and its key, or the pair of two files.
+            None: ``RSTORE_CERT``, otherwise nothing.
+        transport: The transport of httpx2 to send with, for example ``httpx2.HTTPTransport(proxy=…)``. None: one of
+            the store's own.
 
-    >>> with Store(url, "zoo", frozen=False) as zoo:
-    ...     zoo["lion"] = {"age": 7}
-    ...     zoo["lion"]
-    {'age': 7}
+    Raises:
+        StoreRequestError: An argument is wrong, or a variable of the environment is set and empty.
+
+    Example:
+        >>> with Store(url, "zoo", frozen=False) as zoo:
+        ...     zoo["lion"] = {"age": 7}
+        ...     zoo["lion"]
+        ...     zoo.discard()
+        {'age': 7}
     """
 
     _transport_type = httpx2.BaseTransport
 
     def open(self) -> Store:
-        """Connect. Creates the namespace unless frozen; raises :class:`StoreNotAvailableError` if that fails."""
+        """Connect, and return the store. It creates the namespace unless the store is frozen.
+
+        ``with`` (``async with`` of an :class:`AsyncStore`) calls this. Opening a store that is open does nothing.
+
+        Returns:
+            The store itself.
+
+        Raises:
+            StoreNotAvailableError: The service cannot be reached, or the store is frozen and its namespace does not
+                exist.
+
+        Example:
+            >>> zoo = Store(url, "zoo", frozen=False).open()
+            >>> zoo.discard()
+            >>> zoo.close()
+        """
         if self._tls is None:
             self._connect()
             try:
@@ -71,7 +106,17 @@ class Store(Operations[httpx2.BaseTransport], Blocking):
         return self
 
     def close(self) -> None:
-        """Close the connections. The store may be opened again; closing twice does no harm."""
+        """Close the connections. The store may be opened again, and closing it twice does no harm.
+
+        ``with`` (``async with`` of an :class:`AsyncStore`) calls this at its end.
+
+        Example:
+            >>> zoo = Store(url, store.namespace).open()
+            >>> zoo.close()
+            >>> zoo.has("lion")
+            Traceback (most recent call last):
+            rstore.StoreError: the store is not open: ...
+        """
         home = (os.getpid(), None)
         self._tls = None
         self._leave_inherited(home)
@@ -111,7 +156,8 @@ class Store(Operations[httpx2.BaseTransport], Blocking):
         home = (os.getpid(), None)
         made = self._new_transport(home, functools.partial(blocking_transport, seconds_max=self._operation_seconds_max))
         transport: httpx2.BaseTransport = self._connected.setdefault(home, made)
-        if transport is not made:  # Another thread was faster, and this one has no connections yet.
+        if transport is not made:
+            # Another thread was faster. This transport has no connections yet.
             made.close()
         return transport
 
@@ -129,29 +175,85 @@ class Store(Operations[httpx2.BaseTransport], Blocking):
                 response.close()
         return reader.finish()
 
-    # The dict-like face.
-
     def __getitem__(self, key: str) -> Any:
-        """The value of ``key``; ``KeyError`` if it is not there."""
+        """The value of ``key``, as :meth:`get` returns it.
+
+        Args:
+            key: The key, 1 to 512 bytes of UTF-8 without NUL.
+
+        Raises:
+            KeyError: The key is not there.
+
+        Example:
+            >>> store["color"]
+            Traceback (most recent call last):
+            KeyError: 'color'
+        """
         value = self.get(key, _ABSENT)
         if value is _ABSENT:
             raise KeyError(key)
         return value
 
     def __setitem__(self, key: str, value: Any) -> None:
+        """Store ``value`` under ``key``, as :meth:`set` does.
+
+        Args:
+            key: The key, 1 to 512 bytes of UTF-8 without NUL.
+            value: Plain JSON data, ``bytes``, or an object of another harmless type.
+
+        Example:
+            >>> store["color"] = "green"
+            >>> store["color"]
+            'green'
+        """
         self.set(key, value)
 
     def __delitem__(self, key: str) -> None:
-        """Delete ``key``; ``KeyError`` if it is not there."""
+        """Delete ``key``.
+
+        Args:
+            key: The key, 1 to 512 bytes of UTF-8 without NUL.
+
+        Raises:
+            KeyError: The key is not there.
+
+        Example:
+            >>> store["color"] = "green"
+            >>> del store["color"]
+            >>> "color" in store
+            False
+        """
         self._check_writable()
         if not self._run(iter(calls.kv.delete_present(self.namespace, check_name(key, "key")))):
             raise KeyError(key)
 
     def __contains__(self, key: str) -> bool:
+        """Whether ``key`` is there, as :meth:`has` says.
+
+        Args:
+            key: The key, 1 to 512 bytes of UTF-8 without NUL.
+
+        Example:
+            >>> "color" in store
+            False
+        """
         return self.has(key)
 
     def __len__(self) -> int:
+        """The number of keys, as :meth:`count` returns it.
+
+        Example:
+            >>> len(store)
+            0
+        """
         return self.count()
 
     def __iter__(self) -> Iterator[str]:
+        """All keys in order, as :meth:`keys` returns them.
+
+        Example:
+            >>> store["color"] = "green"
+            >>> list(store)
+            ['color']
+        """
         return iter(self.keys())

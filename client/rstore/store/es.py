@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias, overloa
 from rstore import calls
 from rstore.calls import SPENDING, Steps
 from rstore.calls.arguments import Name
-from rstore.calls.es import Event, State
+from rstore.calls.es import StoredEvent, StoredState
 from rstore.core.encodings import Encoding, Value
 from rstore.core.errors import (
     StoreConflictError,
@@ -33,6 +33,12 @@ from rstore.store.operation import Operation, operation
 
 __all__ = ["EventSequences"]
 
+State: TypeAlias = "dict[str, Any]"
+"""The items of a sequence and their values."""
+
+_OpenedEvent: TypeAlias = "tuple[int, str, str, Any]"
+"""Timestamp, item, the operator's name, and the value as Python has it."""
+
 _APPLY_ROUNDS_MAX: Final = 100
 
 
@@ -44,35 +50,32 @@ class _Change(NamedTuple):
     value: Value | None
 
 
-_State: TypeAlias = "dict[str, Any]"
-
-
 class _Current(Protocol):
     @overload
-    def __call__(self, key: str, withtimestamp: Literal[False] = False) -> _State | None: ...
+    def __call__(self, key: str, withtimestamp: Literal[False] = False) -> State | None: ...
     @overload
-    def __call__(self, key: str, withtimestamp: Literal[True]) -> tuple[int | None, _State] | None: ...
+    def __call__(self, key: str, withtimestamp: Literal[True]) -> tuple[int | None, State] | None: ...
 
 
 class _CurrentAwaited(Protocol):
     @overload
-    async def __call__(self, key: str, withtimestamp: Literal[False] = False) -> _State | None: ...
+    async def __call__(self, key: str, withtimestamp: Literal[False] = False) -> State | None: ...
     @overload
-    async def __call__(self, key: str, withtimestamp: Literal[True]) -> tuple[int | None, _State] | None: ...
+    async def __call__(self, key: str, withtimestamp: Literal[True]) -> tuple[int | None, State] | None: ...
 
 
 class _Past(Protocol):
     @overload
-    def __call__(self, key: str, t: int, withtimestamp: Literal[False] = False) -> _State | None: ...
+    def __call__(self, key: str, t: int, withtimestamp: Literal[False] = False) -> State | None: ...
     @overload
-    def __call__(self, key: str, t: int, withtimestamp: Literal[True]) -> tuple[int | None, _State] | None: ...
+    def __call__(self, key: str, t: int, withtimestamp: Literal[True]) -> tuple[int | None, State] | None: ...
 
 
 class _PastAwaited(Protocol):
     @overload
-    async def __call__(self, key: str, t: int, withtimestamp: Literal[False] = False) -> _State | None: ...
+    async def __call__(self, key: str, t: int, withtimestamp: Literal[False] = False) -> State | None: ...
     @overload
-    async def __call__(self, key: str, t: int, withtimestamp: Literal[True]) -> tuple[int | None, _State] | None: ...
+    async def __call__(self, key: str, t: int, withtimestamp: Literal[True]) -> tuple[int | None, State] | None: ...
 
 
 class EventSequences(Base[TransportT]):
@@ -80,29 +83,41 @@ class EventSequences(Base[TransportT]):
 
     @operation
     def apply(self, key: Name, changes: Mapping[Name, Any], t: int | None = None) -> Steps[Any]:
-        """Record one event for each item in ``changes`` and return the new current state.
+        """Record one event for each item in ``changes``, all or none, and return the new current state.
 
-        A change is a value to set, ``(operator, value)``, or ``(operator,)`` for a unary one; see
-        :data:`rstore.core.operators.OPERATORS`. Any other use of a function raises :class:`StoreRequestError`; a value
-        with a function in its place is set by ``(operator.setitem, value)``. The events share one timestamp: ``t``
-        (POSIX milliseconds; it may lie in the past), or now, but after the last one. If they cannot be applied, or
-        ``t`` already has events, nothing is stored and :class:`StoreIntegrityError` is raised. Without changes nothing
-        is recorded, and the answer is that of :meth:`current`: None if there is no such sequence.
+        Args:
+            key: The key, 1 to 512 bytes of UTF-8 without NUL.
+            changes: The change of each item: a value to set, ``(operator, value)``, or ``(operator,)`` for an
+                operator that takes no value. The operators are twelve functions of the module ``operator``
+                (:data:`rstore.core.operators.OPERATORS`). A value that has another function in this place is set by
+                ``(operator.setitem, value)``. At most 1,000 changes unless the service has another limit; with none,
+                nothing is recorded.
+            t: The timestamp of the events, in POSIX milliseconds. It may lie in the past. None: now, or just after
+                the last event if that is later.
 
-        With a key the last event must open, and if it is more than ``_ahead_seconds_max`` ahead of this machine's
-        clock, ``t`` is needed. An error whose ``done`` is True comes after the events were recorded.
+        Returns:
+            The current state, a dict in order of item. Without changes it is None if there is no such sequence.
 
-        >>> import operator
-        >>> store.apply("basket", {"apples": 3, "pears": 1})
-        {'apples': 3, 'pears': 1}
-        >>> store.apply("basket", {"apples": (operator.add, 2), "pears": (operator.delitem,)})
-        {'apples': 5}
+        Raises:
+            FrozenStoreError: The store is frozen.
+            StoreIntegrityError: An event cannot be applied, ``t`` already has events, or ``t`` is needed because the
+                last event is too far ahead of this machine's clock. Nothing was stored.
+            StoreConflictError: Other clients changed the sequence again and again. Nothing was stored.
+            StoreRequestError: A change is malformed, or names another function. Nothing was stored.
+            StoreError: If ``done`` of the error is True, the events were recorded, and only the answer is missing.
+
+        Example:
+            >>> import operator
+            >>> store.apply("basket", {"apples": 3, "pears": 1})
+            {'apples': 3, 'pears': 1}
+            >>> store.apply("basket", {"apples": (operator.add, 2), "pears": (operator.delitem,)})
+            {'apples': 5}
         """
         self._check_writable()
         spend = yield SPENDING
         parts = [self._change(item, change) for item, change in changes.items()]
         if not parts:
-            return (yield from self._told(key, (yield from calls.es.current(self.namespace, key)), spend))
+            return (yield from self._answered(key, (yield from calls.es.current(self.namespace, key)), spend))
         if self._codec.sealer is None and all(
             part.value is None or part.value.encoding is Encoding.JSON for part in parts
         ):
@@ -119,19 +134,53 @@ class EventSequences(Base[TransportT]):
 
     @Operation[_Current, _CurrentAwaited]
     def current(self, key: Name, withtimestamp: bool = False) -> Steps[Any]:
-        """The state as a dict in order of item, or None if there is no such sequence.
+        """The current state of a sequence, or None if there is no such sequence.
 
-        With ``withtimestamp``: ``(t, state)``, ``t`` being the timestamp of the last event. With a key it is that of
-        the last event that opens, and None if :meth:`prune` has left none.
+        Args:
+            key: The key, 1 to 512 bytes of UTF-8 without NUL.
+            withtimestamp: Return the timestamp of the last event too.
+
+        Returns:
+            The state, a dict in order of item. With ``withtimestamp`` the pair ``(t, state)``, in which ``t`` is in
+            POSIX milliseconds. In a store with a key it is the timestamp of the last event that opens, and None if
+            :meth:`prune` has left no event.
+
+        Raises:
+            StoreDecryptionError: An event does not open with the keys of this store, or the store has none.
+            StoreIntegrityError: An event cannot be applied to what the events before it made.
+            StoreProtocolError: The service serves events that contradict each other.
+
+        Example:
+            >>> state = store.apply("basket", {"pears": 1, "apples": 3}, t=1_700_000_000_000)
+            >>> store.current("basket", withtimestamp=True)
+            (1700000000000, {'apples': 3, 'pears': 1})
         """
         state = yield from calls.es.current(self.namespace, key)
-        return (yield from self._told(key, state, (yield SPENDING), withtimestamp))
+        return (yield from self._answered(key, state, (yield SPENDING), withtimestamp))
 
     @Operation[_Past, _PastAwaited]
     def past(self, key: Name, t: int, withtimestamp: bool = False) -> Steps[Any]:
-        """The state as of ``t``, or None if there was no event until then. Otherwise like :meth:`current`."""
+        """The state of a sequence as of ``t``, or None if it had no event until then.
+
+        Args:
+            key: The key, 1 to 512 bytes of UTF-8 without NUL.
+            t: The time in POSIX milliseconds, inclusive.
+            withtimestamp: Return the timestamp of the last event until ``t`` too.
+
+        Returns:
+            As :meth:`current`.
+
+        Raises:
+            StoreDecryptionError, StoreIntegrityError, StoreProtocolError: As :meth:`current`.
+
+        Example:
+            >>> state = store.apply("basket", {"apples": 3}, t=1_000)
+            >>> state = store.apply("basket", {"apples": 5}, t=2_000)
+            >>> store.past("basket", 1_500)
+            {'apples': 3}
+        """
         state = yield from calls.es.past(self.namespace, key, t)
-        return (yield from self._told(key, state, (yield SPENDING), withtimestamp))
+        return (yield from self._answered(key, state, (yield SPENDING), withtimestamp))
 
     @operation
     def events(
@@ -141,10 +190,28 @@ class EventSequences(Base[TransportT]):
         end: int | None = None,
         ops: Iterable[Callable[..., Any]] | None = None,
     ) -> Steps[list[tuple[int, str, Callable[..., Any], Any]] | None]:
-        """The events ``(t, item, operator, value)`` from ``start`` to ``end``, in order of timestamp, then item.
+        """The events of a sequence in order of timestamp, then item; None if there is no such sequence.
 
-        Only those of the operators ``ops``, if given. None if there is no such sequence. The value of a
-        unary operator is None.
+        Args:
+            key: The key, 1 to 512 bytes of UTF-8 without NUL.
+            start: The first timestamp in POSIX milliseconds, inclusive. None: from the first event on.
+            end: The last timestamp, inclusive. None: up to the last event.
+            ops: Functions of the module ``operator``. Only events of these are returned. None: every event.
+
+        Returns:
+            A list of events ``(timestamp, item, operator, value)``, or None. The value of an operator that takes none
+            is None.
+
+        Raises:
+            StoreDecryptionError, StoreProtocolError: As :meth:`current`.
+            StoreRequestError: Another function is among ``ops``.
+
+        Example:
+            >>> import operator
+            >>> state = store.apply("basket", {"apples": 3}, t=1_000)
+            >>> state = store.apply("basket", {"apples": (operator.add, 2)}, t=2_000)
+            >>> store.events("basket", ops=[operator.add])
+            [(2000, 'apples', <built-in function add>, 2)]
         """
         names = None
         if ops is not None:
@@ -159,9 +226,24 @@ class EventSequences(Base[TransportT]):
 
     @operation
     def prune(self, *keys: Name, remove: bool = True) -> Steps[None]:
-        """Delete every event that the current state no longer needs; with ``remove`` also sequences without any item.
+        """Delete every event that the current state no longer needs. The past of these sequences is gone.
 
-        Keys that are not there do no harm. The past of what is pruned is gone.
+        A key that is not there does no harm.
+
+        Args:
+            *keys: The keys, each 1 to 512 bytes of UTF-8 without NUL.
+            remove: Remove a sequence whose state has no item.
+
+        Raises:
+            FrozenStoreError: The store is frozen.
+            StoreError: The service failed. If ``outcome_unknown`` of the error is True, some sequences may be pruned.
+
+        Example:
+            >>> for count in range(3):
+            ...     state = store.apply("basket", {"apples": count})
+            >>> store.prune("basket")
+            >>> len(store.events("basket"))
+            1
         """
         self._check_writable()
         for number, key in enumerate(keys):
@@ -170,13 +252,22 @@ class EventSequences(Base[TransportT]):
 
     @operation
     def eventsources(self) -> Steps[list[str]]:
-        """The keys of all event sequences, in order."""
+        """The keys of all event sequences, in order. ``eventsequences`` is another name of this method.
+
+        Returns:
+            A list of the keys.
+
+        Example:
+            >>> state = store.apply("basket", {"apples": 3})
+            >>> store.eventsources()
+            ['basket']
+        """
         return (yield from self._names(functools.partial(calls.es.list_keys, self.namespace)))
 
     eventsequences = eventsources
 
     def _change(self, item: str, change: Any) -> _Change:
-        """A change as given to :meth:`apply`, its value encoded."""
+        """A change as the caller gives it to :meth:`apply`, with its value encoded."""
         function = change[0] if isinstance(change, tuple | list) and change else change
         if not callable(function):
             return _Change(item, "setitem", self._codec.dump(change))
@@ -191,11 +282,11 @@ class EventSequences(Base[TransportT]):
         return _Change(item, op, self._codec.dump(operands[0]))
 
     def _opened(
-        self, key: str, events: Iterable[Event], spend: Spend, refused: bytes | None = None
-    ) -> list[tuple[int, str, str, Any]]:
+        self, key: str, events: Iterable[StoredEvent], spend: Spend, refused: bytes | None = None
+    ) -> list[_OpenedEvent]:
         """The events with their values as Python has them.
 
-        The events of one apply have one timestamp, and of the apply with the id ``refused`` there are none. Events that
+        The events of one apply have one timestamp, and the apply with the id ``refused`` has no event. Events that
         contradict this are authentic all the same: the service has kept attempts that it said it refused.
         """
         namespace = self.namespace
@@ -213,8 +304,8 @@ class EventSequences(Base[TransportT]):
             opened.append((t, item, op, value))
         return opened
 
-    def _folded(self, state: State, opened: list[tuple[int, str, str, Any]], spend: Spend) -> dict[str, Any]:
-        """The state, in order of item: what the service folded, and its opened events, which are for the client."""
+    def _folded(self, state: StoredState, opened: list[_OpenedEvent], spend: Spend) -> dict[str, Any]:
+        """The state, in order of item: what the service folded, and what the client folds out of the opened events."""
         if self._codec.sealer is not None and state.items:
             raise StoreDecryptionError(
                 "the sequence has items that are not sealed, and a store with a key takes no value on trust"
@@ -226,7 +317,8 @@ class EventSequences(Base[TransportT]):
             raise _unfoldable(error) from None
         return dict(sorted(items.items()))
 
-    def _told(self, key: str, state: State | None, spend: Spend, withtimestamp: bool = False) -> Steps[Any]:
+    def _answered(self, key: str, state: StoredState | None, spend: Spend, withtimestamp: bool = False) -> Steps[Any]:
+        """What :meth:`current` and :meth:`past` return for a state of the service's."""
         if state is None:
             return None
         opened = self._opened(key, state.events, spend)
@@ -236,14 +328,15 @@ class EventSequences(Base[TransportT]):
     def _last_timestamp(
         self,
         key: str,
-        state: State,
-        opened: list[tuple[int, str, str, Any]],
+        state: StoredState,
+        opened: list[_OpenedEvent],
         spend: Spend,
         refused: bytes | None = None,
     ) -> Steps[int | None]:
-        """The timestamp of a state's last event. With a key one that opens has it, whatever the service says.
+        """The timestamp of a state's last event, or None if it has no event.
 
-        ``opened`` are the state's events. None if there is no event at all.
+        With a key it is that of the last event that opens, whatever the service says. ``opened`` are the state's
+        events.
         """
         last = opened[-1][0] if opened else None
         if self._codec.sealer is None or last == state.timestamp:
@@ -258,18 +351,18 @@ class EventSequences(Base[TransportT]):
     def _apply_checked(
         self, key: str, parts: list[_Change], timestamp: int | None, spend: Spend
     ) -> Steps[dict[str, Any]]:
-        """Apply what the service cannot fold: check it here, and let nobody write between the check and the write.
+        """Apply what the service cannot fold: check it here, and write on the condition that nobody has written since.
 
-        With a key, the timestamp is chosen here, because it is authenticated. A refusal is only the service's word,
-        and it may keep what it refuses. So the same bytes are sent again, unless an event that opens is in the way of
-        their timestamp; and all attempts have one apply id, by which readers see that they are one apply.
+        With a key, the client chooses the timestamp, because it is authenticated. The service may keep what it says
+        it refuses. So the client sends the same bytes again, unless an event that opens is in the way of their
+        timestamp. All attempts have one apply id, by which readers see that they are one apply.
         """
         namespace, sealer = self.namespace, self._codec.sealer
         apply_id = new_apply_id()
         now = time.time_ns() // 1_000_000
         t = now if timestamp is None and sealer is not None else timestamp
         sent, sealed_for = parts, None
-        before: State | None = None
+        before: StoredState | None = None
         for _ in range(_APPLY_ROUNDS_MAX):
             state = yield from calls.es.current(namespace, key)
             if state is not None and state == before:
@@ -280,7 +373,7 @@ class EventSequences(Base[TransportT]):
             opened = [] if state is None else self._opened(key, state.events, spend, apply_id)
             folded = {} if state is None else self._folded(state, opened, spend)
             if sealer is not None and state is not None and t is not None and (not opened or t <= state.timestamp):
-                # The last event has to open, or whoever reads the others could not read what is added to them.
+                # The last event has to open. Otherwise nobody who can read the others could read what is added here.
                 last = yield from self._last_timestamp(key, state, opened, spend, apply_id)
                 if timestamp is None and last is not None and last >= t:
                     t = self._following(last, now)
@@ -296,7 +389,7 @@ class EventSequences(Base[TransportT]):
                     for part in parts:
                         apply_event(folded, part.item, part.op, self._operand(part, spend), self._folding_bounds, spend)
             except UnfoldableEvent as error:
-                # As the service does, this tells of the timestamp first.
+                # Of two mistakes the service names the timestamp first, and so does this.
                 if timestamp is not None and (yield from calls.es.events(namespace, key, start=t, end=t)):
                     raise StoreIntegrityError("the timestamp already has events", code="timestamp-taken") from None
                 raise _unfoldable(error) from None
@@ -344,28 +437,26 @@ class EventSequences(Base[TransportT]):
         ]
 
     def _operand(self, part: _Change, spend: Spend) -> Any:
-        """A change's value as it will be read, which is never the caller's own object."""
+        """A change's value as a reader will get it. It is never the caller's own object."""
         return None if part.value is None else self._codec.load(part.value, spend)
 
 
-def _with_event(
-    event: tuple[int, str, str, Any], history: list[tuple[int, str, str, Any]]
-) -> list[tuple[int, str, str, Any]]:
-    """An item's history with one more event, at its place in time."""
+def _with_event(event: _OpenedEvent, history: list[_OpenedEvent]) -> list[_OpenedEvent]:
+    """The events of an item with one more among them, in order of time."""
     at = bisect.bisect([t for t, *_ in history], event[0])
     return [*history[:at], event, *history[at:]]
 
 
 @contextlib.contextmanager
 def _carried_out() -> Iterator[None]:
-    """What fails in here fails after the write was carried out, and says so."""
+    """An error that is raised in here says that the write was carried out before."""
     try:
         yield
     except StoreError as error:
         error.done = True
         raise
     except Exception as error:
-        # A `_load` of a subclass may raise anything.
+        # The `_load` of a subclass may raise anything.
         failure = StoreEncodingError(f"the answer could not be decoded: {type(error).__name__}")
         failure.done = True
         raise failure from error
@@ -374,7 +465,7 @@ def _carried_out() -> Iterator[None]:
 def _operator_name(function: Callable[..., Any], what: str) -> str:
     try:
         return OPERATOR_NAMES[function]
-    except (KeyError, TypeError):  # It is none of them, or not even hashable.
+    except (KeyError, TypeError):  # An object that is not hashable raises TypeError.
         raise StoreRequestError(
             f"{what} is one of these functions of the module operator: {', '.join(OPERATORS)};"
             " a value that has another function in this place is set by (operator.setitem, value)",

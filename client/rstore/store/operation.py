@@ -1,7 +1,7 @@
 """One definition of each operation, for two ways to carry it out.
 
-An operation is a generator that yields calls, is sent their answers, and returns its result. As a method of a class
-that is :class:`Blocking` it returns that result; of one that is :class:`Awaited` it is awaited.
+An operation is a generator that yields calls, gets their answers, and returns its result. As a method of a class that
+is :class:`Blocking` it returns that result. As a method of a class that is :class:`Awaited` it is awaited.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Awaited:
 class Operation(Generic[BlockingT, AwaitedT]):
     """A method: of the first type where the object is :class:`Blocking`, of the second where it is :class:`Awaited`.
 
-    ``@Operation[Blocks, Awaits]`` makes one of a generator of calls whose result depends on its arguments: the two
-    protocols say how. :func:`operation` is for all others.
+    ``@Operation[Blocks, Awaits]`` turns a generator of calls into one whose result depends on its arguments, as the two
+    protocols say. :func:`operation` does so for every other generator.
     """
 
     def __init__(self, steps: Callable[..., Steps[Any]]) -> None:
-        # What Python says of a wrong call names the function, and the class in which it stands is none of the caller's.
+        # Python names this to whoever calls the method wrongly, and nobody knows the class in which it stands.
         steps.__qualname__ = steps.__name__
         checked = Signature(steps).checked
 
@@ -78,12 +78,12 @@ class Operation(Generic[BlockingT, AwaitedT]):
 def operation(
     steps: Callable[Concatenate[Any, P], Steps[T]],
 ) -> Operation[Callable[P, T], Callable[P, Coroutine[Any, Any, T]]]:
-    """Make a generator of calls a method with the same parameters."""
+    """Turn a generator of calls into a method with the same parameters."""
     return Operation(steps)
 
 
 def _dressed(method: Callable[..., Any], steps: Callable[..., Any]) -> Callable[..., Any]:
-    """The method under the name, signature and docstring of its steps; it returns what the steps return."""
+    """The method with the name, signature and docstring of its steps. It returns what the steps return."""
     functools.update_wrapper(method, steps)
     returned = steps.__annotations__["return"].removeprefix("Steps[").removesuffix("]")
     signature = inspect.signature(steps)

@@ -19,4 +19,4 @@ class Operations(
     Namespaces[TransportT],
     Tokens[TransportT],
 ):
-    """The operations, kind by kind."""
+    """The operations on each kind of thing."""

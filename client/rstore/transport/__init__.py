@@ -1,1 +1,5 @@
-"""Sending: where to, with what, how often, and with how much patience."""
+"""Sending calls: where to, with what, how often, and for how long.
+
+This room imports from ``calls`` and ``core``. It and the stores are the only parts of the SDK that do I/O, beside the
+command line.
+"""

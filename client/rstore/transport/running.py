@@ -14,7 +14,7 @@ from rstore.core.errors import StoreError
 from rstore.transport.attempts import Attempts
 from rstore.transport.budget import Budget
 
-__all__ = ["Bounds", "Exchange", "Pause", "carried_out"]
+__all__ = ["Exchange", "OperationBounds", "Pause", "carried_out"]
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ Pause: TypeAlias = float
 """Seconds to wait."""
 
 
-class Bounds(NamedTuple):
+class OperationBounds(NamedTuple):
     """What an operation may take: bytes and seconds for all of its answers, and attempts of each call."""
 
     answer_bytes_max: int
@@ -42,7 +42,7 @@ class Bounds(NamedTuple):
         return Budget(self.answer_bytes_max, self.operation_seconds_max)
 
 
-def carried_out(steps: Steps[T], bounds: Bounds) -> Generator[Exchange | Pause, Any, T]:
+def carried_out(steps: Steps[T], bounds: OperationBounds) -> Generator[Exchange | Pause, Any, T]:
     """Carry out an operation.
 
     Yields what to do: after an :class:`Exchange` the runner sends the answer, or throws the error or
@@ -63,7 +63,7 @@ def carried_out(steps: Steps[T], bounds: Bounds) -> Generator[Exchange | Pause, 
         return result
 
 
-def _sent(call: Call[T], budget: Budget, bounds: Bounds) -> Generator[Exchange | Pause, Any, T]:
+def _sent(call: Call[T], budget: Budget, bounds: OperationBounds) -> Generator[Exchange | Pause, Any, T]:
     """Send a call, several times if need be."""
     if call.own_budget:
         budget = bounds.budget()
