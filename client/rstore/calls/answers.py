@@ -24,22 +24,12 @@ from rstore.core.errors import (
 from rstore.core.media_types import JSON_MEDIA_TYPE, PROBLEM_MEDIA_TYPE
 from rstore.core.memory import json_memory
 
-__all__ = ["bare_media_type", "json_body", "malformed", "no_body", "problem_code", "refusal"]
+__all__ = ["bare_media_type", "json_body", "malformed", "no_body", "problem_code", "raise_refusal", "refusal"]
 
 _MESSAGE_LENGTH_MAX: Final = 500
 _PROBLEM_BYTES_MAX: Final = 2**16
 _RETRY_AFTER: Final = re.compile(r"[0-9]{1,6}\Z")
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,200}\Z")
-
-
-class _Problem(msgspec.Struct):
-    code: str | None = None
-    title: str = ""
-    detail: str = ""
-    request_id: str | None = None
-
-
-_PROBLEM: Final = msgspec.json.Decoder(_Problem)
 _STATUS_ERRORS: Final[dict[int, type[StoreError]]] = {
     401: StoreAuthenticationError,
     403: StoreAccessError,
@@ -53,39 +43,95 @@ _STATUS_ERRORS: Final[dict[int, type[StoreError]]] = {
 }
 
 
-def malformed(what: str, head: Head | None = None) -> NoReturn:
-    status = head.status if head else None
-    raise StoreProtocolError(f"the server's answer is not one of an rstore service: {what}", status=status)
+class _ProblemShape(msgspec.Struct):
+    code: str | None = None
+    title: str = ""
+    detail: str = ""
+    request_id: str | None = None
 
 
-def _printable(text: str) -> str:
-    """Text of the server that may stand in a message: bounded, and without control characters."""
-    return "".join(character if character.isprintable() else " " for character in text[:_MESSAGE_LENGTH_MAX])
+class _ObjectShape(msgspec.Struct, gc=False):
+    """An object of which nothing is kept."""
+
+
+class _ArraysShape(msgspec.Struct):
+    """The arrays of an answer, decoded as far as it takes to count their objects."""
+
+    items: list[_ObjectShape] = []
+    events: list[_ObjectShape] = []
+    get: list[_ObjectShape] = []
+    set: list[_ObjectShape] = []
+
+
+_PROBLEM: Final = msgspec.json.Decoder(_ProblemShape)
+_ARRAYS: Final = msgspec.json.Decoder(_ArraysShape)
+
+
+def json_body(answer: Answer, decoder: msgspec.json.Decoder[T], *statuses: int, **most: int) -> T:
+    """The body of an answer that must be JSON of a given shape with one of these statuses.
+
+    ``most`` says how many objects an array of that name may have. An answer that has more, or would take too much
+    memory, is not decoded. Afterwards the memory of decoding is free again, and the caller counts what it keeps.
+    """
+    head, body, spend = answer
+    if head.status not in statuses:
+        raise refusal(answer)
+    if bare_media_type(head) != JSON_MEDIA_TYPE:
+        malformed("it is not JSON", head)
+    size = json_memory(body)
+    spend(size)
+    try:
+        if most and body.count(b"{") > 1 + sum(most.values()):
+            arrays = _ARRAYS.decode(body)
+            if any(len(getattr(arrays, name)) > number for name, number in most.items()):
+                malformed("there are more items than were asked for", head)
+        return decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else _printable(str(error))
+        malformed(reason, head)
+    finally:
+        spend(-size)
+
+
+def no_body(*statuses: int) -> Callable[[Answer], None]:
+    """What decodes an answer that is its status, which must be one of these."""
+
+    def decode(answer: Answer) -> None:
+        if answer.head.status not in statuses:
+            raise refusal(answer)
+
+    return decode
 
 
 def bare_media_type(head: Head) -> str:
+    """The media type of an answer, in lower case and without parameters; empty if it has none."""
     return head.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _is_problem(answer: Answer) -> bool:
-    """Whether it is a problem document, which is never as long as some answers that are none."""
-    return bare_media_type(answer.head) == PROBLEM_MEDIA_TYPE and len(answer.body) <= _PROBLEM_BYTES_MAX
+def problem_code(answer: Answer, status: int) -> str | None:
+    """The problem code of an answer with this status; None if it has another status or is no problem document."""
+    if answer.head.status != status or not _is_problem(answer):
+        return None
+    try:
+        return _PROBLEM.decode(answer.body).code
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def refusal(answer: Answer) -> Exception:
-    """The exception for an answer that is none of those asked for."""
+    """The exception for an answer that is none of those the call asks for."""
     head = answer.head
     if not 400 <= head.status <= 599:
         location = " (redirects are not followed)" if 300 <= head.status <= 399 else ""
         return StoreProtocolError(f"the server answered with status {head.status}{location}", status=head.status)
-    problem = _Problem()
+    problem = _ProblemShape()
     document: dict[str, Any] = {}
     if _is_problem(answer):
         try:
             problem = _PROBLEM.decode(answer.body)
             document = msgspec.json.decode(answer.body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            problem = _Problem()
+            problem = _ProblemShape()
     known = PROBLEMS.get(problem.code or "")
     if known is not None and known.status == head.status:
         exception, title = known.exception, known.title
@@ -108,65 +154,22 @@ def refusal(answer: Answer) -> Exception:
     return TryAgain(error, float(after) if _RETRY_AFTER.match(after) else None)
 
 
-def json_body(answer: Answer, decoder: msgspec.json.Decoder[T], *statuses: int, **most: int) -> T:
-    """The body of an answer that must be JSON of a given shape with one of these statuses.
-
-    ``most`` says how many objects an array of that name may have. What has more, or would take too much memory, is not
-    decoded. What has been decoded counts no more: what is made of it is for the caller to count.
-    """
-    head, body, spend = answer
-    if head.status not in statuses:
-        raise refusal(answer)
-    if bare_media_type(head) != JSON_MEDIA_TYPE:
-        malformed("it is not JSON", head)
-    size = json_memory(body)
-    spend(size)
-    try:
-        if most and body.count(b"{") > 1 + sum(most.values()):
-            arrays = _ARRAYS.decode(body)
-            if any(len(getattr(arrays, name)) > number for name, number in most.items()):
-                malformed("there are more items than were asked for", head)
-        return decoder.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else _printable(str(error))
-        malformed(reason, head)
-    finally:
-        spend(-size)
-
-
-class _Object(msgspec.Struct, gc=False):
-    """An object of which nothing is kept."""
-
-
-class _Arrays(msgspec.Struct):
-    """The arrays of an answer, decoded as far as it takes to count their objects."""
-
-    items: list[_Object] = []
-    events: list[_Object] = []
-    get: list[_Object] = []
-    set: list[_Object] = []
-
-
-_ARRAYS: Final = msgspec.json.Decoder(_Arrays)
-
-
-def problem_code(answer: Answer, status: int) -> str | None:
-    """The problem code of an answer with this status; None if it has another status or is no problem document."""
-    if answer.head.status != status or not _is_problem(answer):
-        return None
-    try:
-        return _PROBLEM.decode(answer.body).code
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-
-
-def no_body(*statuses: int) -> Callable[[Answer], None]:
-    def decode(answer: Answer) -> None:
-        if answer.head.status not in statuses:
-            raise refusal(answer)
-
-    return decode
-
-
-def _raise_refusal(answer: Answer) -> NoReturn:
+def raise_refusal(answer: Answer) -> NoReturn:
+    """Decode an answer that is none of those the call asks for."""
     raise refusal(answer)
+
+
+def malformed(what: str, head: Head | None = None) -> NoReturn:
+    """Raise the error for an answer that is not what the call asks for; ``what`` says how it differs."""
+    status = head.status if head else None
+    raise StoreProtocolError(f"the server's answer is not one of an rstore service: {what}", status=status)
+
+
+def _is_problem(answer: Answer) -> bool:
+    """Whether it is a problem document. An answer that is longer than one may be is none, whatever its media type."""
+    return bare_media_type(answer.head) == PROBLEM_MEDIA_TYPE and len(answer.body) <= _PROBLEM_BYTES_MAX
+
+
+def _printable(text: str) -> str:
+    """Text of the server that may stand in a message: bounded, and without control characters."""
+    return "".join(character if character.isprintable() else " " for character in text[:_MESSAGE_LENGTH_MAX])

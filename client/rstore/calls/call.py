@@ -1,4 +1,4 @@
-"""A call: a request as data, and what reads its answer."""
+"""A call: a request as data, and a reader for its answer."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import functools
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from rstore.core.errors import (
-    StoreError,
-)
+from rstore.core.errors import StoreError
 from rstore.core.memory import Spend, free
 
 __all__ = [
@@ -28,7 +26,7 @@ __all__ = [
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-# What says that the service, or a proxy before it, is busy or away for a moment.
+# With these the service, or a proxy before it, says that it is busy or away for a moment.
 RETRIED_STATUSES: Final = frozenset({429, 502, 503, 504})
 
 
@@ -40,7 +38,7 @@ class Head(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A whole answer. ``spend`` is told how much memory is taken by what is made of it, before it is made."""
+    """A whole answer. Whoever makes something of it first calls ``spend`` with the bytes of memory that this takes."""
 
     head: Head
     body: bytes
@@ -48,7 +46,7 @@ class Answer(NamedTuple):
 
 
 class Reader(Protocol[T_co]):
-    """Reads one answer: is fed the chunks of its body, then asked for the result."""
+    """Reads one answer: it gets the chunks of the body, and then returns the result."""
 
     def feed(self, chunk: bytes, /) -> None: ...
 
@@ -57,15 +55,15 @@ class Reader(Protocol[T_co]):
 
 @dataclasses.dataclass(slots=True)
 class Call(Generic[T]):
-    """A request, and what reads its answer. ``target`` is percent-encoded path and query.
+    """A request, and a reader for its answer. ``target`` is the percent-encoded path and query.
 
-    A reader is made of the answer's head and of what counts the memory that it takes: it says how much that will be
-    before it takes it. The bytes that it is fed are counted already.
+    ``reader`` makes a reader out of the answer's head and a :data:`~rstore.core.memory.Spend`. The reader says how much
+    memory it will take before it takes it. The chunks that it gets are counted already.
 
-    An operation of one or several steps is a generator of calls: ``found = yield from call`` yields the call and is
-    sent what its reader made of the answer. ``own_budget``: the memory that the answers of an operation may take is not
-    shared with this one, as the operation keeps nothing of it. What is not ``repeatable`` must not be carried out twice
-    and has no id by which the service would see to that.
+    An operation is a generator of calls: ``found = yield from call`` yields the call, and ``found`` is what its reader
+    made of the answer. A call with ``own_budget`` does not share the memory that the answers of its operation may take,
+    because the operation keeps nothing of its answer. A call that is not ``repeatable`` must not be carried out twice,
+    and has no id by which the service would prevent that.
     """
 
     method: str
@@ -82,19 +80,19 @@ class Call(Generic[T]):
 
 
 class Spending:
-    """What an operation yields to be given the :data:`~rstore.core.memory.Spend` of its budget."""
+    """An operation yields this to get the :data:`~rstore.core.memory.Spend` of its budget."""
 
 
 SPENDING: Final = Spending()
 Steps: TypeAlias = Generator[Call[Any] | Spending, Any, T]
-"""The steps of an operation: it yields calls, is sent their answers, and returns its result."""
+"""The steps of an operation: it yields calls, gets their answers, and returns its result."""
 
 
 class TryAgain(Exception):
-    """The attempt failed in a way that the next one may not.
+    """An attempt failed, and the next one may succeed.
 
-    ``error`` is what to raise if there is no next one; ``after_seconds`` what the service asked to wait, or None;
-    ``unsent``: there was no connection, so nothing was sent.
+    ``error`` is the error to raise if there is no next one. ``after_seconds`` is how long the service asks to wait, or
+    None. ``unsent`` is True if there was no connection, so that nothing was sent.
     """
 
     def __init__(self, error: StoreError, after_seconds: float | None = None, *, unsent: bool = False) -> None:
@@ -119,7 +117,7 @@ class Whole(Generic[T]):
         if not self._body:
             self._body = chunk
             return
-        # Many small chunks would take many times their bytes in a list.
+        # A list of many small chunks would take many times their bytes.
         if isinstance(self._body, bytes):
             self._body = bytearray(self._body)
         self._body += chunk
@@ -130,4 +128,5 @@ class Whole(Generic[T]):
 
 
 def whole(decode: Callable[[Answer], T]) -> Callable[[Head, Spend], Reader[T]]:
+    """What makes a :class:`Whole` for an answer."""
     return functools.partial(Whole, decode)

@@ -12,7 +12,7 @@ import msgspec
 
 from rstore.calls.answers import json_body, malformed, problem_code
 from rstore.calls.call import Answer, Call, whole
-from rstore.calls.listings import Page, _size_page, key_list
+from rstore.calls.listings import Page, key_list, size_list
 from rstore.calls.requests import ACCEPT_JSON, JSON_BODY, once, query_string, target_of, value_members
 from rstore.calls.shapes import Count, Int64, NameText, value_in
 from rstore.core.encodings import Encoding, Value
@@ -38,7 +38,7 @@ _NULL: Final = msgspec.Raw(b"null")
 
 
 class StoredEvent(NamedTuple):
-    """An event as the service has it: ``op`` is the operator's name, ``value`` for a unary one None or sealed."""
+    """An event as the service has it. ``op`` is the operator's name. The value of a unary one is None, or sealed."""
 
     timestamp: int
     item: str
@@ -47,10 +47,10 @@ class StoredEvent(NamedTuple):
 
 
 class StoredState(NamedTuple):
-    """A sequence as of some event.
+    """The state of a sequence as the service has it.
 
-    ``items`` is what the service folded, ``events`` are those, in order, of the items that only a client can fold; no
-    item is in both.
+    ``items`` are the values that the service folded. ``events`` are, in order, the events of the items that only a
+    client can fold. No item is in both.
     """
 
     timestamp: int
@@ -109,28 +109,6 @@ _RESEALED: Final = msgspec.json.Decoder(_ResealedShape)
 _PRUNED: Final = msgspec.json.Decoder(_PrunedShape)
 
 
-def _in_order(answer: Answer, found: list[_EventShape]) -> list[StoredEvent]:
-    """The events, counted, and checked to be in order of timestamp, then item, and none twice."""
-    answer.spend(sum(_EVENT_BYTES + sys.getsizeof(event.item) + len(event.value) for event in found))
-    events = [event.event() for event in found]
-    places = [(event.timestamp, event.item) for event in events]
-    if not all(map(tuple.__lt__, places, places[1:])):
-        malformed("events are out of order", answer.head)
-    return events
-
-
-def _state(answer: Answer, *, until: int = INT64_MAX) -> StoredState:
-    found = json_body(answer, _STATE, 200)
-    answer.spend(sum(_ITEM_BYTES + sys.getsizeof(item) + len(raw) for item, raw in found.state.items()))
-    items = {item: Value(Encoding.JSON, bytes(raw)) for item, raw in found.state.items()}
-    events = _in_order(answer, found.events)
-    if found.timestamp > until or (events and events[-1].timestamp > found.timestamp):
-        malformed("the state includes later events than it says", answer.head)
-    if not items.keys().isdisjoint(event.item for event in events):
-        malformed("an item is folded and unfolded at once", answer.head)
-    return StoredState(found.timestamp, found.revision, items, events)
-
-
 def list_keys(namespace: str, cursor: str | None = None) -> Call[Page[str]]:
     """One page of the keys of the sequences."""
     return key_list(namespace, "es", cursor)
@@ -138,7 +116,7 @@ def list_keys(namespace: str, cursor: str | None = None) -> Call[Page[str]]:
 
 def list_sizes(namespace: str, cursor: str | None = None) -> Call[Page[tuple[str, int]]]:
     """One page of the keys of the sequences, each with its number of events."""
-    return Call("GET", target_of(namespace, "es", query=query_string(cursor=cursor)), whole(_size_page), ACCEPT_JSON)
+    return size_list(namespace, "es", cursor)
 
 
 def current(namespace: str, key: str) -> Call[StoredState | None]:
@@ -169,8 +147,10 @@ def events(
     item: str | None = None,
     n: int | None = None,
 ) -> Call[list[StoredEvent] | None]:
-    """The first ``n`` events from ``start`` to ``end`` of these operators and this item; None if there is no such
-    sequence."""
+    """The first ``n`` events from ``start`` to ``end`` of these operators and this item.
+
+    None if there is no such sequence.
+    """
     names = None if ops is None else frozenset(ops)
     low = INT64_MIN if start is None else start
     high = INT64_MAX if end is None else end
@@ -198,7 +178,7 @@ def apply(
     timestamp: int | None = None,
     revision: int | None = None,
 ) -> Call[StoredState]:
-    """Apply events, each ``(item, operator name, value)``, at one timestamp; answers the new state."""
+    """Apply events, each ``(item, operator name, value)``, at one timestamp. The answer is the new state."""
     body: dict[str, Any] = {
         "events": [
             _NewEventShape(item, op) if value is None else _NewEventShape(item, op, *value_members(value))
@@ -224,7 +204,7 @@ def prune(namespace: str, key: str, *, remove: bool) -> Call[None]:
 
 
 def reseal(namespace: str, key: str, reseals: Iterable[tuple[int, str, str, Value, Value]]) -> Call[int]:
-    """Replace sealed values, each ``(timestamp, item, operator name, present value, new value)``; answers how many."""
+    """Replace sealed values: ``(timestamp, item, operator name, present value, new value)``. The answer is how many."""
     events = [
         {
             "timestamp": t,
@@ -239,3 +219,25 @@ def reseal(namespace: str, key: str, reseals: Iterable[tuple[int, str, str, Valu
     body = msgspec.json.encode({"events": events})
     headers = JSON_BODY + once()
     return Call("POST", target, whole(lambda answer: json_body(answer, _RESEALED, 200).resealed), headers, body)
+
+
+def _state(answer: Answer, *, until: int = INT64_MAX) -> StoredState:
+    found = json_body(answer, _STATE, 200)
+    answer.spend(sum(_ITEM_BYTES + sys.getsizeof(item) + len(raw) for item, raw in found.state.items()))
+    items = {item: Value(Encoding.JSON, bytes(raw)) for item, raw in found.state.items()}
+    events = _in_order(answer, found.events)
+    if found.timestamp > until or (events and events[-1].timestamp > found.timestamp):
+        malformed("the state includes later events than it says", answer.head)
+    if not items.keys().isdisjoint(event.item for event in events):
+        malformed("an item is folded and unfolded at once", answer.head)
+    return StoredState(found.timestamp, found.revision, items, events)
+
+
+def _in_order(answer: Answer, found: list[_EventShape]) -> list[StoredEvent]:
+    """The events, counted. Their order must be that of timestamp, then item, and none may come twice."""
+    answer.spend(sum(_EVENT_BYTES + sys.getsizeof(event.item) + len(event.value) for event in found))
+    events = [event.event() for event in found]
+    places = [(event.timestamp, event.item) for event in events]
+    if not all(map(tuple.__lt__, places, places[1:])):
+        malformed("events are out of order", answer.head)
+    return events

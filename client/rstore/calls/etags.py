@@ -1,4 +1,4 @@
-"""ETags, as headers and bodies carry them and as callers give them."""
+"""ETags: those in headers and bodies, and those that callers give."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import re
 from typing import Final
 
 from rstore.calls.answers import malformed
-from rstore.core.errors import (
-    StoreRequestError,
-)
+from rstore.core.errors import StoreRequestError
 
 __all__ = ["bare_etag", "condition"]
 
@@ -17,7 +15,7 @@ _BARE_ETAG: Final = re.compile(r"[\x21\x23-\x7e]{1,256}\Z")
 
 
 def bare_etag(text: str) -> str:
-    """A bare ETag from a header or a body, where it stands with or without quotes."""
+    """The ETag without quotes. A header or a body may have it with or without them."""
     if _BARE_ETAG.match(text):
         return text
     match = _ETAG.match(text)
@@ -27,7 +25,7 @@ def bare_etag(text: str) -> str:
 
 
 def condition(etag: str) -> str:
-    """An ETag of the caller's as a header carries it."""
+    """The header for an ETag that a caller gives, or for ``*``."""
     if not _BARE_ETAG.match(etag):
         message = "if_match is an ETag, 1 to 256 visible ASCII characters without quotes, or *"
         raise StoreRequestError(message, code="invalid-parameter")

@@ -21,10 +21,11 @@ from rstore.core.globs import compile_glob
 __all__ = ["Batch", "StoredEntry", "batch", "delete", "delete_present", "find", "get", "has", "list_keys", "put"]
 
 _ENTRY_BYTES: Final = 600
+_EXPIRES: Final = re.compile(r"-?[0-9]{1,19}\Z")
 
 
 class StoredEntry(NamedTuple):
-    """A stored pair as the service has it. ``etag`` is bare; ``expires_ms`` POSIX milliseconds or None."""
+    """A pair as the service has it. ``etag`` has no quotes. ``expires_ms`` is POSIX milliseconds, or None."""
 
     value: Value
     etag: str
@@ -32,13 +33,13 @@ class StoredEntry(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The answer to a batch: the gets that exist, and the ETag of each set."""
+    """The answer to a batch: the entries of the keys that are there, and the ETag of each set."""
 
     entries: list[tuple[str, StoredEntry]]
     etags: dict[str, str]
 
 
-class _Entry(msgspec.Struct):
+class _EntryShape(msgspec.Struct):
     key: NameText
     etag: str
     value: msgspec.Raw
@@ -46,12 +47,12 @@ class _Entry(msgspec.Struct):
     expires: Int64 | None = None
 
 
-class _Put(msgspec.Struct):
+class _PutShape(msgspec.Struct):
     key: NameText
     etag: str
 
 
-class _Set(msgspec.Struct):
+class _SetShape(msgspec.Struct):
     key: str
     value: msgspec.Raw | str
     encoding: str | msgspec.UnsetType = msgspec.UNSET
@@ -59,14 +60,13 @@ class _Set(msgspec.Struct):
     if_match: str | msgspec.UnsetType = msgspec.UNSET
 
 
-class _Batch(msgspec.Struct):
-    get: list[_Entry] = []
-    set: list[_Put] = []
+class _BatchShape(msgspec.Struct):
+    get: list[_EntryShape] = []
+    set: list[_PutShape] = []
 
 
-_ENTRY_PAGE: Final = msgspec.json.Decoder(PageShape[_Entry])
-_BATCH: Final = msgspec.json.Decoder(_Batch)
-_EXPIRES: Final = re.compile(r"-?[0-9]{1,19}\Z")
+_ENTRY_PAGE: Final = msgspec.json.Decoder(PageShape[_EntryShape])
+_BATCH: Final = msgspec.json.Decoder(_BatchShape)
 
 
 def list_keys(namespace: str, cursor: str | None = None) -> Call[Page[str]]:
@@ -87,41 +87,13 @@ def find(namespace: str, match: str | None, cursor: str | None = None) -> Call[P
     return Call("GET", target_of(namespace, "kv", query=query), whole(decode), ACCEPT_JSON)
 
 
-def _entries(answer: Answer, found: list[_Entry]) -> list[tuple[str, StoredEntry]]:
-    """The pairs, counted."""
-    answer.spend(sum(_ENTRY_BYTES + sys.getsizeof(entry.key) + len(entry.value) for entry in found))
-    return [
-        (entry.key, StoredEntry(value_in(entry.value, entry.encoding), bare_etag(entry.etag), entry.expires))
-        for entry in found
-    ]
-
-
 def get(namespace: str, key: str) -> Call[StoredEntry | None]:
     """The pair, or None if the key is not there."""
-    return Call("GET", target_of(namespace, "kv", key), _ENTRY_READER)
-
-
-def _entry(answer: Answer) -> StoredEntry | None:
-    head = answer.head
-    if head.status != 200:
-        if problem_code(answer, 404) == "key-not-found":
-            return None
-        raise refusal(answer)
-    media_type = bare_media_type(head)
-    etag = head.headers.get("etag")
-    expires = head.headers.get("rstore-expires")
-    if not media_type or etag is None or (expires is not None and not _EXPIRES.match(expires)):
-        malformed("it lacks the headers of an entry", head)
-    return StoredEntry(
-        Value(encoding_of(media_type), answer.body), bare_etag(etag), None if expires is None else int(expires)
-    )
-
-
-_ENTRY_READER: Final = whole(_entry)
+    return Call("GET", target_of(namespace, "kv", key), whole(_entry))
 
 
 def has(namespace: str, key: str) -> Call[bool]:
-    """Whether the key is there. Its value is not fetched."""
+    """Whether the key is there. The service does not send its value."""
 
     def decode(answer: Answer) -> bool:
         # An answer to HEAD has no body, so its status is all there is.
@@ -130,15 +102,6 @@ def has(namespace: str, key: str) -> Call[bool]:
         return answer.head.status == 200
 
     return Call("HEAD", target_of(namespace, "kv", key), whole(decode))
-
-
-def _put_etag(answer: Answer) -> str:
-    if answer.head.status not in (201, 204):
-        raise refusal(answer)
-    etag = answer.head.headers.get("etag")
-    if etag is None:
-        malformed("it has no ETag", answer.head)
-    return bare_etag(etag)
 
 
 def put(
@@ -150,7 +113,7 @@ def put(
     if_match: str | None = None,
     if_absent: bool = False,
 ) -> Call[str]:
-    """Store the value and answer its ETag. ``ttl``: seconds, ``"never"``, or None to keep the expiry there is."""
+    """Store the value. The answer is its ETag. ``ttl`` is seconds, ``"never"``, or None to keep the expiry."""
     headers = ((b"content-type", media_type_of(value.encoding).encode()), *once())
     if if_match is not None:
         headers += ((b"if-match", condition(if_match).encode()),)
@@ -188,7 +151,7 @@ def batch(
 ) -> Call[Batch]:
     """An atomic batch of gets, sets (which share a ``ttl``) and deletes; ``if_match`` has the ETags of keys to set."""
     expiry = msgspec.UNSET if ttl is None else ttl
-    parts = [_Set(key, *value_members(value), ttl=expiry) for key, value in sets]
+    parts = [_SetShape(key, *value_members(value), ttl=expiry) for key, value in sets]
     body: dict[str, Any] = {}
     if if_match is not None:
         for part in parts:
@@ -212,3 +175,37 @@ def batch(
 
     headers = JSON_BODY + once() if parts or deletes else JSON_BODY
     return Call("POST", target_of(namespace, "kv"), whole(decode), headers, msgspec.json.encode(body))
+
+
+def _entry(answer: Answer) -> StoredEntry | None:
+    head = answer.head
+    if head.status != 200:
+        if problem_code(answer, 404) == "key-not-found":
+            return None
+        raise refusal(answer)
+    media_type = bare_media_type(head)
+    etag = head.headers.get("etag")
+    expires = head.headers.get("rstore-expires")
+    if not media_type or etag is None or (expires is not None and not _EXPIRES.match(expires)):
+        malformed("it lacks the headers of an entry", head)
+    return StoredEntry(
+        Value(encoding_of(media_type), answer.body), bare_etag(etag), None if expires is None else int(expires)
+    )
+
+
+def _entries(answer: Answer, found: list[_EntryShape]) -> list[tuple[str, StoredEntry]]:
+    """The pairs, counted."""
+    answer.spend(sum(_ENTRY_BYTES + sys.getsizeof(entry.key) + len(entry.value) for entry in found))
+    return [
+        (entry.key, StoredEntry(value_in(entry.value, entry.encoding), bare_etag(entry.etag), entry.expires))
+        for entry in found
+    ]
+
+
+def _put_etag(answer: Answer) -> str:
+    if answer.head.status not in (201, 204):
+        raise refusal(answer)
+    etag = answer.head.headers.get("etag")
+    if etag is None:
+        malformed("it has no ETag", answer.head)
+    return bare_etag(etag)

@@ -13,35 +13,47 @@ from rstore.calls.requests import ACCEPT_JSON, query_string, target_of
 from rstore.calls.shapes import SLOT_BYTES, TUPLE_BYTES, Count, NameText
 from rstore.core.memory import PAGE_ITEMS_MAX
 
-__all__ = ["Page", "PageShape", "counted_names", "key_list", "page_shape"]
+__all__ = ["Page", "PageShape", "counted_names", "key_list", "page_shape", "size_list"]
 
 _CURSOR_LENGTH_MAX: Final = 4_096
 
 
 class Page(NamedTuple, Generic[T]):
-    """Part of a listing in key order; ``cursor`` fetches the next part, None at the end."""
+    """Part of a listing, in order of key. ``cursor`` fetches the next part. It is None at the end."""
 
     items: list[T]
     cursor: str | None
 
 
 class PageShape(msgspec.Struct, Generic[T]):
+    """The shape of a page in an answer."""
+
     items: list[T]
     cursor: Annotated[str, msgspec.Meta(max_length=_CURSOR_LENGTH_MAX)] | None
 
 
-class _Key(msgspec.Struct):
+class _KeyShape(msgspec.Struct):
     key: NameText
 
 
-class _Sized(msgspec.Struct):
+class _SizeShape(msgspec.Struct):
     key: NameText
     points: Count = 0
     events: Count = 0
 
 
-_KEY_PAGE: Final = msgspec.json.Decoder(PageShape[_Key])
-_SIZE_PAGE: Final = msgspec.json.Decoder(PageShape[_Sized])
+_KEY_PAGE: Final = msgspec.json.Decoder(PageShape[_KeyShape])
+_SIZE_PAGE: Final = msgspec.json.Decoder(PageShape[_SizeShape])
+
+
+def key_list(namespace: str, kind: str, cursor: str | None) -> Call[Page[str]]:
+    """One page of the keys of a kind of records: ``kv``, ``ts`` or ``es``."""
+    return Call("GET", target_of(namespace, kind, query=query_string(cursor=cursor)), whole(_key_page), ACCEPT_JSON)
+
+
+def size_list(namespace: str, kind: str, cursor: str | None) -> Call[Page[tuple[str, int]]]:
+    """One page of the keys of a kind of records, each with its number of points or events."""
+    return Call("GET", target_of(namespace, kind, query=query_string(cursor=cursor)), whole(_size_page), ACCEPT_JSON)
 
 
 def page_shape(answer: Answer, decoder: msgspec.json.Decoder[PageShape[T]]) -> PageShape[T]:
@@ -64,7 +76,3 @@ def _size_page(answer: Answer) -> Page[tuple[str, int]]:
     counted_names(answer, [item.key for item in page.items])
     answer.spend(TUPLE_BYTES * len(page.items))
     return Page([(item.key, item.points + item.events) for item in page.items], page.cursor)
-
-
-def key_list(namespace: str, kind: str, cursor: str | None) -> Call[Page[str]]:
-    return Call("GET", target_of(namespace, kind, query=query_string(cursor=cursor)), whole(_key_page), ACCEPT_JSON)

@@ -15,13 +15,6 @@ from rstore.calls.shapes import Count, NameText
 __all__ = ["NamespaceInfo", "create", "discard", "info", "list_names"]
 
 
-class _Namespace(msgspec.Struct):
-    namespace: NameText
-
-
-_NAMESPACE_PAGE: Final = msgspec.json.Decoder(PageShape[_Namespace])
-
-
 class NamespaceInfo(msgspec.Struct, frozen=True):
     """A namespace: whether it takes only sealed values, and how many keys, series and sequences it holds."""
 
@@ -32,7 +25,12 @@ class NamespaceInfo(msgspec.Struct, frozen=True):
     es: Count
 
 
+class _NamespaceShape(msgspec.Struct):
+    namespace: NameText
+
+
 _NAMESPACE_INFO: Final = msgspec.json.Decoder(NamespaceInfo)
+_NAMESPACE_PAGE: Final = msgspec.json.Decoder(PageShape[_NamespaceShape])
 
 
 def list_names(cursor: str | None = None) -> Call[Page[str]]:
@@ -45,12 +43,8 @@ def list_names(cursor: str | None = None) -> Call[Page[str]]:
     return Call("GET", "/ns" + query_string(cursor=cursor), whole(decode), ACCEPT_JSON)
 
 
-def _namespace_info(answer: Answer) -> NamespaceInfo:
-    return json_body(answer, _NAMESPACE_INFO, 200, 201)
-
-
 def create(namespace: str, *, sealed_only: bool | None = None) -> Call[NamespaceInfo]:
-    """Create the namespace or leave it as it is; ``sealed_only`` sets its policy, None leaves that too."""
+    """Create the namespace if it does not exist. ``sealed_only`` sets its policy, and None leaves that as it is."""
     body = b"" if sealed_only is None else msgspec.json.encode({"sealed_only": sealed_only})
     headers = JSON_BODY if body else ACCEPT_JSON
     return Call("PUT", f"/ns/{segment(namespace)}", whole(_namespace_info), headers + once(), body)
@@ -68,3 +62,7 @@ def info(namespace: str) -> Call[NamespaceInfo | None]:
 def discard(namespace: str) -> Call[None]:
     """Delete the namespace and everything in it."""
     return Call("DELETE", f"/ns/{segment(namespace)}", whole(no_body(204)), once())
+
+
+def _namespace_info(answer: Answer) -> NamespaceInfo:
+    return json_body(answer, _NAMESPACE_INFO, 200, 201)

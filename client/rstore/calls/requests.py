@@ -1,4 +1,4 @@
-"""What requests are made of: targets, headers, and values in JSON bodies."""
+"""The parts of requests: targets, headers, and values in JSON bodies."""
 
 from __future__ import annotations
 
@@ -14,28 +14,22 @@ from rstore.core.media_types import JSON_MEDIA_TYPE
 
 __all__ = ["ACCEPT_JSON", "JSON_BODY", "once", "query_string", "segment", "target_of", "value_members"]
 
-
-def value_members(value: Value) -> tuple[msgspec.Raw | str, str | msgspec.UnsetType]:
-    """The members ``value`` and ``encoding`` by which a value stands in a body."""
-    encoding, data = value
-    if encoding is Encoding.JSON:
-        return msgspec.Raw(data), msgspec.UNSET
-    return base64.b64encode(data).decode("ascii"), encoding.label
-
-
-_DOTS: Final = {".": "%2E", "..": "%2E%2E"}
-JSON_BODY: Final = ((b"content-type", JSON_MEDIA_TYPE.encode()), (b"accept", JSON_MEDIA_TYPE.encode()))
 ACCEPT_JSON: Final = ((b"accept", JSON_MEDIA_TYPE.encode()),)
+JSON_BODY: Final = ((b"content-type", JSON_MEDIA_TYPE.encode()), (b"accept", JSON_MEDIA_TYPE.encode()))
+_DOTS: Final = {".": "%2E", "..": "%2E%2E"}
+
+
+def target_of(namespace: str, kind: str, key: str | None = None, part: str = "", query: str = "") -> str:
+    """The target of a request for a kind of records, for one of them, or for a part of that one."""
+    path = f"/ns/{segment(namespace)}/{kind}"
+    if key is not None:
+        path += f"/{segment(key)}"
+    return f"{path}/{part}{query}" if part else path + query
 
 
 def segment(key: str) -> str:
-    """A key as one path segment. A dot segment is escaped too, or a URL library would take it for a direction."""
+    """A key as one path segment. It escapes a dot segment too, which a URL library would otherwise resolve."""
     return _DOTS.get(key) or quote(key, safe="")
-
-
-def once() -> tuple[tuple[bytes, bytes], ...]:
-    """The header by which the service knows a write when it is sent again."""
-    return ((b"idempotency-key", uuid.uuid4().hex.encode()),)
 
 
 def query_string(**parameters: str | float | None) -> str:
@@ -44,8 +38,14 @@ def query_string(**parameters: str | float | None) -> str:
     return "?" + "&".join(pairs) if pairs else ""
 
 
-def target_of(namespace: str, kind: str, key: str | None = None, part: str = "", query: str = "") -> str:
-    path = f"/ns/{segment(namespace)}/{kind}"
-    if key is not None:
-        path += f"/{segment(key)}"
-    return f"{path}/{part}{query}" if part else path + query
+def once() -> tuple[tuple[bytes, bytes], ...]:
+    """The header by which the service recognises a write that is sent again."""
+    return ((b"idempotency-key", uuid.uuid4().hex.encode()),)
+
+
+def value_members(value: Value) -> tuple[msgspec.Raw | str, str | msgspec.UnsetType]:
+    """The members ``value`` and ``encoding`` by which a value stands in a body."""
+    encoding, data = value
+    if encoding is Encoding.JSON:
+        return msgspec.Raw(data), msgspec.UNSET
+    return base64.b64encode(data).decode("ascii"), encoding.label

@@ -1,4 +1,4 @@
-"""What a service says of itself."""
+"""The call for what a service says of itself."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ _OBJECT: Final = msgspec.json.Decoder(dict[str, Any])
 
 
 def info() -> Call[dict[str, Any]]:
-    """What the service says of itself: version, backend and its durability, limits."""
+    """The service's description of itself: version, backend and its durability, limits."""
     return Call("GET", "/", whole(lambda answer: json_body(answer, _OBJECT, 200)), ACCEPT_JSON)

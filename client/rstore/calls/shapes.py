@@ -1,4 +1,4 @@
-"""The shapes that several answers share, and how much memory what is kept of them takes."""
+"""The shapes that several answers share, and the memory that they take."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rstore.core.numeric import INT64_MAX, INT64_MIN
 
 __all__ = ["BASE64", "SLOT_BYTES", "TUPLE_BYTES", "Count", "Int64", "NameText", "value_in"]
 
-# What is kept of an answer takes at most so many bytes, beside names and data: CPython's objects, on 64 bits.
+# The most bytes that an object of CPython takes on 64 bits, beside the names and data in it.
 TUPLE_BYTES: Final = 112
 SLOT_BYTES: Final = 16
 NameText = Annotated[str, msgspec.Meta(max_length=KEY_BYTES_MAX)]
@@ -25,7 +25,7 @@ BASE64: Final = msgspec.json.Decoder(str)
 
 
 def value_in(raw: msgspec.Raw, label: str) -> Value:
-    """The value that stands in JSON as ``raw`` beside its encoding's label."""
+    """The value that JSON holds as ``raw`` beside the label of its encoding."""
     if label == "json":
         return Value(Encoding.JSON, bytes(raw))
     try:

@@ -7,10 +7,10 @@ from typing import Final, Generic
 
 import msgspec
 
-from rstore.calls.answers import _raise_refusal, bare_media_type, json_body, malformed, problem_code
+from rstore.calls.answers import bare_media_type, json_body, malformed, problem_code, raise_refusal
 from rstore.calls.call import Answer, Call, Head, Reader, T, Whole, whole
 from rstore.calls.etags import condition
-from rstore.calls.listings import Page, _size_page, key_list
+from rstore.calls.listings import Page, key_list, size_list
 from rstore.calls.requests import ACCEPT_JSON, once, query_string, target_of
 from rstore.calls.shapes import BASE64, Count, Int64, value_in
 from rstore.core.encodings import Value
@@ -35,22 +35,8 @@ __all__ = [
 _INTEGER_BYTES: Final = 48
 _POINT_BYTES: Final = 152
 _INT64_CHARACTERS: Final = 21
-
-
-class _Point(msgspec.Struct):
-    point: list[msgspec.Raw]
-
-
-class _Missing(msgspec.Struct):
-    missing: list[Int64]
-
-
-class _Complete(msgspec.Struct):
-    complete: bool
-
-
-class _PointCount(msgspec.Struct):
-    points: Count
+_POINTS_BODY: Final = ((b"content-type", POINTS_MEDIA_TYPE.encode()), (b"accept", JSON_MEDIA_TYPE.encode()))
+_ACCEPT_POINTS: Final = ((b"accept", POINTS_MEDIA_TYPE.encode()),)
 
 
 class Removed(msgspec.Struct):
@@ -59,14 +45,28 @@ class Removed(msgspec.Struct):
     removed: Count
 
 
-_POINT: Final = msgspec.json.Decoder(_Point)
+class _PointShape(msgspec.Struct):
+    point: list[msgspec.Raw]
+
+
+class _MissingShape(msgspec.Struct):
+    missing: list[Int64]
+
+
+class _CompleteShape(msgspec.Struct):
+    complete: bool
+
+
+class _PointCountShape(msgspec.Struct):
+    points: Count
+
+
+_POINT: Final = msgspec.json.Decoder(_PointShape)
 _TIMESTAMP: Final = msgspec.json.Decoder(Int64)
-_MISSING: Final = msgspec.json.Decoder(_Missing)
-_COMPLETE: Final = msgspec.json.Decoder(_Complete)
-_POINT_COUNT: Final = msgspec.json.Decoder(_PointCount)
+_MISSING: Final = msgspec.json.Decoder(_MissingShape)
+_COMPLETE: Final = msgspec.json.Decoder(_CompleteShape)
+_POINT_COUNT: Final = msgspec.json.Decoder(_PointCountShape)
 _REMOVED: Final = msgspec.json.Decoder(Removed)
-_POINTS_BODY: Final = ((b"content-type", POINTS_MEDIA_TYPE.encode()), (b"accept", JSON_MEDIA_TYPE.encode()))
-_ACCEPT_POINTS: Final = ((b"accept", POINTS_MEDIA_TYPE.encode()),)
 
 
 def list_keys(namespace: str, cursor: str | None = None) -> Call[Page[str]]:
@@ -76,56 +76,7 @@ def list_keys(namespace: str, cursor: str | None = None) -> Call[Page[str]]:
 
 def list_sizes(namespace: str, cursor: str | None = None) -> Call[Page[tuple[str, int]]]:
     """One page of the keys of the series, each with its number of points."""
-    return Call("GET", target_of(namespace, "ts", query=query_string(cursor=cursor)), whole(_size_page), ACCEPT_JSON)
-
-
-class _PointsReader(Generic[T]):
-    """Reads frames as they come, and checks that they are what was asked for."""
-
-    def __init__(
-        self, unpack: Callable[[Points], list[T]], low: int, high: int, n: int | None, step: int, spend: Spend
-    ) -> None:
-        self._frames = FrameReader(admit=self._admit)
-        self._unpack = unpack
-        self._next = low
-        self._high = high
-        self._n = n
-        self._step = step
-        self._spend = spend
-        self._count = 0
-        self._points: list[T] = []
-
-    def feed(self, chunk: bytes, /) -> None:
-        try:
-            for points in self._frames.feed(chunk):
-                self._take(points)
-        except InvalidPoints as error:
-            malformed(str(error))
-
-    def _admit(self, count: int, size: int) -> None:
-        """Before a frame is decoded: it says that it holds so many points, in columns of so many bytes."""
-        self._count += count
-        if self._n is not None and self._count > self._n:
-            malformed("there are more points than were asked for")
-        self._spend(size + _POINT_BYTES * count)
-
-    def _take(self, points: Points) -> None:
-        times = points.timestamps
-        if not len(times):
-            return
-        if times[0] < self._next or times[-1] > self._high:
-            malformed("points are out of order or outside the range asked for")
-        if self._step > 1 and not all(map(self._step.__le__, map(int.__sub__, times[1:], times))):
-            malformed("points are closer to each other than `freq`")
-        self._next = times[-1] + self._step
-        self._points += self._unpack(points)
-
-    def finish(self) -> list[T]:
-        try:
-            self._frames.finish()
-        except InvalidPoints as error:
-            malformed(str(error))
-        return self._points
+    return size_list(namespace, "ts", cursor)
 
 
 def read(
@@ -138,13 +89,13 @@ def read(
     n: int | None,
     freq: int | None,
 ) -> Call[list[T]]:
-    """The points from ``start`` to ``end``, each frame of them turned into a list by ``unpack`` as it arrives."""
+    """The points from ``start`` to ``end``. ``unpack`` turns each frame of them into a list as it arrives."""
     low = INT64_MIN if start is None else start
     high = INT64_MAX if end is None else end
 
     def reader(head: Head, spend: Spend) -> Reader[list[T]]:
         if head.status != 200:
-            return Whole(_raise_refusal, head, spend)
+            return Whole(raise_refusal, head, spend)
         if bare_media_type(head) != POINTS_MEDIA_TYPE:
             malformed("it is not of the points form", head)
         return _PointsReader(unpack, low, high, n, freq or 1, spend)
@@ -179,7 +130,7 @@ def end_point(namespace: str, key: str, which: str) -> Call[tuple[int, Value] | 
 
 
 def missing(namespace: str, key: str, start: int, end: int | None, freq: int) -> Call[list[int]]:
-    """The timestamps of the grid that have no point."""
+    """The timestamps of the grid ``start, start+freq, …`` that have no point."""
 
     def decode(answer: Answer) -> list[int]:
         last = INT64_MAX if end is None else end
@@ -204,9 +155,9 @@ def complete(namespace: str, key: str, start: int, end: int | None, freq: int) -
 
 
 def extend(namespace: str, key: str, frames: bytes, *, unchanged: tuple[int, int, str] | None = None) -> Call[int]:
-    """Add or replace points, given as frames; answers how many were sent.
+    """Add or replace the points in ``frames``. The answer is how many points the service took.
 
-    ``unchanged``: only if the points of a stretch, from its first to its last timestamp, still have this digest.
+    With ``unchanged`` it does so only if the points from the first timestamp to the second still have this digest.
     """
     start, end, digest = unchanged or (None, None, None)
     headers = _POINTS_BODY + once()
@@ -221,3 +172,52 @@ def remove(namespace: str, key: str, start: int | None, end: int | None) -> Call
     target = target_of(namespace, "ts", key, "range", query_string(start=start, end=end))
     headers = ACCEPT_JSON + once()
     return Call("DELETE", target, whole(lambda answer: json_body(answer, _REMOVED, 200)), headers)
+
+
+class _PointsReader(Generic[T]):
+    """Reads frames as they arrive, and checks that they are the ones that the call asks for."""
+
+    def __init__(
+        self, unpack: Callable[[Points], list[T]], low: int, high: int, n: int | None, step: int, spend: Spend
+    ) -> None:
+        self._frames = FrameReader(before_decoding=self._count_frame)
+        self._unpack = unpack
+        self._next = low
+        self._high = high
+        self._n = n
+        self._step = step
+        self._spend = spend
+        self._count = 0
+        self._points: list[T] = []
+
+    def feed(self, chunk: bytes, /) -> None:
+        try:
+            for points in self._frames.feed(chunk):
+                self._take(points)
+        except InvalidPoints as error:
+            malformed(str(error))
+
+    def _count_frame(self, count: int, size: int) -> None:
+        """Refuse a frame that says it holds too many points, or whose columns take too much memory."""
+        self._count += count
+        if self._n is not None and self._count > self._n:
+            malformed("there are more points than were asked for")
+        self._spend(size + _POINT_BYTES * count)
+
+    def _take(self, points: Points) -> None:
+        times = points.timestamps
+        if not len(times):
+            return
+        if times[0] < self._next or times[-1] > self._high:
+            malformed("points are out of order or outside the range asked for")
+        if self._step > 1 and not all(map(self._step.__le__, map(int.__sub__, times[1:], times))):
+            malformed("points are closer to each other than `freq`")
+        self._next = times[-1] + self._step
+        self._points += self._unpack(points)
+
+    def finish(self) -> list[T]:
+        try:
+            self._frames.finish()
+        except InvalidPoints as error:
+            malformed(str(error))
+        return self._points

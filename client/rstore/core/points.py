@@ -606,8 +606,8 @@ class FrameReader:
 
     ``frame_bytes_max`` bounds one frame, before and after decompression; ``stream_bytes_max``, if given, what the
     values of all frames together decode to. More is refused with :class:`InvalidPoints` before it takes memory.
-    ``admit`` is called before a frame is decoded, with how many points it says it holds and how many bytes their
-    columns then take; it may raise.
+    Before the reader decodes a frame, it calls ``before_decoding`` with the number of points and of bytes of their
+    columns that the frame says it has. ``before_decoding`` may raise.
 
     >>> reader = FrameReader()
     >>> frame = encode(Points.from_pairs([(1, 10)]))
@@ -621,10 +621,10 @@ class FrameReader:
         *,
         frame_bytes_max: int = FRAME_BYTES_MAX,
         stream_bytes_max: int | None = None,
-        admit: Callable[[int, int], None] | None = None,
+        before_decoding: Callable[[int, int], None] | None = None,
     ) -> None:
         self._frame_bytes_max = frame_bytes_max
-        self._admit = admit
+        self._before_decoding = before_decoding
         self._stream_bytes_left = stream_bytes_max
         self._buffer = bytearray()
 
@@ -658,8 +658,8 @@ class FrameReader:
 
     def _decode(self, frame: bytes) -> Points:
         bytes_max = self._frame_bytes_max
-        if self._admit is not None:
-            self._admit(count_of(frame), _decoded_size(frame))
+        if self._before_decoding is not None:
+            self._before_decoding(count_of(frame), _decoded_size(frame))
         if self._stream_bytes_left is None:
             return decode(frame, bytes_max=bytes_max)
         points = decode(frame, bytes_max=min(bytes_max, self._stream_bytes_left))
