@@ -16,8 +16,8 @@ from rstore.core.errors import PROBLEMS
 from rstored.api.metrics import Metrics
 from rstored.api.openapi import declare_routes, document
 from rstored.backends import BACKENDS
+from rstored.cli.main import cli
 from rstored.limits import Limits
-from rstored.main import cli
 from rstored.settings import Settings
 
 ROOT = Path(__file__).parent.parent

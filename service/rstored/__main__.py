@@ -15,7 +15,7 @@ def main() -> NoReturn:
 
 
 def _load() -> Program:
-    from rstored.main import cli
+    from rstored.cli.main import cli
 
     return typer_program("rstored", cli)
 

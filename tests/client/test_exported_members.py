@@ -33,7 +33,7 @@ def test_the_import_brings_no_command_line_and_no_service():
 
 def test_the_service_brings_no_client():
     code = (
-        "import sys, rstored.main; loaded = set(sys.modules);"
+        "import sys, rstored.cli.main; loaded = set(sys.modules);"
         "sdk = {name for name in loaded if name.startswith('rstore.') and not name.startswith('rstore.core')};"
         "print(sorted(sdk | {'httpx2', 'cryptography'} & loaded))"
     )

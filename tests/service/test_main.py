@@ -14,7 +14,7 @@ import pytest
 from rstored import __version__
 from rstored.addresses import is_loopback
 from rstored.api.openapi import declare_routes, document
-from rstored.main import _without_password
+from rstored.process.serving import without_password
 
 
 def run(*arguments: str, cwd=None) -> subprocess.CompletedProcess[str]:
@@ -114,8 +114,8 @@ def test_which_hosts_are_this_machine_alone(host, loopback):
 
 
 def test_a_dsn_is_shown_without_its_password():
-    assert _without_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
-    assert _without_password("sqlite:///rstore.db") == "sqlite:///rstore.db"
+    assert without_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    assert without_password("sqlite:///rstore.db") == "sqlite:///rstore.db"
 
 
 def test_ipv6(serve, tmp_path):

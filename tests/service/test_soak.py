@@ -39,9 +39,9 @@ from rstored.http.connections import Connections
 from rstored.http.entrance import Entrance
 from rstored.http.exchange import Exchange
 from rstored.limits import Limits
-from rstored.server import bind
+from rstored.process.server import bind
+from rstored.process.tls import tls_context
 from rstored.settings import Settings
-from rstored.tls import tls_context
 
 STRESS = os.environ.get("RSTORE_STRESS") == "1"
 SEED = int(os.environ.get("RSTORE_SOAK_SEED") or time.time_ns() % 10**9)

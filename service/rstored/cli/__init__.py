@@ -1,0 +1,1 @@
+"""The command ``rstored``: one module for each of its commands."""
