@@ -1,7 +1,7 @@
-"""The one way of a value: from a Python object to what is stored, and back.
+"""The way of a value: from a Python object to what is stored, and back.
 
-Going out a value is dumped, then sealed; coming in it is opened, then loaded. A store without a key leaves out the two
-steps in the middle. Methods that read are told by ``spend`` how much memory they may take.
+On its way out a value is dumped, then sealed. On its way in it is opened, then loaded. A store without a key leaves out
+sealing and opening. Methods that read call ``spend`` with the bytes of memory that they are about to take.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from rstore.core.points import Cells, InvalidPoints, Points, stored_text
 from rstore.sealing.envelope import Sealer, pack, unpack
 from rstore.sealing.places import EventContext, PairContext, PointContext
 
-__all__ = ["Codec", "Dump", "Load"]
+__all__ = ["Codec"]
 
-Dump: TypeAlias = Callable[[Any], "str | bytes | Value"]
-Load: TypeAlias = Callable[["str | bytes"], Any]
+_Dump: TypeAlias = Callable[[Any], "str | bytes | Value"]
+_Load: TypeAlias = Callable[["str | bytes"], Any]
 
 _NOTHING: Final = Value(Encoding.JSON, b"null")
-"""What is sealed for an event of a unary operator: it proves that a holder of the key recorded the event."""
+"""The value to seal for an event of a unary operator. It proves that a holder of the key recorded the event."""
 
 
 class Codec:
     """Turns the values of one store into what is stored, and back.
 
     ``sealer`` is None for a store without a key. ``own_dump`` and ``own_load`` are those of a subclass of the store
-    that has its own, else None. ``trusted`` takes every pickle, see :mod:`rstore.pickles`.
+    that has its own, and otherwise None. ``trusted`` takes every pickle, see :mod:`rstore.pickles`.
     """
 
     __slots__ = ("_own_dump", "_own_load", "_sealer", "_trusted")
 
-    def __init__(self, sealer: Sealer | None, *, trusted: bool, own_dump: Dump | None, own_load: Load | None) -> None:
+    def __init__(self, sealer: Sealer | None, *, trusted: bool, own_dump: _Dump | None, own_load: _Load | None) -> None:
         self._sealer = sealer
         self._trusted = trusted
         self._own_dump = own_dump
@@ -47,10 +47,8 @@ class Codec:
 
     @property
     def sealer(self) -> Sealer | None:
-        """What seals and opens; None without a key."""
+        """The sealer. None without a key."""
         return self._sealer
-
-    # --- a value without its place -------------------------------------------------------------------------
 
     def dump(self, value: Any) -> Value:
         """Encode a value. Raises :class:`StoreEncodingError` for one that cannot be stored."""
@@ -86,30 +84,26 @@ class Codec:
             raise StoreEncodingError("the stored JSON is not UTF-8") from None
         return self._own_load(text)
 
-    # --- a value at its place ------------------------------------------------------------------------------
-
     def store(self, value: Any, place: PairContext) -> Value:
-        """What is stored for ``value``: dumped, and sealed if there is a key."""
+        """The value to store for ``value``: dumped, and sealed if there is a key."""
         dumped = self.dump(value)
         return dumped if self._sealer is None else self._sealer.seal(dumped, place)
 
     def restore(self, value: Value, place: PairContext | PointContext, spend: Spend) -> Any:
-        """The Python object in what is stored: opened if there is a key, and loaded."""
+        """The Python object in a stored value: opened if there is a key, and loaded."""
         if self._sealer is None:
             return self.load(value, spend)
-        # The opened bytes exist twice for a moment: with the byte that names their encoding, and without it.
+        # The opened bytes exist twice for a moment: with the byte of their encoding, and without it.
         spend(2 * len(value.data))
         return self.load(self._sealer.open(value, place), spend)
 
-    # --- events --------------------------------------------------------------------------------------------
-
     def seal_event(self, value: Value | None, place: EventContext, apply_id: bytes) -> Value:
-        """What is stored for an event's dumped value, None for a unary operator. There must be a key."""
+        """The sealed value to store for an event's dumped value (None for a unary operator). There must be a key."""
         assert self._sealer is not None
         return self._sealer.seal_event(value or _NOTHING, place, apply_id)
 
     def restore_event(self, value: Value | None, place: EventContext, spend: Spend) -> tuple[Any, bytes | None]:
-        """An event's value as Python has it, None for a unary operator, and its apply id, None if it has none."""
+        """An event's value as Python has it (None for a unary operator), and its apply id (None if it has none)."""
         if self._sealer is None:
             return None if value is None else self.load(value, spend), None
         if value is None:
@@ -124,10 +118,8 @@ class Codec:
             raise StoreDecryptionError(f"what is sealed for an event of {place.op} is not null")
         return None, apply_id
 
-    # --- points --------------------------------------------------------------------------------------------
-
     def store_points(self, namespace: str, key: str, points: Points) -> Points:
-        """Dumped points as they are stored: sealed, if there is a key."""
+        """The points to store for dumped points: sealed if there is a key."""
         if self._sealer is None:
             return points
         column = points.values
@@ -139,7 +131,7 @@ class Codec:
     def dump_points(self, timestamps: list[Any], values: list[Any] | Cells, what: str = "points") -> Points:
         """Points of Python objects, not sealed yet: numbers as columns, anything else as encoded cells.
 
-        ``what`` is the argument that holds the timestamps, for messages.
+        ``what`` is the name of the argument with the timestamps, for messages.
         """
         try:
             if self._own_dump is None or isinstance(values, Cells):
@@ -175,7 +167,7 @@ class Codec:
 
 
 def _check_digits(points: Points) -> None:
-    """Raise for a bare number that a `_dump` wrote as JSON, and of which the service would keep fewer digits."""
+    """Raise for a number that a `_dump` wrote as JSON, if the service would keep fewer digits of it."""
     for t, (encoding, data) in points:
         try:
             exact = encoding is not Encoding.JSON or (stored := stored_text(data)) == data or _equal(stored, data)

@@ -1,10 +1,10 @@
-"""Python values and stored values: what is exactly JSON is stored as JSON, the rest as bytes or a pickle.
+"""Python values and stored values: what is exactly JSON is stored as JSON, and the rest as bytes or a pickle.
 
-"Exactly" counts types: a tuple, an int key or NaN would come back as something else, so they are pickled. Thus plain
-data is readable from every language, and every value comes back equal and of the same type. Numbers of other types are
-the exception: numpy's scalars and their like are stored as the int, float or bool that they are equal to.
+"Exactly" includes types: a tuple, an int key or NaN would come back as something else, so they are pickled. So every
+language reads plain data, and every value comes back equal and of the same type. Numbers of other types are the
+exception: numpy's scalars and their like are stored as the int, float or bool that they are equal to.
 
-What could not be read back is refused when it is written: see :mod:`rstore.pickles`.
+A value that could not be read back is refused when it is written: see :mod:`rstore.pickles`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ __all__ = ["dump", "dump_numbers", "load", "load_plaintexts"]
 
 _NESTING_MAX: Final = 100
 _NUMBER_END: Final = 1e300
-"""A number nearer to 0 needs no further check; NaN and infinity are not."""
+"""A number nearer to 0 than this needs no further check. NaN and infinity are not nearer."""
+
 _NUMBERS: Final = frozenset({int, float})
 _CONTAINERS_MAX: Final = 1_000_000
 _PLAIN_TYPES: Final = frozenset({str, bool, NoneType})
@@ -39,10 +40,10 @@ _decode: Final = msgspec.json.Decoder().decode
 
 
 def dump(value: object, *, trusted: bool = False) -> Value:
-    """Encode ``value``: exactly JSON as ``json``, ``bytes`` as they are, anything else as ``pickle``.
+    """Encode ``value``: what is exactly JSON as ``json``, ``bytes`` as they are, anything else as ``pickle``.
 
-    :func:`load` with the same ``trusted`` reads it. Raises :class:`StoreEncodingError` that names the type of a value
-    that cannot be stored; without ``trusted`` those are all but the harmless ones.
+    :func:`load` with the same ``trusted`` reads it. Raises :class:`StoreEncodingError`, which names the type, for a
+    value that cannot be stored. Without ``trusted`` these are the values of all types but the harmless ones.
 
     >>> dump({"a": [1, 2.5, None]})
     Value(encoding=<Encoding.JSON: 0>, data=b'{"a":[1,2.5,null]}')
@@ -59,14 +60,14 @@ def dump(value: object, *, trusted: bool = False) -> Value:
         try:
             return Value(Encoding.JSON, _encode(value))
         except UnicodeEncodeError:
-            pass  # A lone surrogate has no UTF-8 form; a pickle can hold it.
+            pass  # A lone surrogate has no UTF-8 form, but a pickle can hold it.
     return Value(Encoding.PICKLE, pickles.dumps(value, trusted=trusted))
 
 
 def load(value: Value, *, trusted: bool, spend: Spend = free) -> object:
     """Decode what :func:`dump` made. ``trusted`` loads any pickle: see :func:`rstore.pickles.loads`.
 
-    ``spend`` is told how much memory it takes, before it takes it.
+    It calls ``spend`` with the bytes of memory that it is about to take.
 
     Raises :class:`StoreEncodingError`, or :class:`StoreDecryptionError` for a value that is still sealed.
 
@@ -88,7 +89,7 @@ def load(value: Value, *, trusted: bool, spend: Spend = free) -> object:
 
 
 def dump_numbers(numbers: Iterable[float]) -> list[bytes]:
-    """What sealing encrypts, for each of a column's numbers (``sealing.pack(dump(number))``, faster).
+    """The plaintexts to seal for the numbers of a column: ``sealing.pack(dump(number))`` of each, but faster.
 
     >>> dump_numbers([1.5, 2])
     [b'\\x001.5', b'\\x002']
@@ -97,7 +98,7 @@ def dump_numbers(numbers: Iterable[float]) -> list[bytes]:
 
 
 def load_plaintexts(plaintexts: Sequence[bytes], *, trusted: bool, spend: Spend = free) -> list[object]:
-    """The values of opened plaintexts (``load(sealing.unpack(…), trusted=…)``, faster).
+    """The values of opened plaintexts: ``load(sealing.unpack(…), trusted=…)`` of each, but faster.
 
     >>> load_plaintexts([b"\\x001.5", b"\\x01ab"], trusted=False)
     [1.5, b'ab']
@@ -115,10 +116,10 @@ def load_plaintexts(plaintexts: Sequence[bytes], *, trusted: bool, spend: Spend 
 
 
 def _is_json(level: list[Any]) -> bool:
-    """Whether every one of these values is exactly JSON, but for numbers of other types and text without a UTF-8 form.
+    """Whether each of these values is exactly JSON, apart from numbers of other types and text without a UTF-8 form.
 
-    Goes down level by level, so that each level is checked by a few passes in C. A value that contains itself is
-    nested without end, or fills a level without end.
+    It goes down level by level, so that a few passes in C check each level. A value that contains itself has more
+    levels than are allowed, or a level with more containers than are allowed.
     """
     for _ in range(_NESTING_MAX + 1):
         kinds = set(map(type, level))

@@ -1,4 +1,4 @@
-"""The harmless types: what a pickle's names may mean, and what each may be made of."""
+"""The harmless types: what the names in a pickle may mean, and what each type may be made of."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ from typing import Any, Final
 
 __all__ = ["CONSTRUCTORS", "GLOBALS", "PATHS", "Refusal", "exactly", "type_name"]
 
-
-class Refusal(Exception):
-    """What the machine does not do; the message says why."""
-
-
-def type_name(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
 PATHS: Final = (pathlib.PurePosixPath, pathlib.PureWindowsPath, type(pathlib.Path()))
+_BOUNDS: Final = (type(None), int, float, str, datetime.datetime, datetime.date, datetime.timedelta)
 _INT_BITS_MAX: Final = 32_768
 _ZONE: Final = re.compile(r"[A-Za-z0-9_+-]{1,32}(/[A-Za-z0-9_+-]{1,32}){0,2}\Z")
 
 
+class Refusal(Exception):
+    """The machine refuses a pickle. The message says why."""
+
+
 def exactly(value: object, *kinds: type) -> Any:
-    """``value`` if its type is one of ``kinds``, and no subclass of it; else ``TypeError``."""
+    """``value`` if its type is exactly one of ``kinds``. Otherwise it raises ``TypeError``."""
     if type(value) not in kinds:
         raise TypeError
     return value
 
 
+def type_name(kind: type) -> str:
+    """The name of a type with its module."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 def _integer(value: object) -> int:
-    """An int of a size that arithmetic takes no time for."""
+    """An int, if it is small enough for quick arithmetic."""
     number: int = exactly(value, int)
     if number.bit_length() > _INT_BITS_MAX:
         raise ValueError
@@ -59,9 +60,6 @@ def _range(start: object, stop: object, step: object) -> range:
     return range(_integer(start), _integer(stop), _integer(step))
 
 
-_BOUNDS: Final = (type(None), int, float, str, datetime.datetime, datetime.date, datetime.timedelta)
-
-
 def _slice(*bounds: object) -> slice:
     start, stop, step = (exactly(bound, *_BOUNDS) for bound in bounds)
     return slice(start, stop, step)
@@ -72,7 +70,7 @@ def _zone(value: object) -> Any:
 
 
 def _datetime(state: object, tzinfo: object = None) -> datetime.datetime:
-    # The C constructor would take these bytes as they are; naming the parts has their ranges checked.
+    # The C constructor would take these bytes as they are. This one checks the range of each part.
     year, month, day, hour, minute, second, high, low = struct.unpack(">HBBBBBBH", exactly(state, bytes))
     return datetime.datetime(
         year, month & 0x7F, day, hour, minute, second, high << 16 | low, tzinfo=_zone(tzinfo), fold=month >> 7
@@ -97,7 +95,7 @@ def _timezone(offset: object, *name: object) -> datetime.timezone:
 
 
 def _zone_info(key: object) -> zoneinfo.ZoneInfo:
-    # The key becomes the name of a file of the time zone database, so nothing but a zone's name may be one.
+    # The key becomes the name of a file of the time zone database, so it must look like the name of a zone.
     if _ZONE.match(exactly(key, str)) is None:
         raise ValueError
     return zoneinfo.ZoneInfo(exactly(key, str))
@@ -116,7 +114,7 @@ def _uuid(text: object) -> uuid.UUID:
 
 
 def _default_dict(factory: Any = None) -> collections.defaultdict[Any, Any]:
-    # Identity, so that no argument's own idea of equality is asked.
+    # By identity, because an argument may define equality itself.
     if factory is not None and not any(factory is allowed for allowed in _FACTORIES):
         raise TypeError
     return collections.defaultdict(factory)
@@ -137,7 +135,7 @@ def _path(kind: type) -> Callable[..., object]:
 
 
 CONSTRUCTORS: Final[dict[Any, Callable[..., object]]] = {
-    # So a number of another type is written: as the number that it is equal to.
+    # The writer stores a number of another type as the number that it is equal to.
     **{kind: functools.partial(_same, kind) for kind in (bool, int, float)},
     complex: _complex,
     range: _range,
@@ -151,7 +149,7 @@ CONSTRUCTORS: Final[dict[Any, Callable[..., object]]] = {
     decimal.Decimal: _decimal,
     fractions.Fraction: _fraction,
     uuid.UUID: _uuid,
-    # Without type arguments, which would stay on the dict as an attribute and be pickled again.
+    # No type arguments: they would stay on the dict as an attribute, and would be pickled again.
     collections.OrderedDict: lambda: collections.OrderedDict(),
     collections.Counter: lambda: collections.Counter(),
     collections.defaultdict: _default_dict,

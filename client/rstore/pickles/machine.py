@@ -1,4 +1,4 @@
-"""The machine that runs a pickle without trusting whoever made it."""
+"""The machine that runs a pickle and does not trust it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from rstore.pickles.harmless import CONSTRUCTORS, GLOBALS, Refusal, exactly
 
 __all__ = ["INSTRUCTIONS", "MEMORY_PER_BYTE", "Machine"]
 
-_OBJECTS_MAX: Final = 2_000_000
-# The most bytes of memory that are taken: by a byte of text, which one wide character makes wide; by a number and its
-# places in stack, memo and dict; by a member's place in a set; by an empty container; by what a constructor makes.
+# The most bytes of memory that a byte of text takes. One wide character makes the whole text wide.
 MEMORY_PER_BYTE: Final = 5
+# The most bytes of memory that a number takes with its places in stack, memo and dict; that a member's place in a set
+# takes, an empty container, the result of a constructor, and a byte that a constructor copies.
 _MEMORY_PER_INSTRUCTION: Final = 104
 _MEMORY_PER_MEMBER: Final = 160
 _MEMORY_PER_CONTAINER: Final = 240
 _MEMORY_PER_CALL: Final = 600
 _MEMORY_PER_COPIED_BYTE: Final = 8
+_OBJECTS_MAX: Final = 2_000_000
 _INSTRUCTIONS_PER_COUNT: Final = 256
 _COPIES_PER_BYTE_MAX: Final = 16
 _KEY_BYTES_MAX: Final = 65_536
@@ -40,10 +41,10 @@ _DICTS: Final = frozenset({dict, collections.OrderedDict, collections.defaultdic
 
 
 class Machine:
-    """Runs one untrusted pickle. Raises anything on a malformed one; it is used once and thrown away."""
+    """Runs one untrusted pickle, once. On a malformed pickle it may raise anything."""
 
     def __init__(self, data: bytes, *, share: float = 1.0, spend: Spend = free) -> None:
-        """``share`` of the time that such a pickle may take is what this one has; ``spend`` counts its memory."""
+        """``share`` is the part of the usual time that the pickle may take. ``spend`` counts its memory."""
         self.spend_memory = spend
         self.members = 0
         self.calls = 0
@@ -61,7 +62,7 @@ class Machine:
         self.key_sizes: dict[int, tuple[object, int]] = {}
         self.nestings: dict[int, tuple[object, int]] = {}
         self.seconds = share * (_CPU_SECONDS + _CPU_SECONDS_PER_BYTE * len(data))
-        # From the first look at the clock on, which a small pickle does not live to see.
+        # The time runs from the first look at the clock. A small pickle ends before that.
         self.deadline: float | None = None
 
     def run(self) -> object:
@@ -83,10 +84,8 @@ class Machine:
             raise ValueError
         return self.stack[0]
 
-    # Bounds
-
     def count_memory(self, executed: int) -> None:
-        """Count what so many instructions have made since this was called last."""
+        """Count the memory of what these instructions have made since the last call."""
         made = (
             _MEMORY_PER_CONTAINER * self.objects
             + _MEMORY_PER_MEMBER * self.members
@@ -109,19 +108,19 @@ class Machine:
             raise Refusal(f"the pickle makes more than {_OBJECTS_MAX:,} containers")
 
     def spend(self, steps: int) -> None:
-        """Count work, and look at the clock after every so many steps of it."""
+        """Count steps of work, and look at the clock from time to time."""
         self.steps += steps
         if self.steps >= _STEPS_PER_CHECK:
             self.steps = 0
             self.check_cpu()
 
     def allow_hashing(self, key: object) -> None:
-        """Called before ``key`` is hashed into a dict or set; raises if that could cost too much."""
+        """Raise if it could take too long to hash ``key``, which is about to go into a dict or set."""
         size = sys.getsizeof(key) if type(key) in _CHEAP_KEY_TYPES else self.measure_key(key)
         self.spend(1 + size // _KEY_BYTES_PER_STEP)
 
     def measure_key(self, key: object) -> int:
-        """How many bytes hashing or comparing a key goes through; parts that it shares count each time."""
+        """How many bytes it takes to hash or compare a key. A part that stands in it twice counts twice."""
         if type(key) not in _FROZEN:
             return sys.getsizeof(key)
         if (known := self.key_sizes.get(id(key))) is not None:
@@ -131,17 +130,16 @@ class Machine:
             size += self.measure_key(part)
             if size > _KEY_BYTES_MAX:
                 raise Refusal("the pickle has a dict key or set member that is too large to hash")
-        # Keeping the key itself keeps its id from being taken over by another object.
+        # The key is kept, so that no other object gets its id.
         self.key_sizes[id(key)] = key, size
         return size
-
-    # Operands
 
     def take(self, size: int) -> bytes:
         start = self.position
         self.position = end = start + size
         if end > len(self.data) or start < self.frame_end < end:
-            # No operand goes beyond its frame (PEP 3154): Python reads such a one in two ways, from bytes and files.
+            # No operand goes beyond its frame (PEP 3154). Python reads such a pickle from bytes and from files in two
+            # different ways.
             raise EOFError
         return self.data[start:end]
 
@@ -169,13 +167,11 @@ class Machine:
         del self.stack[mark:]
         return items
 
-    # Instructions
-
     def mark(self) -> None:
         self.marks.append(len(self.stack))
 
     def pop(self) -> None:
-        # A tuple that contains itself is made, dropped and taken from the memo instead.
+        # To make a tuple that contains itself, a pickle makes the tuple, drops it, and takes it from the memo.
         if self.marks and self.marks[-1] == len(self.stack):
             self.marks.pop()
         else:
@@ -186,7 +182,7 @@ class Machine:
         self.stack.append(value)
 
     def push_frozen(self, value: tuple[Any, ...] | frozenset[Any]) -> None:
-        """Push a tuple or frozenset, unless it is nested so deep that hashing it would overflow the C stack."""
+        """Push a tuple or frozenset. It must not be nested so deep that to hash it would overflow the C stack."""
         below = [self.nestings.get(id(part), (part, 1))[1] for part in value if type(part) in _FROZEN]
         if below:
             if max(below) >= _FROZEN_NESTING_MAX:

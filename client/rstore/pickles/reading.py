@@ -13,14 +13,14 @@ __all__ = ["loads"]
 
 
 def loads(data: bytes, *, trusted: bool, spend: Spend = free) -> object:
-    """The value of a pickle. ``spend`` is told how much memory it takes, before it takes it.
+    """The value of a pickle. It calls ``spend`` with the bytes of memory that it is about to take.
 
-    ``trusted`` runs Python's own unpickler, and so whatever code the pickle names. Otherwise only the types of the
-    table in this module are made. Every failure is a :class:`StoreEncodingError`; for a type that is not in the table
-    it names the type and the remedy.
+    ``trusted`` runs Python's own unpickler, and so all code that the pickle names. Otherwise the machine makes only
+    objects of the types in the table of :mod:`rstore.pickles.harmless`. Every failure is a
+    :class:`StoreEncodingError`. For a type that is not in the table it names the type and the remedy.
 
     >>> import enum, pickle
-    >>> loads(pickle.dumps(enum.Enum), trusted=False)  # doctest: +ELLIPSIS
+    >>> loads(pickle.dumps(enum.Enum), trusted=False)
     Traceback (most recent call last):
     rstore.StoreEncodingError: the pickle holds 'enum.Enum', which is not among the harmless types; ...
     """

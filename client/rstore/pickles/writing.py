@@ -1,4 +1,4 @@
-"""Making pickles that can be read again."""
+"""Writing pickles that can be read again."""
 
 from __future__ import annotations
 
@@ -19,17 +19,21 @@ from rstore.pickles.reading import loads
 
 __all__ = ["dumps"]
 
+_NOT_HARMLESS: Final = "only harmless types are, because loading any other can run code"
+_WRITING_SHARE: Final = 0.5
+"""The part of the reader's time in which the writer must read the pickle, so that a slower reader can read it too."""
+
 
 def dumps(value: object, *, trusted: bool = False) -> bytes:
     """The pickle of ``value``, which :func:`loads` with the same ``trusted`` reads.
 
-    Raises :class:`StoreEncodingError` that names the type which cannot be stored, and the remedy. With ``trusted`` that
-    is a type which Python itself cannot pickle, or cannot load again, which is tried.
+    Raises :class:`StoreEncodingError`, which names the type that cannot be stored, and the remedy. With ``trusted``
+    that is a type that Python itself cannot pickle, or cannot load again. This function tries to load it.
 
     >>> loads(dumps({1: {"a", "b"}}), trusted=False) == {1: {"a", "b"}}
     True
     >>> import enum
-    >>> dumps(enum.Enum("Size", "SMALL").SMALL)  # doctest: +ELLIPSIS
+    >>> dumps(enum.Enum("Size", "SMALL").SMALL)
     Traceback (most recent call last):
     rstore.StoreEncodingError: a value of type ...Size is not stored: ...
     """
@@ -45,18 +49,6 @@ def dumps(value: object, *, trusted: bool = False) -> bytes:
     return data
 
 
-def _pickled(pickler: type[pickle.Pickler], value: object) -> bytes:
-    buffer = io.BytesIO()
-    try:
-        pickler(buffer, protocol=5).dump(value)
-    except StoreEncodingError:
-        raise
-    except Exception as error:
-        # Pickling runs methods of the value's classes, so it can fail with anything.
-        raise StoreEncodingError(f"a value of type {type_name(type(value))} cannot be pickled: {error}") from error
-    return buffer.getvalue()
-
-
 def _harmless_pickle(value: object) -> bytes:
     data = _pickled(_HarmlessPickler, value)
     try:
@@ -67,6 +59,18 @@ def _harmless_pickle(value: object) -> bytes:
     return data
 
 
+def _pickled(pickler: type[pickle.Pickler], value: object) -> bytes:
+    buffer = io.BytesIO()
+    try:
+        pickler(buffer, protocol=5).dump(value)
+    except StoreEncodingError:
+        raise
+    except Exception as error:
+        # Pickling runs methods of the value's classes, which may raise anything.
+        raise StoreEncodingError(f"a value of type {type_name(type(value))} cannot be pickled: {error}") from error
+    return buffer.getvalue()
+
+
 def _beyond(what: str, reason: str) -> StoreEncodingError:
     return StoreEncodingError(
         f"{what} is not stored: {reason}; convert it, or open the store with trust_pickle=True, here and to read it"
@@ -74,14 +78,14 @@ def _beyond(what: str, reason: str) -> StoreEncodingError:
 
 
 class _HarmlessPickler(pickle.Pickler):
-    """Python's pickler for the types of the table alone, and with calls of constructors for each of them.
+    """Python's pickler for the types of the table and no others. It writes each of them as the call of a constructor.
 
-    Subclasses are refused, because they would come back as something else. Numbers of other types are the numbers that
-    they are equal to.
+    It refuses subclasses, because they would come back as something else. It writes a number of another type as the
+    number that it is equal to.
     """
 
     def reducer_override(self, value: Any) -> Any:
-        # Python's pickler asks for everything but plain data.
+        # Python's pickler calls this for everything but plain data.
         kind = type(value)
         if isinstance(value, type):
             if any(value is named for named in GLOBALS.values()):
@@ -97,21 +101,18 @@ class _HarmlessPickler(pickle.Pickler):
         raise _beyond(f"a value of type {type_name(kind)}", _NOT_HARMLESS)
 
 
-_NOT_HARMLESS: Final = "only harmless types are, because loading any other can run code"
-
-
 def _reduce_uuid(value: uuid.UUID) -> tuple[type, tuple[str]]:
-    # Its own reduction sets state on a bare object. The safety hint of uuid1, which equality ignores, is dropped.
+    # Its own reduction sets state on a bare object. This one drops the safety hint of uuid1, which equality ignores.
     return uuid.UUID, (value.hex,)
 
 
 def _reduce_zone(value: zoneinfo.ZoneInfo) -> Any:
-    # Its own reduction calls a private method through getattr. Without a key it has to fail as it does.
+    # Its own reduction calls a private method through getattr. A zone without a key fails as it does there.
     return (zoneinfo.ZoneInfo, (value.key,)) if value.key else value.__reduce__()
 
 
 def _reduce_counter(value: collections.Counter[Any]) -> tuple[Any, ...]:
-    # Its own reduction copies a dict when it is loaded; sharing that dict would multiply memory.
+    # Its own reduction copies a dict when it is loaded. A pickle that shares the dict would multiply memory.
     return collections.Counter, (), None, None, iter(value.items())
 
 
@@ -126,6 +127,4 @@ _REDUCERS: Final[dict[type, Callable[[Any], Any]]] = {
     collections.Counter: _reduce_counter,
     **dict.fromkeys(PATHS, _reduce_path),
 }
-"""Types whose own reduction needs more than the call of a constructor, or is too short for the reader's bounds."""
-_WRITING_SHARE: Final = 0.5
-"""The share of this time that has to do for what is written, so that a slower reader can read it too."""
+"""Types whose own reduction needs more than the call of a constructor, or would exceed the reader's bounds."""

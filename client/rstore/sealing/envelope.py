@@ -26,48 +26,16 @@ _FERNET_PREFIX: Final = b"gAAAA"
 _INNER_ENCODINGS: Final = (Encoding.JSON, Encoding.BYTES, Encoding.PICKLE)
 _APPLY_ID_BYTES: Final = 12
 _WITH_APPLY_ID: Final = 0x10
-"""Is added to the encoding byte of an event's plaintext when an apply id follows it."""
-
-
-def new_apply_id() -> bytes:
-    """A random id for the events of one apply: the same in all of them, and in each attempt to store them."""
-    return os.urandom(_APPLY_ID_BYTES)
-
-
-def pack(value: Value) -> bytes:
-    """The plaintext that sealing encrypts: the encoding as one byte, then the data.
-
-    >>> pack(Value(Encoding.JSON, b"1"))
-    b'\\x001'
-    """
-    encoding, data = value
-    if encoding == Encoding.SEALED:
-        raise StoreEncodingError("the value is sealed already; it cannot be sealed once more")
-    return bytes((encoding,)) + data
-
-
-def unpack(plaintext: bytes) -> Value:
-    """The value in an opened plaintext; :class:`StoreDecryptionError` if no value can begin with its first byte."""
-    if not plaintext or plaintext[0] >= len(_INNER_ENCODINGS):
-        raise StoreDecryptionError("the value opens, but what is in it is no value")
-    return Value(_INNER_ENCODINGS[plaintext[0]], plaintext[1:])
-
-
-def key_id_of(value: Value) -> str | None:
-    """The id of the key that a sealed value names, in hexadecimal; None if it is no envelope. Nothing is decrypted."""
-    encoding, envelope = value
-    if encoding != Encoding.SEALED or envelope[:1] != VERSION or len(envelope) < _ENVELOPE_BYTES_MIN:
-        return None
-    return envelope[len(VERSION) : _HEAD_END].hex()
+"""This flag in the encoding byte of an event's plaintext says that an apply id follows."""
 
 
 class Sealer:
     """Seals with the first of its keys, opens with any of them.
 
     ``keys`` is one key or a sequence of keys, as :func:`generate_key` makes them. To rotate, put the new key first
-    and keep the old ones until every value is rewritten. ``accept_fernet`` also opens the Fernet tokens of
-    rlib-store (pickles, which are bound to no place). Raises :class:`StoreRequestError` for what is not a key.
-    Safe to share between threads.
+    and keep the old ones until every value is rewritten. With ``accept_fernet`` it also opens the Fernet tokens of
+    rlib-store (pickles, which are bound to no place). It raises :class:`StoreRequestError` for an object that is not a
+    key. Threads may share it.
 
     >>> from rstore.sealing import PointContext, generate_key
     >>> sealer = Sealer(generate_key())
@@ -85,7 +53,7 @@ class Sealer:
     def __init__(self, keys: str | bytes | Sequence[str | bytes], *, accept_fernet: bool = False) -> None:
         self._keys: dict[bytes, SealingKey] = {}
         masters = decode_keys(keys)
-        # Where the error is raised no variable holds a key.
+        # When the error is raised, no variable holds a key. A traceback may show every variable.
         del keys
         ordinal = masters.index(None) + 1 if None in masters else 0
         made = [SealingKey(master, with_fernet=accept_fernet) for master in masters if master is not None]
@@ -114,7 +82,7 @@ class Sealer:
         return self._first.id
 
     def seal(self, value: Value, context: Context) -> Value:
-        """Encrypt ``value`` for the place ``context``; the result opens nowhere else."""
+        """Encrypt ``value`` for the place ``context``. The result opens nowhere else."""
         return _seal(self._first, pack(value), context, os.urandom(_NONCE_BYTES))
 
     def seal_event(self, value: Value, context: EventContext, apply_id: bytes) -> Value:
@@ -126,17 +94,17 @@ class Sealer:
     def open(self, value: Value, context: Context) -> Value:
         """Decrypt what :meth:`seal` or :meth:`seal_event` made for ``context``.
 
-        Raises :class:`StoreDecryptionError` for a value that is not sealed, was altered, was sealed for another
-        place, or under a key that this sealer does not have.
+        Raises :class:`StoreDecryptionError` for a value that is not sealed, was altered, or was sealed for another
+        place or under a key that this sealer does not have.
         """
         return _unpack_at(context, self._plaintext(value, context))
 
     def open_event(self, value: Value, context: EventContext) -> tuple[Value, bytes | None]:
-        """As :meth:`open`, with the event's apply id; None if an older client sealed it, without one."""
+        """The value as :meth:`open` returns it, and the event's apply id, None if an older client sealed it."""
         return _unpack_event(self._plaintext(value, context))
 
     def reseal(self, value: Value, context: Context) -> Value:
-        """Open a value, and seal all that is in it with the first key. Raises as :meth:`open` does."""
+        """Open a value, and seal the same plaintext with the first key. Raises as :meth:`open` does."""
         plaintext = self._plaintext(value, context)
         _unpack_at(context, plaintext)
         return _seal(self._first, plaintext, context, os.urandom(_NONCE_BYTES))
@@ -144,7 +112,7 @@ class Sealer:
     def seal_points(
         self, namespace: str, key: str, timestamps: Sequence[int], plaintexts: Sequence[bytes]
     ) -> list[bytes]:
-        """The envelopes of many points of one series; ``plaintexts`` as :func:`pack` makes them."""
+        """The envelopes of many points of one series, whose ``plaintexts`` :func:`pack` made."""
         head = self._first.head
         encrypt = self._first.cipher(namespace, POINT_KIND, key).encrypt
         random = os.urandom(_NONCE_BYTES * len(timestamps))
@@ -160,7 +128,7 @@ class Sealer:
     def open_points(
         self, namespace: str, key: str, timestamps: Iterable[int], envelopes: Iterable[bytes]
     ) -> list[bytes]:
-        """The plaintexts of many sealed points of one series, for :func:`unpack`; raises as :meth:`open` does."""
+        """The plaintexts of many sealed points of one series, for :func:`unpack`. Raises as :meth:`open` does."""
         plaintexts = []
         head = b""
         decrypt: Callable[[bytes, bytes, bytes], bytes]
@@ -186,7 +154,7 @@ class Sealer:
         return plaintexts
 
     def _plaintext(self, value: Value, context: Context) -> bytes:
-        """What opens at this place; not checked yet."""
+        """The plaintext of a value that opens at this place. Its first byte is not checked yet."""
         encoding, envelope = value
         if encoding != Encoding.SEALED or envelope[:1] != VERSION:
             return pack(self._open_foreign(value))
@@ -204,7 +172,7 @@ class Sealer:
         return key
 
     def _open_foreign(self, value: Value) -> Value:
-        """Open a Fernet token if that was asked for; refuse everything else that is no envelope of ours."""
+        """Open a Fernet token if the caller accepts them. Refuse everything else that is no envelope."""
         encoding, token = value
         if token[: len(_FERNET_PREFIX)] == _FERNET_PREFIX and encoding in (Encoding.BYTES, Encoding.SEALED):
             fernets = [key.fernet for key in self._keys.values() if key.fernet is not None]
@@ -221,8 +189,40 @@ class Sealer:
         raise StoreDecryptionError("the sealed value is not an envelope of a version that this client knows")
 
 
+def key_id_of(value: Value) -> str | None:
+    """The id of the key that an envelope names, in hexadecimal; None if it is no envelope. Nothing is decrypted."""
+    encoding, envelope = value
+    if encoding != Encoding.SEALED or envelope[:1] != VERSION or len(envelope) < _ENVELOPE_BYTES_MIN:
+        return None
+    return envelope[len(VERSION) : _HEAD_END].hex()
+
+
+def new_apply_id() -> bytes:
+    """A random id for the events of one apply. All of them have it, in each attempt to store them."""
+    return os.urandom(_APPLY_ID_BYTES)
+
+
+def pack(value: Value) -> bytes:
+    """The plaintext that sealing encrypts: the encoding as one byte, then the data.
+
+    >>> pack(Value(Encoding.JSON, b"1"))
+    b'\\x001'
+    """
+    encoding, data = value
+    if encoding == Encoding.SEALED:
+        raise StoreEncodingError("the value is sealed already; it cannot be sealed once more")
+    return bytes((encoding,)) + data
+
+
+def unpack(plaintext: bytes) -> Value:
+    """The value in an opened plaintext. Raises :class:`StoreDecryptionError` if its first byte is no encoding."""
+    if not plaintext or plaintext[0] >= len(_INNER_ENCODINGS):
+        raise StoreDecryptionError("the value opens, but what is in it is no value")
+    return Value(_INNER_ENCODINGS[plaintext[0]], plaintext[1:])
+
+
 def _unpack_event(plaintext: bytes) -> tuple[Value, bytes | None]:
-    """The value in an event's opened plaintext, and its apply id; None in one that an older client sealed."""
+    """The value in an event's opened plaintext, and its apply id. It is None if an older client sealed the event."""
     if not plaintext or not plaintext[0] & _WITH_APPLY_ID:
         return unpack(plaintext), None
     end = 1 + _APPLY_ID_BYTES

@@ -1,4 +1,4 @@
-"""Keys: how they are made, read, and told apart."""
+"""Keys: how to make them, to read them, and to derive subkeys and ids from them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from rstore.sealing.places import prefixed
 
 __all__ = ["KEY_ID_BYTES", "SUBKEYS_CACHED_MAX", "VERSION", "SealingKey", "decode_keys", "generate_key"]
 
-_KEY_BYTES: Final = 32
-_KEY_TEXT: Final = re.compile(r"[A-Za-z0-9_-]{43}=\Z")
-VERSION: Final = b"\x01"
 KEY_ID_BYTES: Final = 8
 SUBKEYS_CACHED_MAX: Final = 4096
+VERSION: Final = b"\x01"
+_KEY_BYTES: Final = 32
+_KEY_TEXT: Final = re.compile(r"[A-Za-z0-9_-]{43}=\Z")
 
 
 def generate_key() -> str:
@@ -39,7 +39,7 @@ def generate_key() -> str:
 
 
 class SealingKey:
-    """One key. The bytes themselves are kept inside an HMAC object, out of sight of reprs and tracebacks."""
+    """One key. An HMAC object holds its bytes, where no repr and no traceback shows them."""
 
     __slots__ = ("_extracted", "cipher", "fernet", "head")
 
@@ -49,7 +49,7 @@ class SealingKey:
         self._extracted = hmac.new(extracted, digestmod=hashlib.sha256)
         self.head = VERSION + self._derive(b"rstore/1/kid")[:KEY_ID_BYTES]
         self.fernet = Fernet(base64.urlsafe_b64encode(master)) if with_fernet else None
-        # Deriving costs several times what sealing a point does.
+        # To derive a subkey takes several times as long as to seal a point.
         self.cipher = functools.lru_cache(SUBKEYS_CACHED_MAX)(self._cipher)
 
     def __repr__(self) -> str:
@@ -57,7 +57,7 @@ class SealingKey:
 
     @property
     def id(self) -> str:
-        """The key id in hexadecimal; it says nothing of the key."""
+        """The key id in hexadecimal. Nobody can conclude the key from it."""
         return self.head[len(VERSION) :].hex()
 
     def _cipher(self, namespace: str, kind: str, key: str) -> AESGCM:
@@ -69,22 +69,22 @@ class SealingKey:
         return expanding.digest()
 
 
-def _decode_key(key: object) -> bytes | None:
-    """The 32 bytes of a key, or None if it is not one."""
-    # A subclass may have methods of its own.
-    text = bytes.decode(key, "latin-1") if isinstance(key, bytes) else key
-    if not isinstance(text, str) or _KEY_TEXT.match(text) is None:
-        return None
-    return base64.urlsafe_b64decode(str.encode(text, "ascii"))
-
-
 def decode_keys(keys: object) -> list[bytes | None]:
-    """The 32 bytes of a key or of several, and None for what is not one."""
+    """The 32 bytes of a key, or of each of several. None stands for an object that is not a key."""
     if not isinstance(keys, str | bytes) and isinstance(keys, Iterable):
         try:
             several = iter(keys)
         except TypeError:
-            # An array of no dimension says that it is iterable.
+            # An array of no dimension claims to be iterable.
             several = iter((None,))
         return list(map(_decode_key, several))
     return [_decode_key(keys)]
+
+
+def _decode_key(key: object) -> bytes | None:
+    """The 32 bytes of a key, or None if it is not one."""
+    # A subclass may have other methods of these names.
+    text = bytes.decode(key, "latin-1") if isinstance(key, bytes) else key
+    if not isinstance(text, str) or _KEY_TEXT.match(text) is None:
+        return None
+    return base64.urlsafe_b64decode(str.encode(text, "ascii"))

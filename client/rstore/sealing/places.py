@@ -1,4 +1,4 @@
-"""The places that values are sealed for."""
+"""The places for which values are sealed."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class PairContext(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """What the place is of; part of the subkey's derivation."""
+        """The kind of thing at this place, which is in the derivation of the subkey."""
         return "kv"
 
     def authenticated(self) -> bytes:
-        """What is authenticated beside the envelope's head; nothing, as the subkey says it all."""
+        """The bytes to authenticate beside the envelope's head. None: the subkey depends on the whole place."""
         return b""
 
 
 class PointContext(NamedTuple):
-    """The place of a time series' point. ``timestamp`` is an int64."""
+    """The place of a point of a time series. ``timestamp`` is an int64."""
 
     namespace: str
     key: str
@@ -47,16 +47,16 @@ class PointContext(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """What the place is of; part of the subkey's derivation."""
+        """The kind of thing at this place, which is in the derivation of the subkey."""
         return POINT_KIND
 
     def authenticated(self) -> bytes:
-        """What is authenticated beside the envelope's head: the timestamp."""
+        """The bytes to authenticate beside the envelope's head: the timestamp."""
         return _timestamp(self.timestamp)
 
 
 class EventContext(NamedTuple):
-    """The place of an event. ``timestamp`` is POSIX milliseconds, an int64; ``op`` the operator's name."""
+    """The place of an event. ``timestamp`` is POSIX milliseconds, an int64. ``op`` is the operator's name."""
 
     namespace: str
     key: str
@@ -66,15 +66,26 @@ class EventContext(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """What the place is of; part of the subkey's derivation."""
+        """The kind of thing at this place, which is in the derivation of the subkey."""
         return "es"
 
     def authenticated(self) -> bytes:
-        """What is authenticated beside the envelope's head: timestamp, item and operator."""
+        """The bytes to authenticate beside the envelope's head: timestamp, item and operator."""
         return _timestamp(self.timestamp) + prefixed(self.item) + prefixed(self.op)
 
 
 Context: TypeAlias = PairContext | PointContext | EventContext
+
+
+def beyond_int64() -> StoreRequestError:
+    """The error for a timestamp that is no int64."""
+    return StoreRequestError("a timestamp is an int from -2**63 to 2**63-1", code="invalid-parameter")
+
+
+def prefixed(text: str) -> bytes:
+    """The length of ``text`` in UTF-8, and then its bytes. So no two lists of texts give the same bytes."""
+    data = text.encode()
+    return len(data).to_bytes(4, "big") + data
 
 
 def _timestamp(timestamp: int) -> bytes:
@@ -82,13 +93,3 @@ def _timestamp(timestamp: int) -> bytes:
         return int64_bytes(timestamp)
     except struct.error:
         raise beyond_int64() from None
-
-
-def beyond_int64() -> StoreRequestError:
-    return StoreRequestError("a timestamp is an int from -2**63 to 2**63-1", code="invalid-parameter")
-
-
-def prefixed(text: str) -> bytes:
-    """``text`` in UTF-8 behind its length, so that no two lists of texts read the same."""
-    data = text.encode()
-    return len(data).to_bytes(4, "big") + data

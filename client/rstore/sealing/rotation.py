@@ -93,14 +93,14 @@ class Rotation:
 
 
 class _Cell(NamedTuple):
-    """A stored value. ``seen`` is what its rewriting is conditional on: an ETag, or the points it was read with."""
+    """A stored value. A write of it is on the condition that ``seen`` holds: an ETag, or the points that were read."""
 
     place: Any
     value: Value
     seen: Any = None
 
     def same_as(self, other: _Cell) -> bool:
-        """Whether a write that was conditional on the other cell is just as good on this one."""
+        """Whether the condition of a write of the other cell holds for this one too."""
         return self.value == other.value and (not isinstance(self.place, PairContext) or self.seen == other.seen)
 
 
@@ -116,7 +116,7 @@ def rotate(
     check: bool,
     progress: Callable[[Rotation], object] | None,
 ) -> Steps[Rotation]:
-    """Seal every value of the namespace with the sealer's first key, or with ``check`` only count."""
+    """Seal every value of the namespace with the sealer's first key. With ``check``, only count."""
     rotating = _Rotating(namespace, sealer, check, progress)
     try:
         return (yield from rotating.steps())
@@ -155,14 +155,12 @@ class _Rotating:
         yield from self._each(sequences, functools.partial(self._records, "es"))
         return rotation
 
-    # Going through a namespace.
-
     def _each(
         self,
         page_after: Callable[[str | None], Call[Page[tuple[str, T]]]],
         visit: Callable[[list[tuple[str, T]]], Steps[None]],
     ) -> Steps[None]:
-        """Visit every page of a listing; no name is kept but the last."""
+        """Visit every page of a listing. It keeps no name but the last."""
         last: str | None = None
         cursor: str | None = None
         while True:
@@ -177,8 +175,7 @@ class _Rotating:
 
     def _counted(self, kind: Kind, records: list[tuple[str, int]]) -> Steps[None]:
         self.rotation.total[kind] += sum(size for _, size in records)
-        return
-        yield
+        yield from ()
 
     def _pairs(self, pairs: list[tuple[str, calls.kv.StoredEntry]]) -> Steps[None]:
         places = [PairContext(self._namespace, key) for key, _ in pairs]
@@ -198,7 +195,7 @@ class _Rotating:
             try:
                 cells = yield from self._read(kind, key, start=low, n=count)
             except StoreProtocolError:
-                # These are larger than those before, and more than an answer may be.
+                # These values are larger than those before them, and together larger than an answer may be.
                 if count == again + 1:
                     raise
                 count = max(count // 8, again + 1)
@@ -208,12 +205,10 @@ class _Rotating:
                 return
             last = cells[-1].place
             low = cells[-1].place.timestamp
-            # Those at this timestamp come again, since there may be more of them.
+            # The next page begins at this timestamp again, since there may be more values at it.
             again = sum(cell.place.timestamp == low for cell in cells)
             fitting = _PAGE_BYTES * count // (1 + sum(len(cell.value.data) for cell in cells))
             count = max(min(fitting, 4 * count, _ROWS_MAX[kind]), again + 1)
-
-    # Reading and writing.
 
     def _read(self, kind: Kind, key: str, **bounds: Any) -> Steps[list[_Cell]]:
         if kind == "ts":
@@ -249,16 +244,14 @@ class _Rotating:
         points = Points.from_values([(cell.place.timestamp, value) for cell, value in group])
         return calls.ts.extend(namespace, first.place.key, encode(points), unchanged=(start, end, digest(stretch)))
 
-    # What becomes of a value.
-
     def _settle(self, kind: Kind, cells: list[_Cell]) -> Steps[None]:
-        """Reseal what needs it, again and again where others write at the same time."""
+        """Reseal the cells that need it. A cell that others write at the same time is tried again and again."""
         for cell in (yield from self._reseal(cells)):
             refused = [cell]
             for _ in range(_ROUNDS_MAX):
                 found = yield from self._read_again(cell.place)
                 if found and found[0].same_as(refused[0]):
-                    # To seal it once more would only give the service another envelope of it.
+                    # Another attempt would only give the service another envelope of the same value.
                     self._fail(cell.place, "the service says that it has changed, and serves it as it was")
                     break
                 refused = yield from self._reseal(found)
@@ -271,7 +264,7 @@ class _Rotating:
             self._progress(self.rotation)
 
     def _reseal(self, cells: list[_Cell]) -> Steps[list[_Cell]]:
-        """Reseal what needs it; those that others have written since they were read."""
+        """Reseal the cells that need it. Returns the cells that others have written since they were read."""
         resealed: list[_Resealed] = []
         for cell in filter(self._is_stale, cells):
             if self._check:
@@ -321,11 +314,11 @@ class _Rotating:
 
 
 def _alone(call: Call[T]) -> Call[T]:
-    """The call with a budget of its own: nothing of its answer is kept when the next one is made."""
+    """The call with a budget of its own: the rotation keeps nothing of its answer when it makes the next call."""
     call.own_budget = True
     return call
 
 
 def _as_value(value: Any) -> Value:
-    """A cell as it is, a number of a column as its text."""
+    """A value as it is, and a number of a column as its JSON text."""
     return value if isinstance(value, Value) else Value(Encoding.JSON, render_json(value))

@@ -1,4 +1,4 @@
-"""Where requests go, and what each of them carries."""
+"""The address of a service, and what every request to it carries."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from rstore.core.errors import StoreRequestError
 __all__ = ["Certificate", "Service"]
 
 Certificate: TypeAlias = str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLike[str]]
-_DSN: Final = "the dsn is the URL of a running service, like http://127.0.0.1:8000"
-# What the system can wait for on a socket: some 24 days.
+# The longest that the system can wait on a socket: some 24 days.
 _TIMEOUT_SECONDS_MAX: Final = 2_000_000
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,4096}\Z")
 
 
 class _Secret(bytes):
-    """A header's value that stands in no ``repr``: a traceback may show every variable."""
+    """The value of a header, which no ``repr`` shows. A traceback may show every variable."""
 
     __slots__ = ()
 
@@ -37,7 +36,7 @@ class _Secret(bytes):
 
 
 class Service:
-    """A service's address, and what every request to it carries. Knows no socket."""
+    """The address of a service, and what every request to it carries. It opens no connection."""
 
     def __init__(
         self, url: str, *, token: str | None, timeout: float, verify: Any, cert: Certificate | None = None
@@ -46,10 +45,10 @@ class Service:
         if isinstance(token, str) and _TOKEN.match(token):
             self._headers.append((b"authorization", _Secret(b"Bearer " + str.encode(token, "ascii"))))
         wrong = token is not None and not self._headers
-        # No traceback shows it among the variables.
+        # A traceback may show every variable.
         del token
         if wrong:
-            raise invalid("the token is not one: it is empty, no str, or has characters that no token has")
+            raise invalid("the token is empty, is not a str, or has characters that no token has")
         self.url = _base_url(url)
         self._base = str(self.url).rstrip("/")
         if not isinstance(verify, bool | ssl.SSLContext) and not _is_path(verify):
@@ -67,7 +66,7 @@ class Service:
         self._headers += [
             (b"host", self.url.netloc),
             (b"user-agent", b"rstore-python"),
-            # What is compressed could be a bomb, and most of what a store holds is ciphertext anyway.
+            # A compressed answer could be a bomb. And ciphertext, which many stores hold, does not compress.
             (b"accept-encoding", b"identity"),
         ]
 
@@ -85,10 +84,9 @@ class Service:
             raise StoreRequestError(f"the request does not fit into a URL: {error}", code="uri-too-long") from None
 
     def tls(self) -> ssl.SSLContext | bool:
-        """What verifies the service, and proves the client to it.
+        """The TLS settings that verify the service, and prove the client to it. False without TLS.
 
-        Nothing to verify without TLS, and redirects to it are not followed. Raises StoreRequestError for files that
-        cannot be read, or are not what they should be.
+        Raises StoreRequestError for files that cannot be read, or do not hold what they should.
         """
         if self.url.scheme == "http":
             return False
@@ -102,7 +100,8 @@ class Service:
             verify = httpx2.create_ssl_context(verify, trust_env=False)
             cert, key = (self._cert, None) if isinstance(self._cert, str | os.PathLike) else self._cert
             with _named("the client's certificate and its key (cert)"):
-                # Never ask for a password on the terminal: a key that needs one goes into a context of one's own.
+                # The empty password keeps OpenSSL from asking on the terminal. For a key that needs a password, the
+                # caller makes the context.
                 verify.load_cert_chain(_path(cert), None if key is None else _path(key), lambda: "")
         return verify
 
@@ -123,7 +122,7 @@ def _is_path(value: object) -> bool:
 
 
 def _path(value: str | os.PathLike[str]) -> str | bytes:
-    """The path as plain text: one that says it is false would not be used at all."""
+    """The path as plain text. A subclass of ``str`` could claim to be empty, and would then not be used."""
     path: str | bytes = os.fspath(value)
     return str.__str__(path) if isinstance(path, str) else path
 

@@ -1,4 +1,4 @@
-"""Whether and when a call is sent again, and what its error tells of the outcome."""
+"""Whether and when a call is sent again, and what its error says about the outcome."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ __all__ = ["Attempts", "translated"]
 
 _BACKOFF_SECONDS: Final = 0.05
 _PAUSE_SECONDS_MAX: Final = 5.0
-# Answers that say nothing of a write's attempts before: they come before anybody looks whether it was carried out.
+# The service answers so before it looks whether an earlier attempt was carried out.
 _UNHEARD_STATUSES: Final = frozenset({401, 403, 408, 429})
 _OPEN_CODES: Final = frozenset({"backend-unavailable", "backend-corrupt", "internal-error", "deadline-exceeded"})
-# The jitter keeps clients apart from each other, those that are forks of one process too.
+# The jitter keeps clients apart from each other, and also the forks of one process.
 _jitter: Final = random.SystemRandom()
 
 
 class Attempts:
     """Counts how often a call was sent, and decides whether and when it is sent again.
 
-    No attempt begins later than ``seconds_max`` after the first, nor after ``retries`` further ones; the pauses
-    between them double and are spread at random. A call that is not ``repeatable`` is sent again only if no attempt
-    can have been carried out.
+    No attempt begins later than ``seconds_max`` after the first, and there are at most ``retries`` more. The pauses
+    between them double, and vary at random. A call that is not ``repeatable`` is sent again only if no attempt can have
+    been carried out.
     """
 
     __slots__ = ("_end", "_number", "_repeatable", "_retries", "_unknown", "_writes")
@@ -43,7 +43,7 @@ class Attempts:
         self._unknown = False
 
     def pause_seconds(self, failure: TryAgain) -> float:
-        """How long to wait before the next attempt; raises the failure's error if there is none."""
+        """How long to wait before the next attempt. Raises the failure's error if there is none."""
         pause: float = min(_BACKOFF_SECONDS * 2.0 ** (self._number - 1), _PAUSE_SECONDS_MAX) * _jitter.uniform(0.5, 1.0)
         if failure.after_seconds is not None:
             pause = max(pause, failure.after_seconds)
@@ -57,20 +57,11 @@ class Attempts:
         return pause
 
     def conclude(self, error: StoreError) -> StoreError:
-        """The error that ends the call without another attempt, with what it tells of the outcome."""
+        """The error that ends the call without another attempt. Its ``outcome_unknown`` is set."""
         refused = error.status is not None and 400 <= error.status < 500 and error.status not in _UNHEARD_STATUSES
         # A repeat gets the answer of the first attempt. So if it is refused, no attempt before it has written.
         error.outcome_unknown = self._writes and (_leaves_open(error) or (self._unknown and not refused))
         return error
-
-
-def _leaves_open(error: StoreError) -> bool:
-    """Whether a write that was sent may have been carried out, going by this error alone."""
-    if error.code in PROBLEMS and PROBLEMS[error.code].status == error.status:
-        return error.code in _OPEN_CODES
-    if error.status is None or isinstance(error, StoreProtocolError):
-        return isinstance(error, StoreNotAvailableError | StoreProtocolError)
-    return error.status >= 500
 
 
 @contextlib.contextmanager
@@ -95,3 +86,12 @@ def translated() -> Iterator[None]:
         raise TryAgain(StoreNotAvailableError(f"the service does not answer: {reason}"), unsent=unsent) from error
     except httpx2.HTTPError as error:
         raise StoreError(f"the request failed: {error}") from error
+
+
+def _leaves_open(error: StoreError) -> bool:
+    """Whether this error alone leaves open whether a write that was sent has been carried out."""
+    if error.code in PROBLEMS and PROBLEMS[error.code].status == error.status:
+        return error.code in _OPEN_CODES
+    if error.status is None or isinstance(error, StoreProtocolError):
+        return isinstance(error, StoreNotAvailableError | StoreProtocolError)
+    return error.status >= 500

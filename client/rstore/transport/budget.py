@@ -1,4 +1,4 @@
-"""How much memory the answers to one operation may take, and how long they may take to come."""
+"""The memory that the answers to one operation may take, and the time in which they must arrive."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ANSWER_OVERHEAD_BYTES: Final = 1024
 
 
 class Budget:
-    """How many bytes of memory the answers to one operation may still take, and until when."""
+    """The bytes of memory that the answers to one operation may still take, and the time when they must be there."""
 
     __slots__ = ("_end", "_left")
 
@@ -27,13 +27,13 @@ class Budget:
         self._end = time.monotonic() + seconds
 
     def spend(self, size: int) -> None:
-        """Take ``size`` bytes, or give them back if it is negative. Raises StoreProtocolError if that is too much."""
+        """Take ``size`` bytes, or give them back if it is negative. Raises StoreProtocolError if too few are left."""
         if size > self._left:
             raise StoreProtocolError("the answer takes more memory than answer_bytes_max allows")
         self._left -= size
 
     def receive(self, size: int) -> None:
-        """Take ``size`` bytes that have come. Raises as :meth:`spend`, and StoreNotAvailableError if it is too late."""
+        """Take ``size`` bytes that have arrived. Raises as :meth:`spend`, or StoreNotAvailableError if late."""
         self.spend(size)
         if time.monotonic() > self._end:
             raise StoreNotAvailableError(TOO_SLOW)
@@ -42,9 +42,9 @@ class Budget:
         return max(self._end - time.monotonic(), 0)
 
     def reader(self, call: Call[T], response: httpx2.Response) -> Reader[T]:
-        """What reads this answer to the call."""
+        """The reader for this answer to the call."""
         headers = _fields(response)
-        # A server that answers a paged listing with empty pages for ever runs out of budget as well.
+        # A server that answers a listing with empty pages for ever uses up the budget as well.
         self.receive(_ANSWER_OVERHEAD_BYTES)
         if headers.get("content-encoding", "identity") != "identity":
             raise StoreProtocolError("the answer is compressed, which was not asked for", status=response.status_code)
@@ -52,7 +52,7 @@ class Budget:
 
 
 def _fields(response: httpx2.Response) -> dict[str, str]:
-    """The fields of an answer's head by lower-case name. Those of one name are joined, as in RFC 9110, 5.2."""
+    """The header fields of an answer by lower-case name. Fields of one name are joined (RFC 9110, 5.2)."""
     fields: dict[str, str] = {}
     for raw_name, raw_value in response.headers.raw:
         name, value = raw_name.lower().decode("latin-1"), raw_value.decode("latin-1")

@@ -1,4 +1,4 @@
-"""What calls are sent with: connections of one process, and of one event loop."""
+"""Transports: the connections of one process, and of one event loop."""
 
 from __future__ import annotations
 
@@ -14,9 +14,43 @@ from rstore.transport.budget import TOO_SLOW
 
 __all__ = ["LoopTransport", "awaited_transport", "blocking_transport", "leave_to_parent"]
 
-# All that a burst opened are kept, and for less time than services (75 s) and what stands before them (60 s) keep them.
+# The SDK keeps all connections that a burst opened, for less time than a service (75 s) or a proxy (60 s) keeps them.
 _CONNECTIONS: Final = httpx2.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=50)
 _inherited: Final[list[object]] = []
+
+
+class LoopTransport:
+    """A transport under one event loop. The loop closes it at its end, as it does with all asynchronous generators."""
+
+    def __init__(self, transport: httpx2.AsyncBaseTransport, *, owned: bool) -> None:
+        self.transport = transport
+        self._closing = _closing(transport if owned else None)
+
+    async def begin(self) -> LoopTransport:
+        """Register the transport with the event loop."""
+        await anext(self._closing)
+        return self
+
+    async def close(self) -> None:
+        """Close the transport if it is owned."""
+        await self._closing.aclose()
+
+
+def awaited_transport(tls: ssl.SSLContext | bool) -> httpx2.AsyncHTTPTransport:
+    """A transport for AsyncStore. The store can stop to await it, so it needs no bounds of its own."""
+    return httpx2.AsyncHTTPTransport(verify=tls, trust_env=False, limits=_CONNECTIONS)
+
+
+def blocking_transport(tls: ssl.SSLContext | bool, seconds_max: float) -> httpx2.HTTPTransport:
+    """A transport that reads from a connection for at most ``seconds_max`` after it last wrote to it.
+
+    The HTTP library bounds how long one read takes, but not how many reads there are. A head that arrives byte by byte,
+    or one answer 103 after the other, would keep it reading for ever.
+    """
+    transport = httpx2.HTTPTransport(verify=tls, trust_env=False, limits=_CONNECTIONS)
+    pool: Any = transport._pool  # noqa: SLF001
+    pool._network_backend = _BoundedBackend(pool._network_backend, seconds_max)  # noqa: SLF001
+    return transport
 
 
 def leave_to_parent(connected: object) -> None:
@@ -28,46 +62,12 @@ def leave_to_parent(connected: object) -> None:
     _inherited.append(connected)
 
 
-def awaited_transport(tls: ssl.SSLContext | bool) -> httpx2.AsyncHTTPTransport:
-    """A transport for AsyncStore. Awaiting can be given up, so it needs no bounds of its own."""
-    return httpx2.AsyncHTTPTransport(verify=tls, trust_env=False, limits=_CONNECTIONS)
-
-
-class LoopTransport:
-    """A transport under one event loop. The loop closes it before it ends, as it does all asynchronous generators."""
-
-    def __init__(self, transport: httpx2.AsyncBaseTransport, *, owned: bool) -> None:
-        self.transport = transport
-        self._closing = _closing(transport if owned else None)
-
-    async def begin(self) -> LoopTransport:
-        """Let the event loop know of it."""
-        await anext(self._closing)
-        return self
-
-    async def close(self) -> None:
-        """Close the transport if it is owned."""
-        await self._closing.aclose()
-
-
 async def _closing(transport: httpx2.AsyncBaseTransport | None) -> AsyncGenerator[None, None]:
     try:
         yield
     finally:
         if transport is not None:
             await transport.aclose()
-
-
-def blocking_transport(tls: ssl.SSLContext | bool, seconds_max: float) -> httpx2.HTTPTransport:
-    """A transport that reads from no connection for longer than this after it last wrote to it.
-
-    The HTTP library bounds how long one read takes, but not how many there are: a head that comes byte by byte, or
-    one 103 after the other, would keep it reading for ever.
-    """
-    transport = httpx2.HTTPTransport(verify=tls, trust_env=False, limits=_CONNECTIONS)
-    pool: Any = transport._pool  # noqa: SLF001
-    pool._network_backend = _BoundedBackend(pool._network_backend, seconds_max)  # noqa: SLF001
-    return transport
 
 
 class _BoundedBackend:

@@ -1,6 +1,6 @@
-"""How an operation is carried out, without a word about sockets: what to send next, and how long to wait before it.
+"""The steps in which an operation is carried out: what to send next, and how long to wait before that.
 
-A runner that blocks and one that awaits differ only in how they do these two things.
+A store that blocks and one that awaits differ only in how they do these two things.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Exchange(NamedTuple):
-    """A call to send, and the budget that its answer is counted by."""
+    """A call to send, and the budget of its answer."""
 
     call: Call[Any]
     budget: Budget
@@ -31,7 +31,7 @@ Pause: TypeAlias = float
 
 
 class OperationBounds(NamedTuple):
-    """What an operation may take: bytes and seconds for all of its answers, and attempts of each call."""
+    """The bounds of an operation: bytes and seconds of all its answers, and attempts of each call."""
 
     answer_bytes_max: int
     operation_seconds_max: float
@@ -45,8 +45,8 @@ class OperationBounds(NamedTuple):
 def carried_out(steps: Steps[T], bounds: OperationBounds) -> Generator[Exchange | Pause, Any, T]:
     """Carry out an operation.
 
-    Yields what to do: after an :class:`Exchange` the runner sends the answer, or throws the error or
-    :class:`~rstore.calls.TryAgain`; after a :data:`Pause` it sends nothing. Returns the operation's result.
+    It yields what to do. After an :class:`Exchange` the store sends it the answer, or throws the error or
+    :class:`~rstore.calls.TryAgain`. After a :data:`Pause` the store sends it nothing. It returns the result.
     """
     budget = bounds.budget()
     try:
@@ -64,7 +64,7 @@ def carried_out(steps: Steps[T], bounds: OperationBounds) -> Generator[Exchange 
 
 
 def _sent(call: Call[T], budget: Budget, bounds: OperationBounds) -> Generator[Exchange | Pause, Any, T]:
-    """Send a call, several times if need be."""
+    """Send a call, several times if that is necessary."""
     if call.own_budget:
         budget = bounds.budget()
     attempts = Attempts(call, bounds.retries, bounds.attempts_seconds_max)
