@@ -15,6 +15,7 @@ from typing import IO, Any, Final
 
 import hypothesis
 import pytest
+from tests.nginx import nginx_processes
 from tests.waiting import SECONDS_MAX, has_read_everything, listens, until
 
 # How long an example takes depends on what else the machine does.
@@ -164,3 +165,10 @@ def serve_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """As ``serve``, until the end of the session."""
     with service_processes(tmp_path_factory.mktemp("services")) as serve:
         yield serve
+
+
+@pytest.fixture
+def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, int], str]]:
+    """``nginx(servers, port)`` starts nginx with these ``server`` blocks, and returns its URL."""
+    with nginx_processes(tmp_path_factory.mktemp("nginx")) as start:
+        yield start

@@ -25,7 +25,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from tests import servers
-from tests.test_locks import pins
+from tests.locks import pins
 
 from rstored.settings import Settings
 

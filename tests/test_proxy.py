@@ -2,68 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
-import subprocess
 import time
 from pathlib import Path
 
 import httpx2
 import pytest
-from tests.waiting import SECONDS_MAX
+from tests.nginx import NGINX, free_port
 
 from rstore import Store
 
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 ROOT = Path(__file__).parent.parent
 
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
-
-CONFIGURATION = """
-daemon off;
-master_process off;
-pid {folder}/nginx.pid;
-error_log stderr warn;
-events {{ worker_connections 512; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    {servers}
-}}
-"""
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
-@pytest.fixture
-def nginx(tmp_path):
-    processes = []
-
-    def start(servers: str, port: int) -> str:
-        folder = tmp_path / "nginx"
-        folder.mkdir()
-        (folder / "nginx.conf").write_text(CONFIGURATION.format(folder=folder, servers=servers))
-        command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
-        processes.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
-        for _ in range(200):
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                return f"http://127.0.0.1:{port}"
-            except OSError:
-                time.sleep(0.05)
-        raise RuntimeError("nginx does not listen")
-
-    yield start
-    for process in processes:
-        process.terminate()
-        process.wait(SECONDS_MAX)
 
 
 def site(port: int, location: str, target: str, more: str = "") -> str:

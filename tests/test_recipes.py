@@ -14,14 +14,12 @@ from pathlib import Path
 import httpx2
 import pytest
 from tests import servers
+from tests.certificates import new_authority
+from tests.nginx import NGINX, free_port
 from tests.pages import ROOT, shown
-from tests.test_proxy import NGINX, free_port, nginx
-from tests.test_tls import new_authority
 from tests.waiting import until
 
 from rstore import Store, generate_key
-
-__all__ = ["nginx"]
 
 PAGE = "docs/operating.md"
 TOKEN = "0123456789abcdef" * 2

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import ipaddress
 import os
 import random
 import re
@@ -17,100 +15,16 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import NamedTuple
 
 import httpx2
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from tests.certificates import new_authority, tls_settings
 from tests.client import forking
 from tests.waiting import until
 
 from rstore import AsyncStore, Store, StoreNotAvailableError, StoreRequestError
 
 PASSWORD = "a pass phrase"
-
-
-class Authority(NamedTuple):
-    """A certificate authority, and the folder that it writes PEM files to."""
-
-    folder: Path
-    key: ec.EllipticCurvePrivateKey
-    certificate: x509.Certificate
-
-    @property
-    def file(self) -> str:
-        return str(self.folder / "ca.pem")
-
-    def issue(self, name: str, *hosts: str, password: str | None = None, days: float = 1) -> tuple[str, str]:
-        """The files of a new certificate for these hosts and of its key."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        names: list[x509.GeneralName] = [
-            x509.IPAddress(ipaddress.ip_address(host)) if host[0].isdigit() else x509.DNSName(host) for host in hosts
-        ]
-        certificate = (
-            unsigned(name, self.certificate.subject, key, days)
-            .add_extension(x509.SubjectAlternativeName(names or [x509.DNSName("client")]), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
-            .sign(self.key, hashes.SHA256())
-        )
-        files = self.folder / f"{name}.pem", self.folder / f"{name}.key"
-        files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        files[1].write_bytes(key_bytes(key, password))
-        return str(files[0]), str(files[1])
-
-
-def key_bytes(key: ec.EllipticCurvePrivateKey, password: str | None = None) -> bytes:
-    protection: serialization.KeySerializationEncryption = serialization.NoEncryption()
-    if password is not None:
-        protection = serialization.BestAvailableEncryption(password.encode())
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
-
-
-def unsigned(
-    name: str, issuer: x509.Name | None, key: ec.EllipticCurvePrivateKey, days: float = 1
-) -> x509.CertificateBuilder:
-    """Valid since yesterday, and for so many days from now."""
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer or subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=days))
-    )
-
-
-def new_authority(folder: Path) -> Authority:
-    folder.mkdir()
-    key = ec.generate_private_key(ec.SECP256R1())
-    usage = dict.fromkeys(
-        (
-            "digital_signature",
-            "content_commitment",
-            "key_encipherment",
-            "data_encipherment",
-            "key_agreement",
-            "encipher_only",
-            "decipher_only",
-        ),
-        False,
-    )
-    certificate = (
-        unsigned(folder.name, None, key)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    authority = Authority(folder, key, certificate)
-    Path(authority.file).write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    return authority
 
 
 @pytest.fixture(scope="module")
@@ -123,15 +37,11 @@ def stranger(tmp_path_factory):
     return new_authority(tmp_path_factory.mktemp("tls") / "stranger")
 
 
-def settings(cert: str, key: str | None = None, **more: str) -> dict[str, str]:
-    return {f"RSTORED_TLS_{name.upper()}": value for name, value in {"cert": cert, "key": key, **more}.items() if value}
-
-
 @pytest.fixture(scope="module")
 def server(serve_module, authority, tmp_path_factory):
     """A service with TLS that asks for no certificate."""
     dsn = f"sqlite:///{tmp_path_factory.mktemp('store') / 'store.db'}"
-    return serve_module(dsn, env=settings(*authority.issue("service", "127.0.0.1", "localhost")))
+    return serve_module(dsn, env=tls_settings(*authority.issue("service", "127.0.0.1", "localhost")))
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +49,7 @@ def strict(serve_module, authority, tmp_path_factory):
     """A service that takes only clients with a certificate; its key has a password."""
     dsn = f"sqlite:///{tmp_path_factory.mktemp('store') / 'store.db'}"
     cert, key = authority.issue("strict", "127.0.0.1", password=PASSWORD)
-    return serve_module(dsn, env=settings(cert, key, key_password=PASSWORD, client_ca=authority.file))
+    return serve_module(dsn, env=tls_settings(cert, key, key_password=PASSWORD, client_ca=authority.file))
 
 
 def use(url: str, **options) -> None:
@@ -184,7 +94,7 @@ async def test_an_unverified_service_is_refused(server, stranger):
 
 @pytest.mark.anyio
 async def test_a_certificate_for_another_host_is_refused(serve, authority, tmp_path):
-    server = serve(f"sqlite:///{tmp_path / 'store.db'}", env=settings(*authority.issue("other", "store.example")))
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}", env=tls_settings(*authority.issue("other", "store.example")))
     with pytest.raises(StoreNotAvailableError, match="certificate"):
         use(server.url, verify=authority.file)
     with pytest.raises(StoreNotAvailableError, match="certificate"):
@@ -329,7 +239,7 @@ def first_flight() -> bytes:
 
 def test_a_handshake_that_is_cut_or_altered_anywhere_leaves_nothing_behind(serve, authority, tmp_path):
     server = serve(
-        f"sqlite:///{tmp_path / 'store.db'}", env=settings(*authority.issue("own", "127.0.0.1", "localhost"))
+        f"sqlite:///{tmp_path / 'store.db'}", env=tls_settings(*authority.issue("own", "127.0.0.1", "localhost"))
     )
     hello = first_flight()
     dice = random.Random(1)
@@ -367,7 +277,7 @@ def small(serve, authority, tmp_path):
     def start(**limits: int):
         return serve(
             f"sqlite:///{tmp_path / 'store.db'}",
-            env=settings(*authority.issue("small", "127.0.0.1")),
+            env=tls_settings(*authority.issue("small", "127.0.0.1")),
             limits={name.upper(): n for name, n in limits.items()},
             preexec=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (100, 160)),
         )

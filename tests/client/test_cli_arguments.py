@@ -9,42 +9,17 @@ import sys
 
 import httpx2
 import pytest
-import typer.main
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tests.client.commands import COMMANDS, PROGRAM, required
 
-from rstore.cli.program import cli
-
-PROGRAM = typer.main.get_command(cli)
 SLOW = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def leaves(group=PROGRAM, path=()):
-    """Every command, by its words."""
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from leaves(command, (*path, name))
-        else:
-            yield (*path, name), command
-
-
-COMMANDS = dict(leaves())
 OPTIONS = [
     (path, parameter)
     for path, command in [((), PROGRAM), *COMMANDS.items()]
     for parameter in command.params
     if parameter.opts[0].startswith("--") and parameter.opts[0] != "--help"
 ]
-
-
-def required(command) -> list[str]:
-    """Values for the arguments and options that a command cannot do without."""
-    words = []
-    for parameter in command.params:
-        if parameter.required:
-            is_option = parameter.opts[0].startswith("-")
-            words += [parameter.opts[0], "read"] if is_option else ["1"]
-    return words
 
 
 def assert_refused(done):

@@ -10,7 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from tests.client.test_cli_arguments import COMMANDS
+from tests.client.commands import COMMANDS
 
 import rstore
 

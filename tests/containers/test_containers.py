@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.certificates import new_authority
 from tests.pages import ROOT, shown
-from tests.test_tls import new_authority
 from tests.waiting import until
 
 from rstored.limits import Limits

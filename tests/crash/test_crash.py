@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import sqlite3
 import sys
@@ -21,21 +20,10 @@ import pytest
 from tests import servers
 from tests.conformance.backends import BACKENDS
 from tests.conftest import ServiceProcess
-from tests.crash.workload import Crash
+from tests.crash.workload import KILLS, LONG, PLANTED, Crash
 from tests.faults.load import BOUND_SECONDS, HEAL_SECONDS, recovered
 
 pytestmark = pytest.mark.anyio
-
-KILLS = int(os.environ.get("RSTORE_CRASH_KILLS", "3"))
-LONG = KILLS >= 50
-PLANTED = Path(__file__).with_name("planted.py")
-
-
-@pytest.fixture
-def seed() -> int:
-    seed = int(os.environ.get("RSTORE_CRASH_SEED") or random.randrange(2**32))
-    print(f"RSTORE_CRASH_SEED={seed}")
-    return seed
 
 
 def check_file(dsn: str) -> None:

@@ -17,11 +17,9 @@ from typing import Any, ClassVar
 import httpx2
 import pytest
 from tests.conformance.backends import BACKENDS
-from tests.crash.test_crash import KILLS, PLANTED, seed
+from tests.crash.workload import KILLS, PLANTED
 from tests.faults.load import BOUND_SECONDS, HEAL_SECONDS
 from tests.linearizability import Operation, violation
-
-__all__ = ["seed"]
 
 pytestmark = pytest.mark.anyio
 

@@ -24,8 +24,7 @@ import pytest
 import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.test_tls import new_authority
-from tests.test_tls import settings as tls_settings
+from tests.certificates import new_authority, tls_settings
 from tests.waiting import has_read_everything, until
 
 from rstored.api.metrics import Metrics

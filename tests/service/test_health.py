@@ -9,7 +9,7 @@ import sys
 import threading
 
 import pytest
-from tests.test_tls import new_authority
+from tests.certificates import new_authority
 
 
 def health(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

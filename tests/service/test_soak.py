@@ -28,8 +28,7 @@ from typing import Any, NamedTuple
 import httpx2
 import pytest
 import uvloop
-from tests.test_tls import new_authority
-from tests.test_tls import settings as tls_settings
+from tests.certificates import new_authority, tls_settings
 from tests.waiting import SECONDS_MAX
 
 from rstored.api.requests import Request
