@@ -9,7 +9,7 @@ COMPILE := .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.
 	--no-annotate --custom-compile-command 'make lock'
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve servers test container-test crash-test fault-test stress-test fuzz check openapi bench bench-peers lock check-deps clean
+.PHONY: help install serve servers test container-test crash-test fault-test stress-test fuzz check openapi bench bench-peers lock check-deps dist clean
 # A recipe that fails half-way must not leave its target behind, or the next run would take it for done.
 .DELETE_ON_ERROR:
 
@@ -82,6 +82,9 @@ check-deps: $(INSTALLED)  ## ask the advisory database about every version of th
 	@$(BIN)/pytest -q tests/test_locks.py
 	@.venv/audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r locks/development.txt || \
 		{ echo 'check-deps FAILED: the locks have advisories, or the database could not be asked about all; see above.' >&2; exit 1; }
+
+dist: $(INSTALLED)  ## build sdist and wheel into dist/, and try them in empty environments; needs the network
+	@scripts/dist.sh
 
 clean:  ## remove what make made (not rstore.db)
 	rm -rf .venv .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist

@@ -59,6 +59,7 @@ def test_help_is_the_default_and_lists_every_command():
         "openapi",
         "lock",
         "check-deps",
+        "dist",
         "clean",
     )
     for command in told:

@@ -26,6 +26,7 @@ from rstore.core.errors import (
     StoreProtocolError,
     StoreRequestError,
 )
+from rstore.core.version import __version__
 
 if typing.TYPE_CHECKING:
     from rstore.calls.tokens import NewToken, Token
@@ -58,8 +59,6 @@ __all__ = [
     "__version__",
     "generate_key",
 ]
-
-__version__ = "0.1.0"
 
 # These names are imported when they are first used. The service uses only `rstore.core`, and starts a fifth sooner
 # without an HTTP client and cryptography.

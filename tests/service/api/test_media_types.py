@@ -6,10 +6,12 @@ import time
 
 import pytest
 
-from rstored.api.media_types import JSON_FORMS, POINTS_FORMS, negotiate, parse_content_type
+from rstore.core.point_rows import Form
+from rstored.api.media_types import JSON_FORMS, negotiate, parse_content_type
 from rstored.problems import Problem
 
 JSON, MSGPACK = JSON_FORMS
+POINTS_FORMS = tuple(form.value for form in Form)
 
 
 @pytest.mark.parametrize(
