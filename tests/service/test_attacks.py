@@ -257,21 +257,21 @@ def test_a_client_with_many_long_batches_keeps_no_other_one_waiting(serve, tmp_p
         flooding = [stack.enter_context(connection(server, "127.0.0.2")) for _ in bodies]
         with ThreadPoolExecutor(len(bodies)) as threads:
             list(threads.map(lambda to, body: to.sendall(head % len(body) + body), flooding, bodies))
-        seconds: dict[str, float] = {}
-        for name, most, ask in (
-            ("read", 1.5, lambda: http.get("/kv/k")),
-            ("batch", 2.0, lambda: http.post("/kv", json={"get": list(map(str, range(1_000)))})),
-            ("write", 2.0, lambda: http.put("/kv/other", json=1)),
+        selector = stack.enter_context(selectors.DefaultSelector())
+        for connected in flooding:
+            selector.register(connected, selectors.EVENT_READ)
+        for name, ask in (
+            ("read", lambda: http.get("/kv/k")),
+            ("batch", lambda: http.post("/kv", json={"get": list(map(str, range(1_000)))})),
+            ("write", lambda: http.put("/kv/other", json=1)),
         ) * 2:
-            begun = time.monotonic()
+            answered = len(selector.select(0))
             assert ask().is_success
-            seconds[name] = time.monotonic() - begun
-            assert seconds[name] < most, seconds
+            # However slow the machine is, few of the many others come first.
+            overtaken = len(selector.select(0)) - answered
+            assert overtaken <= 8, (name, overtaken)
         # The others still wait, so it was while they did.
-        with selectors.DefaultSelector() as selector:
-            for connected in flooding:
-                selector.register(connected, selectors.EVENT_READ)
-            assert len(selector.select(0)) < len(flooding)
+        assert len(selector.select(0)) < len(flooding)
     assert peak_bytes(server) < BASE_BYTES + 4 * sum(map(len, bodies))
     # Else it would finish them first.
     server.process.kill()
