@@ -1,4 +1,4 @@
-"""How the arguments of a command are read. Strictly: nothing is guessed at, and nothing given twice is lost."""
+"""How a command reads its arguments. It guesses nothing, and refuses an option that is given twice."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from typer.core import TyperCommand, TyperGroup
 
 __all__ = ["Commands"]
 
-FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
-
+_FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 _NEGATIVE: Final = re.compile(r"-[0-9.]")
 _UsageError: Final[Any] = typer.BadParameter.__base__
-"""It has no public name."""
+"""The base class has no public name."""
 _MARK: Final = "\0"
 """No argument of a process can hold NUL."""
 
@@ -25,7 +24,8 @@ _MARK: Final = "\0"
 class _Parsing:
     """Reads the arguments of a command more strictly than its base class does.
 
-    What begins like a negative number is a value and no option, an option may be given once, and text is UTF-8.
+    An argument that begins like a negative number is a value and not an option. An option may be given once. Text is
+    UTF-8.
     """
 
     params: list[Any]
@@ -54,18 +54,12 @@ class _Parsing:
         return rest
 
 
-def _without_mark(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.removeprefix(_MARK)
-    return type(value)(map(_without_mark, value)) if isinstance(value, list | tuple) else value
-
-
 class _Command(_Parsing, TyperCommand):
     """A command."""
 
 
 class _Group(_Parsing, TyperGroup):
-    """A group of commands. Of one that is not there it says which is meant, if its name begins alike."""
+    """A group of commands. For an unknown command it suggests one whose name begins alike."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         try:
@@ -88,9 +82,15 @@ class Commands(typer.Typer):
             add_completion=False,
             suggest_commands=False,
             pretty_exceptions_enable=False,
-            rich_markup_mode=None,  # In markup a [key, value] in a help text would vanish.
+            rich_markup_mode=None,  # In markup, [key, value] in a help text would vanish.
         )
 
-    def command(self, name: str | None = None, **settings: Any) -> Callable[[FunctionT], FunctionT]:
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[_FunctionT], _FunctionT]:
         """Make a function a command."""
         return super().command(name, cls=_Command, **settings)
+
+
+def _without_mark(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.removeprefix(_MARK)
+    return type(value)(map(_without_mark, value)) if isinstance(value, list | tuple) else value

@@ -16,13 +16,13 @@ __all__ = ["connected", "read_input", "standard_input", "store_of"]
 
 
 def store_of(context: typer.Context, *, write: bool = False, **changed: Any) -> ExactStore:
-    """A store, to be opened; opening one to ``write`` creates its namespace."""
+    """A store that is not open yet. To open one to ``write`` creates its namespace."""
     return ExactStore(**{**context.obj, **changed}, frozen=not write)
 
 
 @contextlib.contextmanager
 def connected(context: typer.Context, *, write: bool = False) -> Iterator[ExactStore]:
-    """A store whose namespace need not exist, and is not created."""
+    """An open store whose namespace need not exist. It does not create the namespace."""
     with contextlib.closing(store_of(context, write=write)) as store:
         store._connect()  # noqa: SLF001
         yield store

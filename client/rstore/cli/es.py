@@ -60,8 +60,45 @@ def es_apply(
         print_values(store.apply(key, events, t))
 
 
+@es.command("current")
+def es_current(context: typer.Context, key: KeyArgument) -> None:
+    """Print the current state."""
+    with store_of(context) as store:
+        print_values(_present(store.current(key), key))
+
+
+@es.command("past")
+def es_past(
+    context: typer.Context,
+    key: KeyArgument,
+    t: Annotated[int, typer.Argument(parser=timestamp, metavar="T", help="POSIX milliseconds.")],
+) -> None:
+    """Print the state as of a time."""
+    with store_of(context) as store:
+        print_values(_present(store.past(key, t), key))
+
+
+@es.command("events")
+def es_events(context: typer.Context, key: KeyArgument, start: StartOption = None, end: EndOption = None) -> None:
+    """Print events, one [timestamp, item, operator, value] per line."""
+    with store_of(context) as store:
+        events = _present(store.events(key, start, end), key)
+    print_values(*[[t, item, op.__name__, value] for t, item, op, value in events])
+
+
+@es.command("prune")
+def es_prune(
+    context: typer.Context,
+    keys: KeysArgument,
+    remove: Annotated[bool, typer.Option(help="Remove sequences whose state is empty.")] = True,
+) -> None:
+    """Delete the events that the current state no longer needs."""
+    with store_of(context, write=True) as store:
+        store.prune(*keys, remove=remove)
+
+
 def _change(text: str) -> tuple[str, tuple[Any, ...]]:
-    """The item of a change, and its operator with the value it takes, if it takes one. ValueError if it is none."""
+    """The item of a change, and its operator with the value if it takes one. Raises ValueError if it is malformed."""
     left, equals, value = text.partition("=")
     item, colon, op = left.rpartition(":")
     if not colon:
@@ -87,44 +124,7 @@ def _change(text: str) -> tuple[str, tuple[Any, ...]]:
     return item, (function, json_text(value))
 
 
-@es.command("current")
-def es_current(context: typer.Context, key: KeyArgument) -> None:
-    """Print the current state."""
-    with store_of(context) as store:
-        print_values(_present(store.current(key), key))
-
-
-@es.command("past")
-def es_past(
-    context: typer.Context,
-    key: KeyArgument,
-    t: Annotated[int, typer.Argument(parser=timestamp, metavar="T", help="POSIX milliseconds.")],
-) -> None:
-    """Print the state as of a time."""
-    with store_of(context) as store:
-        print_values(_present(store.past(key, t), key))
-
-
 def _present(state: Any, key: str) -> Any:
     if state is None:
         raise Failure(f"no such event sequence, or none as of then: {key!r}")
     return state
-
-
-@es.command("events")
-def es_events(context: typer.Context, key: KeyArgument, start: StartOption = None, end: EndOption = None) -> None:
-    """Print events, one [timestamp, item, operator, value] per line."""
-    with store_of(context) as store:
-        events = _present(store.events(key, start, end), key)
-    print_values(*[[t, item, op.__name__, value] for t, item, op, value in events])
-
-
-@es.command("prune")
-def es_prune(
-    context: typer.Context,
-    keys: KeysArgument,
-    remove: Annotated[bool, typer.Option(help="Remove sequences whose state is empty.")] = True,
-) -> None:
-    """Delete the events that the current state no longer needs."""
-    with store_of(context, write=True) as store:
-        store.prune(*keys, remove=remove)

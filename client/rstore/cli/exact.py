@@ -1,6 +1,6 @@
-"""JSON as it was written: the store that the commands use keeps every digit of a value, in both directions.
+"""The store of the commands: it keeps every digit of a JSON value, in both directions.
 
-Through Python objects ``0.12345678901234567890`` would come out as another number than went in.
+A Python float would turn ``0.12345678901234567890`` into another number.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from rstore.core.encodings import Encoding, InvalidJSON, Value, parse_json
 
 __all__ = ["ExactStore", "JsonText", "LongNumber", "json_text"]
 
-# A double has 15 digits that are sure to come back, and fewer where it is tiny.
+# A double keeps 15 digits for sure, and fewer of a tiny number.
 _LONG: Final = re.compile(r"[0-9.]{17}|[eE]-[0-9]{3}")
 
 
 class JsonText(bytes):
-    """A JSON value as its text, which is stored as it stands."""
+    """The text of a JSON value. The store writes it as it is."""
 
     __slots__ = ()
 
 
 class LongNumber(float):
-    """A number that remembers the text it was read from, as a double may have too few digits for it."""
+    """A number with the text from which it was read, because a double may have too few digits for it."""
 
     def __new__(cls, text: str) -> LongNumber:
         number = super().__new__(cls, text)
@@ -36,21 +36,21 @@ class LongNumber(float):
 
 
 def json_text(text: str | bytes) -> JsonText:
-    """The value of an argument or of standard input, if it is what the service takes as JSON; else InvalidJSON."""
+    """The JSON text of an argument or of standard input. Raises InvalidJSON if the service would not take it."""
     data = text.encode() if isinstance(text, str) else text
     if not data.strip():
         raise InvalidJSON("it is empty, which is no JSON; an empty string is '\"\"'")
     try:
         parse_json(data)
     except InvalidJSON as error:
-        # Whoever writes a word means a string; of a number that is out of range the quotes say nothing.
+        # Whoever writes a word means a string. For a number that is out of range the hint would be wrong.
         hint = " (a string needs its quotes: '\"text\"')" if data[:1].isalpha() else ""
         raise InvalidJSON(f"{error}{hint}") from None
     return JsonText(data)
 
 
 class ExactStore(rstore.Store):
-    """A store that takes :class:`JsonText`, and gives long numbers as :class:`LongNumber`."""
+    """A store that takes :class:`JsonText`, and returns long numbers as :class:`LongNumber`."""
 
     def _dump(self, value: Any) -> str | bytes | Value:
         return Value(Encoding.JSON, bytes(value)) if isinstance(value, JsonText) else super()._dump(value)

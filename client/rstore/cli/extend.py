@@ -171,9 +171,6 @@ def extend(
     print_values(tally.summary())
 
 
-# --- what the options say ----------------------------------------------------------------------------------
-
-
 def _refuse(context: typer.Context, option: str, reason: str) -> NoReturn:
     raise typer.BadParameter(reason, ctx=context, param_hint=f"'{option}'")
 
@@ -217,9 +214,6 @@ def _check_layout(context: typer.Context, layout: Layout) -> None:
             _refuse(context, name, "without a header columns have numbers, not names")
 
 
-# --- reading -----------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def _opened(source: Path | None) -> Iterator[IO[bytes]]:
     if source is None:
@@ -234,7 +228,7 @@ def _opened(source: Path | None) -> Iterator[IO[bytes]]:
 
 
 def _size(file: IO[bytes]) -> int | None:
-    """How many bytes there are to read, if that is known."""
+    """How many bytes there are to read; None if that is not known."""
     try:
         status = os.fstat(file.fileno())
     except OSError:
@@ -243,7 +237,7 @@ def _size(file: IO[bytes]) -> int | None:
 
 
 class _Counted:
-    """A file that counts what is read of it."""
+    """A file that counts the bytes that are read from it."""
 
     def __init__(self, file: IO[bytes], source: Path | None) -> None:
         self._file = file
@@ -259,11 +253,8 @@ class _Counted:
         return data
 
 
-# --- storing -----------------------------------------------------------------------------------------------
-
-
 class _Tally:
-    """What has become of the rows so far."""
+    """What became of the rows so far."""
 
     def __init__(self) -> None:
         self.points = 0
@@ -275,7 +266,7 @@ class _Tally:
         return f"Points stored before: {self.points:,}{skipped}"
 
     def summary(self) -> dict[str, int]:
-        """The counts that are not 0; that of points in any case."""
+        """The counts that are not 0, and in any case that of points."""
         others = {"replaced": self.replaced, "skipped": self.skipped}
         return {"points": self.points} | {name: count for name, count in others.items() if count}
 
@@ -293,7 +284,7 @@ def _store(store: Store, key: str, part: Part, tally: _Tally) -> None:
 
 
 def _extend(store: Store, key: str, points: Points, tally: _Tally) -> None:
-    """Send points; if the service takes fewer at a time, in halves."""
+    """Send points, and if the service takes fewer at a time, in halves."""
     try:
         store._run(store._extended(key, points))  # noqa: SLF001
     except StoreLimitError as error:
@@ -307,7 +298,7 @@ def _extend(store: Store, key: str, points: Points, tally: _Tally) -> None:
 
 
 def _check_encodings(store: Store, points: Points) -> None:
-    """Raise for what could not be read back: a pickle of unknown types, and what is sealed if it were sealed again."""
+    """Raise for a value that nobody could read back: a pickle of unknown types, or one that would be sealed twice."""
     if not isinstance(points.values, Cells):
         return
     encodings = points.encodings
@@ -320,7 +311,7 @@ def _check_encodings(store: Store, points: Points) -> None:
 
 
 def _progress() -> rich.progress.Progress:
-    """A progress bar on standard error, if somebody watches."""
+    """A progress bar on standard error, if that is a terminal."""
     return rich.progress.Progress(
         *rich.progress.Progress.get_default_columns(),
         rich.progress.TransferSpeedColumn(),

@@ -1,7 +1,7 @@
 """Points in files of JSON and NDJSON.
 
-Every row becomes a point or raises :class:`~rstore.cli.lines.BadRow` with its line. What a row means is decided by
-:mod:`rstore.core.point_rows`, as in the service, so a file is stored as the route would store it.
+Every row becomes a point or raises :class:`~rstore.cli.lines.BadRow` with its line. As in the service,
+:mod:`rstore.core.point_rows` decides what a row means, so the command stores a file as the route would.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ __all__ = ["Part", "Rows", "json_parts", "ndjson_parts"]
 
 _POINTS_AT_ONCE: Final = 50_000
 _ROW_NESTING_MAX: Final = 129
-"""That of a value, and the row itself."""
+"""The nesting of a value, and one more for the row itself."""
 _POINTER: Final = re.compile(r"/points/([0-9]+)")
 
 
 class Part(NamedTuple):
     """Points of consecutive rows.
 
-    ``first`` and ``last`` are lines, or whatever the ``noun`` says. ``rows`` have a value, and the last of equal
-    timestamps is a point; ``skipped`` ones have none.
+    ``first`` and ``last`` are numbers of lines, or of what the ``noun`` says. ``rows`` is the number of rows with a
+    value. Of rows with equal timestamps only the last becomes a point. ``skipped`` is the number of rows without one.
     """
 
     points: Points
@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
 
 class Rows:
-    """Rows as NDJSON, gathered with the lines they begin on until they are made points."""
+    """Rows as NDJSON, with the lines on which they begin, before they become points."""
 
     def __init__(self) -> None:
         self.lines: list[int] = []
@@ -55,7 +55,7 @@ class Rows:
         self.rows.append(row)
 
     def part(self) -> Iterator[Part]:
-        """The points; of rows that hold a bad one those before it, and then the error."""
+        """The points. If a row is bad, the points before it, and then the error."""
         bad: BadRow | None = None
         try:
             points = _points(b"\n".join(self.rows), Form.NDJSON, self.rows)
@@ -76,32 +76,14 @@ class Rows:
             raise bad
 
 
-def _points(body: bytes, form: Form, rows: Sequence[bytes | msgspec.Raw]) -> Points:
-    """The points of rows that stand in a body; InvalidPoints if one of them is none."""
-    points = checked(parse_points(body, form))
-    if len(points) < len(rows):
-        # Of equal timestamps only the last row's value has been checked.
-        for row in rows:
-            try:
-                parse_json(bytes(row), nesting_max=_ROW_NESTING_MAX)
-            except InvalidJSON as error:
-                raise InvalidPoints(str(error)) from None
-    return points
-
-
-def _reason(error: InvalidPoints) -> str:
-    # It says which timestamp, as a request has no lines.
-    return re.sub(r"^the value at timestamp -?[0-9]+: ", "the value is ", str(error))
-
-
 def ndjson_parts(blocks: Iterable[bytes]) -> Iterator[Part]:
-    """The points of lines that are arrays."""
+    """The points of NDJSON, which has one array to a line."""
     number = 0
     for block in blocks:
         found = block.splitlines()
         filled = list(filter(bytes.strip, found))
         try:
-            # Where lines end with CR alone, this finds more than one array in what it takes for a line.
+            # If lines end with CR alone, msgspec takes several arrays for one line.
             points = _points(block, Form.NDJSON, filled)
         except InvalidPoints:
             rows = Rows()
@@ -122,7 +104,7 @@ def ndjson_parts(blocks: Iterable[bytes]) -> Iterator[Part]:
 
 
 def json_parts(blocks: Iterable[bytes]) -> Iterator[Part]:
-    """JSON is one value: it is read, and checked, as a whole. Points are counted instead of lines."""
+    """The points of JSON, which is read and checked as a whole. It counts points instead of lines."""
     body = b"".join(blocks)
     if body.lstrip()[:1] == b"[":
         body = b'{"points":' + body + b"}"
@@ -143,3 +125,21 @@ def json_parts(blocks: Iterable[bytes]) -> Iterator[Part]:
     for part in split(points, points_max=_POINTS_AT_ONCE, bytes_max=lines.BLOCK_BYTES):
         yield Part(part, first, first + len(part) - 1, len(part) + replaced, noun="point")
         first, replaced = first + len(part), 0
+
+
+def _points(body: bytes, form: Form, rows: Sequence[bytes | msgspec.Raw]) -> Points:
+    """The points of the rows in a body. Raises InvalidPoints if a row is not a point."""
+    points = checked(parse_points(body, form))
+    if len(points) < len(rows):
+        # Of equal timestamps only the last row's value has been checked.
+        for row in rows:
+            try:
+                parse_json(bytes(row), nesting_max=_ROW_NESTING_MAX)
+            except InvalidJSON as error:
+                raise InvalidPoints(str(error)) from None
+    return points
+
+
+def _reason(error: InvalidPoints) -> str:
+    # The message names the timestamp, because a request has no lines. The caller names the line.
+    return re.sub(r"^the value at timestamp -?[0-9]+: ", "the value is ", str(error))

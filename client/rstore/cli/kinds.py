@@ -1,6 +1,6 @@
-"""What an argument may be: no more than the SDK and the service take.
+"""The kinds of arguments. A command takes no argument that the SDK or the service would refuse.
 
-What is wrong with one is said before anything is sent, with exit code 2 and the name of the argument.
+It refuses a wrong one before it sends anything, with exit code 2 and the name of the argument.
 """
 
 from __future__ import annotations
@@ -44,54 +44,11 @@ _SECONDS_MAX: Final = 10**10
 _NO_SERVICE: Final = "http://127.0.0.1"
 
 
-def span(low: int, high: int = INT64_MAX) -> Callable[[str | int], int]:
-    """What reads an integer from ``low`` to ``high``, in decimal digits as in the service's routes."""
-
-    def parse(text: str | int) -> int:
-        # A default comes as the number that it is.
-        if isinstance(text, str) and not _INTEGER.match(text):
-            raise typer.BadParameter("write an integer in decimal digits")
-        number = int(text)
-        if not low <= number <= high:
-            names = {INT64_MIN: "-2**63", INT64_MAX: "2**63-1"}
-            raise typer.BadParameter(f"it is from {names.get(low, low)} to {names.get(high, high)}")
-        return number
-
-    return parse
-
-
-timestamp: Final = span(INT64_MIN)
-
-
 def filled(text: str) -> str:
-    """Text that is not empty. Otherwise ``--column "$NAME"`` would mean the default where NAME is not set."""
+    """Text that is not empty. Otherwise ``--column "$NAME"`` would mean the default if NAME is not set."""
     if not text:
         raise typer.BadParameter("it is empty")
     return text
-
-
-def seconds(text: str) -> float:
-    """A number of seconds, as the parameter ``ttl`` is."""
-    if not _SECONDS.match(text):
-        raise typer.BadParameter("write a number of seconds such as 60 or 0.5")
-    if not 0 < float(text) <= _SECONDS_MAX:
-        raise typer.BadParameter("it is more than 0 seconds, and 10**10 at most")
-    return float(text)
-
-
-def duration(low: int) -> Callable[[str], int]:
-    """What reads a span of time such as 90d, of ``low`` or more, as seconds."""
-
-    def parse(text: str) -> int:
-        try:
-            found = parse_duration(text)
-        except InvalidDuration as error:
-            raise typer.BadParameter(str(error)) from None
-        if not low <= found <= _SECONDS_MAX:
-            raise typer.BadParameter(f"it is from {low} to 10**10 seconds")
-        return found
-
-    return parse
 
 
 def named(text: str) -> str:
@@ -110,7 +67,44 @@ def namespace_name(text: str) -> str:
         raise typer.BadParameter(str(error)) from None
 
 
-# --- what the options before the command say ---------------------------------------------------------------
+def span(low: int, high: int = INT64_MAX) -> Callable[[str | int], int]:
+    """A parser of integers from ``low`` to ``high``, in decimal digits as in the routes of the service."""
+
+    def parse(text: str | int) -> int:
+        # A default is an int already.
+        if isinstance(text, str) and not _INTEGER.match(text):
+            raise typer.BadParameter("write an integer in decimal digits")
+        number = int(text)
+        if not low <= number <= high:
+            names = {INT64_MIN: "-2**63", INT64_MAX: "2**63-1"}
+            raise typer.BadParameter(f"it is from {names.get(low, low)} to {names.get(high, high)}")
+        return number
+
+    return parse
+
+
+def seconds(text: str) -> float:
+    """A number of seconds, as the parameter ``ttl`` is."""
+    if not _SECONDS.match(text):
+        raise typer.BadParameter("write a number of seconds such as 60 or 0.5")
+    if not 0 < float(text) <= _SECONDS_MAX:
+        raise typer.BadParameter("it is more than 0 seconds, and 10**10 at most")
+    return float(text)
+
+
+def duration(low: int) -> Callable[[str], int]:
+    """A parser of spans of time such as 90d, of ``low`` seconds or more. It returns seconds."""
+
+    def parse(text: str) -> int:
+        try:
+            found = parse_duration(text)
+        except InvalidDuration as error:
+            raise typer.BadParameter(str(error)) from None
+        if not low <= found <= _SECONDS_MAX:
+            raise typer.BadParameter(f"it is from {low} to 10**10 seconds")
+        return found
+
+    return parse
 
 
 def address(text: str) -> str:
@@ -165,7 +159,7 @@ def _service(url: str = _NO_SERVICE, *, token: str | None = None, verify: Any = 
     return Service(url, token=token, timeout=1, verify=verify, cert=cert)
 
 
-# --- what several commands take ----------------------------------------------------------------------------
+timestamp: Final = span(INT64_MIN)
 
 KeyArgument = Annotated[str, typer.Argument(parser=named, metavar="KEY", help="The key.")]
 KeysArgument = Annotated[list[str], typer.Argument(parser=named, metavar="KEY", help="The keys.")]

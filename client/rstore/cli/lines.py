@@ -1,4 +1,4 @@
-"""Lines of files: text in any encoding, as UTF-8, cut into blocks where lines end. It does no I/O but to read."""
+"""Lines of files: it reads text in any encoding, as UTF-8, in blocks that end where a line ends."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Final, Protocol
 __all__ = ["LINE_BYTES_MAX", "BadRow", "Readable", "as_utf8", "line_text", "lines_together"]
 
 BLOCK_BYTES: Final = 2**20
-"""About as many bytes of a file are read, and their points sent, at a time."""
+"""How many bytes of a file are read, and their points sent, at a time, more or less."""
+
 LINE_BYTES_MAX: Final = 64 * 2**20
 
 _BYTE_ORDER_MARKS: Final = (
-    # That of UTF-32 begins like that of UTF-16.
+    # The mark of UTF-32 begins like that of UTF-16, so it comes first.
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF8, "utf-8"),
@@ -23,7 +24,7 @@ _BYTE_ORDER_MARKS: Final = (
 
 
 class BadRow(Exception):
-    """A row that is no point, and the line it begins on."""
+    """A row that is not a point. The message names the line on which it begins."""
 
     def __init__(self, number: int, reason: str, noun: str = "line") -> None:
         super().__init__(f"{noun} {number}: {reason}")
@@ -66,7 +67,7 @@ def as_utf8(file: Readable, encoding: str) -> Iterator[bytes]:
 
 
 def lines_together(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes, cut where lines end: by LF, CRLF or CR."""
+    """The same bytes in blocks that end where a line ends: with LF, CRLF or CR."""
     ready = b""
     pending: list[bytes] = []
     size = 0
@@ -83,7 +84,7 @@ def lines_together(chunks: Iterable[bytes]) -> Iterator[bytes]:
             pending.append(chunk)
         if size > LINE_BYTES_MAX:
             raise BadRow(1, f"a line of more than {LINE_BYTES_MAX} bytes; is this a text file?")
-    # A last line that does not end goes with those before it.
+    # A last line that does not end stays with the lines before it.
     if last := b"".join([ready, *pending]):
         yield last
 

@@ -15,7 +15,7 @@ __all__ = ["ns"]
 
 ns = Commands("Namespaces.")
 
-NamespaceArgument = Annotated[str, typer.Argument(parser=namespace_name, metavar="NAME", help="The namespace.")]
+_NamespaceArgument = Annotated[str, typer.Argument(parser=namespace_name, metavar="NAME", help="The namespace.")]
 
 
 @ns.command("list")
@@ -28,7 +28,7 @@ def ns_list(context: typer.Context) -> None:
 @ns.command("create")
 def ns_create(
     context: typer.Context,
-    namespace: NamespaceArgument,
+    namespace: _NamespaceArgument,
     sealed_only: Annotated[bool, typer.Option("--sealed-only", help="Take only sealed values from now on.")] = False,
 ) -> None:
     """Create a namespace, or leave it as it is."""
@@ -39,7 +39,7 @@ def ns_create(
 @ns.command("discard")
 def ns_discard(
     context: typer.Context,
-    namespace: NamespaceArgument,
+    namespace: _NamespaceArgument,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete a namespace and everything in it."""

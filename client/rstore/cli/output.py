@@ -27,22 +27,22 @@ def print_values(*values: Any) -> None:
         try:
             sys.stdout.write("".join(lines))
         except UnicodeEncodeError:
-            # Nothing of them is written yet. Those before the one that cannot be are still good.
+            # Nothing is written yet. This writes the lines before the one that cannot be encoded.
             sys.stdout.writelines(lines)
 
 
 def print_line(text: str) -> None:
-    """Print text that is no JSON."""
+    """Print text that is not JSON."""
     sys.stdout.write(text + "\n")
 
 
 def shown(value: Any) -> str:
-    """A value as JSON; what JSON has no form for stands as base64 or, in a string, as Python shows it."""
+    """A value as JSON. A value that JSON has no form for is base64, or a string with what Python shows of it."""
     try:
         text = _json(value)
     except RecursionError:
         raise Failure("the value is nested too deeply to be shown, or contains itself") from None
-    # Whoever wrote the value does not command the reader's terminal. All that is escaped stands inside of strings.
+    # Control characters of a stored value must not reach the terminal. They stand only inside of strings.
     return text if text.isprintable() else _UNPRINTABLE.sub(_escaped, text)
 
 
@@ -61,7 +61,7 @@ def _json(value: Any) -> str:
             return f'{{"base64": "{base64.b64encode(value).decode()}"}}'
         return _string(value if kind in _PLAIN else repr(value))
     except ValueError:
-        # Python writes out no integer of more than 4,300 digits.
+        # Python prints no integer of more than 4,300 digits.
         return _string(f"<{kind.__name__} with too many digits to be shown>")
 
 

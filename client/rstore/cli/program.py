@@ -14,14 +14,7 @@ from rstore.cli import kv, rotation
 from rstore.cli.arguments import Commands
 from rstore.cli.connection import connected
 from rstore.cli.es import es
-from rstore.cli.kinds import (
-    access_token,
-    address,
-    authority_file,
-    certificate_file,
-    namespace_name,
-    sealing_key,
-)
+from rstore.cli.kinds import access_token, address, authority_file, certificate_file, namespace_name, sealing_key
 from rstore.cli.namespaces import ns
 from rstore.cli.output import print_line, print_values
 from rstore.cli.tokens import token
@@ -56,7 +49,7 @@ def _root(
 
     Results are JSON on standard output, one to a line.
     """
-    # A variable that is set and empty would count as not set.
+    # Typer takes a variable that is set and empty for one that is not set.
     check_environment()
     context.obj = {
         "dsn": url,
@@ -76,7 +69,7 @@ for _function, _name in ((kv.get, "get"), (kv.set_, "set"), (kv.delete, "del"), 
 def info(context: typer.Context) -> None:
     """Print what the service says of itself, and what the namespace holds."""
     with connected(context) as store:
-        # These two are no operations of a store, so the calls are run as they are.
+        # A store has no operations for these two, so this runs the calls themselves.
         service = store._run(iter(calls.service.info()))  # noqa: SLF001
         namespace = store._run(iter(calls.namespaces.info(store.namespace)))  # noqa: SLF001
     found = namespace and {part: getattr(namespace, part) for part in ("namespace", "sealed_only", "kv", "ts", "es")}

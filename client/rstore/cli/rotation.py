@@ -1,4 +1,4 @@
-"""``rstore rotate``."""
+"""Rotation of keys: ``rstore rotate``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from rstore.sealing.rotation import Kind
 
 __all__ = ["rotate"]
 
+_ROTATED: Final[dict[Kind, str]] = {"kv": "pairs", "ts": "points", "es": "events"}
+_COUNTED: Final = ("resealed", "current", "stale", "unsealed", "failed", "keys")
+
 
 def rotate(
     context: typer.Context,
@@ -34,7 +37,7 @@ def rotate(
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Write nothing, only count.")] = False,
 ) -> None:
-    """Seal every value of the namespace anew with the key, while others read and write.
+    """Seal every value of the namespace again, with the key, while others read and write.
 
     What is not sealed is counted and left alone. Exit code 1 if a sealed value is left under another key.
     """
@@ -58,19 +61,8 @@ def rotate(
         raise typer.Exit(1)
 
 
-_ROTATED: Final[dict[Kind, str]] = {"kv": "pairs", "ts": "points", "es": "events"}
-_COUNTED: Final = ("resealed", "current", "stale", "unsealed", "failed", "keys")
-
-
-class _Rate(rich.progress.ProgressColumn):
-    """How many are done in a second."""
-
-    def render(self, task: rich.progress.Task) -> rich.text.Text:
-        return rich.text.Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")
-
-
 def _rotation_progress() -> rich.progress.Progress:
-    """A bar for each kind of values: how many are through, how fast, and how many were left as they were."""
+    """A bar for each kind of values: how many are done, how fast, and how many were left as they were."""
     return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
@@ -82,3 +74,10 @@ def _rotation_progress() -> rich.progress.Progress:
         disable=not sys.stderr.isatty(),
         transient=True,
     )
+
+
+class _Rate(rich.progress.ProgressColumn):
+    """How many values are done in a second."""
+
+    def render(self, task: rich.progress.Task) -> rich.text.Text:
+        return rich.text.Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")

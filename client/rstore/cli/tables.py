@@ -1,6 +1,6 @@
 """Points in files: CSV here, NDJSON and JSON in :mod:`rstore.cli.json_rows`, read part by part.
 
-Every row becomes a point, is skipped because it was said to have no value, or raises :class:`BadRow` with its line.
+Every row becomes a point, or is skipped if ``missing`` has its value, or raises :class:`BadRow` with its line.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NOT_OF_NUMBERS: Final = (b'"', b"[", b"{")
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a CSV table is read. Columns are named, or counted from 1; None stands for what the first record tells."""
+    """How to read a CSV table. Columns have names, or numbers from 1. None: the first record decides."""
 
     time: Reader
     integers: bool
@@ -45,9 +45,9 @@ class Layout:
 
 
 def read_points(file: Readable, form: Form, layout: Layout, encoding: str = "utf-8") -> Iterator[Part]:
-    """The points of a file, many at a time. Raises :class:`BadRow` once all rows before it are given.
+    """The points of a file, many at a time. Raises :class:`BadRow` after the points of all rows before it.
 
-    A byte order mark says more than ``encoding``, which is a name that Python knows.
+    A byte order mark overrules ``encoding``, which is a name that Python knows.
     """
     blocks = lines_together(as_utf8(file, encoding))
     if form is Form.CSV:
@@ -56,7 +56,7 @@ def read_points(file: Readable, form: Form, layout: Layout, encoding: str = "utf
 
 
 class _Lines:
-    """The lines of blocks, one by one, and how many have been given."""
+    """The lines of blocks, one by one, and how many lines it has returned."""
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
@@ -68,7 +68,7 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        """The next line, out of the next block if need be: a quoted field may go on there."""
+        """The next line, from the next block if this one is used up: a quoted field may go on there."""
         while not self._left:
             self._left.extend(next(self._blocks).splitlines(keepends=True))
         self.number += 1
@@ -78,7 +78,7 @@ class _Lines:
         return line_text(line, self.number)
 
     def fill(self) -> bool:
-        """Whether there is another line; it is then at hand."""
+        """Whether there is another line. If so, it is then at hand."""
         while not self._left:
             block = next(self._blocks, None)
             if block is None:
@@ -87,7 +87,7 @@ class _Lines:
         return True
 
     def begin(self, *, again: bool) -> None:
-        """Take what was given so far for read, or give it ``again``."""
+        """Begin the rows: return the lines that were read so far ``again``, or not."""
         if again and self._begun:
             self._left.extendleft(reversed(self._begun))
             self.number -= len(self._begun)
@@ -95,17 +95,17 @@ class _Lines:
 
     @property
     def at_hand(self) -> deque[bytes]:
-        """The lines left of the block that was begun."""
+        """The lines that are left of the current block."""
         return self._left
 
     def skip(self) -> None:
-        """Leave out what is left of the block."""
+        """Leave out the rest of the current block."""
         self.number += len(self._left)
         self._left.clear()
 
 
 class _Columns(NamedTuple):
-    """Where in a record things stand; ``width`` is how many fields may hold something."""
+    """The positions of the fields in a record. ``width`` is how many fields may hold something."""
 
     time: int
     value: int
@@ -144,7 +144,7 @@ def _csv_parts(blocks: Iterator[bytes], layout: Layout) -> Iterator[Part]:
             try:
                 points, rows = quick(b"".join(lines.at_hand))
             except InvalidPoints:
-                pass  # Row by row it turns out what is wrong, or only unusual.
+                pass  # Row by row it turns out which row is wrong, or only unusual.
             else:
                 start = lines.number + 1
                 lines.skip()
@@ -164,7 +164,7 @@ def _csv_parts(blocks: Iterator[bytes], layout: Layout) -> Iterator[Part]:
 
 
 def _record(reader: Iterator[list[str]], lines: _Lines) -> tuple[list[str], int]:
-    """The next record, and the line it begins on. The last one of a file may be empty."""
+    """The next record, and the line on which it begins. The last record of a file may be empty."""
     line = lines.number + 1
     try:
         return next(reader), line
@@ -180,7 +180,7 @@ def _record(reader: Iterator[list[str]], lines: _Lines) -> tuple[list[str], int]
 
 
 def _delimiter(line: str, quote: str, number: int) -> str:
-    """The one of comma, semicolon and tab that stands, outside of quotes, in the first line."""
+    """Comma, semicolon or tab: the one that is in the first line, outside of quotes."""
     mark = re.escape(quote)
     bare = re.sub(f"{mark}[^{mark}]*({mark}|\\Z)", "", line)
     found = [delimiter for delimiter in _DELIMITERS if delimiter in bare]
@@ -191,7 +191,7 @@ def _delimiter(line: str, quote: str, number: int) -> str:
 
 
 def _columns(record: list[str], layout: Layout, line: int) -> _Columns:
-    """The columns that the layout counts; those that it names are found by the header."""
+    """The columns that the layout gives as numbers. The header finds those that it gives as names."""
     counted = [_number(column) for column in (layout.time_column, layout.value_column)]
     time = 0 if counted[0] is None else counted[0]
     value = (0 if time == 1 else 1) if counted[1] is None else counted[1]
@@ -218,7 +218,7 @@ def _is_header(record: list[str], columns: _Columns, layout: Layout, line: int) 
         return False
     except ValueError as error:
         if not value or _is_json(value) or value in layout.missing or _BEGINS_AS_NUMBER.match(time):
-            # It may be a row with a mistake in its time, which would be lost if it were taken for a header.
+            # This may be a row with a mistake in its time. As a header it would be lost.
             raise BadRow(line, f"{error}; if this line is a header, say --header") from None
         return True
     return False
@@ -271,7 +271,7 @@ def _is_json(text: str) -> bool:
 
 
 def _add(found: Rows, record: list[str], line: int, columns: _Columns, layout: Layout) -> None:
-    """Add a record as a row, or count it if it has no value. A record of nothing but blanks is a blank line."""
+    """Add a record as a row, or count it if it has no value. A record of blanks is a blank line."""
     if not any(map(str.strip, record)):
         return
     if any(map(str.strip, record[columns.width :])):
@@ -306,7 +306,7 @@ def _one_line(text: bytes) -> bytes:
 
 
 def _quick(layout: Layout, columns: _Columns, delimiter: str) -> Callable[[bytes], tuple[Points, int]] | None:
-    """What reads a block of nothing but integers and numbers, at the decoder's speed, or raises InvalidPoints."""
+    """A quick reader of blocks that hold only integers and numbers. It raises InvalidPoints for other blocks."""
     if not layout.integers or columns not in (_Columns(0, 1, None, 2), _Columns(0, 1, 2, 3)):
         return None
     header = (CSV_HEADER if columns.encoding else "timestamp,value").encode() + b"\n"

@@ -1,4 +1,4 @@
-"""Times as people and programs write them, as timestamps: integers of a unit. Pure, and exact."""
+"""Times as people and programs write them, and the timestamps for them: integers of a unit. Pure, and exact."""
 
 from __future__ import annotations
 
@@ -12,15 +12,10 @@ from typing import Final, TypeAlias
 __all__ = ["UNITS", "Reader", "UnusableTime", "time_reader", "time_zone"]
 
 UNITS: Final = {"s": 0, "ms": 3, "us": 6, "ns": 9}
-"""Each unit, and how many decimal places a second has in it."""
+"""Each unit, and the number of decimal places that a second has in it."""
 
 Reader: TypeAlias = Callable[[str], int]
-"""Makes a timestamp of text; ``ValueError`` that says why not."""
-
-
-class UnusableTime(ValueError):
-    """Text that is a time of the form, and yet makes no timestamp; the message says why not."""
-
+"""Turns text into a timestamp. Raises ``ValueError`` with a reason if it cannot."""
 
 _INTEGER: Final = re.compile(r"-?(0|[1-9][0-9]*)\Z", re.ASCII)
 _NUMBER: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?\Z", re.ASCII)
@@ -28,14 +23,19 @@ _FRACTION: Final = re.compile(r"[.,]([0-9]+)", re.ASCII)
 _DIRECTIVE: Final = re.compile(r"%(.)", re.DOTALL)
 _WITH_YEAR: Final = frozenset("YyGcx")
 _UNHEEDED: Final = frozenset("ZUW")
-"""Python reads these, but they do not count: a time that says UTC would be taken for one of another zone."""
+"""Python reads these and ignores them: it would take a time that says UTC for one of another zone."""
+
 _SAMPLE: Final = datetime.datetime(2001, 11, 30, 23, 45, 56, tzinfo=datetime.UTC)
 _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _PLACES_MAX: Final = 100
 
 
+class UnusableTime(ValueError):
+    """Text that is a time of the form, but has no timestamp. The message says why."""
+
+
 def time_reader(form: str | None, unit: str | None, zone: datetime.tzinfo | None) -> Reader:
-    """What reads times of a form: None for integers as they are, ``iso``, one of :data:`UNITS`, or a strptime format.
+    """A reader of times of a form: None for integers as they are, ``iso``, one of :data:`UNITS`, or a strptime format.
 
     The timestamps are in ``unit``, by default that of the form, or seconds for dates. Dates without a time zone are of
     ``zone``. Raises ValueError if there is no such form.
@@ -102,7 +102,7 @@ def _integer(text: str) -> int:
         elif re.match(r"[0-9]+\D[0-9]+\D[0-9]+", text):
             hint = "; --time-format reads dates"
         raise ValueError(f"the time is no integer{hint}")
-    # int() takes quadratic time, and no timestamp is as long as that.
+    # int() takes quadratic time. No timestamp has so many digits.
     return int(text[:25])
 
 
@@ -116,7 +116,7 @@ def _scaled(text: str, shift: int, unit: str) -> int:
         raise UnusableTime("the time is out of range") from None
     assert isinstance(exponent, int)
     exponent += shift
-    # A long row of zeros at the end says nothing.
+    # Zeros at the end do not change the number.
     while exponent < 0 and digits and digits[-1] == 0:
         digits, exponent = digits[:-1], exponent + 1
     if not digits:
@@ -157,7 +157,7 @@ def _counted(parsed: datetime.datetime, fraction: str, places: int, unit: str, z
             raise UnusableTime("the time has no time zone; say which with --time-zone")
         earlier, later = (parsed.replace(tzinfo=zone, fold=fold).utcoffset() for fold in (0, 1))
         if earlier != later:
-            # Where clocks go back an hour comes twice, and where they go forward one is left out.
+            # When clocks go back, an hour comes twice. When they go forward, an hour is left out.
             raise UnusableTime(f"the time comes twice or never in {zone}: clocks change there")
         parsed = parsed.replace(tzinfo=zone)
     since = parsed.replace(microsecond=0) - _EPOCH

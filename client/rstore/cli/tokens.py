@@ -18,7 +18,7 @@ __all__ = ["token"]
 
 token = Commands("Access tokens, for those who may administer everything.")
 
-TokenArgument = Annotated[str, typer.Argument(parser=named, metavar="ID", help="The token's id, as `list` shows it.")]
+_TokenArgument = Annotated[str, typer.Argument(parser=named, metavar="ID", help="The token's id, as `list` shows it.")]
 
 
 def _span(low: int, about: str) -> Any:
@@ -51,7 +51,7 @@ def token_create(
 @token.command("rotate")
 def token_rotate(
     context: typer.Context,
-    token_id: TokenArgument,
+    token_id: _TokenArgument,
     grace: Annotated[
         int | None, _span(0, "How much longer the old text counts, like 1h; by default no longer.")
     ] = None,
@@ -62,16 +62,16 @@ def token_rotate(
 
 
 @token.command("revoke")
-def token_revoke(context: typer.Context, token_id: TokenArgument) -> None:
+def token_revoke(context: typer.Context, token_id: _TokenArgument) -> None:
     """End a token. One that is not there is a failure: it may be another that was meant."""
     with connected(context, write=True) as store:
         store.revoke_token(token_id)
 
 
 def _print_token(made: rstore.NewToken) -> None:
-    """The text alone on standard output, so that it can be piped to where it is kept.
+    """Print the text alone on standard output, so that a pipe can carry it to where it is kept.
 
-    The id comes first: if the text cannot be written, it says which token to revoke.
+    The id comes first, on standard error: if the text cannot be written, it names the token to revoke.
     """
     typer.echo(f"rstore: this is token {made.id}; it is not shown again", err=True)
     print_line(made.text)

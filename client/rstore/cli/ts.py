@@ -58,12 +58,6 @@ def ts_last(context: typer.Context, key: KeyArgument) -> None:
         print_values(_present(store.last(key), key))
 
 
-def _present(point: Any, key: str) -> Any:
-    if point is None:
-        raise Failure(f"no such time series: {key!r}")
-    return point
-
-
 @ts.command("missing")
 def ts_missing(
     context: typer.Context,
@@ -88,7 +82,7 @@ ts.command("extend")(extend)
 
 
 @ts.command("plot")
-def tsplot(
+def ts_plot(
     context: typer.Context,
     key: KeyArgument,
     start: StartOption = None,
@@ -110,3 +104,9 @@ def tsplot(
     columns = width or rich.console.Console().width
     for line in plot(numbers, columns, height):
         print_line(line.rstrip())
+
+
+def _present(point: Any, key: str) -> Any:
+    if point is None:
+        raise Failure(f"no such time series: {key!r}")
+    return point
