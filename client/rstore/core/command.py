@@ -1,7 +1,7 @@
 """How a command line begins and ends, for ``rstore`` and ``rstored`` alike.
 
-Whatever goes wrong is one line on standard error and an exit code that is not 0: 1 if the work could not be done, 2 if
-the command is written wrongly. Ctrl-C and a reader that closed the pipe end the process by their signal, as they end
+A failure is one line on standard error and an exit code that is not 0: 1 if the work could not be done, 2 if the
+command is written wrongly. Ctrl-C and a reader that closed the pipe end the process by their signal, as they end
 every program that does not handle them, so a shell's loop or pipeline sees what happened.
 """
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["Failure", "Program", "run", "typer_program"]
 
 Program: TypeAlias = Callable[[list[str]], int]
-"""Carries out arguments and returns the exit code."""
+"""Carries out the arguments of a command, and returns the exit code."""
 
 
 class Failure(Exception):
-    """What a command could not do. The message is the line that says why."""
+    """A command failed. The message is the line that says why."""
 
     def __init__(self, reason: str, code: int = 1) -> None:
         super().__init__(reason)
@@ -34,8 +34,8 @@ class Failure(Exception):
 def run(name: str, load: Callable[[], Program], *, extra: str) -> NoReturn:
     """Carry out the arguments of this process, and exit.
 
-    ``load`` imports the program. Imports take a good part of a short command's time, so Ctrl-C may arrive during them.
-    ``extra`` is what rstore must be installed with so that they succeed.
+    ``load`` imports the program. Imports take much of the time of a short command, so Ctrl-C may arrive during them.
+    ``extra`` is the extra of the distribution that installs what they need.
     """
     try:
         if sys.stdout is None:
@@ -56,25 +56,15 @@ def run(name: str, load: Callable[[], Program], *, extra: str) -> NoReturn:
         reason = f"the output has {character}, which the terminal's encoding {error.encoding} lacks; use a UTF-8 locale"
         _complain(name, reason)
     except OSError as error:
-        # Input and services have errors of their own, so what failed is the output.
+        # Errors of input and of services are translated before, so this is an error of the output.
         code = 1
         _complain(name, f"cannot write the output: {error.strerror or error}")
     _abandon_unwritten_output()
     sys.exit(code)
 
 
-def _loaded(load: Callable[[], Program], extra: str) -> Program:
-    try:
-        return load()
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] in ("rstore", "rstored"):
-            raise
-        reason = f"the package {error.name} is missing; install rstore with its extra: rstore[{extra}]"
-        raise Failure(reason) from None
-
-
 def typer_program(name: str, commands: typer.Typer) -> Program:
-    """The program that these commands are. It raises :class:`Failure` for one that is written wrongly."""
+    """The program of these commands. It raises :class:`Failure` for a command that is written wrongly."""
     import typer
 
     # These errors have no public names.
@@ -83,7 +73,7 @@ def typer_program(name: str, commands: typer.Typer) -> Program:
     def program(arguments: list[str]) -> int:
         command = typer.main.get_command(commands)
         try:
-            # Not `main` of the command: it would answer for some of the errors of output in its own way.
+            # Not `main` of the command, which would handle some errors of output itself.
             with command.make_context(name, arguments) as context:
                 command.invoke(context)
         except typer.Exit as end:
@@ -102,8 +92,18 @@ def typer_program(name: str, commands: typer.Typer) -> Program:
     return program
 
 
+def _loaded(load: Callable[[], Program], extra: str) -> Program:
+    try:
+        return load()
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("rstore", "rstored"):
+            raise
+        reason = f"the package {error.name} is missing; install rstore with its extra: rstore[{extra}]"
+        raise Failure(reason) from None
+
+
 def _complain(name: str, reason: str) -> None:
-    # If standard error fails too, there is nobody left to tell it to, and the exit code remains.
+    # If standard error fails too, only the exit code is left.
     for stream, text in ((sys.stdout, ""), (sys.stderr, f"{name}: {_on_one_line(reason)}\n")):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.write(text)
@@ -115,7 +115,7 @@ def _on_one_line(text: str) -> str:
 
 
 def _abandon_unwritten_output() -> None:
-    """Python writes what is still buffered when it exits, and would complain a second time if that fails again."""
+    """Drop the output that cannot be written. Otherwise Python would try again at its exit, and complain once more."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()

@@ -12,11 +12,11 @@ _DURATION: Final = re.compile(r"([0-9]{1,10})([smhdw]?)\Z", re.ASCII)
 
 
 class InvalidDuration(ValueError):
-    """A text that is no span of time; the message says what is."""
+    """A text that is not a span of time. The message says how to write one."""
 
 
 def parse_duration(text: str) -> int:
-    """The seconds of a span: a whole number and s, m, h, d or w; without a letter it is seconds.
+    """The seconds of a span: a whole number and s, m, h, d or w. Without a letter it is a number of seconds.
 
     >>> parse_duration("90d")
     7776000

@@ -40,11 +40,23 @@ __all__ = [
     "render_json",
 ]
 
-
 JSON_INTEGER_CHARACTERS_MAX: Final = 4300
 """The longest integer that :func:`parse_json` takes, its sign included."""
 JSON_INTEGER_MIN: Final = 1 - 10 ** (JSON_INTEGER_CHARACTERS_MAX - 1)
 JSON_INTEGER_MAX: Final = 10**JSON_INTEGER_CHARACTERS_MAX - 1
+_OBJECT: Final[dict[str, Any]] = {
+    JSON_MEDIA_TYPE: msgspec.json.Decoder(dict[str, msgspec.Raw]).decode,
+    MSGPACK_MEDIA_TYPE: msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode,
+}
+# Two patterns, because a search for one that begins with plain text is a hundred times as fast as for a choice.
+_SMALL: Final = (re.compile(rb"e-0*[1-9][0-9]{2}"), re.compile(rb"E-0*[1-9][0-9]{2}"))
+_ZEROS: Final = b"0" * 200
+_IS_ZERO: Final = re.compile(r"-?[0.]+([eE]|\Z)")
+_ESCAPE: Final = re.compile(rb"\\.", re.DOTALL)
+_STRING: Final = re.compile(rb'"[^"]*"?')
+_NOT_STRUCTURE: Final = bytes(set(range(256)).difference(b'[]{}"'))
+_STEPS_AT_ONCE: Final = 65_536
+_STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 
 
 class Encoding(enum.IntEnum):
@@ -69,16 +81,6 @@ class Encoding(enum.IntEnum):
             raise ValueError(f"unknown encoding {label!r}: use one of {', '.join(_BY_LABEL)}") from None
 
 
-_LABELS: Final = {encoding: encoding.name.lower() for encoding in Encoding}
-_BY_LABEL: Final = {label: encoding for encoding, label in _LABELS.items()}
-_BY_MEDIA_TYPE: Final = {
-    JSON_MEDIA_TYPE: Encoding.JSON,
-    PICKLE_MEDIA_TYPE: Encoding.PICKLE,
-    SEALED_MEDIA_TYPE: Encoding.SEALED,
-}
-_MEDIA_TYPES: Final = {encoding: media_type for media_type, encoding in _BY_MEDIA_TYPE.items()}
-
-
 class Value(NamedTuple):
     """A value as it is stored and sent: its encoding and its bytes.
 
@@ -88,6 +90,24 @@ class Value(NamedTuple):
 
     encoding: Encoding
     data: bytes
+
+
+class InvalidJSON(ValueError):
+    """The bytes are not JSON that a value may be. The message says why."""
+
+
+class NestingTooDeep(InvalidJSON):
+    """The JSON is nested deeper than it may be."""
+
+
+_LABELS: Final = {encoding: encoding.name.lower() for encoding in Encoding}
+_BY_LABEL: Final = {label: encoding for encoding, label in _LABELS.items()}
+_BY_MEDIA_TYPE: Final = {
+    JSON_MEDIA_TYPE: Encoding.JSON,
+    PICKLE_MEDIA_TYPE: Encoding.PICKLE,
+    SEALED_MEDIA_TYPE: Encoding.SEALED,
+}
+_MEDIA_TYPES: Final = {encoding: media_type for media_type, encoding in _BY_MEDIA_TYPE.items()}
 
 
 def encoding_of(media_type: str) -> Encoding:
@@ -102,14 +122,6 @@ def encoding_of(media_type: str) -> Encoding:
 def media_type_of(encoding: Encoding) -> str:
     """The media type of a body in ``encoding``; ``application/octet-stream`` for plain bytes."""
     return _MEDIA_TYPES.get(encoding, OCTET_STREAM)
-
-
-class InvalidJSON(ValueError):
-    """The bytes are not the JSON that a value may be; the message says why."""
-
-
-class NestingTooDeep(InvalidJSON):
-    """The JSON is nested deeper than it may be."""
 
 
 def parse_json(data: bytes, *, nesting_max: int = 128) -> Any:
@@ -130,30 +142,15 @@ def parse_json(data: bytes, *, nesting_max: int = 128) -> Any:
         raise InvalidJSON(f"not valid JSON: {decoding_failure(error, data)}{hint}") from None
 
 
-def decoding_failure(error: Exception, data: bytes, what: str = "the text") -> str:
-    """What a decoder's error about ``data`` says. It names positions and types, and never the value itself."""
-    if isinstance(error, UnicodeDecodeError):
-        return f"{what} is not valid UTF-8"
-    if "truncated" not in str(error):
-        return str(error)
-    return f"{what} is empty" if is_blank(data) else f"{what} ends too early, or holds an invalid escape"
-
-
-def is_blank(data: bytes) -> bool:
-    """Whether there is nothing in it but white space."""
-    return not data or data.isspace()
-
-
-_OBJECT: Final[dict[str, Any]] = {
-    JSON_MEDIA_TYPE: msgspec.json.Decoder(dict[str, msgspec.Raw]).decode,
-    MSGPACK_MEDIA_TYPE: msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode,
-}
+def render_json(value: Any) -> bytes:
+    """JSON text of a value that :func:`parse_json` returned, as UTF-8 without spaces."""
+    return msgspec.json.encode(value)
 
 
 def members_of(body: bytes | msgspec.Raw, form: str) -> dict[str, msgspec.Raw]:
     """The members of an object in JSON or msgpack that decodes, and whose names hold no colon.
 
-    Raises :class:`InvalidJSON` if a member stands twice. Decoders keep the last and say nothing.
+    Raises :class:`InvalidJSON` if a member stands twice. Decoders keep the last one and raise no error.
 
     >>> {name: bytes(value) for name, value in members_of(b'{"a": 1, "b": ":"}', JSON_MEDIA_TYPE).items()}
     {'a': b'1', 'b': b'":"'}
@@ -163,18 +160,13 @@ def members_of(body: bytes | msgspec.Raw, form: str) -> dict[str, msgspec.Raw]:
     """
     found: dict[str, msgspec.Raw] = _OBJECT[form](body)
     if form == JSON_MEDIA_TYPE:
-        # Each member has a colon of its own, also one that was dropped.
+        # Each member has a colon, and so has one that the decoder dropped.
         repeated = bytes(body).count(b":") != len(found) + b"".join(found.values()).count(b":")
     else:
         repeated = _map_size(bytes(memoryview(body)[:5])) != len(found)
     if repeated:
         raise InvalidJSON("a member stands twice in one object")
     return found
-
-
-def _map_size(head: bytes) -> int:
-    """How many members a msgpack map says it has."""
-    return head[0] & 0x0F if head[0] < 0xDE else int.from_bytes(head[1:3] if head[0] == 0xDE else head[1:5], "big")
 
 
 def check_numbers(data: bytes) -> None:
@@ -193,9 +185,49 @@ def check_numbers(data: bytes) -> None:
 
 
 def has_small_numbers(data: bytes) -> bool:
-    """Whether JSON text may hold a number so small that it is read as 0. It is quick, and False of most texts."""
+    """Whether JSON text may hold a number so small that it is read as 0. It is quick, and False for most texts."""
     # Such a number has an exponent of three digits, below 0, or hundreds of zeros.
     return (b"-" in data and any(pattern.search(data) for pattern in _SMALL)) or _ZEROS in data
+
+
+def decoding_failure(error: Exception, data: bytes, what: str = "the text") -> str:
+    """The message of a decoder's error about ``data``. It names positions and types, and never the value."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"{what} is not valid UTF-8"
+    if "truncated" not in str(error):
+        return str(error)
+    return f"{what} is empty" if is_blank(data) else f"{what} ends too early, or holds an invalid escape"
+
+
+def is_blank(data: bytes) -> bool:
+    """Whether it holds nothing but white space."""
+    return not data or data.isspace()
+
+
+def _map_size(head: bytes) -> int:
+    """The number of members that a msgpack map says it has."""
+    return head[0] & 0x0F if head[0] < 0xDE else int.from_bytes(head[1:3] if head[0] == 0xDE else head[1:5], "big")
+
+
+def _nesting(data: bytes) -> int:
+    """The deepest nesting of arrays and objects in JSON text; brackets inside strings do not count.
+
+    It makes passes in C only, because it is not rare: a large text has more brackets than nesting.
+    """
+    if b"\\" in data:
+        data = _ESCAPE.sub(b"", data)
+    skeleton = data.translate(None, _NOT_STRUCTURE)
+    # Without two quotes side by side, each bracket is still inside or outside a string as before.
+    skeleton = skeleton.replace(b'""', b"")
+    if b'"' in skeleton:
+        skeleton = _STRING.sub(b"", skeleton)
+    steps = memoryview(skeleton.translate(_STEPS)).cast("b")
+    deepest = depth = 0
+    # In pieces, so that other threads get their turn between them.
+    for start in range(0, len(steps), _STEPS_AT_ONCE):
+        depths = list(itertools.accumulate(steps[start : start + _STEPS_AT_ONCE], initial=depth))
+        deepest, depth = max(deepest, max(depths)), depths[-1]
+    return deepest
 
 
 def _number(text: str) -> float:
@@ -205,41 +237,4 @@ def _number(text: str) -> float:
     return number
 
 
-# Two patterns, since one that begins with plain text is found a hundred times as fast as one with a choice.
-_SMALL: Final = (re.compile(rb"e-0*[1-9][0-9]{2}"), re.compile(rb"E-0*[1-9][0-9]{2}"))
-_ZEROS: Final = b"0" * 200
-_IS_ZERO: Final = re.compile(r"-?[0.]+([eE]|\Z)")
 _decode_numbers: Final = msgspec.json.Decoder(float_hook=_number).decode
-
-
-def render_json(value: Any) -> bytes:
-    """JSON text of a value that :func:`parse_json` returned, as UTF-8 without spaces."""
-    return msgspec.json.encode(value)
-
-
-_ESCAPE: Final = re.compile(rb"\\.", re.DOTALL)
-_STRING: Final = re.compile(rb'"[^"]*"?')
-_NOT_STRUCTURE: Final = bytes(set(range(256)).difference(b'[]{}"'))
-_STEPS_AT_ONCE: Final = 65_536
-_STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
-
-
-def _nesting(data: bytes) -> int:
-    """The deepest nesting of arrays and objects in JSON text; brackets inside strings do not count.
-
-    Only passes in C: a large text has more brackets than nesting, so this is not rare.
-    """
-    if b"\\" in data:
-        data = _ESCAPE.sub(b"", data)
-    skeleton = data.translate(None, _NOT_STRUCTURE)
-    # Two quotes side by side leave every bracket as much inside or outside a string as it was.
-    skeleton = skeleton.replace(b'""', b"")
-    if b'"' in skeleton:
-        skeleton = _STRING.sub(b"", skeleton)
-    steps = memoryview(skeleton.translate(_STEPS)).cast("b")
-    deepest = depth = 0
-    # In pieces, between which other threads get their turn.
-    for start in range(0, len(steps), _STEPS_AT_ONCE):
-        depths = list(itertools.accumulate(steps[start : start + _STEPS_AT_ONCE], initial=depth))
-        deepest, depth = max(deepest, max(depths)), depths[-1]
-    return deepest

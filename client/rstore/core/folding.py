@@ -1,12 +1,12 @@
-"""Folding: from events to the state they make. Pure, and shared by the SDK and the service.
+"""Folding: from events to the state that they make.
 
-An event is ``(timestamp, item, op, value)`` with the operator's name; any tuple of these four will do. The events
-of one item form **chains**: a ``setitem`` begins one (and ends the one before), a ``delitem`` ends one, and every
-other operator continues it. The state is made of the chains that have not ended. Which chain an event belongs to
-follows from operator names alone, so it is known of values that cannot be read.
+An event is ``(timestamp, item, op, value)`` with the operator's name, in any tuple. The events of one item form
+**chains**: a ``setitem`` begins one (and ends the one before), a ``delitem`` ends one, and every other operator
+continues it. The state consists of the chains that have not ended. The names of the operators alone say to which chain
+an event belongs, so nobody needs to read the values for that.
 
-The state is a dict in order of item (by code point, which is the order of the items' UTF-8), not of insertion: that
-order is the same whoever folds, and pruning does not change it.
+The state is a dict in order of item (by code point, which is the order of the items' UTF-8), not of insertion. So the
+order is the same in SDK and service, and pruning does not change it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rstore.core.operators import Bounds, UnfoldableEvent, apply_operator
 
 __all__ = ["apply_event", "fold", "present_after", "relevant"]
 
-EventT = TypeVar("EventT", bound=tuple[int, str, str, Any])
+_EventT = TypeVar("_EventT", bound=tuple[int, str, str, Any])
 
 
 def present_after(op: str, present: bool) -> bool:
@@ -39,10 +39,10 @@ def present_after(op: str, present: bool) -> bool:
 def apply_event(
     state: dict[str, Any], item: str, op: str, value: Any, bounds: Bounds | None = None, spend: Spend = free
 ) -> None:
-    """Change ``state`` as one event says. Values in it are replaced, never changed.
+    """Change ``state`` as one event says. It replaces values, and never changes them.
 
-    ``spend`` is told how much more memory a computed value takes than the one that it replaces. Raises
-    :class:`~rstore.core.operators.UnfoldableEvent`; the state is then as it was.
+    It calls ``spend`` with how many more bytes of memory a computed value takes than the one before. If it raises
+    :class:`~rstore.core.operators.UnfoldableEvent`, the state is as it was.
 
     >>> state = {"a": 1}
     >>> apply_event(state, "a", "add", 2)
@@ -66,10 +66,10 @@ def apply_event(
 def fold(
     events: Iterable[tuple[int, str, str, Any]], bounds: Bounds | None = None, spend: Spend = free
 ) -> dict[str, Any]:
-    """The state that events make, in order of item. The events come in order of timestamp, their values decoded.
+    """The state that events make, in order of item. The events are in order of timestamp, and their values are decoded.
 
     ``spend`` as in :func:`apply_event`. Raises :class:`~rstore.core.operators.UnfoldableEvent` with the ``item`` and
-    ``timestamp`` of what cannot be applied.
+    ``timestamp`` of the event that cannot be applied.
 
     >>> fold([(1, "b", "setitem", 5), (1, "a", "setitem", "x"), (2, "b", "mul", 2), (3, "a", "concat", "y")])
     {'a': 'xy', 'b': 10}
@@ -84,19 +84,19 @@ def fold(
     return dict(sorted(state.items()))
 
 
-def relevant(events: Iterable[EventT]) -> list[EventT]:
-    """Those of the events, in their order, that the state still needs: the chains that have not ended.
+def relevant(events: Iterable[_EventT]) -> list[_EventT]:
+    """The events that the state still needs, in their order: the chains that have not ended.
 
-    No pair cancels: ``not not 5`` is True. Only operator names are looked at.
+    Two events never cancel each other: ``not not 5`` is True. It looks only at the names of operators.
 
     >>> relevant([(1, "a", "setitem", 1), (1, "b", "setitem", 1), (2, "a", "setitem", 2), (3, "a", "neg", None),
     ...           (4, "b", "delitem", None)])
     [(2, 'a', 'setitem', 2), (3, 'a', 'neg', None)]
     """
     ordered = list(events)
-    # Backwards, the first setitem or delitem of an item decides about everything before it.
+    # Going backwards, the first setitem or delitem of an item makes all events before it needless.
     decided: set[str] = set()
-    needed: list[EventT] = []
+    needed: list[_EventT] = []
     for event in reversed(ordered):
         _, item, op, _ = event
         if item in decided:

@@ -1,4 +1,4 @@
-"""Globs over keys and namespaces: ``*`` is any run of characters, ``?`` is one, all else is literal."""
+"""Globs over keys and namespaces: ``*`` is any run of characters, ``?`` is one, and all others are literal."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["Glob", "compile_glob"]
 class Glob(NamedTuple):
     """A compiled pattern: every key that matches begins with ``prefix``.
 
-    ``exact``: only the key ``prefix`` itself matches. ``matches`` tells of a key that begins with ``prefix``
-    whether it matches, in time linear in the key; None means that all of them do.
+    ``exact``: only the key ``prefix`` itself matches. ``matches`` says whether a key that begins with ``prefix``
+    matches, in time linear in the key. None: every such key matches.
     """
 
     prefix: str
@@ -27,7 +27,7 @@ class Glob(NamedTuple):
 
 
 def compile_glob(pattern: str) -> Glob:
-    """Compile a glob: ``*`` is any run of characters, ``?`` is one, all else is literal; the whole key must match.
+    """Compile a glob: ``*`` is any run of characters, ``?`` is one, others are literal. The whole key must match.
 
     >>> compile_glob("a*.?").matches("a/b.c")
     True
@@ -49,7 +49,7 @@ def compile_glob(pattern: str) -> Glob:
     def matches(key: str) -> bool:
         if len(key) < shortest or not _fits(first, key, 0) or not _fits(last, key, len(key) - len(last)):
             return False
-        # The leftmost place for each segment leaves the most room for the next, so there is nothing to try again.
+        # The leftmost place for each segment leaves the most room for the next, so no other place needs a try.
         position = len(first)
         end = len(key) - len(last)
         for length, find in middle:
@@ -63,14 +63,14 @@ def compile_glob(pattern: str) -> Glob:
 
 
 def _fits(segment: str, key: str, position: int) -> bool:
-    """Whether the segment, ``?`` standing for any character, is what the key has from ``position`` on."""
+    """Whether the segment matches the key from ``position`` on, where ``?`` matches any character."""
     if "?" not in segment:
         return key.startswith(segment, position)
     return all(wanted in ("?", found) for wanted, found in zip(segment, key[position:], strict=False))
 
 
 def _finder(segment: str) -> Callable[[str, int, int], int]:
-    """A function like ``str.find(segment, start, end)`` in which ``?`` in the segment stands for any character."""
+    """A function like ``str.find(segment, start, end)`` in which ``?`` in the segment matches any character."""
     if "?" not in segment:
         return lambda key, start, end: key.find(segment, start, end)
     # Shift-and: bit i of the state says that the segment's first i + 1 characters end at the current one.

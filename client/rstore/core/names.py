@@ -1,4 +1,4 @@
-"""Rules for names: namespaces, keys and items. Shared by the SDK and the service."""
+"""Rules for names: namespaces, keys and items."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 
 
 class InvalidName(ValueError):
-    """A namespace, key or item that breaks the rules; the message says which rule."""
+    """A namespace, key or item that breaks the rules. The message says which rule."""
 
 
 def check_namespace(name: str) -> str:
-    """Return ``name`` if it may be a namespace: 1 to 128 of ``A-Z a-z 0-9 . _ -``, else raise InvalidName."""
+    """Return ``name`` if it may be a namespace: 1 to 128 of ``A-Z a-z 0-9 . _ -``. Otherwise raise InvalidName."""
     if _NAMESPACE.match(name) is None:
         raise InvalidName("a namespace is 1 to 128 characters out of A-Z, a-z, 0-9, '.', '_' and '-'")
     return name
 
 
 def check_key(key: str, what: str = "the key") -> str:
-    """Return ``key`` if it may be a key, or an item, else raise :class:`InvalidName`, whose message calls it ``what``.
+    """Return ``key`` if it may be a key or an item. Otherwise raise :class:`InvalidName`.
 
-    A key is 1 to 512 bytes of UTF-8 without NUL and without lone surrogates.
+    A key is 1 to 512 bytes of UTF-8 without NUL and without lone surrogates. The message calls it ``what``.
 
     >>> check_key("a/b?c#d")
     'a/b?c#d'

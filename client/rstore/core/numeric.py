@@ -27,7 +27,7 @@ def integer(value: Any) -> int | None:
     try:
         return operator.index(value)
     except Exception:
-        # An array has the method as well, and raises if it holds more than one integer.
+        # An array has this method too, and raises if it holds more than one integer.
         return None
 
 
@@ -56,9 +56,9 @@ def real(value: Any) -> int | float | None:
 
 
 def plain_number(value: Any) -> int | float | None:
-    """What is stored for a :func:`real` of any type, and for numpy's bool a bool; None for anything else.
+    """The number to store for a :func:`real` of any type, or the bool for a bool of numpy. None for anything else.
 
-    Members of an enum are not taken for numbers, because they would lose their names.
+    A member of an enum is not a number here, because it would lose its name.
     """
     if isinstance(value, (bool, _numpy_bool())):
         return bool(value)
@@ -66,6 +66,6 @@ def plain_number(value: Any) -> int | float | None:
 
 
 def _numpy_bool() -> Any:
-    """The type of numpy's booleans, which has neither ``__index__`` nor a class of ``numbers``; () without numpy."""
-    # Nobody can have such a value who has not imported numpy.
+    """The type of numpy's booleans, which has no ``__index__`` and no class of ``numbers``. Without numpy: ``()``."""
+    # Without an import of numpy there is no such value.
     return getattr(sys.modules.get("numpy"), "bool_", ())

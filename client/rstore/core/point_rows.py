@@ -1,12 +1,12 @@
-"""Points as rows: JSON, msgpack, NDJSON and CSV, rendered and parsed. Pure, as ``rstore.core.points`` is.
+"""Points as rows: JSON, msgpack, NDJSON and CSV, rendered and parsed.
 
 A row is ``[timestamp, value]``, or ``[timestamp, data, encoding]`` where ``data`` is base64 (in msgpack raw bytes) and
 ``encoding`` a label such as ``sealed``. With the label ``json`` the value stands as itself; in msgpack bytes then are
 its JSON text, the form of a value with numbers that msgpack cannot hold. In CSV the value of a row without encoding, or
 with ``json``, is JSON text.
 
-A bare number means the same in each form: an integer is exact, any other number is the nearest double, and one that has
-none is refused.
+A bare number means the same in each form: an integer is exact, and any other number is the nearest double. A number
+that is beyond every double is refused.
 """
 
 from __future__ import annotations
@@ -53,6 +53,14 @@ from rstore.core.points import (
 __all__ = ["CSV_HEADER", "Form", "msgpack_rows", "parse_points", "parse_rows", "render_points"]
 
 CSV_HEADER: Final = "timestamp,value,encoding"
+# How many rows are Python objects at a time.
+_PART_ROWS: Final = 10_000
+_SHAPE: Final = "a point is [timestamp, value] or [timestamp, data, encoding]"
+_ONE_MEMBER: Final = b"\x81"
+"""How a msgpack map of one member begins."""
+_NUMBER_STARTS: Final = frozenset(b"%c" % character for character in b"-0123456789")
+_FIELD: Final = re.compile(r'(?:"([^"]*(?:""[^"]*)*)"|([^",\r\n]*))(,|\r?\n|\Z)')
+_JSON_ENCODER: Final = msgspec.json.Encoder()
 
 
 class Form(enum.Enum):
@@ -84,13 +92,10 @@ class Form(enum.Enum):
         return b"]}" if self is Form.JSON else b""
 
 
-# --- rendering ---------------------------------------------------------------------------------------------
-
-
 def render_points(points: Points, form: Form, *, descending: bool = False) -> bytes:
     """A part of a streamed body: rows (or frames) of these points, the latest first if ``descending``.
 
-    In frames the points ascend always; a descending answer is frames that descend.
+    The points in a frame always ascend. A descending answer consists of frames that descend.
 
     >>> render_points(Points.from_pairs([(1, 0.5), (2, 1.5)]), Form.JSON)
     b'[1,0.5],[2,1.5]'
@@ -111,7 +116,7 @@ def render_points(points: Points, form: Form, *, descending: bool = False) -> by
         return _JSON_ENCODER.encode_lines(rows)
     text = msgspec.json.encode(rows)
     if form is Form.CSV:
-        # Rows of numbers hold no brackets but their own.
+        # Rows of numbers have no brackets but their own.
         return text[2:-2].replace(b"],[", b",\r\n") + b",\r\n"
     return text[1:-1]
 
@@ -127,7 +132,45 @@ def msgpack_rows(points: Points) -> list[tuple[Any, ...]]:
     return list(points)
 
 
-_JSON_ENCODER: Final = msgspec.json.Encoder()
+def parse_points(body: bytes, form: Form, *, points_max: int | None = None, bytes_max: int | None = None) -> Points:
+    """The points of a whole request body, as :func:`parse_rows` reads it. The last of equal timestamps wins.
+
+    >>> list(parse_points(b'{"points": [[2, 0.5], [1, 1.5]]}', Form.JSON))
+    [(1, 1.5), (2, 0.5)]
+    """
+    rows = parse_rows(body, form, points_max=points_max, bytes_max=bytes_max)
+    return ordered(rows.timestamps, rows.values)
+
+
+def parse_rows(body: bytes, form: Form, *, points_max: int | None = None, bytes_max: int | None = None) -> Points:
+    """The points of a whole request body in the order of the body, see :func:`rstore.core.points.unordered`.
+
+    ``bytes_max`` bounds what frames decompress to. Numbers are checked here; other JSON values are taken as they stand,
+    and so are the cells of frames: call :func:`rstore.core.points.checked`. Raises :class:`InvalidPoints` with a
+    ``code`` (``malformed-body``, ``invalid-body``, ``invalid-value``, ``nesting-too-deep``, ``batch-too-large``,
+    ``body-too-large``) and, where a row is wrong, a ``pointer`` such as ``/points/3``.
+
+    >>> list(parse_rows(b'{"points": [[2, 0.5], [1, 1.5]]}', Form.JSON))
+    [(2, 0.5), (1, 1.5)]
+    >>> parse_rows(b'1,"[2,3]"', Form.CSV)
+    Traceback (most recent call last):
+        ...
+    rstore.core.points.InvalidPoints: the first line of the CSV is not timestamp,value,encoding or timestamp,value
+    """
+    if form is Form.FRAMES:
+        return _frames(body, points_max, bytes_max)
+    try:
+        points = _PARSERS[form](body)
+    except RecursionError:
+        raise InvalidPoints("the body is nested too deeply", code="nesting-too-deep") from None
+    except msgspec.ValidationError as error:
+        raise InvalidPoints(_without_quotes(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        hint = "; an object with the member points is expected" if is_blank(body) else ""
+        message = decoding_failure(error, body, "the body")
+        raise InvalidPoints(message + hint, code="malformed-body") from None
+    _check_count(points, points_max)
+    return points
 
 
 def _directed(rows: list[Any], descending: bool) -> list[Any]:
@@ -174,73 +217,31 @@ def _msgpack_row(t: int, encoding: Encoding, data: bytes) -> tuple[Any, ...]:
     return t, value
 
 
-# --- parsing -----------------------------------------------------------------------------------------------
-
-
-def parse_points(body: bytes, form: Form, *, points_max: int | None = None, bytes_max: int | None = None) -> Points:
-    """The points of a whole request body, as :func:`parse_rows` reads it; the last of equal timestamps wins.
-
-    >>> list(parse_points(b'{"points": [[2, 0.5], [1, 1.5]]}', Form.JSON))
-    [(1, 1.5), (2, 0.5)]
-    """
-    rows = parse_rows(body, form, points_max=points_max, bytes_max=bytes_max)
-    return ordered(rows.timestamps, rows.values)
-
-
-def parse_rows(body: bytes, form: Form, *, points_max: int | None = None, bytes_max: int | None = None) -> Points:
-    """The points of a whole request body in the order of the body, see :func:`rstore.core.points.unordered`.
-
-    ``bytes_max`` bounds what frames decompress to. Numbers are checked here; other JSON values are taken as they stand,
-    and so are the cells of frames: call :func:`rstore.core.points.checked`. Raises :class:`InvalidPoints` with a
-    ``code`` (``malformed-body``, ``invalid-body``, ``invalid-value``, ``nesting-too-deep``, ``batch-too-large``,
-    ``body-too-large``) and, where a row is wrong, a ``pointer`` such as ``/points/3``.
-
-    >>> list(parse_rows(b'{"points": [[2, 0.5], [1, 1.5]]}', Form.JSON))
-    [(2, 0.5), (1, 1.5)]
-    >>> parse_rows(b'1,"[2,3]"', Form.CSV)
-    Traceback (most recent call last):
-        ...
-    rstore.core.points.InvalidPoints: the first line of the CSV is not timestamp,value,encoding or timestamp,value
-    """
-    if form is Form.FRAMES:
-        return _frames(body, points_max, bytes_max)
-    try:
-        points = _PARSERS[form](body)
-    except RecursionError:
-        raise InvalidPoints("the body is nested too deeply", code="nesting-too-deep") from None
-    except msgspec.ValidationError as error:
-        raise InvalidPoints(_without_quotes(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        hint = "; an object with the member points is expected" if is_blank(body) else ""
-        message = decoding_failure(error, body, "the body")
-        raise InvalidPoints(message + hint, code="malformed-body") from None
-    _check_count(points, points_max)
-    return points
-
-
-class _Numbers(msgspec.Struct, forbid_unknown_fields=True):
-    """The body whose every value is a number: read at the decoder's speed."""
+class _NumbersShape(msgspec.Struct, forbid_unknown_fields=True):
+    """The shape of a body in which every value is a number. The decoder alone reads it."""
 
     points: list[tuple[int, int | float]]
 
 
-class _Rows(msgspec.Struct, forbid_unknown_fields=True):
-    """Any body: rows that are looked at one by one, since as Python objects all take a hundred times their bytes."""
+class _RowsShape(msgspec.Struct, forbid_unknown_fields=True):
+    """The shape of any body. Its rows are read one by one: as Python objects they take a hundred times their bytes."""
 
     points: list[Raw]
 
 
-_NUMBERS: Final = msgspec.json.Decoder(_Numbers)
-_ROWS: Final = msgspec.json.Decoder(_Rows)
-_NUMBERS_MSGPACK: Final = msgspec.msgpack.Decoder(_Numbers)
-_ROWS_MSGPACK: Final = msgspec.msgpack.Decoder(_Rows)
+_NUMBERS: Final = msgspec.json.Decoder(_NumbersShape)
+_ROWS: Final = msgspec.json.Decoder(_RowsShape)
+_NUMBERS_MSGPACK: Final = msgspec.msgpack.Decoder(_NumbersShape)
+_ROWS_MSGPACK: Final = msgspec.msgpack.Decoder(_RowsShape)
 _NUMBER_LINES: Final = msgspec.json.Decoder(tuple[int, int | float])
 _ROW_LINES: Final = msgspec.json.Decoder(Raw)
+_NUMBER_LIST: Final = msgspec.json.Decoder(list[tuple[int, int | float]])
 _CELLS: Final = msgspec.json.Decoder(list[Raw])
 _CELLS_MSGPACK: Final = msgspec.msgpack.Decoder(list[Raw])
-_ONE_MEMBER: Final = b"\x81"
-"""How a msgpack map of one member begins."""
-_NUMBER_LIST: Final = msgspec.json.Decoder(list[tuple[int, int | float]])
+
+
+class _NotNumbersError(Exception):
+    """A value may be a number that is not finite (msgpack has such), or a number other than 0 that was read as 0."""
 
 
 def _json(body: bytes) -> Points:
@@ -251,14 +252,6 @@ def _json(body: bytes) -> Points:
     if body.count(b'"points"') > 1 or b"\\" in body:
         _check_envelope(body, JSON_MEDIA_TYPE)
     return points
-
-
-def _check_envelope(body: bytes, form: str) -> None:
-    """Raise if the one member stands twice: a decoder keeps the last and says nothing of the points in the first."""
-    try:
-        members_of(body, form)
-    except InvalidJSON as error:
-        raise InvalidPoints(str(error)) from None
 
 
 def _ndjson(body: bytes) -> Points:
@@ -292,7 +285,7 @@ def _csv(body: bytes) -> Points:
     if header.rstrip(b"\r").decode() not in (CSV_HEADER, "timestamp,value"):
         raise InvalidPoints(f"the first line of the CSV is not {CSV_HEADER} or timestamp,value")
     if not any(mark in text for mark in b'"[]'):
-        # Nothing but commas and line breaks has a meaning in this text, so lines are rows.
+        # Only commas and line breaks have a meaning in this text, so lines are rows.
         rows = list(filter(None, text.splitlines()))
         if columns == 3:
             rows = [row[:-1] if row.endswith(b",") else b"" for row in rows]
@@ -319,18 +312,17 @@ _PARSERS: Final[dict[Form, Callable[[bytes], Points]]] = {
 }
 
 
-# So many rows are Python objects at a time.
-_PART_ROWS: Final = 10_000
-_SHAPE: Final = "a point is [timestamp, value] or [timestamp, data, encoding]"
-
-
-class _NotNumbersError(Exception):
-    """Among the values may be a number that is not finite (msgpack has such), or one that became 0 and is not 0."""
+def _check_envelope(body: bytes, form: str) -> None:
+    """Raise if the member ``points`` stands twice: the decoder keeps the last, and drops the points in the first."""
+    try:
+        members_of(body, form)
+    except InvalidJSON as error:
+        raise InvalidPoints(str(error)) from None
 
 
 def _of_literals(rows: list[tuple[int, int | float]], text: bytes) -> Points:
     """The points of numbers that the decoder read from ``text``."""
-    # The decoder makes 0 of the smallest numbers, and says nothing.
+    # The decoder reads the smallest numbers as 0, and raises no error.
     if has_small_numbers(text) and any(value == 0 for _, value in rows):
         raise _NotNumbersError
     return _of_numbers(rows)
@@ -344,12 +336,12 @@ def _of_numbers(rows: list[tuple[int, int | float]]) -> Points:
 
 
 def _of_pairs(pairs: Iterator[tuple[int, Value]]) -> Points:
-    """Points of checked pairs, some of which are objects at a time."""
+    """The points of checked pairs. Only some of the pairs are objects at a time."""
     return concatenate(_parts_of_pairs(pairs))
 
 
 def _parts_of_pairs(pairs: Iterator[tuple[int, Value]]) -> Iterator[Points]:
-    """The points in parts; an error that a pair raises is told with the pair's number."""
+    """The points in parts. An error that a pair raises gets the number of the pair."""
     before = 0
     while True:
         found: list[tuple[int, Value]] = []
@@ -391,7 +383,7 @@ def _msgpack_value(packed: Raw) -> tuple[int, Value]:
     except (TypeError, ValueError):
         same = False
     if not same:
-        # Bytes, extensions, NaN and keys that are no strings would come back as something else.
+        # Bytes, extensions, NaN and keys that are not strings would come back as something else.
         raise InvalidPoints("the value is not one that JSON can say", code="invalid-value")
     return t, Value(encoding, text)
 
@@ -412,10 +404,6 @@ def _row(row: list[Raw], decode: Callable[..., Any]) -> tuple[int, Raw, Encoding
     except msgspec.ValidationError:
         raise InvalidPoints("a timestamp is an integer and an encoding a string") from None
     return t, row[1], _encoding(label)
-
-
-_NUMBER_STARTS: Final = frozenset(b"%c" % character for character in b"-0123456789")
-_FIELD: Final = re.compile(r'(?:"([^"]*(?:""[^"]*)*)"|([^",\r\n]*))(,|\r?\n|\Z)')
 
 
 def _csv_rows(text: str, columns: int) -> Iterator[tuple[int, Value]]:
@@ -447,7 +435,7 @@ def _csv_value(fields: list[str], columns: int) -> tuple[int, Value]:
 
 
 def _json_text(text: bytes) -> Value:
-    """The value of JSON text. Only a number is looked at, so that what is wrong with it is told with its row."""
+    """The value of JSON text. A number is checked here, where an error gets the number of the row."""
     text = text.strip(b" \t\r\n")
     if text[:1] in _NUMBER_STARTS:
         try:
@@ -461,7 +449,7 @@ def _encoding(label: str) -> Encoding:
     try:
         return Encoding.from_label(label)
     except ValueError:
-        # The label may be anything that was sent, so it is not repeated.
+        # The label may be anything that a client sends, so the message does not repeat it.
         labels = ", ".join(encoding.label for encoding in Encoding)
         raise InvalidPoints(f"unknown encoding: use one of {labels}") from None
 
@@ -474,7 +462,7 @@ def _base64(text: str) -> bytes:
 
 
 def _check_count(points: Points, points_max: int | None) -> None:
-    """Raise if the points are too many; those with one timestamp count once."""
+    """Raise if there are too many points. Points with equal timestamps count once."""
     if points_max is not None and len(points) > points_max and (count := len(set(points.timestamps))) > points_max:
         raise InvalidPoints(f"{count} points; at most {points_max} are allowed", code="batch-too-large")
 

@@ -35,8 +35,6 @@ from rstore.core.encodings import (
 from rstore.core.numeric import INT64_MAX, INT64_MIN, integer, plain_number
 
 __all__ = [
-    "FRAME_BYTES_MAX",
-    "FRAME_VERSION",
     "Cells",
     "Column",
     "FrameReader",
@@ -55,9 +53,8 @@ __all__ = [
     "unordered",
 ]
 
-FRAME_VERSION: Final = 1
-FRAME_BYTES_MAX: Final = 64 * 2**20
-
+_FRAME_VERSION: Final = 1
+_FRAME_BYTES_MAX: Final = 64 * 2**20
 _STREAM_POINTS: Final = 65_536
 _STREAM_BYTES: Final = 2**20
 _NUMBERS: Final = frozenset({int, float})
@@ -65,30 +62,15 @@ _NO_NUMBERS: Final = frozenset({bool, str, bytes, list, dict, tuple, Value, type
 _ENCODINGS: Final = tuple(Encoding)
 _ENCODING_BYTES: Final = bytes(Encoding)
 _BIG_ENDIAN: Final = sys.byteorder == "big"
-
 _HEADER: Final = struct.Struct("<IBBBBI")
 _PROGRESSION: Final = struct.Struct("<qq")
 _SIZE: Final = struct.Struct("<I")
-
-
-# A timestamp, an encoding, a length, and where the value begins.
-_COLUMNS: Final = 8 + 1 + 4 + 8
-
-
-class _Kind(enum.IntEnum):
-    FLOATS = 0
-    INTEGERS = 1
-    CELLS = 2
-
-
-class _Flag(enum.IntFlag):
-    PROGRESSION = 1
-    ONE_ENCODING = 2
-    COMPRESSED = 4
+# The bytes of a point: a timestamp, an encoding, a length, and where the value begins.
+_POINT_BYTES: Final = 8 + 1 + 4 + 8
 
 
 class InvalidPoints(ValueError):
-    """Bytes or Python objects that are not points; the message says why and never holds a value.
+    """Bytes or Python objects that are not points. The message says why, and never holds a value.
 
     ``code`` is the problem code that fits (``rstore.core.errors.PROBLEMS``); ``pointer`` the JSON pointer of the part
     that is wrong, or None.
@@ -101,7 +83,7 @@ class InvalidPoints(ValueError):
 
 
 class Cells:
-    """A column of values of any encoding: one encoding byte and one length for each, and their bytes end to end.
+    """A column of values of any encoding: an encoding byte and a length for each, and their bytes end to end.
 
     Iterating gives :class:`~rstore.core.encodings.Value`.
 
@@ -135,7 +117,7 @@ class Cells:
 
     @property
     def starts(self) -> array[int]:
-        """Where each value begins in ``data``, and at the end the length of ``data``."""
+        """The position in ``data`` at which each value begins, and at last the length of ``data``."""
         if self._starts is None:
             self._starts = array("q", accumulate(self.lengths, initial=0))
         return self._starts
@@ -184,9 +166,9 @@ class Points:
     """Points in time order: int64 ``timestamps``, strictly ascending, and one value for each in ``values``.
 
     ``values`` is an ``array('d')`` of finite floats, an ``array('q')`` of integers, or :class:`Cells`. Iterating gives
-    ``(timestamp, value)``, so ``list(points)`` is a list of pairs; of Cells the values are
-    :class:`~rstore.core.encodings.Value`. The constructor trusts its caller: use the ``from_`` methods, :func:`ordered`
-    or :func:`decode` for what may be out of order or invalid.
+    ``(timestamp, value)``, so ``list(points)`` is a list of pairs. With Cells the values are
+    :class:`~rstore.core.encodings.Value`. The constructor trusts its caller. If the columns may be out of order or
+    invalid, use the ``from_`` methods, :func:`ordered` or :func:`decode`.
 
     >>> points = Points.from_pairs([(3, 1.5), (1, 0.5), (3, 2.5)])
     >>> list(points)
@@ -224,7 +206,7 @@ class Points:
     def from_columns(
         cls, timestamps: list[Any], values: list[Any] | Cells, dump: Callable[[Any], Value] | None = None
     ) -> Points:
-        """Points from a column of timestamps and one of values; as :meth:`from_pairs` otherwise.
+        """Points from a column of timestamps and one of values, as :meth:`from_pairs` makes them from pairs.
 
         >>> list(Points.from_columns([2, 1], [20.5, 20.0]))
         [(1, 20.0), (2, 20.5)]
@@ -240,7 +222,7 @@ class Points:
 
     @property
     def encodings(self) -> frozenset[Encoding]:
-        """The encodings that occur; numbers are JSON."""
+        """The encodings that occur. Numbers are JSON."""
         if isinstance(self.values, Cells):
             return frozenset(map(_ENCODINGS.__getitem__, set(self.values.encodings)))
         return frozenset({Encoding.JSON}) if self.timestamps else frozenset()
@@ -292,11 +274,8 @@ class Points:
         return f"Points({len(self)} {_kind(self.values).name.lower()})"
 
 
-# --- columns -----------------------------------------------------------------------------------------------
-
-
 def ordered(timestamps: array[int], values: Column) -> Points:
-    """Points from columns in any order: sorted by timestamp, and of equal timestamps the last wins."""
+    """Points from columns in any order. They are sorted by timestamp, and the last of equal timestamps wins."""
     if _ascending(timestamps):
         return Points(timestamps, values)
     index = dict(zip(timestamps, range(len(timestamps)), strict=True))
@@ -305,38 +284,18 @@ def ordered(timestamps: array[int], values: Column) -> Points:
 
 
 def unordered(pairs: Iterable[tuple[int, Any]], dump: Callable[[Any], Value] | None = None) -> Points:
-    """As :meth:`Points.from_pairs`, but each pair stays in its place, one whose timestamp comes again too.
+    """As :meth:`Points.from_pairs`, but each pair stays in its place, and all pairs with equal timestamps stay.
 
-    Of this only length, encodings and iteration mean anything, and what :func:`concatenate`, :func:`checked` and
+    Only length, encodings and iteration of the result mean anything, and what :func:`concatenate`, :func:`checked` and
     :func:`ordered` make of it.
     """
     return _rows(*_unzipped(pairs), dump)
 
 
-def _rows(timestamps: list[Any], values: list[Any] | Cells, dump: Callable[[Any], Value] | None) -> Points:
-    """Columns as they are given, checked, but not in order."""
-    times = _timestamps(timestamps)
-    column: Column | None
-    if isinstance(values, Cells):
-        column = values
-    else:
-        column = _numbers(values)
-        if column is None:
-            if dump is not None:
-                column = Cells.from_values(map(dump, values))
-            elif set(map(type, values)) == {Value}:
-                column = Cells.from_values(values)
-            else:
-                raise TypeError("values other than finite numbers need `dump` to encode them")
-    if len(times) != len(column):
-        raise InvalidPoints(f"there are {len(times)} timestamps for {len(column)} values, and each has one")
-    return Points(times, column)
-
-
 def concatenate(parts: Iterable[Points]) -> Points:
-    """One Points out of parts, one after the other. Different kinds of columns become cells.
+    """The points of the parts, one part after the other. Different kinds of columns become cells.
 
-    Numbers are taken over part by part: of parts that are made one by one there is never more than one beside them.
+    It copies numbers part by part. If the parts are made one by one, only one of them is in memory beside the result.
     """
     parts = filter(len, parts)
     whole = next(parts, None)
@@ -359,8 +318,8 @@ def concatenate(parts: Iterable[Points]) -> Points:
 def split(points: Points, *, points_max: int, bytes_max: int, start: int = 0) -> Iterator[Points]:
     """Cut points, from the one at index ``start`` on, into consecutive parts.
 
-    Each is of at most ``points_max`` points and ``bytes_max`` bytes of values. A single value larger than ``bytes_max``
-    is a part of its own.
+    Each has at most ``points_max`` points and ``bytes_max`` bytes of values. A single value that is larger than
+    ``bytes_max`` is a part of its own.
     """
     values, total = points.values, len(points)
     while start < total:
@@ -376,7 +335,7 @@ def split(points: Points, *, points_max: int, bytes_max: int, start: int = 0) ->
 
 
 def checked(points: Points, *, value_bytes_max: int | None = None, nesting_max: int = 128) -> Points:
-    """The points as they are to be stored: every JSON cell parses, and a number is the text of an int or a double.
+    """The points to store: every JSON cell parses, and a number is the text of an int or a double.
 
     Raises :class:`InvalidPoints` for a cell that may not be stored, or is larger than the limit. Numbers in typed
     columns need no check.
@@ -405,8 +364,8 @@ def checked(points: Points, *, value_bytes_max: int | None = None, nesting_max: 
 def stored_text(text: bytes, *, nesting_max: int = 128) -> bytes:
     """The JSON text that a point keeps of this one. Raises :class:`~rstore.core.encodings.InvalidJSON`.
 
-    A bare number is an int or a double, in whatever form and column it comes, so its text is the one that either has,
-    and one that no double is near to is refused. Anything else keeps its text.
+    A bare number is an int or a double, whatever its form and column. So it gets the text that an int or a double has,
+    and a number that no double is near to is refused. Any other value keeps its text.
 
     >>> stored_text(b"12345678901234567.25"), stored_text(b'{"a": 1.50}')
     (b'1.2345678901234568e16', b'{"a": 1.50}')
@@ -420,10 +379,10 @@ def stored_text(text: bytes, *, nesting_max: int = 128) -> bytes:
 
 
 def digest(points: Points) -> str:
-    """SHA-256 of these points in hexadecimal: by it a reader knows whether they are still the ones stored.
+    """SHA-256 of these points in hexadecimal. With it a reader asks whether these points are still the stored ones.
 
-    Over their number (8 bytes), the timestamps (8 bytes each), the encodings (a byte each), the lengths (4 bytes each),
-    little-endian, and the data of the values. A number counts as its JSON text, in whatever column it is kept.
+    It goes over their number (8 bytes), the timestamps (8 bytes each), the encodings (a byte each), the lengths (4
+    bytes each), little-endian, and the data of the values. A number counts as its JSON text, whatever its column.
 
     >>> numbers, cells = Points.from_pairs([(1, 10)]), Points.from_values([(1, Value(Encoding.JSON, b"10"))])
     >>> digest(numbers) == digest(cells)
@@ -434,6 +393,175 @@ def digest(points: Points) -> str:
     for part in (_little_endian(points.timestamps), cells.encodings, _little_endian(cells.lengths), cells.data):
         hashed.update(part)
     return hashed.hexdigest()
+
+
+def encode(points: Points) -> bytes:
+    """One frame that holds these points. Raises ``OverflowError`` beyond 4 GiB: see :func:`encode_stream`.
+
+    >>> decode(encode(Points.from_pairs([(1, 10), (2, 20)])))[1]
+    (2, 20)
+    """
+    timestamps, values = points.timestamps, points.values
+    flags = _Flag(0)
+    times = _progression(timestamps)
+    if times is None:
+        times = _little_endian(timestamps)
+    else:
+        flags |= _Flag.PROGRESSION
+    if isinstance(values, Cells):
+        body, cell_flags = _encode_cells(values)
+        flags |= cell_flags
+    else:
+        body = _little_endian(values)
+    length = _HEADER.size - _SIZE.size + len(times) + len(body)
+    if length >= 2**32:
+        raise OverflowError("the points need a frame of more than 4 GiB")
+    return b"".join((_HEADER.pack(length, _FRAME_VERSION, _kind(values), flags, 0, len(points)), times, body))
+
+
+def encode_stream(points: Points) -> Iterator[bytes]:
+    """Frames of about a mebibyte that together hold these points, in order. No points give no frame."""
+    return map(encode, split(points, points_max=_STREAM_POINTS, bytes_max=_STREAM_BYTES))
+
+
+def count_of(frame: bytes) -> int:
+    """The number of points that a whole frame says it holds. The frame is not decoded."""
+    _check_header(frame, len(frame))
+    return int(_HEADER.unpack_from(frame)[5])
+
+
+def decode(frame: bytes, *, bytes_max: int = _FRAME_BYTES_MAX, own: bool = False) -> Points:
+    """The points of one whole frame. Raises :class:`InvalidPoints` if the bytes are not exactly one frame.
+
+    It trusts nothing in the frame: it checks sizes before it takes memory, and decompresses at most ``bytes_max``
+    bytes. It does not parse JSON cells: see :func:`checked`. ``own`` is for a frame that the caller has made and kept:
+    sizes are checked all the same, but not each timestamp and float.
+    """
+    _check_header(frame, len(frame))
+    _, _, kind, flags, _, count = _HEADER.unpack_from(frame)
+    rest = memoryview(frame)[_HEADER.size :]
+    times_size = _PROGRESSION.size if flags & _Flag.PROGRESSION else 8 * count
+    if len(rest) < times_size:
+        raise _malformed("its timestamps are cut off")
+    times, body = rest[:times_size], rest[times_size:]
+    # The values come first. They bound the count, and a progression of timestamps would not.
+    values: Column
+    if kind == _Kind.CELLS:
+        values = _decode_cells(body, count, flags, bytes_max)
+    else:
+        if len(body) != 8 * count:
+            raise _malformed("its values are not as long as its count says")
+        values = _from_little_endian("d" if kind == _Kind.FLOATS else "q", body)
+        if kind == _Kind.FLOATS and not own and not _finite(values):
+            raise InvalidPoints("a column of floats holds only finite ones; NaN and Infinity are no JSON")
+    if flags & _Flag.PROGRESSION:
+        return Points(_from_progression(times, count), values)
+    timestamps = _from_little_endian("q", times)
+    if not own and not _ascending(timestamps):
+        raise InvalidPoints("the timestamps of a frame ascend strictly")
+    return Points(timestamps, values)
+
+
+class FrameReader:
+    """Reads a stream of frames chunk by chunk, however the chunks are cut.
+
+    ``frame_bytes_max`` bounds one frame, before and after decompression. ``stream_bytes_max``, if given, bounds what
+    the values of all frames together decode to. Beyond these the reader raises :class:`InvalidPoints` before it takes
+    memory.
+    Before the reader decodes a frame, it calls ``before_decoding`` with the number of points and of bytes of their
+    columns that the frame says it has. ``before_decoding`` may raise.
+
+    >>> reader = FrameReader()
+    >>> frame = encode(Points.from_pairs([(1, 10)]))
+    >>> [len(points) for chunk in (frame[:5], frame[5:] + frame) for points in reader.feed(chunk)]
+    [1, 1]
+    >>> reader.finish()
+    """
+
+    def __init__(
+        self,
+        *,
+        frame_bytes_max: int = _FRAME_BYTES_MAX,
+        stream_bytes_max: int | None = None,
+        before_decoding: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._frame_bytes_max = frame_bytes_max
+        self._before_decoding = before_decoding
+        self._stream_bytes_left = stream_bytes_max
+        self._buffer = bytearray()
+
+    def feed(self, chunk: bytes) -> Iterator[Points]:
+        """The points of each frame that this chunk completes, one by one. The caller must iterate to the end."""
+        # A chunk of whole frames, such as a short body, is not copied first.
+        buffer: bytes | bytearray = chunk
+        if self._buffer:
+            self._buffer += chunk
+            buffer = self._buffer
+        position = 0
+        with memoryview(buffer) as view:
+            while len(view) - position >= _SIZE.size:
+                (length,) = _SIZE.unpack_from(view, position)
+                end = position + _SIZE.size + length
+                if end - position > self._frame_bytes_max:
+                    raise _too_large(f"a frame of more than {self._frame_bytes_max} bytes")
+                if len(view) < end:
+                    break
+                yield self._decode(bytes(view[position:end]))
+                position = end
+        if buffer is chunk:
+            self._buffer += buffer[position:]
+        else:
+            del self._buffer[:position]
+
+    def finish(self) -> None:
+        """Raise :class:`InvalidPoints` if the stream ended inside a frame."""
+        if self._buffer:
+            raise _malformed("the stream ends inside it")
+
+    def _decode(self, frame: bytes) -> Points:
+        bytes_max = self._frame_bytes_max
+        if self._before_decoding is not None:
+            self._before_decoding(count_of(frame), _decoded_size(frame))
+        if self._stream_bytes_left is None:
+            return decode(frame, bytes_max=bytes_max)
+        points = decode(frame, bytes_max=min(bytes_max, self._stream_bytes_left))
+        # Timestamps do not count: they take at most a small multiple of what the values take.
+        self._stream_bytes_left -= points.size + (4 * len(points) if isinstance(points.values, Cells) else 0)
+        if self._stream_bytes_left < 0:
+            raise _too_large("points larger than the limit")
+        return points
+
+
+class _Kind(enum.IntEnum):
+    FLOATS = 0
+    INTEGERS = 1
+    CELLS = 2
+
+
+class _Flag(enum.IntFlag):
+    PROGRESSION = 1
+    ONE_ENCODING = 2
+    COMPRESSED = 4
+
+
+def _rows(timestamps: list[Any], values: list[Any] | Cells, dump: Callable[[Any], Value] | None) -> Points:
+    """The columns as the caller gives them, checked, but not in order."""
+    times = _timestamps(timestamps)
+    column: Column | None
+    if isinstance(values, Cells):
+        column = values
+    else:
+        column = _numbers(values)
+        if column is None:
+            if dump is not None:
+                column = Cells.from_values(map(dump, values))
+            elif set(map(type, values)) == {Value}:
+                column = Cells.from_values(values)
+            else:
+                raise TypeError("values other than finite numbers need `dump` to encode them")
+    if len(times) != len(column):
+        raise InvalidPoints(f"there are {len(times)} timestamps for {len(column)} values, and each has one")
+    return Points(times, column)
 
 
 def _unzipped(pairs: Iterable[tuple[int, Any]]) -> tuple[list[Any], list[Any]]:
@@ -465,7 +593,7 @@ def _timestamps(members: list[Any]) -> array[int]:
 
 
 def _numbers(values: list[Any]) -> Column | None:
-    """The column of values that are all finite numbers, else None. A bool is no number here."""
+    """The column of values that are all finite numbers; otherwise None. A bool is not a number here."""
     types = set(map(type, values))
     if not types <= _NUMBERS and types.isdisjoint(_NO_NUMBERS):
         values = list(map(plain_number, values))
@@ -482,7 +610,7 @@ def _numbers(values: list[Any]) -> Column | None:
 
 
 def _number_cells(numbers: list[Any]) -> Cells | None:
-    """The JSON texts of numbers; None if one has none (it is not finite, or has too many digits)."""
+    """The JSON texts of numbers. None if a number has none: it is not finite, or has too many digits."""
     try:
         text = msgspec.json.encode(numbers)[1:-1]
     except ValueError:
@@ -527,171 +655,8 @@ def _ascending(timestamps: array[int]) -> bool:
 
 
 def _finite(floats: array[int] | array[float]) -> bool:
-    # A sum is finite unless a term is not, or it overflows; only then must each be looked at.
+    # A sum is finite unless a term is not, or the sum overflows. Only then each term needs a look.
     return math.isfinite(sum(floats)) or all(map(math.isfinite, floats))
-
-
-# --- frames ------------------------------------------------------------------------------------------------
-
-
-def encode(points: Points) -> bytes:
-    """One frame that holds these points. ``OverflowError`` if it would exceed 4 GiB: see :func:`encode_stream`.
-
-    >>> decode(encode(Points.from_pairs([(1, 10), (2, 20)])))[1]
-    (2, 20)
-    """
-    timestamps, values = points.timestamps, points.values
-    flags = _Flag(0)
-    times = _progression(timestamps)
-    if times is None:
-        times = _little_endian(timestamps)
-    else:
-        flags |= _Flag.PROGRESSION
-    if isinstance(values, Cells):
-        body, cell_flags = _encode_cells(values)
-        flags |= cell_flags
-    else:
-        body = _little_endian(values)
-    length = _HEADER.size - _SIZE.size + len(times) + len(body)
-    if length >= 2**32:
-        raise OverflowError("the points need a frame of more than 4 GiB")
-    return b"".join((_HEADER.pack(length, FRAME_VERSION, _kind(values), flags, 0, len(points)), times, body))
-
-
-def encode_stream(points: Points) -> Iterator[bytes]:
-    """Frames of about a mebibyte that together hold these points, in order; none for no points."""
-    return map(encode, split(points, points_max=_STREAM_POINTS, bytes_max=_STREAM_BYTES))
-
-
-def count_of(frame: bytes) -> int:
-    """How many points a whole frame says it holds, without decoding it."""
-    _check_header(frame, len(frame))
-    return int(_HEADER.unpack_from(frame)[5])
-
-
-def decode(frame: bytes, *, bytes_max: int = FRAME_BYTES_MAX, own: bool = False) -> Points:
-    """The points of one whole frame; :class:`InvalidPoints` if it is not exactly that.
-
-    Nothing in the frame is trusted: sizes are checked before memory is taken, and what the frame decompresses to
-    is at most ``bytes_max`` bytes. JSON cells are not parsed: see :func:`checked`. With ``own``, for a frame
-    that the caller's side made and kept, sizes are checked all the same but not each timestamp and float.
-    """
-    _check_header(frame, len(frame))
-    _, _, kind, flags, _, count = _HEADER.unpack_from(frame)
-    rest = memoryview(frame)[_HEADER.size :]
-    times_size = _PROGRESSION.size if flags & _Flag.PROGRESSION else 8 * count
-    if len(rest) < times_size:
-        raise _malformed("its timestamps are cut off")
-    times, body = rest[:times_size], rest[times_size:]
-    # The values come first: they bound the count, which a progression of timestamps alone would not.
-    values: Column
-    if kind == _Kind.CELLS:
-        values = _decode_cells(body, count, flags, bytes_max)
-    else:
-        if len(body) != 8 * count:
-            raise _malformed("its values are not as long as its count says")
-        values = _from_little_endian("d" if kind == _Kind.FLOATS else "q", body)
-        if kind == _Kind.FLOATS and not own and not _finite(values):
-            raise InvalidPoints("a column of floats holds only finite ones; NaN and Infinity are no JSON")
-    if flags & _Flag.PROGRESSION:
-        return Points(_from_progression(times, count), values)
-    timestamps = _from_little_endian("q", times)
-    if not own and not _ascending(timestamps):
-        raise InvalidPoints("the timestamps of a frame ascend strictly")
-    return Points(timestamps, values)
-
-
-class FrameReader:
-    """Reads a stream of frames chunk by chunk, however the chunks are cut.
-
-    ``frame_bytes_max`` bounds one frame, before and after decompression; ``stream_bytes_max``, if given, what the
-    values of all frames together decode to. More is refused with :class:`InvalidPoints` before it takes memory.
-    Before the reader decodes a frame, it calls ``before_decoding`` with the number of points and of bytes of their
-    columns that the frame says it has. ``before_decoding`` may raise.
-
-    >>> reader = FrameReader()
-    >>> frame = encode(Points.from_pairs([(1, 10)]))
-    >>> [len(points) for chunk in (frame[:5], frame[5:] + frame) for points in reader.feed(chunk)]
-    [1, 1]
-    >>> reader.finish()
-    """
-
-    def __init__(
-        self,
-        *,
-        frame_bytes_max: int = FRAME_BYTES_MAX,
-        stream_bytes_max: int | None = None,
-        before_decoding: Callable[[int, int], None] | None = None,
-    ) -> None:
-        self._frame_bytes_max = frame_bytes_max
-        self._before_decoding = before_decoding
-        self._stream_bytes_left = stream_bytes_max
-        self._buffer = bytearray()
-
-    def feed(self, chunk: bytes) -> Iterator[Points]:
-        """The points of each frame that this chunk completes, decoded one by one. To be gone through to its end."""
-        # A chunk of whole frames, as a short body is one, is not copied first.
-        buffer: bytes | bytearray = chunk
-        if self._buffer:
-            self._buffer += chunk
-            buffer = self._buffer
-        position = 0
-        with memoryview(buffer) as view:
-            while len(view) - position >= _SIZE.size:
-                (length,) = _SIZE.unpack_from(view, position)
-                end = position + _SIZE.size + length
-                if end - position > self._frame_bytes_max:
-                    raise _too_large(f"a frame of more than {self._frame_bytes_max} bytes")
-                if len(view) < end:
-                    break
-                yield self._decode(bytes(view[position:end]))
-                position = end
-        if buffer is chunk:
-            self._buffer += buffer[position:]
-        else:
-            del self._buffer[:position]
-
-    def finish(self) -> None:
-        """Raise :class:`InvalidPoints` if the stream ended inside a frame."""
-        if self._buffer:
-            raise _malformed("the stream ends inside it")
-
-    def _decode(self, frame: bytes) -> Points:
-        bytes_max = self._frame_bytes_max
-        if self._before_decoding is not None:
-            self._before_decoding(count_of(frame), _decoded_size(frame))
-        if self._stream_bytes_left is None:
-            return decode(frame, bytes_max=bytes_max)
-        points = decode(frame, bytes_max=min(bytes_max, self._stream_bytes_left))
-        # Timestamps are left out: they take no more than a small multiple of what the values take.
-        self._stream_bytes_left -= points.size + (4 * len(points) if isinstance(points.values, Cells) else 0)
-        if self._stream_bytes_left < 0:
-            raise _too_large("points larger than the limit")
-        return points
-
-
-def _decoded_size(frame: bytes) -> int:
-    """How many bytes the columns of a whole frame say they take, without decoding it."""
-    _, _, _, flags, _, count = _HEADER.unpack_from(frame)
-    size: int = len(frame)
-    if flags & _Flag.COMPRESSED:
-        at = _HEADER.size + (_PROGRESSION.size if flags & _Flag.PROGRESSION else 8 * count)
-        size = max(size, int.from_bytes(frame[at : at + _SIZE.size], "little"))
-    return size + _COLUMNS * int(count)
-
-
-def _check_header(frame: bytes, size: int) -> None:
-    """Raise unless a frame of ``size`` bytes begins with a header that this version reads."""
-    if size < _HEADER.size:
-        raise _malformed("it is shorter than a header")
-    length, version, kind, flags, reserved, _ = _HEADER.unpack_from(frame)
-    if version != FRAME_VERSION:
-        raise _malformed(f"its version is {version}; this reads version {FRAME_VERSION}")
-    if length != size - _SIZE.size:
-        raise _malformed("its length is not what its header says")
-    known = ~0 if kind == _Kind.CELLS else _Flag.PROGRESSION
-    if kind not in _Kind.__members__.values() or reserved or flags > 7 or flags & ~known:
-        raise _malformed("it has an unknown kind or flag")
 
 
 def _encode_cells(cells: Cells) -> tuple[bytes, _Flag]:
@@ -703,7 +668,7 @@ def _encode_cells(cells: Cells) -> tuple[bytes, _Flag]:
     if _BIG_ENDIAN:
         lengths.byteswap()
     body = b"".join((encodings, lengths.tobytes(), cells.data))
-    # Ciphertext does not compress, so the attempt would be wasted.
+    # Ciphertext does not compress, so an attempt would waste time.
     if len(body) >= 64 and not (flags and encodings[0] == Encoding.SEALED):
         compressed = zlib.compress(body, 1)
         if len(compressed) < 0.9 * len(body) and len(body) < 2**32:
@@ -727,6 +692,30 @@ def _decode_cells(body: memoryview, count: int, flags: int, bytes_max: int) -> C
     return Cells(encodings * count if flags & _Flag.ONE_ENCODING else encodings, lengths, data)
 
 
+def _check_header(frame: bytes, size: int) -> None:
+    """Raise unless a frame of ``size`` bytes begins with a header that this version reads."""
+    if size < _HEADER.size:
+        raise _malformed("it is shorter than a header")
+    length, version, kind, flags, reserved, _ = _HEADER.unpack_from(frame)
+    if version != _FRAME_VERSION:
+        raise _malformed(f"its version is {version}; this reads version {_FRAME_VERSION}")
+    if length != size - _SIZE.size:
+        raise _malformed("its length is not what its header says")
+    known = ~0 if kind == _Kind.CELLS else _Flag.PROGRESSION
+    if kind not in _Kind.__members__.values() or reserved or flags > 7 or flags & ~known:
+        raise _malformed("it has an unknown kind or flag")
+
+
+def _decoded_size(frame: bytes) -> int:
+    """The number of bytes that the columns of a whole frame say they take. The frame is not decoded."""
+    _, _, _, flags, _, count = _HEADER.unpack_from(frame)
+    size: int = len(frame)
+    if flags & _Flag.COMPRESSED:
+        at = _HEADER.size + (_PROGRESSION.size if flags & _Flag.PROGRESSION else 8 * count)
+        size = max(size, int.from_bytes(frame[at : at + _SIZE.size], "little"))
+    return size + _POINT_BYTES * int(count)
+
+
 def _decompress(body: memoryview, bytes_max: int) -> bytes:
     if len(body) < _SIZE.size:
         raise _malformed("its values are cut off")
@@ -735,7 +724,7 @@ def _decompress(body: memoryview, bytes_max: int) -> bytes:
         raise _too_large(f"a frame that decompresses to more than {bytes_max} bytes")
     decompressor = zlib.decompressobj()
     try:
-        # One byte of room beyond the promised size shows a stream that is longer than it says.
+        # One byte beyond the promised size shows whether the stream is longer than it says.
         raw = decompressor.decompress(body[_SIZE.size :], size + 1)
     except zlib.error:
         raise _malformed("its values do not decompress") from None
