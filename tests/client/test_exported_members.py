@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import rstore
+import rstored
 from rstore.core import errors
+
+SDK = sorted(Path(rstore.__file__).parent.rglob("*.py"))
+SERVICE = sorted(Path(rstored.__file__).parent.rglob("*.py"))
 
 
 def test_all_names_every_public_member_and_no_other():
@@ -39,3 +47,17 @@ def test_the_service_brings_no_client():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", [*SDK, *SERVICE], ids=lambda path: "/".join(path.parts[-3:]))
+def test_no_module_imports_a_private_name_of_another(path):
+    imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in imports if str(node.module).partition(".")[0] in ("rstore", "rstored")]
+    names = [alias.name for node in ours for alias in node.names]
+    assert [name for name in names if name.startswith("_") and name != "__version__"] == []
+
+
+@pytest.mark.parametrize("path", [path for path in SDK if "cli" not in path.parts], ids=lambda path: path.stem)
+def test_the_public_functions_of_a_module_stand_before_the_private_ones(path):
+    functions = [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+    assert functions == sorted(functions, key=lambda name: name.startswith("_"))

@@ -229,7 +229,7 @@ def _state(answer: Answer, *, until: int = INT64_MAX) -> StoredState:
     if found.timestamp > until or (events and events[-1].timestamp > found.timestamp):
         malformed("the state includes later events than it says", answer.head)
     if not items.keys().isdisjoint(event.item for event in events):
-        malformed("an item is folded and unfolded at once", answer.head)
+        malformed("an item has both a value and events", answer.head)
     return StoredState(found.timestamp, found.revision, items, events)
 
 

@@ -170,7 +170,7 @@ def batch(
         entries = _entries(answer, result.get)
         etags = {put.key: bare_etag(put.etag) for put in result.set}
         if not asked.issuperset(key for key, _ in entries) or etags.keys() != written:
-            malformed("it speaks of other keys than were asked for", answer.head)
+            malformed("there are other keys than were asked for", answer.head)
         return Batch(entries, etags)
 
     headers = JSON_BODY + once() if parts or deletes else JSON_BODY

@@ -17,6 +17,7 @@ _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 _NEGATIVE: Final = re.compile(r"-[0-9.]")
 _UsageError: Final[Any] = typer.BadParameter.__base__
 """The base class has no public name."""
+
 _MARK: Final = "\0"
 """No argument of a process can hold NUL."""
 

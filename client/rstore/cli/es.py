@@ -126,5 +126,5 @@ def _change(text: str) -> tuple[str, tuple[Any, ...]]:
 
 def _present(state: Any, key: str) -> Any:
     if state is None:
-        raise Failure(f"no such event sequence, or none as of then: {key!r}")
+        raise Failure(f"no such event sequence, or it has no event until then: {key!r}")
     return state

@@ -23,6 +23,7 @@ __all__ = ["Part", "Rows", "json_parts", "ndjson_parts"]
 _POINTS_AT_ONCE: Final = 50_000
 _ROW_NESTING_MAX: Final = 129
 """The nesting of a value, and one more for the row itself."""
+
 _POINTER: Final = re.compile(r"/points/([0-9]+)")
 
 

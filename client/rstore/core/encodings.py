@@ -1,7 +1,6 @@
-"""Value encodings: what a stored value's bytes are, and how each stands on the wire.
+"""Value encodings: what the bytes of a stored value are, and how they are sent.
 
-A value is an :class:`Encoding` and bytes. This module is pure and is shared by the SDK and the service, so
-that the two cannot disagree about what a JSON value, a media type or a key is.
+A value is an :class:`Encoding` and bytes. SDK and service share this module, so they agree on what a JSON value is.
 """
 
 from __future__ import annotations
@@ -42,6 +41,7 @@ __all__ = [
 
 JSON_INTEGER_CHARACTERS_MAX: Final = 4300
 """The longest integer that :func:`parse_json` takes, its sign included."""
+
 JSON_INTEGER_MIN: Final = 1 - 10 ** (JSON_INTEGER_CHARACTERS_MAX - 1)
 JSON_INTEGER_MAX: Final = 10**JSON_INTEGER_CHARACTERS_MAX - 1
 _OBJECT: Final[dict[str, Any]] = {

@@ -124,7 +124,7 @@ def apply_json(op: str, current: JsonValue, operand: JsonValue | None = None, *,
     result = apply_operator(op, current.value, None if operand is None else operand.value, bounds)
     if isinstance(result, float):
         if not math.isfinite(result):
-            raise UnfoldableEvent(f"the result of {op} is no finite number, which JSON cannot hold")
+            raise UnfoldableEvent(f"the result of {op} is not a finite number, so JSON cannot hold it")
     elif isinstance(result, int):
         if not JSON_INTEGER_MIN <= result <= JSON_INTEGER_MAX:
             raise UnfoldableEvent(f"the result of {op} is an integer of more than 4300 characters")

@@ -58,6 +58,7 @@ _PART_ROWS: Final = 10_000
 _SHAPE: Final = "a point is [timestamp, value] or [timestamp, data, encoding]"
 _ONE_MEMBER: Final = b"\x81"
 """How a msgpack map of one member begins."""
+
 _NUMBER_STARTS: Final = frozenset(b"%c" % character for character in b"-0123456789")
 _FIELD: Final = re.compile(r'(?:"([^"]*(?:""[^"]*)*)"|([^",\r\n]*))(,|\r?\n|\Z)')
 _JSON_ENCODER: Final = msgspec.json.Encoder()
@@ -384,7 +385,7 @@ def _msgpack_value(packed: Raw) -> tuple[int, Value]:
         same = False
     if not same:
         # Bytes, extensions, NaN and keys that are not strings would come back as something else.
-        raise InvalidPoints("the value is not one that JSON can say", code="invalid-value")
+        raise InvalidPoints("JSON has no form for the value", code="invalid-value")
     return t, Value(encoding, text)
 
 

@@ -72,8 +72,7 @@ _POINT_BYTES: Final = 8 + 1 + 4 + 8
 class InvalidPoints(ValueError):
     """Bytes or Python objects that are not points. The message says why, and never holds a value.
 
-    ``code`` is the problem code that fits (``rstore.core.errors.PROBLEMS``); ``pointer`` the JSON pointer of the part
-    that is wrong, or None.
+    ``code`` is a code of ``rstore.core.errors.PROBLEMS``. ``pointer`` is the JSON pointer of the wrong part, or None.
     """
 
     def __init__(self, message: str, *, code: str = "invalid-body", pointer: str | None = None) -> None:
@@ -453,7 +452,7 @@ def decode(frame: bytes, *, bytes_max: int = _FRAME_BYTES_MAX, own: bool = False
             raise _malformed("its values are not as long as its count says")
         values = _from_little_endian("d" if kind == _Kind.FLOATS else "q", body)
         if kind == _Kind.FLOATS and not own and not _finite(values):
-            raise InvalidPoints("a column of floats holds only finite ones; NaN and Infinity are no JSON")
+            raise InvalidPoints("a column of floats holds only finite ones; NaN and Infinity are not JSON")
     if flags & _Flag.PROGRESSION:
         return Points(_from_progression(times, count), values)
     timestamps = _from_little_endian("q", times)
@@ -560,7 +559,7 @@ def _rows(timestamps: list[Any], values: list[Any] | Cells, dump: Callable[[Any]
             else:
                 raise TypeError("values other than finite numbers need `dump` to encode them")
     if len(times) != len(column):
-        raise InvalidPoints(f"there are {len(times)} timestamps for {len(column)} values, and each has one")
+        raise InvalidPoints(f"there are {len(times)} timestamps for {len(column)} values; each value needs one")
     return Points(times, column)
 
 

@@ -172,6 +172,7 @@ _FACTORIES: Final[Sequence[type]] = (
     *(collections.OrderedDict, collections.Counter, collections.deque, decimal.Decimal, fractions.Fraction),
 )
 """Types that a pickle may also name without making one, such as the factory of a defaultdict."""
+
 GLOBALS: Final[dict[tuple[str, str], object]] = {
     ("builtins", "Ellipsis"): ...,
     ("builtins", "NotImplemented"): NotImplemented,

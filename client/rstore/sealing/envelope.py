@@ -217,7 +217,7 @@ def pack(value: Value) -> bytes:
 def unpack(plaintext: bytes) -> Value:
     """The value in an opened plaintext. Raises :class:`StoreDecryptionError` if its first byte is no encoding."""
     if not plaintext or plaintext[0] >= len(_INNER_ENCODINGS):
-        raise StoreDecryptionError("the value opens, but what is in it is no value")
+        raise StoreDecryptionError("the value opens, but its first byte is no encoding")
     return Value(_INNER_ENCODINGS[plaintext[0]], plaintext[1:])
 
 

@@ -31,11 +31,11 @@ from rstore.transport.address import Certificate, Service
 from rstore.transport.connections import leave_to_parent
 from rstore.transport.running import OperationBounds
 
-__all__ = ["Base", "Home", "Key", "TransportT", "contradiction", "part_of_a_write"]
+__all__ = ["Base", "Home", "SealingKeys", "TransportT", "contradiction", "part_of_a_write"]
 
 TransportT = TypeVar("TransportT")
 T = TypeVar("T")
-Key: TypeAlias = "str | bytes | Sequence[str | bytes]"
+SealingKeys: TypeAlias = "str | bytes | Sequence[str | bytes]"
 Home: TypeAlias = "tuple[int, asyncio.AbstractEventLoop | None]"
 """Where connections can be used: in one process, and if they are awaited, under one event loop."""
 
@@ -50,7 +50,7 @@ class Base(Generic[TransportT]):
 
     _namespace: str | None = None
     _transport_type: type[TransportT]
-    _key: Key | None = None
+    _key: SealingKeys | None = None
     _freq: int | None = None
     _operation_seconds_max: float = 600.0
     _ahead_seconds_max: float = 86_400.0
@@ -59,7 +59,7 @@ class Base(Generic[TransportT]):
         self,
         dsn: str | None = None,
         namespace: str | None = None,
-        key: Key | None = None,
+        key: SealingKeys | None = None,
         frozen: bool = True,
         *,
         sealed_only: bool | None = None,
@@ -96,7 +96,7 @@ class Base(Generic[TransportT]):
             cert=_environment("RSTORE_CERT") if cert is None else cert,
         )
         accept_fernet = check_flag(accept_fernet, "accept_fernet")
-        # The sealer refuses an empty key and an empty list: whoever gives one does not want to write in the open.
+        # The sealer refuses an empty key and an empty list: a caller who gives one does not mean to write unsealed.
         sealer = Sealer(next(secrets), accept_fernet=accept_fernet) if sealed else None
         self._trust_pickle = check_flag(trust_pickle, "trust_pickle")
         cls = type(self)
@@ -123,7 +123,7 @@ class Base(Generic[TransportT]):
         self._tls: ssl.SSLContext | bool | None = None
         self._connected: dict[Home, Any] = {}
 
-    # Python names this function to whoever calls the class wrongly, and nobody knows this class.
+    # Python names it to whoever calls the constructor wrongly. The name of this class would only puzzle.
     __init__.__qualname__ = "Store"
 
     def __repr__(self) -> str:
@@ -197,6 +197,23 @@ class Base(Generic[TransportT]):
                 return found
 
 
+def contradiction(text: str) -> StoreProtocolError:
+    """The error for a service that contradicts itself about a write, so its outcome is unknown."""
+    error = StoreProtocolError(text)
+    error.outcome_unknown = True
+    return error
+
+
+@contextlib.contextmanager
+def part_of_a_write(written: int) -> Iterator[None]:
+    """Carry out one of several writes of one call. If it fails and others were ``written``, the error says so."""
+    try:
+        yield
+    except StoreError as error:
+        error.outcome_unknown |= written > 0
+        raise
+
+
 def _environment(name: str) -> str | None:
     """A variable of the environment. A local ``os.environ`` would show the whole of it in a traceback."""
     return os.environ.get(name)
@@ -211,20 +228,3 @@ def _chosen_namespace(name: Any) -> str:
         return check_namespace(str.__str__(name))
     except InvalidName as error:
         raise StoreRequestError(str(error), code="invalid-namespace") from None
-
-
-@contextlib.contextmanager
-def part_of_a_write(written: int) -> Iterator[None]:
-    """Carry out one of several writes of one call. If it fails and others were ``written``, the error says so."""
-    try:
-        yield
-    except StoreError as error:
-        error.outcome_unknown |= written > 0
-        raise
-
-
-def contradiction(text: str) -> StoreProtocolError:
-    """The error for a service that contradicts itself about a write, so its outcome is unknown."""
-    error = StoreProtocolError(text)
-    error.outcome_unknown = True
-    return error

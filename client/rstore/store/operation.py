@@ -46,7 +46,7 @@ class Operation(Generic[BlockingT, AwaitedT]):
     """
 
     def __init__(self, steps: Callable[..., Steps[Any]]) -> None:
-        # Python names this to whoever calls the method wrongly, and nobody knows the class in which it stands.
+        # Python names it to whoever calls the method wrongly. The class in which it stands would only puzzle.
         steps.__qualname__ = steps.__name__
         checked = Signature(steps).checked
 
