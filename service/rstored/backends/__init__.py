@@ -1,8 +1,11 @@
-"""The backends, and the table that a DSN's scheme picks one from."""
+"""The backends, and the table that a DSN's scheme picks one from.
+
+An installed package adds a scheme by an entry point of the group ``rstored.backends``; docs/backends.md tells how.
+"""
 
 from __future__ import annotations
 
-import importlib
+from importlib.metadata import EntryPoint, entry_points
 from typing import Final
 
 from rstored.backends.abc import Backend
@@ -26,17 +29,24 @@ BACKENDS: Final[dict[str, str]] = {
 }
 
 
+_GROUP: Final = "rstored.backends"
+
+
 def backend_class(dsn: str) -> type[Backend]:
     """The backend class for a DSN; raises :class:`Problem` that names the schemes there are, or what to install."""
     scheme, separator, _ = dsn.partition("://")
-    if not separator or scheme not in BACKENDS:
-        known = ", ".join(f"{name}://" for name in BACKENDS)
-        raise Problem("backend-unavailable", f"the DSN must begin with one of {known}")
-    module_name, _, class_name = BACKENDS[scheme].partition(":")
+    if separator and scheme in BACKENDS:
+        backend = EntryPoint(scheme, BACKENDS[scheme], _GROUP)
+        remedy = f"pip install 'rstore[service]' brings the driver for {scheme}://"
+    else:
+        added = {entry.name: entry for entry in entry_points(group=_GROUP)}
+        if not separator or scheme not in added:
+            known = ", ".join(f"{name}://" for name in (*BACKENDS, *sorted(added)))
+            raise Problem("backend-unavailable", f"the DSN must begin with one of {known}")
+        backend = added[scheme]
+        remedy = f"install what the backend for {scheme}:// needs"
     try:
-        module = importlib.import_module(module_name)
+        loaded: type[Backend] = backend.load()
     except ModuleNotFoundError as error:
-        remedy = f"pip install 'rstore[service]' brings the driver for {scheme}:// ({error.name} is missing)"
-        raise Problem("backend-unavailable", remedy) from error
-    loaded: type[Backend] = getattr(module, class_name)
+        raise Problem("backend-unavailable", f"{remedy} ({error.name} is missing)") from error
     return loaded

@@ -261,6 +261,7 @@ class Update(NamedTuple, Generic[T]):
     and be sent their results, and returns a Commit that writes only to them (and creates their namespaces). It raises
     :class:`Problem` to refuse: then nothing is written and the problem is the update's result.
     ``DeleteRecord`` of a namespace is given with that namespace's place in ``places``.
+    A plan may find a namespace that it does not name absent although another update of the batch creates it: both do.
     """
 
     places: tuple[Place, ...]
