@@ -484,8 +484,8 @@ async def test_the_command_says_one_line_and_exits(postgresql, redis, tmp_path: 
         f"redis://:{PASSWORD}@127.0.0.1:1",
         f"sqlite:///{tmp_path}/{'a' * 300}",
     ]
-    for dsn in dsns:
-        done = await asyncio.to_thread(
+    processes = [
+        asyncio.to_thread(
             subprocess.run,
             [sys.executable, "-m", "rstored", *command.split(), "--dsn", dsn],
             capture_output=True,
@@ -493,6 +493,10 @@ async def test_the_command_says_one_line_and_exits(postgresql, redis, tmp_path: 
             timeout=60,
             check=False,
         )
+        for dsn in dsns
+    ]
+    # At once: each of them only starts, or waits for a server.
+    for dsn, done in zip(dsns, await asyncio.gather(*processes), strict=True):
         assert done.returncode == 1, (dsn, done.stdout, done.stderr)
         assert done.stdout == ""
         assert done.stderr.startswith("rstored: ")
