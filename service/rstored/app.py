@@ -7,6 +7,7 @@ import functools
 from collections.abc import AsyncIterator
 
 from rstored.api.access import Authentication
+from rstored.api.asgi import ASGIApp
 from rstored.api.front_door import FrontDoor
 from rstored.api.metrics import Metrics
 from rstored.api.openapi import declare_routes
@@ -16,23 +17,31 @@ from rstored.backends import backend_class
 from rstored.engine.engine import Engine
 from rstored.settings import Settings, load_settings
 
-__all__ = ["create_app", "running_app"]
+__all__ = ["app", "create_app", "running_app"]
+
+app: ASGIApp
+"""The app with the settings of the environment, made when it is first asked for."""
 
 
-def create_app(settings: Settings | None = None, worker: int | None = None) -> FrontDoor:
+@functools.cache
+def __getattr__(name: str) -> ASGIApp:
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return create_app()
+
+
+def create_app(settings: Settings | None = None, worker: int | None = None) -> ASGIApp:
     """The ASGI app, by default with the settings of the environment.
 
     Nothing is opened yet: the server's lifespan does that, or ``async with app.running()``.
     """
     settings = settings or load_settings()
-    return FrontDoor(
-        declare_routes(docs=settings.docs, root_path=settings.root_path),
-        functools.partial(_open_state, settings, worker),
-    )
+    declared = declare_routes(docs=settings.docs, root_path=settings.root_path)
+    return ASGIApp(FrontDoor(declared, functools.partial(_open_state, settings, worker)))
 
 
 @contextlib.asynccontextmanager
-async def running_app(settings: Settings, worker: int | None = None) -> AsyncIterator[FrontDoor]:
+async def running_app(settings: Settings, worker: int | None = None) -> AsyncIterator[ASGIApp]:
     """The app, opened; for tests, and for whoever runs their own server. Raises :class:`~rstored.problems.Problem`.
 
     ``worker`` is this process's number where several serve together; its metrics are told apart by it.

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import anyio.to_thread
 import httpx2
+import uvicorn
 
 from rstore import KEEP, AsyncStore, Store
 from rstore.codec.values import dump, load
@@ -91,6 +92,8 @@ class Driver(abc.ABC):
     """Opens subjects on one deployment; they are closed when ``stack`` is."""
 
     features: ClassVar[frozenset[str]]
+    # What it runs over; None is all.
+    backends: ClassVar[frozenset[str] | None] = None
     http: httpx2.AsyncClient
 
     def __init__(self, stack: AsyncExitStack, deployment: Deployment) -> None:
@@ -457,21 +460,58 @@ class StoreDriver(Driver):
 
     features = frozenset({"client", "wire", "sealing", "mapping"})
 
+    @property
+    def url(self) -> str:
+        """Where the service answers."""
+        return self.deployment.url
+
     async def start(self) -> None:
         self.http = await self.stack.enter_async_context(
-            httpx2.AsyncClient(base_url=self.deployment.url, headers=self.deployment.headers, verify=False)
+            httpx2.AsyncClient(base_url=self.url, headers=self.deployment.headers, verify=False)
         )
 
     async def open(self, namespace: str | None, **options: Any) -> StoreSubject:
         arguments, attributes = self.options(options)
         kind = type("FixedStore", (Store,), attributes) if attributes else Store
-        store = kind(self.deployment.url, namespace, **arguments)
+        store = kind(self.url, namespace, **arguments)
         self.stack.push_async_callback(anyio.to_thread.run_sync, store.close)
         await anyio.to_thread.run_sync(store.open)
         return StoreSubject(store, namespace or "default", arguments.get("key"))
 
 
 # --- AsyncStore over ASGI ----------------------------------------------------------------------------------
+
+
+class UvicornDriver(StoreDriver):
+    """Store against the same application under a server that knows nothing of rstore."""
+
+    features = frozenset({"client", "wire"})
+    backends = frozenset({"sqlite"})
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    async def start(self) -> None:
+        self._url = await self.stack.enter_async_context(under_uvicorn(self.deployment.make_app()))
+        await super().start()
+
+
+@contextlib.asynccontextmanager
+async def under_uvicorn(app: Any) -> AsyncIterator[str]:
+    """The URL at which stock uvicorn serves ``app``, on an event loop and thread of its own."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None)
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(anyio.to_thread.run_sync(server.run))
+    try:
+        while not server.started:
+            assert not serving.done(), "uvicorn did not start"
+            await asyncio.sleep(0.01)
+        host, port = server.servers[0].sockets[0].getsockname()
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        await serving
 
 
 class AsyncStoreSubject(Conveniences):
@@ -534,7 +574,12 @@ async def lifespan(app: Any) -> AsyncIterator[None]:
 
 # --- cases -------------------------------------------------------------------------------------------------
 
-DRIVERS: dict[str, type[Driver]] = {"engine": EngineDriver, "http": StoreDriver, "asgi": AsyncStoreDriver}
+DRIVERS: dict[str, type[Driver]] = {
+    "engine": EngineDriver,
+    "http": StoreDriver,
+    "asgi": AsyncStoreDriver,
+    "uvicorn": UvicornDriver,
+}
 
 
 class Case(NamedTuple):
@@ -572,5 +617,6 @@ def cases(backends: list[str]) -> list[Case]:
         Case(backend, name, sealed)
         for backend in backends
         for name, driver in DRIVERS.items()
+        if driver.backends is None or backend in driver.backends
         for sealed in ((False, True) if "sealing" in driver.features else (False,))
     ]

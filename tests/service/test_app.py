@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+
 import httpx2
 import pytest
+from tests.waiting import SECONDS_MAX
 
 from rstored.app import create_app, running_app
 from rstored.problems import Problem
@@ -35,6 +41,26 @@ async def test_what_was_written_is_there_at_the_next_start(tmp_path):
             assert (await http.put("/kv/k", json=1)).status_code == 201
         async with app.running():
             assert (await http.get("/kv/k")).json() == 1
+
+
+def test_any_asgi_server_serves_the_app_with_the_settings_of_the_environment(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # A key with a slash in it tells whether the path arrives as it was sent.
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/kv/a%2Fb"
+        server = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "rstored.app:app", "--fd", str(listener.fileno())],
+            pass_fds=[listener.fileno()],
+            env={**os.environ, "RSTORED_DSN": f"sqlite:///{tmp_path / 'store.db'}"},
+        )
+        try:
+            # The socket listens already, so this waits until the app is open.
+            assert httpx2.put(url, json=1, timeout=SECONDS_MAX).status_code == 201
+            answer = httpx2.get(url)
+            assert (answer.json(), answer.headers["server"]) == (1, "uvicorn")
+        finally:
+            server.terminate()
+            server.wait(SECONDS_MAX)
+    assert [path.name for path in tmp_path.iterdir()] == ["store.db"]
 
 
 async def test_what_cannot_be_opened_is_a_problem(tmp_path):

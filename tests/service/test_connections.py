@@ -14,7 +14,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -27,7 +27,10 @@ from hypothesis import strategies as st
 from tests.certificates import new_authority, tls_settings
 from tests.waiting import has_read_everything, until
 
+from rstored.api.front_door import Write
 from rstored.api.metrics import Metrics
+from rstored.api.replies import Reply
+from rstored.api.requests import ClientGone, Request
 from rstored.http.connection import Connection
 from rstored.http.connections import Connections
 from rstored.limits import Limits
@@ -142,22 +145,21 @@ class Served:
         self.asked: list[tuple[Any, ...]] = []
         self.answered = b""
 
-    async def app(self, scope: Any, receive: Any, send: Any) -> None:
+    async def app(self, request: Request, write: Write) -> None:
         received, more = b"", True
         while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
+            try:
+                part, more = await request.receive()
+            except ClientGone:
                 return
-            received += message["body"]
-            more = message["more_body"]
-        self.asked.append((scope["method"], scope["raw_path"], scope["headers"], received))
-        if scope["raw_path"] == b"/kv/small":
+            received += part
+        self.asked.append((request.method, request.raw_path, request.query_string, request.fields, received))
+        if request.raw_path == b"/kv/small":
             await asyncio.sleep(0)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"answer"})
+        await write(request, Reply(200, (), b"answer"))
 
     async def talk(self, packets: list[bytes]) -> None:
-        connections = Connections(Limits(), Metrics(None), ())
+        connections = Connections(Limits(), Metrics(None))
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         loop = asyncio.get_running_loop()
@@ -211,7 +213,7 @@ def test_what_is_answered_does_not_depend_on_where_the_packets_are_cut(number):
 @contextlib.asynccontextmanager
 async def connected(app: Any, renew: Callable[[], None] = lambda: None):
     """A connection in this process and the client's end of it."""
-    connections = Connections(Limits(), Metrics(None), (), renew)
+    connections = Connections(Limits(), Metrics(None), renew)
     loop = asyncio.get_running_loop()
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
@@ -227,23 +229,21 @@ def fails(*_: Any) -> None:
     raise error_of_the_service
 
 
-async def fails_at_once(scope: Any, receive: Any, send: Any) -> None:
+async def fails_at_once(request: Request, write: Write) -> None:
     fails()
 
 
-async def fails_later(scope: Any, receive: Any, send: Any) -> None:
+async def fails_later(request: Request, write: Write) -> None:
     await asyncio.sleep(0)
     fails()
 
 
-async def fails_when_answered(scope: Any, receive: Any, send: Any) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"bad", b"line\nbreak")]})
-    await send({"type": "http.response.body", "body": b""})
+async def fails_when_answered(request: Request, write: Write) -> None:
+    await write(request, Reply(200, ((b"bad", b"line\nbreak"),)))
 
 
-async def answers(scope: Any, receive: Any, send: Any) -> None:
-    await send({"type": "http.response.start", "status": 204, "headers": []})
-    await send({"type": "http.response.body", "body": b""})
+async def answers(request: Request, write: Write) -> None:
+    await write(request, Reply(204))
 
 
 error_of_the_service = RuntimeError("a fault of the service")
@@ -278,9 +278,37 @@ def test_whatever_escapes_from_answering_ends_the_connection(app, renew, error, 
     uvloop.run(test())
 
 
+def test_a_client_may_go_before_the_end_of_a_stream():
+    ended: list[type[Exception]] = []
+
+    async def test() -> None:
+        async def app(request: Request, write: Write) -> None:
+            async def rest() -> AsyncGenerator[bytes, None]:
+                while made.server.connections:
+                    await asyncio.sleep(0)
+                return
+                yield b""
+
+            try:
+                await write(request, Reply(200, (), rest(), (b"1", b"2")))
+            except Exception as error:
+                ended.append(type(error))
+
+        async with connected(app) as (made, theirs):
+            loop = asyncio.get_running_loop()
+            await loop.sock_sendall(theirs, get(b"/"))
+            await loop.sock_recv(theirs, 1000)
+            made.transport.abort()
+            while not ended:
+                await asyncio.sleep(0)
+
+    uvloop.run(test())
+    assert ended == [ClientGone]
+
+
 @pytest.mark.parametrize("state", ["not idle", "its task has ended", "without a task"])
 def test_a_connection_that_is_in_nobodys_care_is_ended(state, caplog):
-    async def waits(scope: Any, receive: Any, send: Any) -> None:
+    async def waits(request: Request, write: Write) -> None:
         await asyncio.sleep(60)
 
     async def test() -> None:
@@ -290,17 +318,17 @@ def test_a_connection_that_is_in_nobodys_care_is_ended(state, caplog):
                 made.server.idle.clear()
             else:
                 await loop.sock_sendall(theirs, get(b"/"))
-                while made._exchange is None or made._exchange.scope["task"] is None:
+                while made._exchange is None or made._exchange.task is None:
                     await asyncio.sleep(0)
-                made.server.sweep(loop.time())
-                made.server.sweep(loop.time())
+                made.server.sweep()
+                made.server.sweep()
                 assert not made.transport.is_closing()
                 ended = loop.create_task(asyncio.sleep(0)) if state == "its task has ended" else None
                 await asyncio.sleep(0.01)
-                made._exchange.scope["task"] = ended
-            made.server.sweep(loop.time())
+                made._exchange.task = ended
+            made.server.sweep()
             assert not made.transport.is_closing()
-            made.server.sweep(loop.time())
+            made.server.sweep()
             assert await loop.sock_recv(theirs, 1000) == b""
             assert "in nobody's care" in caplog.text
 
@@ -311,7 +339,7 @@ def test_a_sweep_goes_on_after_a_connection_that_fails(caplog):
     async def test() -> None:
         async with connected(answers) as (made, theirs):
             made._reader_stalls = fails  # type: ignore[method-assign]
-            made.server.sweep(asyncio.get_running_loop().time())
+            made.server.sweep()
             assert made.server._metrics.connections == 1
             assert await asyncio.get_running_loop().sock_recv(theirs, 1000) == b""
 

@@ -18,6 +18,7 @@ import uvloop
 from tests.waiting import SECONDS_MAX, until
 
 from rstored.api.metrics import Metrics
+from rstored.api.replies import Reply
 from rstored.backends.abc import Commit, Head, HeadRead, Kind, Place, PutHead, Update, namespace_place
 from rstored.backends.sqlite import SQLiteBackend
 from rstored.http.connection import Connection
@@ -543,16 +544,16 @@ async def test_what_is_cancelled_before_its_task_has_begun_is_undone():
     """As by the end of the grace time: the app has begun outside of the task."""
     told = []
 
-    async def app(scope, receive, send):
+    async def app(request, write):
         try:
-            await receive()
+            await request.receive()
         except asyncio.CancelledError:
             # It may take a while, as the end of a stream does.
             await asyncio.sleep(0)
             told.append("cancelled")
             raise
 
-    connections = Connections(Limits(), Metrics(None), ())
+    connections = Connections(Limits(), Metrics(None))
     ours, theirs = socket.socketpair()
     with theirs:
         made = Connection(app, connections, ours, None)
@@ -579,13 +580,12 @@ async def test_what_may_come_late_in_a_round_is_answered_from_what_is_stored_the
     """What is read for several requests of one round of the event loop may be of one moment."""
     told = []
 
-    async def app(scope, receive, send):
-        told.append(scope["path"])
-        await receive()
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
+    async def app(request, write):
+        told.append(request.raw_path.decode())
+        await request.receive()
+        await write(request, Reply(204))
 
-    connections = Connections(Limits(), Metrics(None), (), lambda: told.append("renewed"))
+    connections = Connections(Limits(), Metrics(None), lambda: told.append("renewed"))
     connections.connections.update(range(others))
     ours, theirs = socket.socketpair()
     with theirs:
@@ -630,13 +630,11 @@ async def read_after_a_task(tmp_path):
     write_meanwhile(b"before")
     backend = await SQLiteBackend.open(dsn)
 
-    async def app(scope, receive, send):
-        await receive()
+    async def app(request, write):
         ((head,),) = await backend.read([(HeadRead(pair),)])
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": head.value})
+        await write(request, Reply(200, (), head.value))
 
-    connections = Connections(Limits(), Metrics(None), (), backend.renew)
+    connections = Connections(Limits(), Metrics(None), backend.renew)
     loop = asyncio.get_running_loop()
     ours, theirs = socket.socketpair()
     with theirs:

@@ -463,12 +463,6 @@ def entrance_of(app: Any, connections: Connections, tls: ssl.SSLContext | None) 
             entrance.close()
 
 
-async def sweep(connections: Connections) -> None:
-    while True:
-        await asyncio.sleep(1)
-        connections.sweep(asyncio.get_running_loop().time())
-
-
 @on_loop_of_the_service
 async def test_nothing_is_left_of_requests_and_connections(tmp_path, certificates):
     """The same within this process, where everything that is held can be seen."""
@@ -476,11 +470,11 @@ async def test_nothing_is_left_of_requests_and_connections(tmp_path, certificate
     settings = Settings(dsn=f"sqlite:///{tmp_path / 'store.db'}", limits=Limits(**LIMITS), tls_cert=cert, tls_key=key)
     async with running_app(settings) as app:
         state = app.state
-        connections = Connections(settings.limits, state.metrics, (), state.backend.renew)
-        with entrance_of(app, connections, tls_context(settings)) as (entrance, url):
+        connections = Connections(settings.limits, state.metrics, state.backend.renew)
+        with entrance_of(app.front_door.serve, connections, tls_context(settings)) as (entrance, url):
             service = Service(url, certificates and certificates.trusting)
             await asyncio.to_thread(service.prepare)
-            sweeping = asyncio.create_task(sweep(connections))
+            app.front_door.sweeps.append(connections.sweep)
             tasks_before = asyncio.all_tasks()
 
             def held() -> dict[str, float]:
@@ -489,8 +483,8 @@ async def test_nothing_is_left_of_requests_and_connections(tmp_path, certificate
                     "idle": len(connections.idle),
                     "clients": len(connections._of_client),
                     "arriving": len(entrance._arriving),
-                    "requests": len(app._under_way),
-                    "shares": len(app._shares),
+                    "requests": len(app.front_door._under_way),
+                    "shares": len(app.front_door._shares),
                     "bytes": state.bytes_held,
                     "bytes of clients": len(state.bytes_held_of),
                     "tasks": len(asyncio.all_tasks() - tasks_before),
@@ -510,4 +504,3 @@ async def test_nothing_is_left_of_requests_and_connections(tmp_path, certificate
                     await settled(held)
             finally:
                 gc.set_threshold(*thresholds)
-            sweeping.cancel()

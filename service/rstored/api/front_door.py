@@ -14,9 +14,9 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import fastapi
 from starlette.routing import Route as StarletteRoute
@@ -26,17 +26,19 @@ from rstored.api.media_types import negotiate
 from rstored.api.operations import Operation
 from rstored.api.parameters import Query, checked_key, checked_namespace, decode_text, parse_query
 from rstored.api.problems import problem_reply
-from rstored.api.replies import ON_ALL, Header, Reply
-from rstored.api.requests import DEFAULT_NAMESPACE, UNCOUNTED_BYTES_MAX, ClientGone, Receive, Request, header_fields
+from rstored.api.replies import CLIENT_GONE, ON_ALL, Header, Reply
+from rstored.api.requests import DEFAULT_NAMESPACE, ClientGone, Request
 from rstored.api.state import State
 from rstored.limits import Limits
 from rstored.problems import Problem
 from rstored.turns import CLIENT
 
-__all__ = ["FrontDoor", "Served"]
+__all__ = ["FrontDoor", "Served", "Write"]
 
-Scope: TypeAlias = MutableMapping[str, Any]
-Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+# Sends the reply to a request. Raises ClientGone for a client that no longer reads.
+Write: TypeAlias = Callable[[Request, Reply], Awaitable[None]]
+# Answers with a document that is the same for everybody.
+Page: TypeAlias = Callable[[Request], Awaitable[Reply]]
 # A variable of a route's path, and what stands for it in the path that was asked for.
 _Segment: TypeAlias = tuple[str, bytes]
 OpenState: TypeAlias = Callable[[], AbstractAsyncContextManager[State]]
@@ -45,8 +47,6 @@ logger = logging.getLogger("rstored.requests")
 
 _REQUEST_ID: Final = re.compile(rb"[!-~]{1,128}\Z")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"})
-_CLOSE: Final[Header] = (b"connection", b"close")
-_CLIENT_GONE: Final = 499
 # These are answered when the service has too much to do for anything else: they tell an operator so.
 _PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _SWEEP_SECONDS: Final = 1.0
@@ -64,17 +64,18 @@ _ON_ALL_OVER_TLS: Final[tuple[Header, ...]] = (*ON_ALL, (b"strict-transport-secu
 
 
 class _Endpoint:
-    """A route and method, ready to be called. ``operation`` is None where FastAPI answers itself.
+    """A route and method, ready to be called: an operation, or else a page, which takes nothing but the request.
 
-    ``rule`` is None where no token is needed.
+    ``rule`` is None where no token is needed. ``route`` is what its requests are counted under.
     """
 
-    __slots__ = ("default_query", "is_probe", "method", "operation", "rule", "template")
+    __slots__ = ("default_query", "is_probe", "operation", "page", "route", "rule")
 
-    def __init__(self, template: str, method: str, operation: Operation | None) -> None:
-        self.template = template
-        self.method = method
+    def __init__(self, template: str, method: str, endpoint: Operation | Page) -> None:
+        operation = endpoint if isinstance(endpoint, Operation) else None
+        self.route = (template, method)
         self.operation = operation
+        self.page: Page | None = None if isinstance(endpoint, Operation) else endpoint
         self.is_probe = template in _PROBES
         self.rule = operation.rule if operation is not None and operation.rule.needs_token else None
         self.default_query: Query | None = None
@@ -118,35 +119,34 @@ class Served(NamedTuple):
 
 
 class FrontDoor:
-    """The service's ASGI app. ``open_state`` opens what it needs and closes it again; ``declared`` has the routes.
+    """Answers requests. ``open_state`` opens what it needs and closes it again; ``declared`` has the routes.
 
-    Run it under a server that speaks the lifespan protocol, or enter :meth:`running` yourself.
+    Enter :meth:`running`; then :meth:`serve` each request, in a task or outside of one.
     """
 
     def __init__(self, declared: fastapi.FastAPI, open_state: OpenState) -> None:
-        self._declared = declared
         self._open_state = open_state
         self._root = _Node()
-        self._unmatched: dict[tuple[str, str], _Endpoint] = {}
         self._state: State | None = None
         self._ids = _request_ids()
         self._root_path = b""
-        self._under_way: dict[Request, Scope] = {}
+        self._under_way: set[Request] = set()
+        # One task looks once a second at the requests, and at what else a server adds: it costs less than a timer each.
+        self.sweeps: list[Callable[[], None]] = [self._end_late]
         self._shares: dict[str, int] = {}
         for route in declared.routes:
             if isinstance(route, StarletteRoute):
                 self._add(route)
 
     def _add(self, route: StarletteRoute) -> None:
-        endpoint = route.endpoint
+        declared = route.endpoint
         node = self._root
         for segment in route.path.split("/")[1:]:
             node = node.child(segment)
         for method in route.methods or ():
-            operation = endpoint if isinstance(endpoint, Operation) else None
-            node.endpoints[method] = _Endpoint(route.path, method, operation)
-            if operation is not None and "{namespace}" not in route.path:
-                node.of_default = operation.rule.reach is Reach.NAMESPACE
+            node.endpoints[method] = _Endpoint(route.path, method, declared)
+            if isinstance(declared, Operation) and "{namespace}" not in route.path:
+                node.of_default = declared.rule.reach is Reach.NAMESPACE
         node.allow = (b"allow", ", ".join(sorted({*node.endpoints, "OPTIONS"})).encode())
 
     def table(self) -> list[Served]:
@@ -155,7 +155,7 @@ class FrontDoor:
         nodes = [self._root]
         while nodes:
             node = nodes.pop()
-            found += (Served(endpoint.template, method) for method, endpoint in node.endpoints.items())
+            found += (Served(*endpoint.route) for endpoint in node.endpoints.values())
             nodes += node.literals.values()
             if node.variable is not None:
                 nodes.append(node.variable)
@@ -174,103 +174,97 @@ class FrontDoor:
         async with self._open_state() as state:
             self._state = state
             self._root_path = (state.root_path + "/").encode() if state.root_path else b""
-            sweeper = asyncio.create_task(self._sweep())
+            sweeper = asyncio.create_task(self._keep_sweeping())
             try:
                 yield state
             finally:
                 sweeper.cancel()
                 self._state = None
 
-    # --- ASGI ----------------------------------------------------------------------------------------------
+    # --- one request ---------------------------------------------------------------------------------------
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._live(receive, send)
-            return
-        if scope["type"] != "http":
-            raise RuntimeError(f"the service does not speak {scope['type']}")
-        started = time.perf_counter()
+    async def serve(self, request: Request, write: Write) -> None:
+        """Answer the request, have the reply written, and count it.
+
+        Where the reply cannot be written to its end, this returns all the same: the server then breaks the connection
+        off, so that no client takes a part for the whole.
+        """
+        try:
+            reply = await self.answer(request)
+            status = reply.status
+            try:
+                await write(request, reply)
+            except (Exception, asyncio.CancelledError) as error:
+                # The rest of a stream failed, or its reader is too slow, or gone.
+                status = self._failed(error, request).status
+            finally:
+                if not isinstance(reply.body, bytes):
+                    await reply.body.aclose()
+            self._finish(request, status)
+        finally:
+            self._dismiss(request)
+
+    async def answer(self, request: Request) -> Reply:
+        """The reply to the request, whatever becomes of it. It is under way until :meth:`serve` has it written."""
         state = self.state
-        method: str = scope["method"]
-        fields = header_fields(scope["headers"])
-        request = Request(state, fields, receive, self._request_id(fields), started)
-        request.on_all = _ON_ALL_OVER_TLS if scope.get("scheme") == "https" else ON_ALL
-        client = scope.get("client")
-        if client:
-            request.client = client[0]
+        request.state = state
+        request.engine = state.engine
+        method, fields = request.method, request.fields
+        request.id = self._request_id(fields)
+        if request.is_tls:
+            request.on_all = _ON_ALL_OVER_TLS
         if b"origin" in fields:
             request.on_all += state.origins.headers(fields)
         node: _Node | None = None
         names: list[_Segment] = []
         endpoint: _Endpoint | None = None
         try:
-            try:
-                node, names = self._find(scope, state.limits.uri_bytes_max)
-                endpoint = node.endpoints.get(method)
-                rule = None
-                if endpoint is not None:
-                    self._admit(scope, endpoint, request)
-                    rule = endpoint.rule
-                if rule is not None:
-                    authorization = fields.get(b"authorization")
-                    grant = state.authentication.known(authorization, started)
-                    if grant is None:
-                        grant = await state.authentication.authenticate(authorization, request.client)
-                    if grant.rate is not None:
-                        grant.rate.take(started)
-                    request.grant = grant
-                    if grant is OPEN:
-                        state.origins.check_open(method, fields)
-                for name, segment in names:
-                    attribute, check = _NAMES[name]
-                    setattr(request, attribute, check(_decoded(segment, attribute), state.limits))
-                if rule is not None:
-                    rule.check(request.grant, request.namespace)
-                if endpoint is None:
-                    reply = _without_endpoint(node, method, request)
-                elif endpoint.operation is None:
-                    status = await self._delegate(scope, receive, send, request)
-                    self._finish(endpoint, request, status, node, names)
-                    return
-                else:
-                    reply = await _call(endpoint, endpoint.operation, scope["query_string"], request)
-                    if isinstance(reply.body, bytes):
-                        request.hold(len(reply.body))
-            except (Exception, asyncio.CancelledError) as error:
-                reply = self._failed(error, endpoint, request)
-            finally:
-                request.end_turn()
+            node, names = self._find(request, state.limits.uri_bytes_max)
+            endpoint = node.endpoints.get(method)
+            rule = None
+            if endpoint is not None:
+                request.route = endpoint.route
+                self._admit(endpoint, request)
+                rule = endpoint.rule
+            if rule is not None:
+                authorization = fields.get(b"authorization")
+                grant = state.authentication.known(authorization, request.started)
+                if grant is None:
+                    grant = await state.authentication.authenticate(authorization, request.client)
+                if grant.rate is not None:
+                    grant.rate.take(request.started)
+                request.grant = grant
+                if grant is OPEN:
+                    state.origins.check_open(method, fields)
+            for name, segment in names:
+                attribute, check = _NAMES[name]
+                setattr(request, attribute, check(_decoded(segment, attribute), state.limits))
+            if rule is not None:
+                rule.check(request.grant, request.namespace)
             if endpoint is None:
-                endpoint = self._other(node, method)
+                reply = _without_endpoint(node, request)
+            elif endpoint.page is not None:
+                reply = await endpoint.page(request)
+            else:
+                reply = await _call(endpoint, request)
             body = reply.body
-            try:
-                if isinstance(body, bytes):
-                    await _send_whole(reply, body, method, request, send)
-                    status = reply.status
-                else:
-                    status = await self._stream(reply, body, endpoint, request, receive, send)
-            except asyncio.CancelledError as error:
-                # Its reader is too slow. Returning without the end makes the server close the connection.
-                status = self._failed(error, endpoint, request).status
-            self._finish(endpoint, request, status, node, names)
+            if isinstance(body, bytes):
+                request.hold(len(body))
+            else:
+                reply = await _begun(reply, body, request)
+        except (Exception, asyncio.CancelledError) as error:
+            reply = self._failed(error, request)
         finally:
-            self._dismiss(request)
-
-    async def _live(self, receive: Receive, send: Send) -> None:
-        await receive()
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                await stack.enter_async_context(self.running())
-            except Problem as problem:
-                await send({"type": "lifespan.startup.failed", "message": problem.detail})
-                return
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
-        await send({"type": "lifespan.shutdown.complete"})
+            request.end_turn()
+        if endpoint is None:
+            request.route = self._other(node, method)
+        if state.access_log:
+            request.subject = _namespace_of(node, names, state.limits)
+        return reply
 
     # --- how much at once, and how long --------------------------------------------------------------------
 
-    def _admit(self, scope: Scope, endpoint: _Endpoint, request: Request) -> None:
+    def _admit(self, endpoint: _Endpoint, request: Request) -> None:
         """Count the request as under way. Raises Problem ``overloaded`` if there are enough, of all or of its client.
 
         So one client that has many connections leaves room for the others.
@@ -284,14 +278,12 @@ class FrontDoor:
                 raise Problem("overloaded", "this client has too many requests under way: try again")
         self._shares[request.client] = share + 1
         CLIENT.set(request.client)
-        # A server that begins without a task, as the service's own does, puts it there later.
-        if "task" not in scope:
-            scope["task"] = asyncio.current_task()
-        self._under_way[request] = scope
+        self._under_way.add(request)
 
     def _dismiss(self, request: Request) -> None:
         """The request is no longer under way."""
-        if self._under_way.pop(request, None) is not None:
+        if request in self._under_way:
+            self._under_way.remove(request)
             share = self._shares[request.client] - 1
             if share:
                 self._shares[request.client] = share
@@ -299,20 +291,24 @@ class FrontDoor:
                 del self._shares[request.client]
             request.release()
 
-    async def _sweep(self) -> None:
-        """End requests that take too long, for ever: one look at all of them costs less than a timer for each."""
+    async def _keep_sweeping(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
-            self._end_late(time.perf_counter())
+            for sweep in list(self.sweeps):
+                try:
+                    sweep()
+                except Exception:
+                    logger.exception("a sweep failed")
 
-    def _end_late(self, now: float) -> None:
-        # Apart from the sleep, during which the last request would be held here.
+    def _end_late(self) -> None:
+        """End requests that take too long."""
+        now = time.perf_counter()
         self.state.metrics.requests_in_flight = len(self._under_way)
-        for request, scope in list(self._under_way.items()):
-            if request.late is None:
+        for request in list(self._under_way):
+            if request.late is None and request.task is not None:
                 request.late = request.lateness(now)
                 if request.late is not None:
-                    scope["task"].cancel()
+                    request.task.cancel()
 
     # --- before the endpoint -------------------------------------------------------------------------------
 
@@ -320,12 +316,12 @@ class FrontDoor:
         given = fields.get(b"x-request-id")
         return given if given is not None and _REQUEST_ID.match(given) else next(self._ids)
 
-    def _find(self, scope: Scope, uri_bytes_max: int) -> tuple[_Node, list[_Segment]]:
+    def _find(self, request: Request, uri_bytes_max: int) -> tuple[_Node, list[_Segment]]:
         """The node of the path, and the segments that stand for names. Raises :class:`Problem`."""
-        raw_path: bytes = scope["raw_path"]
+        raw_path = request.raw_path
         if self._root_path and (raw_path + b"/").startswith(self._root_path):
             raw_path = raw_path[len(self._root_path) - 1 :] or b"/"
-        if len(raw_path) + len(scope["query_string"]) >= uri_bytes_max:
+        if len(raw_path) + len(request.query_string) >= uri_bytes_max:
             raise Problem(
                 "uri-too-long", f"the request target is longer than {uri_bytes_max} bytes", limit=uri_bytes_max
             )
@@ -345,18 +341,17 @@ class FrontDoor:
             raise _no_route()
         return node, names
 
-    def _other(self, node: _Node | None, method: str) -> _Endpoint:
+    def _other(self, node: _Node | None, method: str) -> tuple[str, str]:
         """What requests that reach no endpoint are counted under: the route of their path, or "none".
 
         Unknown methods share one name.
         """
-        name = method if method in _METHODS else "other"
-        template = "none" if node is None else next(iter(node.endpoints.values())).template
-        return self._unmatched.setdefault((template, name), _Endpoint(template, name, None))
+        template = "none" if node is None else next(iter(node.endpoints.values())).route[0]
+        return template, method if method in _METHODS else "other"
 
     # --- after the endpoint --------------------------------------------------------------------------------
 
-    def _failed(self, error: BaseException, endpoint: _Endpoint | None, request: Request) -> Reply:
+    def _failed(self, error: BaseException, request: Request) -> Reply:
         """The reply to a request that ended in ``error``; what is the service's own fault goes to the log.
 
         A request that was cancelled because it is late ends in its problem; any other cancellation goes on.
@@ -364,11 +359,12 @@ class FrontDoor:
         request_id = request.id.decode("ascii")
         request.release()
         if isinstance(error, ClientGone):
-            return Reply(_CLIENT_GONE)
+            return Reply(CLIENT_GONE)
         if isinstance(error, asyncio.CancelledError):
             if request.late is None:
                 raise error
-            self._under_way[request]["task"].uncancel()
+            if request.task is not None:
+                request.task.uncancel()
             problem = request.late
         elif isinstance(error, Problem):
             problem = error
@@ -382,7 +378,7 @@ class FrontDoor:
                 extra={
                     "request_id": request_id,
                     "client": request.client,
-                    "route": endpoint.template if endpoint else None,
+                    "route": request.route[0] if request.route else None,
                     "detail": problem.detail,
                 },
             )
@@ -392,80 +388,21 @@ class FrontDoor:
             )
         return problem_reply(problem, request_id)
 
-    async def _stream(
-        self,
-        reply: Reply,
-        body: AsyncGenerator[bytes, None],
-        endpoint: _Endpoint,
-        request: Request,
-        receive: Receive,
-        send: Send,
-    ) -> int:
-        """Send the chunks of ``body``. An error before anything is sent becomes a problem; one after it breaks the
-        connection off, so that no client takes a part for the whole."""
-        gone = asyncio.create_task(_until_gone(receive))
-        try:
-            try:
-                first = await anext(body, b"")
-                second = await anext(body, None)
-                if second is not None:
-                    limits = request.state.limits
-                    request.hold(min(_STREAM_BYTES, limits.in_flight_bytes_max, limits.in_flight_bytes_per_client_max))
-            except (Exception, asyncio.CancelledError) as error:
-                reply = self._failed(error, endpoint, request)
-                second, first = None, reply.body  # type: ignore[assignment]
-            if second is None:
-                await _send_whole(reply, first, endpoint.method, request, send)
-                return reply.status
-            headers = [*reply.headers, *request.on_all, (b"x-request-id", request.id)]
-            await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-            await send({"type": "http.response.body", "body": first, "more_body": True})
-            chunk: bytes | None = second
-            while chunk is not None:
-                if gone.done():
-                    return _CLIENT_GONE
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                try:
-                    chunk = await anext(body, None)
-                except (Exception, asyncio.CancelledError) as error:
-                    # Returning without the last chunk makes the server close the connection.
-                    return self._failed(error, endpoint, request).status
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-            return reply.status
-        finally:
-            gone.cancel()
-            await body.aclose()
-
-    async def _delegate(self, scope: Scope, receive: Receive, send: Send, request: Request) -> int:
-        """Let FastAPI answer (the document and its page), and add the headers that every answer has."""
-        status = 500
-
-        async def send_with_id(message: MutableMapping[str, Any]) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], *request.on_all, (b"x-request-id", request.id)]
-            await send(message)
-
-        scope = {**scope, "root_path": request.state.root_path}
-        await self._declared(scope, receive, send_with_id)
-        return status
-
-    def _finish(
-        self, endpoint: _Endpoint, request: Request, status: int, node: _Node | None, names: list[_Segment]
-    ) -> None:
+    def _finish(self, request: Request, status: int) -> None:
         """Count the request, and log it if that is wanted: refused or not, by what its path is about."""
         seconds = time.perf_counter() - request.started
         state = request.state
-        state.metrics.observe_request(endpoint.template, endpoint.method, status, seconds)
+        assert request.route is not None
+        template, method = request.route
+        state.metrics.observe_request(template, method, status, seconds)
         if state.access_log:
             logger.info(
                 "request",
                 extra={
                     "request_id": request.id.decode("ascii"),
-                    "method": endpoint.method,
-                    "route": endpoint.template,
-                    "namespace": _namespace_of(node, names, state.limits),
+                    "method": method,
+                    "route": template,
+                    "namespace": request.subject,
                     "client": request.client,
                     "token_id": request.grant.token_id,
                     "status": status,
@@ -505,19 +442,21 @@ def _namespace_of(node: _Node | None, names: list[_Segment], limits: Limits) -> 
     return DEFAULT_NAMESPACE if node is not None and node.of_default else None
 
 
-def _without_endpoint(node: _Node, method: str, request: Request) -> Reply:
+def _without_endpoint(node: _Node, request: Request) -> Reply:
     """The reply where the path is right and the method is not: what is allowed, as asked for or as a problem."""
-    if method == "OPTIONS":
+    if request.method == "OPTIONS":
         return Reply(204, (node.allow, *request.state.origins.preflight(request.fields, node.allow[1])))
     problem = Problem("method-not-allowed", f"this route takes {node.allow[1].decode()}")
     return problem_reply(problem, request.id.decode("ascii"), node.allow)
 
 
-def _call(endpoint: _Endpoint, operation: Operation, query_string: bytes, request: Request) -> Awaitable[Reply]:
+def _call(endpoint: _Endpoint, request: Request) -> Awaitable[Reply]:
     """Check the query, choose the form of the answer, and call the endpoint. Raises :class:`Problem`."""
+    operation = endpoint.operation
+    assert operation is not None
     query = endpoint.default_query
-    if query_string or query is None:
-        query = parse_query(query_string, operation.query)
+    if request.query_string or query is None:
+        query = parse_query(request.query_string, operation.query)
     offered = operation.produces
     if offered:
         accept = request.fields.get(b"accept")
@@ -531,26 +470,20 @@ def _call(endpoint: _Endpoint, operation: Operation, query_string: bytes, reques
     return operation.endpoint(request, query) if operation.takes_query else operation.endpoint(request)
 
 
-async def _send_whole(reply: Reply, body: bytes, method: str, request: Request, send: Send) -> None:
-    status = reply.status
-    if status == _CLIENT_GONE:
-        return
-    headers = [*reply.headers, *request.on_all, (b"x-request-id", request.id)]
-    if status not in (204, 304):
-        headers.append((b"content-length", b"%d" % len(body)))
-    if method == "HEAD":
-        body = b""
-    if request.body_unread and (status >= 400 or b"expect" in request.fields) and not request.body_is_short:
-        headers.append(_CLOSE)
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    if len(body) > UNCOUNTED_BYTES_MAX:
-        # The end is sent apart, and the server takes it when the client has read most of the rest: until then the
-        # answer is in memory, and the request under way.
-        await send({"type": "http.response.body", "body": body, "more_body": True})
-        body = b""
-    await send({"type": "http.response.body", "body": body})
+async def _begun(reply: Reply, body: AsyncGenerator[bytes, None], request: Request) -> Reply:
+    """The reply with the first two chunks of its body, so that an error before anything is sent becomes a problem.
 
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    A body that has no more is whole.
+    """
+    try:
+        first = await anext(body, b"")
+        second = await anext(body, None)
+        if second is not None:
+            limits = request.state.limits
+            request.hold(min(_STREAM_BYTES, limits.in_flight_bytes_max, limits.in_flight_bytes_per_client_max))
+            return Reply(reply.status, reply.headers, body, (first, second))
+    except BaseException:
+        await body.aclose()
+        raise
+    await body.aclose()
+    return Reply(reply.status, reply.headers, first)

@@ -9,15 +9,16 @@ import fastapi
 import msgspec
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
-from starlette.requests import Request as HTTPRequest
-from starlette.responses import HTMLResponse, Response
 
 from rstore.core.errors import PROBLEMS
+from rstore.core.media_types import JSON_MEDIA_TYPE
 from rstored import __version__
 from rstored.api import es, kv, namespaces, service, tokens, ts
 from rstored.api.operations import BEARER, Operation
 from rstored.api.problems import PROBLEM_SCHEMA, problem_example
 from rstored.api.reference_page import reference_page
+from rstored.api.replies import Header, Reply, content_type
+from rstored.api.requests import Request
 
 __all__ = ["declare_routes", "document"]
 
@@ -31,29 +32,33 @@ answers 401 without a valid token, and 403 beyond what the token reaches.
 The answer to every failure is a problem document (RFC 9457) with a stable `code`."""
 
 # The page is text and styles of our own: it may load nothing, run nothing, and be framed by nobody.
-_PAGE_HEADERS: Final = {
-    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
-}
+_PAGE_HEADERS: Final[tuple[Header, ...]] = (
+    content_type("text/html; charset=utf-8"),
+    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
+)
 
 
 def declare_routes(*, docs: bool = True, root_path: str = "") -> fastapi.FastAPI:
-    """An app with every route declared; with ``docs`` it also answers ``/openapi.json`` and ``/docs``."""
+    """An app with every route declared; with ``docs`` also ``/openapi.json`` and ``/docs``.
+
+    Nothing is served by it: the front door calls the endpoints.
+    """
     app = fastapi.FastAPI(title="rstored", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
     for feature in FEATURES:
         feature.operations.declare_on(app)
     if docs:
         # Made when first asked for: most processes are never asked, and a start should not wait for it.
         text = functools.cache(lambda: msgspec.json.encode(document(app, root_path)))
-        page = functools.cache(lambda: reference_page(document(app, root_path)))
+        page = functools.cache(lambda: reference_page(document(app, root_path)).encode())
 
-        async def openapi_json(_: HTTPRequest) -> Response:
-            return Response(text(), media_type="application/json")
+        async def openapi_json(_: Request) -> Reply:
+            return Reply(200, (content_type(JSON_MEDIA_TYPE),), text())
 
-        async def reference(_: HTTPRequest) -> Response:
-            return HTMLResponse(page(), headers=_PAGE_HEADERS)
+        async def reference(_: Request) -> Reply:
+            return Reply(200, _PAGE_HEADERS, page())
 
-        app.add_route("/openapi.json", openapi_json, methods=["GET"], include_in_schema=False)
-        app.add_route("/docs", reference, methods=["GET"], include_in_schema=False)
+        for path, endpoint in (("/openapi.json", openapi_json), ("/docs", reference)):
+            app.add_route(path, endpoint, methods=["GET"], include_in_schema=False)  # type: ignore[arg-type]
     return app
 
 

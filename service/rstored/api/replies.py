@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Final, TypeAlias
 
-__all__ = ["NO_CONTENT", "ON_ALL", "Header", "Reply", "content_type"]
+__all__ = ["CLIENT_GONE", "NO_CONTENT", "ON_ALL", "Header", "Reply", "content_type"]
 
 Header: TypeAlias = tuple[bytes, bytes]
 
@@ -20,20 +20,36 @@ ON_ALL: Final[tuple[Header, ...]] = (
 )
 
 
-class Reply:
-    """An answer. ``body`` is the bytes, or a generator of chunks that the front door sends and always closes.
+# The status of a reply that nobody gets, since the client is gone; it stands in metrics and log alone.
+CLIENT_GONE: Final = 499
+_WITHOUT_BODY: Final = frozenset({204, 304})
 
-    The front door adds ``Content-Length`` (of a whole body) and ``X-Request-Id``; everything else is in ``headers``.
+
+class Reply:
+    """An answer. ``body`` is the bytes, or a generator of chunks, which the front door always closes.
+
+    ``begun`` are the first chunks of a generator that has begun. What is written also has the headers of
+    :meth:`~rstored.api.requests.Request.headers_of`, and what says where the body ends.
     """
 
-    __slots__ = ("body", "headers", "status")
+    __slots__ = ("begun", "body", "headers", "status")
 
     def __init__(
-        self, status: int, headers: tuple[Header, ...] = (), body: bytes | AsyncGenerator[bytes, None] = b""
+        self,
+        status: int,
+        headers: tuple[Header, ...] = (),
+        body: bytes | AsyncGenerator[bytes, None] = b"",
+        begun: tuple[bytes, ...] = (),
     ) -> None:
         self.status = status
         self.headers = headers
         self.body = body
+        self.begun = begun
+
+    @property
+    def has_length(self) -> bool:
+        """Whether it says how long its whole body is (RFC 9110, 8.6)."""
+        return self.status not in _WITHOUT_BODY
 
 
 def content_type(media_type: str) -> Header:

@@ -1,22 +1,24 @@
-"""What an endpoint sees of a request: the place it names, its headers, and its body, read under a bound."""
+"""A request: what arrived, what the front door finds out of it for an endpoint, and its body, read under a bound."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
 
 from rstored.api.access import NOBODY, Grant, denied
 from rstored.api.media_types import ContentType, parse_content_type
-from rstored.api.replies import Header
+from rstored.api.replies import ON_ALL, Header, Reply
 from rstored.api.state import State
 from rstored.engine.engine import Engine
 from rstored.engine.model import Access
 from rstored.problems import Problem
 
-__all__ = ["DEFAULT_NAMESPACE", "UNCOUNTED_BYTES_MAX", "ClientGone", "Receive", "Request", "header_fields"]
+__all__ = ["DEFAULT_NAMESPACE", "UNCOUNTED_BYTES_MAX", "ClientGone", "Receive", "Request"]
 
-Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+# Gives the next part of the body, and whether more follows. Raises ClientGone.
+Receive: TypeAlias = Callable[[], Awaitable[tuple[bytes, bool]]]
 
 DEFAULT_NAMESPACE: Final = "default"
 
@@ -29,36 +31,30 @@ _SHORT_BODY_BYTES: Final = 16 * 2**10
 # Lists that may arrive as several fields; a repeat of any other field is joined too and then fails to parse.
 _JOINED: Final = b", "
 
+_CLOSE: Final[Header] = (b"connection", b"close")
+
 
 class ClientGone(Exception):
     """The client closed the connection before its request was complete; there is nobody to answer."""
 
 
-def header_fields(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """The header fields by lower-case name; the values of a repeated field are joined with a comma."""
-    fields = dict(headers)
-    if len(fields) != len(headers):
-        fields = {}
-        for name, value in headers:
-            fields[name] = fields[name] + _JOINED + value if name in fields else value
-    return fields
-
-
 class Request:
-    """One request. ``namespace`` and ``key`` are checked names; a route without a namespace means the default one.
-    ``grant`` is what whoever sent it may do.
+    """One request. A server makes it of what arrived: ``raw_path`` and ``query_string`` are as they were sent,
+    ``headers`` have lower-case names, ``receive`` gives the body, ``client`` is the address of whoever asks.
 
-    ``fields`` are the header fields by lower-case name. ``form`` is the media type that the answer shall have, out
+    The rest is the front door's. ``namespace`` and ``key`` are checked names; a route without a namespace means the
+    default one. ``grant`` is what whoever sent it may do. ``fields`` are the header fields by lower-case name; the
+    values of a repeated field are joined with a comma. ``form`` is the media type that the answer shall have, out
     of those that the operation offers. ``body_unread`` is true while there is a body that nobody has read to its end.
     ``on_all`` are the headers that its answer has whatever it is. ``late`` is the problem that it ends in
-    because it took too long.
+    because it took too long: then its ``task`` is cancelled, which a server sets once there is one. ``route`` is the
+    path and method that it is counted under, and ``subject`` the namespace that it is logged with.
     """
 
     __slots__ = (
         "_body_bytes",
         "_body_since",
         "_bytes_held",
-        "_receive",
         "_turn_bytes",
         "_window",
         "body_unread",
@@ -68,36 +64,67 @@ class Request:
         "form",
         "grant",
         "id",
+        "is_tls",
         "key",
         "late",
+        "method",
         "namespace",
         "on_all",
+        "query_string",
+        "raw_path",
+        "receive",
+        "route",
         "started",
         "state",
+        "subject",
+        "task",
     )
 
+    engine: Engine
+    state: State
+
     def __init__(
-        self, state: State, fields: dict[bytes, bytes], receive: Receive, request_id: bytes, started: float
+        self,
+        method: str,
+        raw_path: bytes,
+        query_string: bytes,
+        headers: list[Header],
+        receive: Receive,
+        client: str = "",
+        *,
+        is_tls: bool = False,
     ) -> None:
-        self.state = state
-        self.engine: Engine = state.engine
-        self.fields = fields
-        self.id = request_id
+        self.started = time.perf_counter()
+        self.method = method
+        self.raw_path = raw_path
+        self.query_string = query_string
+        self.fields = fields = _fields(headers)
+        self.client = client
+        self.is_tls = is_tls
+        self.id = b""
         self.namespace = DEFAULT_NAMESPACE
         self.key = ""
         self.grant: Grant = NOBODY
         self.form = ""
         self.body_unread = b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0"
-        self.started = started
-        self.client = ""
-        self.on_all: tuple[Header, ...] = ()
+        self.on_all: tuple[Header, ...] = ON_ALL
+        self.task: asyncio.Task[Any] | None = None
         self.late: Problem | None = None
-        self._receive = receive
+        self.route: tuple[str, str] | None = None
+        self.subject: str | None = None
+        self.receive = receive
         self._bytes_held = 0
         self._turn_bytes = 0
         self._body_bytes = 0
         self._body_since: float | None = None
         self._window = (0.0, 0)
+
+    def headers_of(self, reply: Reply) -> list[Header]:
+        """The headers of the reply, and those that every answer to this request has; not where its body ends."""
+        headers = [*reply.headers, *self.on_all, (b"x-request-id", self.id)]
+        if self.body_unread and (reply.status >= 400 or b"expect" in self.fields) and not self._body_is_short:
+            headers.append(_CLOSE)
+        return headers
 
     def hold(self, size: int) -> None:
         """Count so many bytes of this request or its answer as held until it ends.
@@ -214,15 +241,12 @@ class Request:
         received = bytearray()
         self._body_since = time.perf_counter()
         while True:
-            message = await self._receive()
-            if message["type"] != "http.request":
-                raise ClientGone
-            chunk: bytes = message.get("body", b"")
+            chunk, more = await self.receive()
             self._body_bytes = len(received) + len(chunk)
             if self._body_bytes > size_max:
                 raise _too_large(code, size_max)
             self.hold(self._body_bytes)
-            if not message.get("more_body"):
+            if not more:
                 self.body_unread = False
                 self._body_since = None
                 if not received:
@@ -232,7 +256,7 @@ class Request:
             received += chunk
 
     @property
-    def body_is_short(self) -> bool:
+    def _body_is_short(self) -> bool:
         """Whether the body is announced as one that is sooner read than its connection closed."""
         size = self.fields.get(b"content-length", b"")
         return size.isdigit() and int(size) <= UNCOUNTED_BYTES_MAX and b"expect" not in self.fields
@@ -241,3 +265,12 @@ class Request:
 def _too_large(code: str, size_max: int) -> Problem:
     what = "value" if code == "value-too-large" else "body"
     return Problem(code, f"the {what} is larger than {size_max} bytes", limit=size_max)
+
+
+def _fields(headers: list[Header]) -> dict[bytes, bytes]:
+    fields = dict(headers)
+    if len(fields) != len(headers):
+        fields = {}
+        for name, value in headers:
+            fields[name] = fields[name] + _JOINED + value if name in fields else value
+    return fields

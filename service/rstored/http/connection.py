@@ -1,10 +1,10 @@
-"""One HTTP/1.1 connection: parsed by httptools, answered by an ASGI app.
+"""One HTTP/1.1 connection: parsed by httptools, answered by the app.
 
-It spends less than a general ASGI server: a body that comes with its head is here before the app is asked for the
-answer; an app that can answer at once runs at once, without a task; a short answer is one write; nothing has a timer.
+It spends less than a general server: a body that comes with its head is here before the app is asked for the answer;
+an app that can answer at once runs at once, without a task; a short answer is one write; nothing has a timer.
 
 An app begins outside a task, so what it does before it first waits may not ask for the current one (as
-``asyncio.timeout`` does). From then on ``scope["task"]`` is the task that it runs in.
+``asyncio.timeout`` does). From then on the request's ``task`` is the one that it runs in.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import secrets
 import socket
 from collections.abc import Coroutine, Generator
 from typing import Any, Final, cast
-from urllib.parse import unquote
 
 import httptools
 
 from rstored.addresses import canonical_address
 from rstored.api.problems import problem_reply
 from rstored.api.replies import ON_ALL
+from rstored.api.requests import Request
 from rstored.http.connections import Connections
-from rstored.http.exchange import STATUS_LINES, UNSENT_BYTES_MAX, App, Exchange, Message, header_lines
+from rstored.http.exchange import STATUS_LINES, UNSENT_BYTES_MAX, App, Exchange, header_lines
 from rstored.problems import Problem
 
 __all__ = ["FAREWELL_SECONDS", "Connection"]
@@ -75,14 +75,16 @@ class Connection(asyncio.BufferedProtocol):
         self.loop = asyncio.get_running_loop()
         self.server = connections
         self.transport: asyncio.Transport = None  # type: ignore[assignment]
-        self._client = _address(address)
-        self.address = self._client[0] if self._client else ""
+        self.address = canonical_address(address[0]) if isinstance(address, tuple) else ""
         self._accepted: socket.socket | None = accepted
         # What an answer waits for while the client is slow to read; None while it is not.
         self.drained: asyncio.Future[None] | None = None
+        self._proxies = connections.proxies if self.address in connections.proxies else None
         self._app = app
         self._limits = connections.limits
-        self._base: Message = {}
+        self._is_tls = False
+        # The request that has not begun, and what is known of the one that arrives or is under way.
+        self._request: Request | None = None
         self._exchange: Exchange | None = None
         # What has arrived, and how much of that has been parsed.
         self._data = _NOTHING
@@ -118,20 +120,12 @@ class Connection(asyncio.BufferedProtocol):
         self.transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
         self._accepted = None
         self._parser = self._new_parser()
-        self._base = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "scheme": "http" if transport.get_extra_info("sslcontext") is None else "https",
-            "server": _address(transport.get_extra_info("sockname")),
-            "client": self._client,
-            "root_path": "",
-            "task": None,
-        }
+        self._is_tls = transport.get_extra_info("sslcontext") is not None
 
     def connection_lost(self, error: Exception | None) -> None:
         self.server.forget(self)
         exchange, self._exchange = self._exchange, None
+        self._request = None
         if exchange is not None:
             exchange.lose()
         self._unowned = None
@@ -171,7 +165,7 @@ class Connection(asyncio.BufferedProtocol):
         if exchange is not None and not exchange.complete_body:
             exchange.lose()
         # Over TLS nothing can be sent after the end.
-        return self._base["scheme"] == "http" and exchange is not None and not exchange.returned
+        return not self._is_tls and exchange is not None and not exchange.returned
 
     def pause_writing(self) -> None:
         if self.drained is None:
@@ -212,8 +206,8 @@ class Connection(asyncio.BufferedProtocol):
                 except (Problem, httptools.HttpParserError) as error:
                     self._refuse(_problem_of(error))
                     continue
-                if not exchange.begun:
-                    self._begin(exchange, pipelined)
+                if self._request is not None:
+                    self._begin(self._request, exchange, pipelined)
                     pipelined = True
                     turns -= 1
                 if not exchange.returned or not self._end(exchange):
@@ -236,19 +230,19 @@ class Connection(asyncio.BufferedProtocol):
             self.abort()
             raise
 
-    def _begin(self, exchange: Exchange, pipelined: bool) -> None:
+    def _begin(self, request: Request, exchange: Exchange, pipelined: bool) -> None:
         """Run the app until it waits for something, which often is to its end; the rest of it is a task."""
         server = self.server
         server.idle.pop(self, None)
         self._ends_at = math.inf
-        exchange.begun = True
-        if pipelined or self._base["scheme"] == "https" or len(server.connections) > _CONNECTIONS_A_ROUND_MAX:
+        self._request = None
+        if pipelined or self._is_tls or len(server.connections) > _CONNECTIONS_A_ROUND_MAX:
             # It may have been sent long after the round of the event loop began in which it arrived. Over TLS it may
             # have been decrypted outside of the round.
             server.renew()
         else:
             server.join_round()
-        running = self._app(exchange.scope, exchange.receive, exchange.send)
+        running = self._app(request, exchange.write)
         try:
             awaited = running.send(None)
         except StopIteration:
@@ -258,7 +252,7 @@ class Connection(asyncio.BufferedProtocol):
             exchange.returned = True
         else:
             task = self.loop.create_task(_Rest(running, awaited))
-            exchange.scope["task"] = task
+            request.task = exchange.task = task
             server.tasks.add(task)
             task.add_done_callback(lambda task: self._returned(exchange, task))
 
@@ -300,7 +294,7 @@ class Connection(asyncio.BufferedProtocol):
     def _refuse(self, problem: Problem) -> None:
         """Answer what no app can answer with a problem, after what has begun, and end the connection."""
         exchange = self._exchange
-        if exchange is None or not exchange.begun:
+        if exchange is None or self._request is not None:
             self._send_refusal(problem)
         else:
             # The rest of its body cannot be read.
@@ -309,7 +303,7 @@ class Connection(asyncio.BufferedProtocol):
             exchange.lose()
 
     def _send_refusal(self, problem: Problem) -> None:
-        self._exchange = None
+        self._exchange = self._request = None
         request_id = secrets.token_hex(8)
         self.server.log_refusal(request_id, self.address)
         reply = problem_reply(problem, request_id)
@@ -438,15 +432,21 @@ class Connection(asyncio.BufferedProtocol):
         self._fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        parser, fields = self._parser, self._fields
+        parser, headers = self._parser, self._fields
         method = parser.get_method()
         if method == b"CONNECT":
             raise Problem("malformed-request", "The service is no proxy: it opens no tunnel.")
         if parser.should_upgrade():
             return
         limits = self._limits
-        if self._silent_bytes > limits.header_bytes_max or len(fields) > limits.headers_max:
+        if self._silent_bytes > limits.header_bytes_max or len(headers) > limits.headers_max:
             raise self._too_large()
+        version = parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise Problem("unsupported-http-version", "What arrived is not an HTTP/1.1 request.")
+        if version == "1.1" and [name for name, _ in headers].count(b"host") != 1:
+            # RFC 9112, 3.2: a proxy that sees another one than we do must not be believed.
+            raise Problem("malformed-request", "An HTTP/1.1 request has one Host.")
         target = self._url
         self._silent_bytes = 0
         self._url = b""
@@ -458,32 +458,21 @@ class Connection(asyncio.BufferedProtocol):
                 authority = _BESIDE_AUTHORITY.sub(b"", target)
             target = (parts.path or b"/") + (b"?" + parts.query if parts.query else b"")
         raw_path, _, query = target.partition(b"?")
-        scope: Message = {**self._base}
-        scope["method"] = method.decode("ascii")
-        scope["raw_path"] = raw_path
-        scope["path"] = path = raw_path.decode("latin-1")
-        if "%" in path:
-            scope["path"] = unquote(path)
-        scope["query_string"] = query
-        scope["headers"] = fields
-        exchange = Exchange(self, scope, keep_alive=parser.should_keep_alive())
-        names = [name for name, _ in fields]
-        version = parser.get_http_version()
-        if version != "1.1":
-            if version != "1.0":
-                raise Problem("unsupported-http-version", "What arrived is not an HTTP/1.1 request.")
-            # An older client may not know chunks.
-            scope["http_version"] = "1.0"
-            exchange.keep_alive = False
-        elif names.count(b"host") != 1:
-            # RFC 9112, 3.2: a proxy that sees another one than we do must not be believed.
-            raise Problem("malformed-request", "An HTTP/1.1 request has one Host.")
         if authority is not None:
             # RFC 9112, 3.2.2: a target that names the host counts, and not the field.
-            scope["headers"] = [(b"host", authority), *(field for field in fields if field[0] != b"host")]
-        if b"expect" in names:
-            exchange.expects_continue = (b"expect", b"100-continue") in fields
-        self._body_left = int(fields[names.index(b"content-length")][1]) if b"content-length" in names else -1
+            headers = [(b"host", authority), *(field for field in headers if field[0] != b"host")]
+        # An older client may not know chunks.
+        is_old = version == "1.0"
+        exchange = Exchange(self, keep_alive=parser.should_keep_alive() and not is_old, knows_chunks=not is_old)
+        client, is_tls = self.address, self._is_tls
+        if self._proxies is not None:
+            client, is_tls = self._proxies.origin(client, headers, is_tls=is_tls)
+        request = Request(method.decode("ascii"), raw_path, query, headers, exchange.receive, client, is_tls=is_tls)
+        fields = request.fields
+        if b"expect" in fields:
+            exchange.expects_continue = (b"expect", b"100-continue") in headers
+        self._body_left = int(fields.get(b"content-length", -1))
+        self._request = request
         self._exchange = exchange
 
     def on_body(self, body: bytes) -> None:
@@ -539,7 +528,7 @@ class Connection(asyncio.BufferedProtocol):
         exchange = self._exchange
         if exchange is None:
             return self in self.server.idle
-        task = exchange.scope["task"]
+        task = exchange.task
         return self._ends_at < math.inf or (task is not None and not task.done())
 
     def _reader_stalls(self, now: float) -> bool:
@@ -625,10 +614,6 @@ def _problem_of(error: Exception) -> Problem:
         raise error
     code = "unsupported-http-version" if str(error) in _OTHER_VERSIONS else "malformed-request"
     return Problem(code, "What arrived is not an HTTP/1.1 request.")
-
-
-def _address(name: Any) -> tuple[str, int] | None:
-    return (canonical_address(name[0]), int(name[1])) if isinstance(name, tuple) else None
 
 
 class _Rest(Coroutine[Any, Any, None]):

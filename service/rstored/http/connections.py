@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Final
 
 from rstored.api.metrics import Metrics
 from rstored.api.replies import Header
+from rstored.http.proxies import NO_PROXIES, Proxies
 from rstored.limits import Limits
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ logger = logging.getLogger("rstored.server")
 
 # What one read takes of a connection. A client that sends ahead of its turn has as much in the service's memory.
 _READ_BYTES: Final = 64 * 1024
-_SWEEP_SECONDS: Final = 1.0
 # How many malformed requests a second get a line in the log; of the others it gets the count.
 _REFUSALS_LOGGED_MAX: Final = 50
 
@@ -35,16 +35,21 @@ class Connections:
     """
 
     def __init__(
-        self, limits: Limits, metrics: Metrics, trusted: Container[str], renew: Callable[[], None] = lambda: None
+        self,
+        limits: Limits,
+        metrics: Metrics,
+        renew: Callable[[], None] = lambda: None,
+        proxies: Proxies = NO_PROXIES,
     ) -> None:
-        """``renew`` is called where what is read next may not be older than that moment (``Backend.renew``)."""
+        """``renew`` is called where what is read next may not be older than that moment (``Backend.renew``).
+        ``proxies`` are believed, and may have as many connections as they like."""
         self.connections: set[Connection] = set()
         # The rest of each request that could not be answered at once.
         self.tasks: set[asyncio.Task[None]] = set()
         self.limits = limits
         self.renew = renew
         self.idle: dict[Connection, float] = {}
-        self.trusted = trusted
+        self.proxies = proxies
         # All connections read into the same buffer, since each takes out what it read at once.
         self.read_buffer = bytearray(_READ_BYTES)
         self._metrics = metrics
@@ -74,7 +79,7 @@ class Connections:
         """Whether a new connection may stay, which then is one of these. If there are too many, the longest idle one
         is closed for it."""
         client = connection.address
-        if self._of_client[client] >= self.limits.connections_per_client_max and client not in self.trusted:
+        if self._of_client[client] >= self.limits.connections_per_client_max and client not in self.proxies:
             self.count_closed("client-connections")
             return False
         if len(self.connections) >= self.limits.connections_max and not self.evict("evicted"):
@@ -134,16 +139,10 @@ class Connections:
         if self._refused <= _REFUSALS_LOGGED_MAX:
             logger.info("malformed request", extra={"request_id": request_id, "client": client})
 
-    async def keep_sweeping(self) -> None:
-        """Call :meth:`sweep` once a second until the task is cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(_SWEEP_SECONDS)
-            self.sweep(loop.time())
-
-    def sweep(self, now: float) -> None:
-        """End what was idle too long, whose reader is too slow, and what has no owner: one look at all connections
-        costs less than a timer for each request."""
+    def sweep(self) -> None:
+        """End what was idle too long, whose reader is too slow, and what has no owner. The front door's sweep calls it
+        once a second."""
+        now = asyncio.get_running_loop().time()
         self.default_headers = _date_header()
         for idle, since in list(self.idle.items()):
             if now - since < self.limits.idle_seconds_max:

@@ -1,21 +1,23 @@
-"""A request and its answer, as an ASGI app sees them."""
+"""A request's body as it arrives, and its answer as it is sent."""
 
 from __future__ import annotations
 
 import asyncio
 import http
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from rstored.api.front_door import Write
+from rstored.api.replies import CLIENT_GONE, Header, Reply
+from rstored.api.requests import ClientGone, Request
 
 if TYPE_CHECKING:
     from rstored.http.connection import Connection
 
-__all__ = ["STATUS_LINES", "UNSENT_BYTES_MAX", "App", "Exchange", "Message", "Receive", "Send", "header_lines"]
+__all__ = ["STATUS_LINES", "UNSENT_BYTES_MAX", "App", "Exchange", "header_lines"]
 
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-App: TypeAlias = Callable[[Message, Receive, Send], Coroutine[Any, Any, None]]
+# What answers requests: it is given one and what writes its reply, as FrontDoor.serve is.
+App: TypeAlias = Callable[[Request, Write], Coroutine[Any, Any, None]]
 
 # How much may wait in this process for the client to read before more is written. A longer answer keeps its request
 # under way until the client has read the rest of it, so the number of requests under way bounds what waits.
@@ -23,54 +25,49 @@ UNSENT_BYTES_MAX: Final = 4 * 1024
 # To copy a longer answer behind its head would cost more than a second write.
 _JOINED_BYTES_MAX: Final = 64 * 1024
 
+_LAST_CHUNK: Final = b"0\r\n\r\n"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 STATUS_LINES: Final = {status.value: b"HTTP/1.1 %d %b" % (status, status.phrase.encode()) for status in http.HTTPStatus}
-_WITHOUT_BODY: Final = frozenset({204, 304})
 
 
 class Exchange:
-    """A request and its answer, as an ASGI app sees them: ``scope``, :meth:`receive` and :meth:`send`.
+    """What the connection knows of a request under way: :meth:`receive` its body, and :meth:`write` its reply.
 
-    The app has ``begun``, or waits for the connection to ask it; it has ``returned``, or still runs. The request has
-    its ``complete_body``; the answer has ``started``, or is ``answered`` to its end.
-    ``keep_alive``: the connection may go on afterwards.
+    The app has ``returned``, or still runs, in ``task`` unless it does all at once. The request has its
+    ``complete_body``; the answer has ``started``, or is ``answered`` to its end. ``keep_alive``: the connection may go
+    on afterwards. ``knows_chunks``: the client is not an old one.
     """
 
+    # It knows no request, since that knows it: a cycle would keep both, with what they hold, until the collector comes.
     __slots__ = (
         "_arrival",
-        "_chunked",
         "_connection",
-        "_head",
         "_lost",
         "_pieces",
-        "_received",
         "answered",
-        "begun",
         "complete_body",
         "expects_continue",
         "keep_alive",
+        "knows_chunks",
         "returned",
-        "scope",
         "started",
+        "task",
         "unread_bytes",
     )
 
-    def __init__(self, connection: Connection, scope: Message, *, keep_alive: bool) -> None:
+    def __init__(self, connection: Connection, *, keep_alive: bool, knows_chunks: bool) -> None:
         self._connection = connection
-        self.scope = scope
         self.keep_alive = keep_alive
+        self.knows_chunks = knows_chunks
         self.expects_continue = False
-        self.begun = False
         self.returned = False
+        self.task: asyncio.Task[None] | None = None
         # The body, as far as it has arrived and the app has not received it.
         self._pieces: list[bytes] = []
         self.unread_bytes = 0
         self.complete_body = False
-        self._received = False
         self._arrival: asyncio.Future[None] | None = None
         # The answer.
-        self._head: Message | None = None
-        self._chunked = False
         self.started = False
         self.answered = False
         self._lost = False
@@ -97,86 +94,92 @@ class Exchange:
         if arrival is not None and not arrival.done():
             arrival.set_result(None)
 
-    async def receive(self) -> Message:
-        """The next part of the body; after the last, or without the client, ``http.disconnect`` once it is over."""
+    async def receive(self) -> tuple[bytes, bool]:
+        """The next part of the body, and whether more follows. Raises ClientGone."""
         while not self._lost and not self.answered:
-            if self._pieces or (self.complete_body and not self._received):
+            if self._pieces or self.complete_body:
                 pieces, self._pieces = self._pieces, []
                 self.unread_bytes = 0
-                self._received = self.complete_body
-                body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-                return {"type": "http.request", "body": body, "more_body": not self.complete_body}
+                return pieces[0] if len(pieces) == 1 else b"".join(pieces), not self.complete_body
             if self.expects_continue and not self.started:
                 self.expects_continue = False
                 self._connection.transport.write(_CONTINUE)
-            if not self.complete_body:
-                self._connection.resume_reading()
+            self._connection.resume_reading()
             if self._arrival is None:
                 self._arrival = self._connection.loop.create_future()
             await self._arrival
-        return {"type": "http.disconnect"}
+        raise ClientGone
 
-    async def send(self, message: Message) -> None:
-        """Send the head, which waits for the first part of the body, or a part of the body."""
-        if self._lost:
+    async def write(self, request: Request, reply: Reply) -> None:
+        """Send the reply; returns when the client has read most of it. Raises ClientGone where that breaks a stream."""
+        body = reply.body
+        if not isinstance(body, bytes):
+            await self._stream(request, reply, body)
             return
-        if message["type"] == "http.response.start":
-            self._head = message
+        if self._lost or reply.status == CLIENT_GONE:
             return
-        body: bytes = message.get("body", b"")
-        more: bool = message.get("more_body", False)
         connection = self._connection
         transport = connection.transport
-        head, self._head = self._head, None
-        if head is not None:
-            self.started = True
-            begin = self._begin(head, len(body), more=more)
-            if self.scope["method"] == "HEAD":
-                body = b""
-            if self._chunked:
-                body = _chunk(body)
-            if len(body) <= _JOINED_BYTES_MAX:
-                transport.write(begin + body)
-            else:
-                transport.write(begin)
-                transport.write(body)
-        elif self._chunked:
-            transport.write(_chunk(body) if more else _chunk(body) + b"0\r\n\r\n")
-        elif body:
+        head = self._head(request, reply, b"content-length: %d\r\n" % len(body) if reply.has_length else b"")
+        if request.method == "HEAD":
+            body = b""
+        if len(body) <= _JOINED_BYTES_MAX:
+            transport.write(head + body)
+        else:
+            transport.write(head)
             transport.write(body)
-        if connection.drained is not None and (more or len(body) > UNSENT_BYTES_MAX):
+        if connection.drained is not None and len(body) > UNSENT_BYTES_MAX:
+            # Until then the answer is in memory, and the request under way.
             await asyncio.shield(connection.drained)
-        if not more:
-            self.answered = True
-            self._wake()
+            if self._lost:
+                return
+        self._end()
 
-    def _begin(self, message: Message, size: int, *, more: bool) -> bytes:
-        """The head of the answer; it says how the body ends and whether the connection does."""
+    async def _stream(self, request: Request, reply: Reply, body: AsyncGenerator[bytes, None]) -> None:
         connection = self._connection
-        lines = header_lines([*connection.server.default_headers, *message["headers"]])
-        status: int = message["status"]
-        closes = b"\r\nconnection: close\r\n" in lines
-        if closes:
+        in_chunks = self.knows_chunks and request.method != "HEAD"
+        if not self.knows_chunks:
+            # An old client knows the end of the body by the end of the connection.
             self.keep_alive = False
-        last = b""
-        if b"\r\ncontent-length: " not in lines:
-            if not more:
-                if status not in _WITHOUT_BODY:
-                    last = b"content-length: %d\r\n" % size
-            elif self.scope["method"] != "HEAD":
-                if self.scope["http_version"] == "1.0":
-                    # An old client knows the end of the body by the end of the connection.
-                    self.keep_alive = False
-                else:
-                    self._chunked = True
-                    last = b"transfer-encoding: chunked\r\n"
-        if not closes and connection.is_last(self):
+        written = self._head(request, reply, b"transfer-encoding: chunked\r\n" if in_chunks else b"")
+        for part in reply.begun:
+            await self._send(written + (_chunk(part) if in_chunks else part))
+            written = b""
+        async for part in body:
+            await self._send(_chunk(part) if in_chunks else part)
+        if self._lost:
+            raise ClientGone
+        if in_chunks:
+            connection.transport.write(_LAST_CHUNK)
+        self._end()
+
+    async def _send(self, part: bytes) -> None:
+        if self._lost:
+            raise ClientGone
+        connection = self._connection
+        if part:
+            connection.transport.write(part)
+        if connection.drained is not None:
+            await asyncio.shield(connection.drained)
+
+    def _end(self) -> None:
+        self.answered = True
+        self._wake()
+
+    def _head(self, request: Request, reply: Reply, framing: bytes) -> bytes:
+        """The head of the answer; it says how the body ends and whether the connection does."""
+        self.started = True
+        connection = self._connection
+        lines = header_lines([*connection.server.default_headers, *request.headers_of(reply)])
+        if b"\r\nconnection: close\r\n" in lines:
             self.keep_alive = False
-            last += b"connection: close\r\n"
-        return b"%b%b%b\r\n" % (STATUS_LINES[status], lines, last)
+        elif connection.is_last(self):
+            self.keep_alive = False
+            framing += b"connection: close\r\n"
+        return b"%b%b%b\r\n" % (STATUS_LINES[reply.status], lines, framing)
 
 
-def header_lines(headers: list[tuple[bytes, bytes]]) -> bytes:
+def header_lines(headers: list[Header]) -> bytes:
     """The header fields, each between two line breaks: that before the first one is the end of the status line."""
     lines = b"\r\n".join([b"", *map(b": ".join, headers), b""])
     if lines.count(b"\n") != len(headers) + 1 or lines.count(b"\r") != len(headers) + 1:

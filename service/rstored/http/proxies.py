@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 from rstored.addresses import Network, forwarded_address
-from rstored.http.exchange import App, Message, Receive, Send
+from rstored.api.replies import Header
 
-__all__ = ["BehindProxies", "Proxies"]
+__all__ = ["NO_PROXIES", "Proxies"]
 
-_SCHEMES: Final = frozenset({"http", "https"})
+_SCHEMES: Final = frozenset({b"http", b"https"})
 _ADDRESSES_KEPT: Final = 4096
 
 
@@ -49,25 +49,20 @@ class Proxies:
                 break
         return client
 
+    def origin(self, proxy: str, headers: Iterable[Header], *, is_tls: bool) -> tuple[str, bool]:
+        """The address of the client for whom ``proxy`` sent a request with these headers, and whether it used TLS.
 
-class BehindProxies:
-    """An ASGI app that gets requests with the address of the client, and the scheme, that its proxies tell of."""
+        ``is_tls`` is whether the proxy itself did, which counts where it says nothing.
+        """
+        forwarded: list[bytes] = []
+        scheme = b""
+        for name, value in headers:
+            if name == b"x-forwarded-for":
+                forwarded.append(value)
+            elif name == b"x-forwarded-proto":
+                scheme = value.strip().lower()
+        client = self.client_of(proxy, b",".join(forwarded).decode("latin-1")) if forwarded else proxy
+        return client, scheme == b"https" if scheme in _SCHEMES else is_tls
 
-    def __init__(self, app: App, proxies: Proxies) -> None:
-        self._app = app
-        self._proxies = proxies
 
-    def __call__(self, scope: Message, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
-        client = scope.get("client")
-        if client and client[0] in self._proxies:
-            fields: dict[bytes, list[bytes]] = {b"x-forwarded-for": [], b"x-forwarded-proto": []}
-            for name, value in scope["headers"]:
-                if name in fields:
-                    fields[name].append(value)
-            forwarded, schemes = fields.values()
-            if forwarded:
-                scope["client"] = (self._proxies.client_of(client[0], b",".join(forwarded).decode("latin-1")), 0)
-            scheme = schemes[-1].decode("latin-1").strip().lower() if schemes else ""
-            if scheme in _SCHEMES:
-                scope["scheme"] = scheme
-        return self._app(scope, receive, send)
+NO_PROXIES: Final = Proxies(())

@@ -17,8 +17,7 @@ from typing import Any, Final
 from rstored.api.front_door import FrontDoor
 from rstored.http.connections import Connections
 from rstored.http.entrance import Entrance
-from rstored.http.exchange import App
-from rstored.http.proxies import BehindProxies, Proxies
+from rstored.http.proxies import Proxies
 from rstored.limits import Limits
 from rstored.settings import Settings
 
@@ -91,14 +90,11 @@ class Server:
         """Serve what arrives at a bound socket; returns when all is answered, or the grace period is over."""
         settings = self._settings
         state = self._app.state
-        connections = Connections(settings.limits, state.metrics, (), state.backend.renew)
-        served: App = self._app
-        if settings.trusted_proxies:
-            connections.trusted = proxies = Proxies(settings.trusted_proxy_list)
-            served = BehindProxies(served, proxies)
+        proxies = Proxies(settings.trusted_proxy_list)
+        connections = Connections(settings.limits, state.metrics, state.backend.renew, proxies)
         with self._signals():
-            entrance = Entrance(listener, settings.backlog, served, connections, self._tls)
-            sweeper = asyncio.create_task(connections.keep_sweeping())
+            entrance = Entrance(listener, settings.backlog, self._app.serve, connections, self._tls)
+            self._app.sweeps.append(connections.sweep)
             _settle_memory()
             self._started()
             await self._told_to_stop.wait()
@@ -113,7 +109,7 @@ class Server:
                     logger.error("the grace period is over: what is under way is cut off", extra=counts)
                 for task in connections.tasks:
                     task.cancel()
-            sweeper.cancel()
+            self._app.sweeps.remove(connections.sweep)
 
     async def _unless_told_again(self, waiting: Coroutine[Any, Any, None], seconds_max: float | None) -> bool:
         """Whether ``waiting`` ended within so many seconds, before a second signal came."""

@@ -89,7 +89,7 @@ async def _serve(
             if reachable and is_closed and tls is None:
                 logger.warning("tokens and data go over the network in clear, unless a proxy adds TLS")
 
-        server = Server(app, settings, tls, started)
+        server = Server(app.front_door, settings, tls, started)
         if worker is not None:
             asyncio.get_running_loop().add_reader(worker.parent, _stop_without, worker.parent)
         await server.serve(listener)

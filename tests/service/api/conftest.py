@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from rstored.api.front_door import FrontDoor
+from rstored.api.asgi import ASGIApp
 from rstored.app import running_app
 from rstored.limits import Limits
 from rstored.settings import Settings
@@ -21,14 +21,14 @@ def limits() -> Limits:
 
 
 @pytest.fixture
-async def app(tmp_path: Path, limits: Limits, anyio_backend: str) -> AsyncIterator[FrontDoor]:
+async def app(tmp_path: Path, limits: Limits, anyio_backend: str) -> AsyncIterator[ASGIApp]:
     """The app, running."""
     async with running_app(Settings(dsn=f"sqlite:///{tmp_path / 'store.db'}", limits=limits)) as app:
         yield app
 
 
 @pytest.fixture
-async def http(app: FrontDoor) -> AsyncIterator[httpx2.AsyncClient]:
+async def http(app: ASGIApp) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of the app."""
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost") as http:
         yield http

@@ -18,7 +18,7 @@ from tests import servers
 from tests.conformance.backends import BACKENDS
 
 from rstored.api.access import OPEN, Grant, Rate
-from rstored.api.front_door import FrontDoor
+from rstored.api.asgi import ASGIApp
 from rstored.app import running_app
 from rstored.backends import backend_class
 from rstored.backends.abc import Commit, DeleteRecord, Slice, Update, namespace_place
@@ -45,18 +45,18 @@ def settings(tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def closed(settings: dict[str, Any], anyio_backend: str) -> AsyncIterator[FrontDoor]:
+async def closed(settings: dict[str, Any], anyio_backend: str) -> AsyncIterator[ASGIApp]:
     async with running_app(Settings(**settings)) as app:
         yield app
 
 
-def client(app: FrontDoor, token: str | None = None, address: str = "192.0.2.1") -> httpx2.AsyncClient:
+def client(app: ASGIApp, token: str | None = None, address: str = "192.0.2.1") -> httpx2.AsyncClient:
     transport = httpx2.ASGITransport(app, client=(address, 1234))
     return httpx2.AsyncClient(transport=transport, base_url="http://localhost", headers=bearer(token) if token else {})
 
 
 @pytest.fixture
-async def admin(closed: FrontDoor) -> AsyncIterator[httpx2.AsyncClient]:
+async def admin(closed: ASGIApp) -> AsyncIterator[httpx2.AsyncClient]:
     async with client(closed, ADMIN) as http:
         yield http
 
@@ -156,18 +156,18 @@ async def test_an_admin_token_of_the_environment_closes_the_store_for_good(setti
             assert code(await http.get("/kv/k", headers=headers)) == (401, "unauthenticated")
 
 
-async def outcomes(app: FrontDoor, headers: dict[str, str]) -> set[tuple[int, str]]:
+async def outcomes(app: ASGIApp, headers: dict[str, str]) -> set[tuple[int, str]]:
     """What every route that is not public answers."""
     found = set()
     async with client(app) as http:
-        for path, method in app.table():
+        for path, method in app.front_door.table():
             if path not in PUBLIC and method != "HEAD":
                 path = path.format(namespace="n", key="k", token_id="0" * 16)
                 found.add(code(await http.request(method, path, content=b"{}", headers=headers)))
     return found
 
 
-async def never_open(app: FrontDoor, reason: str = "tokens-lost") -> None:
+async def never_open(app: ASGIApp, reason: str = "tokens-lost") -> None:
     async with client(app) as http:
         assert code(await http.get("/readyz")) == (503, reason)
         assert (await http.get("/healthz")).status_code == 200
@@ -221,7 +221,7 @@ async def test_a_flushed_redis_opens_no_store_that_is_said_to_be_closed():
             await never_open(app)
 
 
-async def lose_tokens(app: FrontDoor, *token_ids: str) -> None:
+async def lose_tokens(app: ASGIApp, *token_ids: str) -> None:
     """Delete the tokens, and the record by which the store is closed, as an eviction would."""
 
     place = namespace_place(RESERVED)
@@ -426,7 +426,7 @@ async def test_a_known_token_asks_nothing_of_the_backend(settings):
             assert reads == []
 
 
-def count_reads(app: FrontDoor) -> list[Any]:
+def count_reads(app: ASGIApp) -> list[Any]:
     backend = app.state.backend
     read, found = backend.read, []
 
@@ -664,8 +664,8 @@ async def test_the_access_log_says_who_asked_for_what_also_where_it_is_refused(s
     async with running_app(Settings(**settings, access_log=True, limits=limits)) as app:
         async with client(app, ADMIN) as admin:
             beyond = await make(admin, "elsewhere", access="admin")
-        templates = sorted({path for path, _ in app.table()})
-        asked = [(path, method) for path, method in app.table()] + [(path, "PATCH") for path in templates]
+        templates = sorted({path for path, _ in app.front_door.table()})
+        asked = [(path, method) for path, method in app.front_door.table()] + [(path, "PATCH") for path in templates]
         holders = {"nobody": (None, ""), "stranger": ("x", ""), "beyond": (beyond["token"], beyond["id"])}
         holders["admin"] = (ADMIN, "RSTORED_ADMIN_TOKEN")
         statuses = set()
@@ -737,7 +737,7 @@ async def test_a_token_for_metrics_reads_them_and_nothing_else(closed, admin):
     token = (await make(admin, "*", access="metrics"))["token"]
     async with client(closed, token) as http, client(closed) as stranger:
         assert (await http.get("/metrics")).status_code == 200
-        for path, method in closed.table():
+        for path, method in closed.front_door.table():
             if path != "/metrics":
                 held, public = [
                     await sender.request(method, path_of(path), content=b"{}") for sender in (http, stranger)

@@ -15,8 +15,10 @@ from fastapi.routing import APIRoute
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.routing import Route
+from tests.waiting import SECONDS_MAX
 
 from rstored.api.access import PUBLIC
+from rstored.api.asgi import ASGIApp
 from rstored.api.front_door import FrontDoor
 from rstored.api.openapi import declare_routes
 from rstored.api.operations import Answer, Operation, Operations
@@ -82,7 +84,7 @@ def test_without_docs_their_routes_are_gone():
     assert "/openapi.json" not in paths
 
 
-def test_only_the_document_and_its_page_are_fastapis_to_answer():
+def test_only_the_document_and_its_page_are_no_operations():
     others = [route.path for route in declare_routes().routes if not isinstance(route, APIRoute)]
     assert sorted(others) == ["/docs", "/openapi.json"]
     assert all(isinstance(route.endpoint, Operation) for route in declare_routes(docs=False).routes)
@@ -249,7 +251,7 @@ async def streams(request: Request, query: StreamQuery) -> Reply:
 
 
 @pytest.fixture
-async def broken_http(app: FrontDoor):
+async def broken_http(app: ASGIApp):
     declared = fastapi.FastAPI(openapi_url=None)
     broken.declare_on(declared)
 
@@ -261,7 +263,7 @@ async def broken_http(app: FrontDoor):
     closed.clear()
     async with (
         front_door.running(),
-        httpx2.AsyncClient(transport=httpx2.ASGITransport(front_door), base_url="http://localhost") as http,
+        httpx2.AsyncClient(transport=httpx2.ASGITransport(ASGIApp(front_door)), base_url="http://localhost") as http,
     ):
         yield http
 
@@ -302,7 +304,7 @@ async def test_a_short_stream_has_a_length(broken_http):
 
 
 async def test_a_stream_stops_when_its_reader_goes(broken_http):
-    front_door = broken_http._transport.app
+    app = broken_http._transport.app
     sent = 0
     gone = anyio.Event()
 
@@ -324,7 +326,7 @@ async def test_a_stream_stops_when_its_reader_goes(broken_http):
         "headers": [],
     }
     with anyio.fail_after(5):
-        await front_door(scope, receive, send)
+        await app(scope, receive, send)
     assert closed == [1]
     assert 100_000 < sent < 200_000
 
@@ -345,10 +347,22 @@ async def test_a_client_that_goes_before_its_body_arrives_changes_nothing(app, h
     assert (await http.get("/kv/k")).status_code == 404
 
 
+async def test_a_sweep_that_fails_keeps_no_other_from_running(app, caplog):
+    def fails() -> None:
+        raise Unhandled
+
+    swept = anyio.Event()
+    app.front_door.sweeps[:0] = [fails]
+    app.front_door.sweeps.append(swept.set)
+    with anyio.fail_after(SECONDS_MAX):
+        await swept.wait()
+    assert "a sweep failed" in caplog.text
+
+
 # --- the lifespan protocol ---------------------------------------------------------------------------------
 
 
-async def lifespan(app: FrontDoor) -> list[str]:
+async def lifespan(app: ASGIApp) -> list[str]:
     events = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
     sent: list[str] = []
 

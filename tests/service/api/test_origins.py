@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from pydantic import SecretStr
 
-from rstored.api.front_door import FrontDoor
+from rstored.api.asgi import ASGIApp
 from rstored.api.openapi import declare_routes, document
 from rstored.app import running_app
 from rstored.settings import InvalidSettings, Settings, load_settings
@@ -200,10 +200,10 @@ class Route(NamedTuple):
         return bool(self.body) and not self.path.endswith("/kv/{key}")
 
 
-def routes(app: FrontDoor) -> list[Route]:
+def routes(app: ASGIApp) -> list[Route]:
     """Every route that the service has."""
     found = []
-    for path, method in app.table():
+    for path, method in app.front_door.table():
         declared = DOCUMENT["paths"].get(path, {}).get(method.lower(), {})
         content = declared.get("requestBody", {}).get("content", {}).get("application/json", {})
         found.append(Route(method, path, json.dumps(content["example"]).encode() if content else b""))
@@ -216,7 +216,7 @@ async def ask(http: httpx2.AsyncClient, route: Route, **headers: str) -> httpx2.
     return await http.request(route.method, path, content=route.body, headers=headers)
 
 
-async def contents(app: FrontDoor) -> Any:
+async def contents(app: ASGIApp) -> Any:
     """All pairs, series and sequences of the namespaces that requests are about."""
     async with client(app) as http:
         found = [await http.get(f"{place}/{kind}") for place in ("", "/ns/n") for kind in ("kv", "ts", "es")]
