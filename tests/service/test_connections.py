@@ -22,7 +22,7 @@ from typing import Any, Final
 import httpx2
 import pytest
 import uvloop
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.certificates import new_authority, tls_settings
 from tests.waiting import has_read_everything, until
@@ -192,6 +192,7 @@ class Served:
 
 @settings(deadline=None, max_examples=1000 if STRESS else 150)
 @given(st.integers(min_value=0))
+@example(25395)
 def test_what_is_answered_does_not_depend_on_where_the_packets_are_cut(number):
     """The same requests reach the app, whole and in order, and the same refusal ends them."""
     random = Random(number)

@@ -384,6 +384,11 @@ class Connection(asyncio.BufferedProtocol):
             self._parser.feed_data(data if end - start == len(data) else data[start:end])
         except httptools.HttpParserUpgrade:
             asks_for_upgrade = True
+        except httptools.HttpParserError:
+            # What is wrong first counts, wherever the packets are cut.
+            if len(self._fields) > self._limits.headers_max:
+                raise self._too_large() from None
+            raise
         if asks_for_upgrade:
             # Not in the handler: its exception would replace the context that tells why a callback failed.
             head = self._head_without_upgrade()
