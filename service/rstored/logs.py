@@ -22,7 +22,7 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 class JSONFormatter(logging.Formatter):
     """A record as one line: time, level, logger, message, and whatever ``extra`` held.
 
-    An exception is told by its type and frames. Its message is left out: it may quote a value.
+    An exception is shown by its type and frames. Its message is left out: it may quote a value.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -46,7 +46,7 @@ def _frames(trace: TracebackType | None) -> list[str]:
 def log_token_change(change: TokenChange, token: TokenInfo | str, **by: Any) -> None:
     """Log that a token was made, given another secret or revoked: which one it is, never its text.
 
-    ``token`` is its id where no more is known. ``by`` says who did it, and from where. It is told whether or not every
+    ``token`` is its id where no more is known. ``by`` says who did it, and from where. That is logged even if not every
     request is logged.
     """
     if isinstance(token, str):

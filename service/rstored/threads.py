@@ -37,7 +37,7 @@ async def run_sized(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.
     running = loop.run_in_executor(None, _uncollected, functools.partial(work, *args, **kwargs))
 
     def end(ended: asyncio.Future[T]) -> None:
-        # What it raised is told to who waits for it, if anybody does.
+        # Whoever still waits gets what it raised.
         ended.exception()
         turns.end()
 

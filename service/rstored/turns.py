@@ -41,7 +41,7 @@ class Turns:
             pass
 
     async def begin(self, size: int = 1) -> None:
-        """Return when it is this one's turn, which lasts until :meth:`end` is told of the same size."""
+        """Return when it is this one's turn, which lasts until :meth:`end` is called with the same size."""
         turn = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(CLIENT.get(), deque()).append((turn, size))
         self._pass_on()
@@ -76,7 +76,7 @@ class Turns:
             turn, size = turns[0]
             taken = min(size, self._room)
             if taken > self._free and not turn.done():
-                # Who asks for less does not pass by, or there might never be room for this one.
+                # A smaller turn does not overtake it; otherwise there might never be room for this one.
                 return
             turns.popleft()
             # Once for each client, and then the first again.

@@ -92,7 +92,7 @@ OPEN: Final = Grant("", ("*",), Access.ADMIN)
 """What everybody may do in an open store."""
 
 NOBODY: Final = Grant("", (), Access.METRICS)
-"""What whoever was not asked for a token may do: nothing."""
+"""What a request may do that needs no token: nothing of what tokens allow."""
 
 
 class Reach(enum.Enum):

@@ -68,7 +68,7 @@ async def answer_sized(
 ) -> Reply:
     """The reply that carries the body which ``make`` makes for a form, out of ``size`` bytes of values.
 
-    Values in msgpack are parsed and encoded anew, which takes a while where they are many.
+    Values in msgpack are parsed and encoded again, which takes a while if there are many.
     """
     form = request.form
     body = await run_sized(size, lambda: _ENCODE[form](make(form)))

@@ -432,7 +432,7 @@ def _decoded(segment: bytes, what: str) -> str:
 
 
 def _namespace_of(node: _Node | None, names: list[_Segment], limits: Limits) -> str | None:
-    """The namespace that a path is about, whether or not whoever asked may know of it; None if it is about none."""
+    """The namespace that a path is about, whether or not the client may know of it; None if it is about none."""
     for name, segment in names:
         if name == "namespace":
             try:

@@ -57,7 +57,7 @@ class Origins:
         return self._cors.get(fields.get(b"origin", b""), ())
 
     def preflight(self, fields: Mapping[bytes, bytes], allow: bytes) -> tuple[Header, ...]:
-        """What a browser is told that asks before it sends for a page of a configured origin."""
+        """The headers for a browser that asks before it sends for a page of a configured origin."""
         if b"access-control-request-method" not in fields or not self.headers(fields):
             return ()
         return ((b"access-control-allow-methods", allow), *_PREFLIGHT)

@@ -14,7 +14,7 @@ from rstored.problems import Problem
 __all__ = ["PROBLEM_SCHEMA", "problem_document", "problem_example", "problem_reply", "problem_type"]
 
 _HEADERS: Final[tuple[Header, ...]] = (content_type(PROBLEM_MEDIA_TYPE),)
-# What fails with 503 is over in a moment, or it is not and asking more often would not help.
+# What fails with 503 is over in a moment; if it is not, asking more often would not help.
 _RETRY_AFTER_SECONDS: Final = 1
 
 PROBLEM_SCHEMA: Final[dict[str, Any]] = {

@@ -25,7 +25,7 @@ class State:
     """What the service owns while it runs, and the settings that requests ask for.
 
     ``stopping`` turns true when it has been told to stop. ``bytes_held`` counts the large bodies and answers of the
-    requests under way, ``bytes_held_of`` those of each client. ``long_bodies`` are turns: who has one is worked on.
+    requests under way, ``bytes_held_of`` those of each client. ``long_bodies`` are the turns of long bodies.
     """
 
     backend: Backend

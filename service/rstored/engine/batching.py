@@ -39,7 +39,7 @@ _Waiting: TypeAlias = tuple[RequestT, "asyncio.Future[AnswerT]", float]
 class Storage:
     """The one way from the engine to its backend: single reads and updates in, batches out.
 
-    ``observe`` is told of every batch. ``turns`` are for each piece of what takes long.
+    ``observe`` is called for every batch. ``turns`` are for each piece of what takes long.
 
     A caller that is cancelled while its request waits takes the request with it; one that is cancelled while its batch
     is under way leaves the batch as it is, so the write may be done.

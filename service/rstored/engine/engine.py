@@ -28,7 +28,7 @@ class Engine:
         clock: Callable[[], int] | None = None,
         observe: Observe | None = None,
     ) -> None:
-        """``clock`` gives POSIX milliseconds, by default the backend's; ``observe`` is told of every batch."""
+        """``clock`` gives POSIX milliseconds, by default the backend's; ``observe`` is called for every batch."""
         limits = limits or Limits()
         self.storage = Storage(backend, observe)
         self._maintenance = Maintenance(self.storage, clock or backend.clock.earlier)

@@ -87,7 +87,7 @@ class Tokens:
         self._once = Once(storage, limits, clock)
 
     async def exist(self) -> bool:
-        """Whether a token was ever made in this store, or it was told that there is one; True for ever after."""
+        """Whether a token was ever made in this store, or :meth:`close_store` was called; True for ever after."""
         (head,) = await self._storage.read(HeadRead(namespace_place(RESERVED)))
         return head is not None
 

@@ -1,4 +1,4 @@
-"""Serving in this process: what listens, how it is told to stop, and how it then drains."""
+"""Serving in this process: what listens, which signals stop it, and how it then drains."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def serve_as_worker(settings: Settings, tls: ssl.SSLContext | None, worker: Work
 
 
 def serve(settings: Settings, tls: ssl.SSLContext | None, listener: socket.socket, worker: Worker | None = None) -> int:
-    """Serve in this process until it is told to stop; the exit code."""
+    """Serve in this process until a signal stops it; the exit code."""
     try:
         uvloop.run(_serve(settings, tls, listener, worker))
     except (Problem, _OpenToAll) as error:

@@ -33,7 +33,7 @@ class Worker(NamedTuple):
 def run_workers(count: int, work: Callable[[Worker], int]) -> int:
     """Run ``work`` in ``count`` processes until SIGTERM or SIGINT, and return the exit code.
 
-    The first worker starts alone: what keeps it from starting is told once, and what it does to the storage is done
+    The first worker starts alone: what keeps it from starting is reported once, and what it does to the storage is done
     when the others come. One that ends is replaced, after a second if it had just begun.
     """
     return _Supervisor(work).run(count)
@@ -87,7 +87,7 @@ class _Supervisor:
         """Be a worker, in the new process."""
         code = 1
         try:
-            # A Ctrl-C reaches this process by the other one alone, or it would come twice.
+            # A Ctrl-C reaches this process by the other one alone; otherwise it would come twice.
             os.setpgid(0, 0)
             os.close(self._alive)
             for told in (signal.SIGTERM, signal.SIGINT):

@@ -37,7 +37,7 @@ __all__ = [
 _CONNECTIONS_MAX: Final = 4
 _CONNECT_SECONDS: Final = 3
 POOL_WAIT_SECONDS: Final = 3.0
-# How long the pool goes on trying by itself, ever more slowly; after that whoever asks has it try at once.
+# How long the pool goes on trying by itself, ever more slowly; after that each request has it try at once.
 _RECONNECT_SECONDS: Final = 2.0
 _LOCK_SECONDS: Final = 3
 _STATEMENT_SECONDS: Final = 10
@@ -86,7 +86,7 @@ class Watch:
         self._timer.cancel()
 
     def _hang_up(self) -> None:
-        """Have whoever waits on the connection learn that it is over."""
+        """Let the tasks that wait on the connection know that it is over."""
         self.hung_up = True
         with (
             contextlib.suppress(OSError, psycopg.Error),

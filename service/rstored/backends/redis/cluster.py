@@ -156,7 +156,7 @@ class Cluster(Servers):
         return node
 
     async def _reload(self) -> None:
-        """Learn anew who serves which slot; those who ask while it goes on share it. A failure leaves all as it was."""
+        """Learn again which node serves which slot; calls that come meanwhile share it. A failure changes nothing."""
         if self._loading is None:
             self._loading = asyncio.get_running_loop().create_task(self._load())
         try:

@@ -27,7 +27,7 @@ LOST: Final = (
 
 
 def lost() -> Problem:
-    """The problem of whoever needs a store that is not there any more."""
+    """The problem of a request that needs a store which is not there any more."""
     return Problem("backend-unavailable", LOST)
 
 
@@ -48,7 +48,7 @@ def not_atomic() -> Problem:
 
 
 def problem_of(error: Exception) -> Exception:
-    """As :func:`translated`, anew for each who gets it."""
+    """As :func:`translated`, but a new exception for each waiting request."""
     return Problem(error.code, error.detail) if isinstance(error, Problem) else translated(error)
 
 
@@ -74,7 +74,7 @@ def translated(error: BaseException) -> Exception:
     return Problem("backend-unavailable", _UNAVAILABLE)
 
 
-# The last three are what a script is told whose user may not run a command or touch a key.
+# The last three are the errors of a script whose user may not run a command or touch a key.
 _REFUSED: Final = re.compile(
     "NOAUTH|WRONGPASS|NOPERM|.*(ACL failure in script|can't run this command|can't access at least one of the keys)"
 )

@@ -13,7 +13,7 @@ bucket is ``{prefix/id/bucket}``; as all its keys carry it, they lie in one slot
     T:b:<kind>:<lane>:<key>   sorted set of the rows' ``by``, all of score 0
     T:d:<kind>:<lane>:<key>   hash of the rows: ``s``+sort → value, ``y``+sort → by, ``b``+by → sort
     T:ns                      hash in each bucket: ``h`` a copy of the namespace's head, ``n`` its name. It is there as
-                              long as the namespace lives: who knows an id finds here whether it is still the id.
+                              long as the namespace lives: it says whether an id is still that of the namespace.
 
     {prefix}:store            hash: the version of this layout, the number of buckets, and ``h``: the store's id, of 8
                               random bytes; all are fixed by whoever came first

@@ -213,7 +213,7 @@ class Attempt(Executor):
         return failed
 
     def _take_owner(self, name: str, owner_id: bytes, gone: dict[str, Stale]) -> None:
-        """A namespace that an update names was found under this id; where another was expected, all begins anew."""
+        """A namespace that an update names was found under this id; where another was expected, all begins again."""
         expected = self._owners.get(name)
         if isinstance(expected, Owner) and expected.id == owner_id:
             return

@@ -66,7 +66,7 @@ class Writer:
         try:
             results = [self._run(update) for update in updates]
             self._commit()
-            # What was committed to a file that is gone is lost with it, so nobody is told that it is there.
+            # What was committed to a file that is gone is lost with it, so it is not acknowledged.
             self._files.check()
         except UnfitStorage as problem:
             return [UnfitStorage(problem.detail) for _ in updates]

@@ -52,7 +52,7 @@ class Chain(NamedTuple):
 
 
 class Refolding:
-    """How much one apply in the past may still fold anew: whoever else writes waits for it."""
+    """How much one apply in the past may still fold again: all other writers wait for it."""
 
     def __init__(self, events_max: int) -> None:
         self._events_max = events_max
@@ -63,7 +63,7 @@ class Refolding:
         self._left -= 1 if chain is None or chain.json is None else 1 + chain.json.size // LONG_BYTES
         if self._left < 0:
             raise UnfoldableEvent(
-                f"more than {self._events_max} events would have to be folded anew, or fewer with long values:"
+                f"more than {self._events_max} events would have to be folded again, or fewer with long values:"
                 " apply it at a later timestamp, or at none"
             )
 

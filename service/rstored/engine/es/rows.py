@@ -162,7 +162,7 @@ def next_page(scan: RowScan, found: Slice[Row]) -> RowScan | None:
 
 
 def same_history(head: Head | None, meta: Meta) -> bool:
-    """Whether all that was read with ``meta`` is still there; a sequence made anew starts at another number."""
+    """Whether all that was read with ``meta`` is still there; one that was made again has another number."""
     return head is not None and decode_meta(head.meta).rewrites == meta.rewrites
 
 

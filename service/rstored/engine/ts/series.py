@@ -208,7 +208,7 @@ class TimeSeries:
     ) -> list[int]:
         """Those of ``start, start + freq, … ≤ end`` (None: the last point) that have no point.
 
-        ``counted`` is told how many there are while they grow, and may raise what ends that. An unknown series lacks
+        ``counted`` is called with their number while it grows, and may raise to end that. An unknown series lacks
         the whole grid up to ``end``. Raises Problem ``invalid-parameter`` for a ``freq``
         that is not positive, ``answer-too-large`` for a grid or an answer beyond the limit.
         """
