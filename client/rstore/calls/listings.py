@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Final, Generic, NamedTuple
+from typing import Annotated, Any, Final, Generic, NamedTuple
 
 import msgspec
 
@@ -11,9 +11,10 @@ from rstore.calls.answers import json_body
 from rstore.calls.call import Answer, Call, T, whole
 from rstore.calls.requests import ACCEPT_JSON, query_string, target_of
 from rstore.calls.shapes import SLOT_BYTES, TUPLE_BYTES, Count, NameText
+from rstore.core.errors import StoreProtocolError
 from rstore.core.memory import PAGE_ITEMS_MAX
 
-__all__ = ["Page", "PageShape", "counted_names", "key_list", "page_shape", "size_list"]
+__all__ = ["Page", "PageShape", "check_follows", "counted_names", "key_list", "page_shape", "size_list"]
 
 _CURSOR_LENGTH_MAX: Final = 4_096
 
@@ -54,6 +55,15 @@ def key_list(namespace: str, kind: str, cursor: str | None) -> Call[Page[str]]:
 def size_list(namespace: str, kind: str, cursor: str | None) -> Call[Page[tuple[str, int]]]:
     """One page of the keys of a kind of records, each with its number of points or events."""
     return Call("GET", target_of(namespace, kind, query=query_string(cursor=cursor)), whole(_size_page), ACCEPT_JSON)
+
+
+def check_follows(page: Page[Any], names: list[str], cursor: str | None) -> None:
+    """Raise unless the page that ``cursor`` fetched goes on with the listing.
+
+    ``names`` are those of its items, behind the last name of the page before.
+    """
+    if not all(map(str.__lt__, names, names[1:])) or (page.cursor is not None and page.cursor == cursor):
+        raise StoreProtocolError("the pages of the listing do not follow each other")
 
 
 def page_shape(answer: Answer, decoder: msgspec.json.Decoder[PageShape[T]]) -> PageShape[T]:

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from rstore import calls
 from rstore.calls import Call, Steps
-from rstore.calls.listings import Page
+from rstore.calls.listings import Page, check_follows
 from rstore.core.encodings import Encoding, Value, render_json
 from rstore.core.errors import StoreDecryptionError, StoreError, StoreProtocolError
 from rstore.core.numeric import INT64_MIN
@@ -166,8 +166,7 @@ class _Rotating:
         while True:
             page = yield from _alone(page_after(cursor))
             names = ([] if last is None else [last]) + [name for name, _ in page.items]
-            if not all(map(str.__lt__, names, names[1:])) or (page.cursor is not None and page.cursor == cursor):
-                raise StoreProtocolError("the pages of the listing do not follow each other")
+            check_follows(page, names, cursor)
             yield from visit(page.items)
             if page.cursor is None:
                 return

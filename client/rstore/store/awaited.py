@@ -18,7 +18,7 @@ from rstore.store.operations import Operations
 from rstore.transport.attempts import translated
 from rstore.transport.budget import TOO_SLOW, Budget
 from rstore.transport.connections import LoopTransport, awaited_transport
-from rstore.transport.running import Exchange, carried_out
+from rstore.transport.running import carried_out
 
 __all__ = ["AsyncStore"]
 
@@ -119,10 +119,8 @@ class AsyncStore(Operations[httpx2.AsyncBaseTransport], Awaited):
         try:
             step = next(running)
             while True:
-                if not isinstance(step, Exchange):
-                    await asyncio.sleep(step)
-                    step = next(running)
-                    continue
+                if step.pause_seconds:
+                    await asyncio.sleep(step.pause_seconds)
                 try:
                     answer = await self._exchange(step.call, step.budget)
                 except (StoreError, TryAgain) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import operator
 import os
 import ssl
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 from rstore import calls
 from rstore.calls import Call, Steps
 from rstore.calls.arguments import check_environment, check_flag, check_int, check_seconds, refuse
-from rstore.calls.listings import Page
+from rstore.calls.listings import Page, check_follows
 from rstore.codec.codec import Codec
 from rstore.codec.values import dump, load
 from rstore.core.encodings import Encoding, Value
@@ -189,8 +188,7 @@ class Base(Generic[TransportT]):
         while True:
             page = yield from page_after(cursor)
             names = list(map(name, found[-1:] + page.items))
-            if not all(map(operator.lt, names, names[1:])) or (page.cursor is not None and page.cursor == cursor):
-                raise StoreProtocolError("the pages of the listing do not follow each other")
+            check_follows(page, names, cursor)
             found += page.items
             cursor = page.cursor
             if cursor is None:

@@ -20,7 +20,7 @@ from rstore.store.operations import Operations
 from rstore.transport.attempts import translated
 from rstore.transport.budget import Budget
 from rstore.transport.connections import blocking_transport
-from rstore.transport.running import Exchange, carried_out
+from rstore.transport.running import carried_out
 
 __all__ = ["Store"]
 
@@ -137,10 +137,8 @@ class Store(Operations[httpx2.BaseTransport], Blocking):
         try:
             step = next(running)
             while True:
-                if not isinstance(step, Exchange):
-                    time.sleep(step)
-                    step = next(running)
-                    continue
+                if step.pause_seconds:
+                    time.sleep(step.pause_seconds)
                 try:
                     answer = self._exchange(step.call, step.budget)
                 except (StoreError, TryAgain) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from itertools import chain
 from typing import Any, Literal
 
 from rstore import calls
@@ -292,7 +293,9 @@ class TimeSeries(Base[TransportT]):
         )
         if len(parts) == 1:
             return parts[0]
-        return [t for times, _ in parts for t in times], [value for _, values in parts for value in values]
+        return [*chain.from_iterable(times for times, _ in parts)], [
+            *chain.from_iterable(values for _, values in parts)
+        ]
 
     def _extended(self, key: str, points: Points) -> Steps[None]:
         """Seal dumped points if there is a key, and add them."""

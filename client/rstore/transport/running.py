@@ -6,7 +6,7 @@ A store that blocks and one that awaits differ only in how they do these two thi
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from rstore.calls import Call, Steps, TryAgain
 from rstore.calls.call import Spending
@@ -14,20 +14,17 @@ from rstore.core.errors import StoreError
 from rstore.transport.attempts import Attempts
 from rstore.transport.budget import Budget
 
-__all__ = ["Exchange", "OperationBounds", "Pause", "carried_out"]
+__all__ = ["Exchange", "OperationBounds", "carried_out"]
 
 T = TypeVar("T")
 
 
 class Exchange(NamedTuple):
-    """A call to send, and the budget of its answer."""
+    """A call to send, the budget of its answer, and how long to wait before that."""
 
     call: Call[Any]
     budget: Budget
-
-
-Pause: TypeAlias = float
-"""Seconds to wait."""
+    pause_seconds: float
 
 
 class OperationBounds(NamedTuple):
@@ -42,11 +39,11 @@ class OperationBounds(NamedTuple):
         return Budget(self.answer_bytes_max, self.operation_seconds_max)
 
 
-def carried_out(steps: Steps[T], bounds: OperationBounds) -> Generator[Exchange | Pause, Any, T]:
+def carried_out(steps: Steps[T], bounds: OperationBounds) -> Generator[Exchange, Any, T]:
     """Carry out an operation.
 
-    It yields what to do. After an :class:`Exchange` the store sends it the answer, or throws the error or
-    :class:`~rstore.calls.TryAgain`. After a :data:`Pause` the store sends it nothing. It returns the result.
+    It yields what to do, and the store sends it the answer, or throws the error or :class:`~rstore.calls.TryAgain`.
+    It returns the result.
     """
     budget = bounds.budget()
     try:
@@ -63,18 +60,18 @@ def carried_out(steps: Steps[T], bounds: OperationBounds) -> Generator[Exchange 
         return result
 
 
-def _sent(call: Call[T], budget: Budget, bounds: OperationBounds) -> Generator[Exchange | Pause, Any, T]:
+def _sent(call: Call[T], budget: Budget, bounds: OperationBounds) -> Generator[Exchange, Any, T]:
     """Send a call, several times if that is necessary."""
     if call.own_budget:
         budget = bounds.budget()
     attempts = Attempts(call, bounds.retries, bounds.attempts_seconds_max)
+    pause_seconds = 0.0
     while True:
         try:
-            answer: T = yield Exchange(call, budget)
+            answer: T = yield Exchange(call, budget, pause_seconds)
         except TryAgain as failure:
-            pause = attempts.pause_seconds(failure)
+            pause_seconds = attempts.pause_seconds(failure)
         except StoreError as error:
             raise attempts.conclude(error) from error.__cause__
         else:
             return answer
-        yield pause

@@ -7,14 +7,10 @@ from typing import NoReturn
 
 import typer
 
-__all__ = ["complain", "fail"]
-
-
-def complain(reason: str) -> None:
-    print(f"rstored: {reason}", file=sys.stderr)  # noqa: T201
+__all__ = ["fail"]
 
 
 def fail(reason: str) -> NoReturn:
     """End with one line that says why."""
-    complain(reason)
+    print(f"rstored: {reason}", file=sys.stderr)  # noqa: T201
     raise typer.Exit(1)
