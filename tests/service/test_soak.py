@@ -19,6 +19,7 @@ import statistics
 import struct
 import threading
 import time
+import types
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -366,8 +367,31 @@ async def settled(held: Callable[[], dict[str, float]]) -> None:
     """What is ``held`` comes to nothing within a while."""
     until = time.monotonic() + SETTLED_SECONDS
     while left := {name: count for name, count in held().items() if count}:
-        assert time.monotonic() < until, left
+        if time.monotonic() > until:
+            pytest.fail("\n".join([str(left), *holders(KEPT)]))
         await asyncio.sleep(0.2)
+
+
+# What a connection is made of in the process of the service.
+KEPT = (Connection, Exchange, Request)
+
+
+def holders(kinds: tuple[type, ...], depth: int = 3) -> Iterator[str]:
+    """Lines that say what keeps the instances of these classes: an indented line holds the line above it."""
+    seen: set[int] = set()
+
+    def lines(thing: object, level: int) -> Iterator[str]:
+        for holder in gc.get_referrers(thing):
+            if id(holder) in seen or (isinstance(holder, types.FrameType) and holder.f_code.co_filename == __file__):
+                continue
+            seen.add(id(holder))
+            yield "  " * level + repr(holder)[:200]
+            if level < depth:
+                yield from lines(holder, level + 1)
+
+    for kept in [thing for thing in gc.get_objects() if isinstance(thing, kinds)]:
+        yield f"{kept!r} {vars(kept) if hasattr(kept, '__dict__') else ''}"
+        yield from lines(kept, 1)
 
 
 # --- tests -------------------------------------------------------------------------------------------------
@@ -491,9 +515,7 @@ async def test_nothing_is_left_of_requests_and_connections(tmp_path, certificate
                     "work without the collector": not gc.isenabled(),
                 }
                 if not any(counts.values()):
-                    kinds = (Connection, Exchange, Request)
-                    found = Counter(type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, kinds))
-                    counts |= found
+                    counts |= Counter(type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, KEPT))
                 return counts
 
             # Without the cyclic collector: what only it could free would be there too long, with the buffers of TLS.

@@ -365,7 +365,8 @@ class Connection(asyncio.BufferedProtocol):
         A head ends with its first blank line, and a body in chunks with one, so nothing behind them is parsed.
         """
         data, start, seam = self._data, self._parsed, self._seam
-        most = start + self._limits.header_bytes_max + 1 - self._silent_bytes
+        silent_bytes_max = self._silent_bytes_max()
+        most = start + silent_bytes_max + 1 - self._silent_bytes
         found = data.find(_BLANK_LINE, start, most)
         end = found + len(_BLANK_LINE) if found >= 0 else 0
         if seam:
@@ -386,7 +387,7 @@ class Connection(asyncio.BufferedProtocol):
             asks_for_upgrade = True
         except httptools.HttpParserError:
             # What is wrong first counts, wherever the packets are cut.
-            if len(self._fields) > self._limits.headers_max:
+            if self._fields_are_too_many():
                 raise self._too_large() from None
             raise
         if asks_for_upgrade:
@@ -397,8 +398,25 @@ class Connection(asyncio.BufferedProtocol):
             self._fields = []
             self._parser.feed_data(head)
         # What brings no body is kept, or is nothing but work.
-        if self._silent_bytes > self._limits.header_bytes_max or len(self._fields) > self._limits.headers_max:
+        if self._silent_bytes > silent_bytes_max or self._fields_are_too_many():
             raise self._too_large()
+
+    def _silent_bytes_max(self) -> int:
+        """How many bytes may bring neither the end of a head nor a part of a body.
+
+        In a body, what stands before its first trailer may be counted with the trailers, or not: that depends on where
+        the packets are cut. So the fields are counted there, and this bound comes into play only for what is no field.
+        """
+        return self._limits.header_bytes_max * (1 if self._exchange is None else 2)
+
+    def _fields_are_too_many(self) -> bool:
+        fields, limits = self._fields, self._limits
+        if len(fields) > limits.headers_max:
+            return True
+        if self._exchange is None:
+            # The bytes of a head are counted before it is parsed.
+            return False
+        return sum(len(name) + len(value) + len(b": \r\n") for name, value in fields) > limits.header_bytes_max
 
     def _head_without_upgrade(self) -> bytes:
         """The head that was just parsed, as of a request that asks for no other protocol.
@@ -422,7 +440,7 @@ class Connection(asyncio.BufferedProtocol):
             most = limits.uri_bytes_max
             return Problem("uri-too-long", f"the request target is longer than {most} bytes", limit=most)
         most, what = limits.header_bytes_max, "bytes"
-        if self._silent_bytes <= most:
+        if len(self._fields) > limits.headers_max:
             most, what = limits.headers_max, "fields"
         part = "trailers of the request have" if self._exchange is not None else "head of the request has"
         return Problem("headers-too-large", f"the {part} more than {most} {what}", limit=most)
@@ -497,7 +515,7 @@ class Connection(asyncio.BufferedProtocol):
         # There is none where the head asks for another protocol.
         if exchange is not None:
             if self._fields:
-                if len(self._fields) > self._limits.headers_max:
+                if self._fields_are_too_many():
                     raise self._too_large()
                 self._fields = []
             self._silent_bytes = 0
@@ -613,7 +631,8 @@ def _problem_of(error: Exception) -> Problem:
     """What to tell of an error that ended the parsing. Raises ``error`` if it is a fault of the service."""
     problem = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else error
     if isinstance(problem, Problem):
-        # Its traceback would hold the parser, which holds it.
+        # The connection may keep the problem. Its traceback and its context lead to frames that hold the connection.
+        problem.__context__ = None
         return problem.with_traceback(None)
     if not isinstance(problem, httptools.HttpParserError):
         raise error
