@@ -7,17 +7,16 @@ import re
 from typing import Any, Final, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from rstored.addresses import Network, canonical_address, network
 from rstored.limits import Limits
+from rstored.validation import first_failure
 
 __all__ = ["InvalidSettings", "Settings", "load_settings"]
 
 PREFIX: Final = "RSTORED_"
 _ADMIN_TOKEN: Final = re.compile(r"[!-~]{32,4096}\Z")
-
-
 _ORIGIN: Final = re.compile(r"https?://[a-z0-9.\[\]:-]+\Z")
 _HOST_NAME: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\Z")
 
@@ -118,21 +117,24 @@ class Settings(BaseSettings):
     @classmethod
     def _addresses(cls, text: str) -> str:
         for address in _listed(text):
-            network(address)
+            try:
+                network(address)
+            except ValueError:
+                raise ValueError("addresses and networks are expected, like 10.0.0.7 or 10.0.0.0/8") from None
         return text
 
     @field_validator("cors_origins")
     @classmethod
     def _origins(cls, text: str) -> str:
         if not all(_ORIGIN.match(origin) for origin in _listed(text)):
-            raise ValueError("origins are wanted, like https://app.example or http://localhost:3000")
+            raise ValueError("origins are expected, like https://app.example or http://localhost:3000")
         return text
 
     @field_validator("admin_token")
     @classmethod
     def _strong(cls, token: SecretStr | None) -> SecretStr | None:
         if token is not None and _ADMIN_TOKEN.match(token.get_secret_value()) is None:
-            raise ValueError("32 to 4096 characters of printable ASCII without spaces are wanted")
+            raise ValueError("32 to 4096 characters of printable ASCII without spaces are expected")
         return token
 
 
@@ -165,9 +167,9 @@ def load_settings(**given: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as errors:
-        error = errors.errors(include_input=False, include_url=False)[0]
-        path = [str(part) for part in error["loc"]]
-        name = f"--{path[0].replace('_', '-')}" if given.get(path[0]) is not None else PREFIX + "__".join(path).upper()
-        raise InvalidSettings(f"{name}: {error['msg'][:1].lower()}{error['msg'][1:]}") from None
-    except ValueError as error:
-        raise InvalidSettings(str(error).replace("\n", " ")) from None
+        place, reason = first_failure(errors)
+        from_command_line = given.get(place[0]) is not None
+        name = f"--{place[0].replace('_', '-')}" if from_command_line else PREFIX + "__".join(place).upper()
+        raise InvalidSettings(f"{name}: {reason}") from None
+    except SettingsError:
+        raise InvalidSettings(f"{PREFIX}LIMITS: a JSON object is expected, or a variable for each limit") from None

@@ -9,6 +9,7 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from rstore.calls.call import RETRIED_STATUSES, Answer, Head, T, TryAgain
+from rstore.core.decoding import decoding_failure
 from rstore.core.errors import (
     PROBLEMS,
     StoreAccessError,
@@ -87,8 +88,7 @@ def json_body(answer: Answer, decoder: msgspec.json.Decoder[T], *statuses: int, 
                 malformed("there are more items than were asked for", head)
         return decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else _printable(str(error))
-        malformed(reason, head)
+        malformed(_printable(decoding_failure(error, body, "it")), head)
     finally:
         spend(-size)
 

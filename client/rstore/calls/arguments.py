@@ -23,7 +23,7 @@ from rstore.core.numeric import INT64_MAX, INT64_MIN, integer, plain_number, rea
 from rstore.core.points import Cells
 
 __all__ = [
-    "Column",
+    "ColumnLike",
     "Count",
     "Name",
     "PositiveSeconds",
@@ -193,7 +193,7 @@ Count: TypeAlias = Annotated[int, functools.partial(check_int, low=0)]
 Step: TypeAlias = Annotated[int, functools.partial(check_int, low=1)]
 Seconds: TypeAlias = Annotated[float, check_seconds]
 PositiveSeconds: TypeAlias = Annotated[float, functools.partial(check_seconds, zero=False)]
-Column: TypeAlias = Annotated[Any, _check_column]
+ColumnLike: TypeAlias = Annotated[Any, _check_column]
 _CHECKS: Final[dict[Any, Check]] = {str: check_text, bool: check_flag, int: check_int, abc.Callable: _check_callable}
 
 

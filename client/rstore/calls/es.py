@@ -14,7 +14,7 @@ from rstore.calls.answers import json_body, malformed, problem_code
 from rstore.calls.call import Answer, Call, whole
 from rstore.calls.listings import Page, key_list, size_list
 from rstore.calls.requests import ACCEPT_JSON, JSON_BODY, once, query_string, target_of, value_members
-from rstore.calls.shapes import Count, Int64, NameText, value_in
+from rstore.calls.shapes import Int64, NameText, NonNegative, value_in
 from rstore.core.encodings import Encoding, Value
 from rstore.core.numeric import INT64_MAX, INT64_MIN
 from rstore.core.operators import OPERATORS, UNARY
@@ -85,7 +85,7 @@ class _NewEventShape(msgspec.Struct):
 
 class _StateShape(msgspec.Struct):
     timestamp: Int64
-    revision: Count
+    revision: NonNegative
     state: dict[NameText, msgspec.Raw] = {}
     events: list[_EventShape] = []
 
@@ -95,11 +95,11 @@ class _EventsShape(msgspec.Struct):
 
 
 class _ResealedShape(msgspec.Struct):
-    resealed: Count
+    resealed: NonNegative
 
 
 class _PrunedShape(msgspec.Struct):
-    pruned: Count
+    pruned: NonNegative
     removed: bool
 
 

@@ -79,7 +79,7 @@ def find(namespace: str, match: str | None, cursor: str | None = None) -> Call[P
 
     def decode(answer: Answer) -> Page[tuple[str, StoredEntry]]:
         page = page_shape(answer, _ENTRY_PAGE)
-        if match is not None and not all(map(compile_glob(match).admits, [item.key for item in page.items])):
+        if match is not None and not all(map(compile_glob(match).matches, [item.key for item in page.items])):
             malformed("there are other keys than were asked for", answer.head)
         return Page(_entries(answer, page.items), page.cursor)
 

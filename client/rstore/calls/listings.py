@@ -10,7 +10,7 @@ import msgspec
 from rstore.calls.answers import json_body
 from rstore.calls.call import Answer, Call, T, whole
 from rstore.calls.requests import ACCEPT_JSON, query_string, target_of
-from rstore.calls.shapes import SLOT_BYTES, TUPLE_BYTES, Count, NameText
+from rstore.calls.shapes import SLOT_BYTES, TUPLE_BYTES, NameText, NonNegative
 from rstore.core.errors import StoreProtocolError
 from rstore.core.memory import PAGE_ITEMS_MAX
 
@@ -39,8 +39,8 @@ class _KeyShape(msgspec.Struct):
 
 class _SizeShape(msgspec.Struct):
     key: NameText
-    points: Count = 0
-    events: Count = 0
+    points: NonNegative = 0
+    events: NonNegative = 0
 
 
 _KEY_PAGE: Final = msgspec.json.Decoder(PageShape[_KeyShape])

@@ -10,7 +10,7 @@ from rstore.calls.answers import json_body, no_body, problem_code
 from rstore.calls.call import Answer, Call, whole
 from rstore.calls.listings import Page, PageShape, counted_names, page_shape
 from rstore.calls.requests import ACCEPT_JSON, JSON_BODY, once, query_string, segment
-from rstore.calls.shapes import Count, NameText
+from rstore.calls.shapes import NameText, NonNegative
 
 __all__ = ["NamespaceInfo", "create", "discard", "info", "list_names"]
 
@@ -20,9 +20,9 @@ class NamespaceInfo(msgspec.Struct, frozen=True):
 
     namespace: str
     sealed_only: bool
-    kv: Count
-    ts: Count
-    es: Count
+    kv: NonNegative
+    ts: NonNegative
+    es: NonNegative
 
 
 class _NamespaceShape(msgspec.Struct):

@@ -13,14 +13,14 @@ from rstore.core.encodings import Encoding, Value
 from rstore.core.names import KEY_BYTES_MAX
 from rstore.core.numeric import INT64_MAX, INT64_MIN
 
-__all__ = ["BASE64", "SLOT_BYTES", "TUPLE_BYTES", "Count", "Int64", "NameText", "value_in"]
+__all__ = ["BASE64", "SLOT_BYTES", "TUPLE_BYTES", "Int64", "NameText", "NonNegative", "value_in"]
 
 # The most bytes that an object of CPython takes on 64 bits, beside the names and data in it.
 TUPLE_BYTES: Final = 112
 SLOT_BYTES: Final = 16
 NameText = Annotated[str, msgspec.Meta(max_length=KEY_BYTES_MAX)]
 Int64 = Annotated[int, msgspec.Meta(ge=INT64_MIN, le=INT64_MAX)]
-Count = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
+NonNegative = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
 BASE64: Final = msgspec.json.Decoder(str)
 
 

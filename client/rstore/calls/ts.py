@@ -12,7 +12,7 @@ from rstore.calls.call import Answer, Call, Head, Reader, T, Whole, whole
 from rstore.calls.etags import condition
 from rstore.calls.listings import Page, key_list, size_list
 from rstore.calls.requests import ACCEPT_JSON, once, query_string, target_of
-from rstore.calls.shapes import BASE64, Count, Int64, value_in
+from rstore.calls.shapes import BASE64, Int64, NonNegative, value_in
 from rstore.core.encodings import Value
 from rstore.core.media_types import JSON_MEDIA_TYPE, POINTS_MEDIA_TYPE
 from rstore.core.memory import Spend
@@ -42,7 +42,7 @@ _ACCEPT_POINTS: Final = ((b"accept", POINTS_MEDIA_TYPE.encode()),)
 class Removed(msgspec.Struct):
     """How many points or events a DELETE removed."""
 
-    removed: Count
+    removed: NonNegative
 
 
 class _PointShape(msgspec.Struct):
@@ -58,7 +58,7 @@ class _CompleteShape(msgspec.Struct):
 
 
 class _PointCountShape(msgspec.Struct):
-    points: Count
+    points: NonNegative
 
 
 _POINT: Final = msgspec.json.Decoder(_PointShape)

@@ -148,10 +148,12 @@ def certificate_file(text: str) -> str:
 
 def _usable(text: str, **given: str) -> str:
     filled(text)
+    (argument,) = given
     try:
         _service("https://127.0.0.1", **given).tls()
     except StoreRequestError as error:
-        raise typer.BadParameter(str(error)) from None
+        # The message names the argument of the SDK. Typer names the option.
+        raise typer.BadParameter(str(error).replace(f" ({argument})", "")) from None
     return text
 
 

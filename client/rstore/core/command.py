@@ -86,7 +86,8 @@ def typer_program(name: str, commands: typer.Typer) -> Program:
                 return 2
             path = name if error.ctx is None else error.ctx.command_path
             message = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
-            raise Failure(f"{message}. Try '{path} --help'.", 2) from None
+            stop = "" if message.endswith("?") else "."
+            raise Failure(f"{message}{stop} Try '{path} --help'.", 2) from None
         return 0
 
     return program

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from rstore.core.decoding import decoding_failure, is_blank
 from rstore.core.media_types import (
     JSON_MEDIA_TYPE,
     MSGPACK_MEDIA_TYPE,
@@ -29,10 +30,8 @@ __all__ = [
     "NestingTooDeep",
     "Value",
     "check_numbers",
-    "decoding_failure",
     "encoding_of",
     "has_small_numbers",
-    "is_blank",
     "media_type_of",
     "members_of",
     "parse_json",
@@ -188,20 +187,6 @@ def has_small_numbers(data: bytes) -> bool:
     """Whether JSON text may hold a number so small that it is read as 0. It is quick, and False for most texts."""
     # Such a number has an exponent of three digits, below 0, or hundreds of zeros.
     return (b"-" in data and any(pattern.search(data) for pattern in _SMALL)) or _ZEROS in data
-
-
-def decoding_failure(error: Exception, data: bytes, what: str = "the text") -> str:
-    """The message of a decoder's error about ``data``. It names positions and types, and never the value."""
-    if isinstance(error, UnicodeDecodeError):
-        return f"{what} is not valid UTF-8"
-    if "truncated" not in str(error):
-        return str(error)
-    return f"{what} is empty" if is_blank(data) else f"{what} ends too early, or holds an invalid escape"
-
-
-def is_blank(data: bytes) -> bool:
-    """Whether it holds nothing but white space."""
-    return not data or data.isspace()
 
 
 def _map_size(head: bytes) -> int:

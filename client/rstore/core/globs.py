@@ -11,19 +11,19 @@ __all__ = ["Glob", "compile_glob"]
 class Glob(NamedTuple):
     """A compiled pattern: every key that matches begins with ``prefix``.
 
-    ``exact``: only the key ``prefix`` itself matches. ``matches`` says whether a key that begins with ``prefix``
-    matches, in time linear in the key. None: every such key matches.
+    If ``exact``, only the key ``prefix`` itself matches. Otherwise ``predicate`` says whether a key that begins with
+    ``prefix`` matches, in time linear in the key; None means that every such key does.
     """
 
     prefix: str
     exact: bool
-    matches: Callable[[str], bool] | None
+    predicate: Callable[[str], bool] | None
 
-    def admits(self, key: str) -> bool:
+    def matches(self, key: str) -> bool:
         """Whether the whole key matches."""
         if self.exact:
             return key == self.prefix
-        return key.startswith(self.prefix) and (self.matches is None or self.matches(key))
+        return key.startswith(self.prefix) and (self.predicate is None or self.predicate(key))
 
 
 def compile_glob(pattern: str) -> Glob:
@@ -32,7 +32,7 @@ def compile_glob(pattern: str) -> Glob:
     >>> compile_glob("a*.?").matches("a/b.c")
     True
     >>> compile_glob("logs/*")
-    Glob(prefix='logs/', exact=False, matches=None)
+    Glob(prefix='logs/', exact=False, predicate=None)
     """
     segments = pattern.split("*")
     if len(segments) == 1 and "?" not in pattern:
@@ -46,7 +46,7 @@ def compile_glob(pattern: str) -> Glob:
     middle = [(len(segment), _finder(segment)) for segment in segments[1:-1] if segment]
     shortest = sum(map(len, segments))
 
-    def matches(key: str) -> bool:
+    def predicate(key: str) -> bool:
         if len(key) < shortest or not _fits(first, key, 0) or not _fits(last, key, len(key) - len(last)):
             return False
         # The leftmost place for each segment leaves the most room for the next, so no other place needs a try.
@@ -59,7 +59,7 @@ def compile_glob(pattern: str) -> Glob:
             position = found + length
         return True
 
-    return Glob(prefix, False, matches)
+    return Glob(prefix, False, predicate)
 
 
 def _fits(segment: str, key: str, position: int) -> bool:

@@ -21,14 +21,13 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
+from rstore.core.decoding import decoding_failure, is_blank, shape_failure
 from rstore.core.encodings import (
     Encoding,
     InvalidJSON,
     Value,
     check_numbers,
-    decoding_failure,
     has_small_numbers,
-    is_blank,
     members_of,
 )
 from rstore.core.media_types import (
@@ -165,7 +164,8 @@ def parse_rows(body: bytes, form: Form, *, points_max: int | None = None, bytes_
     except RecursionError:
         raise InvalidPoints("the body is nested too deeply", code="nesting-too-deep") from None
     except msgspec.ValidationError as error:
-        raise InvalidPoints(_without_quotes(error)) from None
+        message, pointer = shape_failure(error)
+        raise InvalidPoints(message, pointer=pointer or None) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         hint = "; an object with the member points is expected" if is_blank(body) else ""
         message = decoding_failure(error, body, "the body")
@@ -466,7 +466,3 @@ def _check_count(points: Points, points_max: int | None) -> None:
     """Raise if there are too many points. Points with equal timestamps count once."""
     if points_max is not None and len(points) > points_max and (count := len(set(points.timestamps))) > points_max:
         raise InvalidPoints(f"{count} points; at most {points_max} are allowed", code="batch-too-large")
-
-
-def _without_quotes(error: Exception) -> str:
-    return str(error).replace("`", "")

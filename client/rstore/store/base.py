@@ -122,8 +122,8 @@ class Base(Generic[TransportT]):
         self._tls: ssl.SSLContext | bool | None = None
         self._connected: dict[Home, Any] = {}
 
-    # Python names it to whoever calls the constructor wrongly. The name of this class would only puzzle.
-    __init__.__qualname__ = "Store"
+    # Python shows this name to whoever calls the constructor of a store wrongly. The name of this class would puzzle.
+    __init__.__qualname__ = "__init__"
 
     def __repr__(self) -> str:
         # A traceback shows the store whose constructor failed, too.

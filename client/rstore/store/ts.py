@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rstore import calls
 from rstore.calls import SPENDING, Steps
-from rstore.calls.arguments import Column, Count, Name, Step, check_int
+from rstore.calls.arguments import ColumnLike, Count, Name, Step, check_int
 from rstore.core.errors import StoreRequestError
 from rstore.core.points import Points, encode_stream
 from rstore.sealing import PointContext
@@ -197,7 +197,7 @@ class TimeSeries(Base[TransportT]):
         yield from self._extended(key, self._codec.dump_points([t for t, _ in points], [value for _, value in points]))
 
     @operation
-    def extend_columns(self, key: Name, timestamps: Column, values: Column) -> Steps[None]:
+    def extend_columns(self, key: Name, timestamps: ColumnLike, values: ColumnLike) -> Steps[None]:
         """Add points as :meth:`extend` does, given as a column of timestamps and one of values.
 
         Args:

@@ -92,14 +92,16 @@ class Service:
             return False
         verify: ssl.SSLContext | bool
         if isinstance(self._verify, str | os.PathLike):
-            with _named("the file of certificates (verify)"):
+            with _named("the file of certificates (verify)", "it holds no certificate in PEM form"):
                 verify = ssl.create_default_context(cafile=_path(self._verify))
         else:
             verify = self._verify
         if self._cert is not None:
             verify = httpx2.create_ssl_context(verify, trust_env=False)
             cert, key = (self._cert, None) if isinstance(self._cert, str | os.PathLike) else self._cert
-            with _named("the client's certificate and its key (cert)"):
+            with _named(
+                "the client's certificate and its key (cert)", "they are not in PEM form, or do not belong together"
+            ):
                 # The empty password keeps OpenSSL from asking on the terminal. For a key that needs a password, the
                 # caller makes the context.
                 verify.load_cert_chain(_path(cert), None if key is None else _path(key), lambda: "")
@@ -107,13 +109,13 @@ class Service:
 
 
 @contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
+def _named(what: str, malformed: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         if isinstance(error, ssl.SSLError):
-            reason = "not in PEM form, or they do not belong together"
+            reason = malformed
         raise invalid(f"{what} cannot be used: {reason}") from None
 
 

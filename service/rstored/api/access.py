@@ -73,7 +73,7 @@ class Grant:
         if self.everywhere:
             return True
         for glob in self.globs:  # noqa: SIM110 (half the time of any(), and every request asks)
-            if glob.admits(namespace):
+            if glob.matches(namespace):
                 return True
         return False
 

@@ -6,7 +6,6 @@ Each shape of ``docs/rest.md`` is one msgspec struct, which decodes, encodes and
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
@@ -15,7 +14,8 @@ import msgspec
 import msgspec.inspect
 from msgspec import UNSET, Raw, UnsetType
 
-from rstore.core.encodings import Encoding, InvalidJSON, Value, check_numbers, decoding_failure, is_blank, members_of
+from rstore.core.decoding import decoding_failure, is_blank, shape_failure
+from rstore.core.encodings import Encoding, InvalidJSON, Value, check_numbers, members_of
 from rstore.core.media_types import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
 from rstored.api.media_types import JSON_FORMS, ContentType, form_refused
 from rstored.api.origins import is_cross_origin
@@ -45,8 +45,6 @@ BodyT = TypeVar("BodyT")
 
 _CONTENT_TYPES: Final[dict[str, Header]] = {form: content_type(form) for form in (JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE)}
 _ENCODE: Final = {JSON_MEDIA_TYPE: msgspec.json.Encoder().encode, MSGPACK_MEDIA_TYPE: msgspec.msgpack.Encoder().encode}
-_AT: Final = re.compile(r" - at `(?:key in )?\$(.*)`\Z", re.DOTALL)
-_STEP: Final = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
 
 
 # --- answers -----------------------------------------------------------------------------------------------
@@ -182,7 +180,8 @@ def _decode(body: bytes, form: str, shape: type[BodyT]) -> BodyT:
         decoded: BodyT = _decoder(form, shape).decode(body)  # type: ignore[arg-type]
         _check_members(body, form, _envelope(shape))  # type: ignore[arg-type]
     except msgspec.ValidationError as error:
-        raise _invalid_body(str(error)) from None
+        detail, pointer = shape_failure(error, shape)
+        raise Problem("invalid-body", detail, pointer=pointer) from None
     except RecursionError:
         raise Problem("nesting-too-deep", "the body is nested deeper than any value may be") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -249,15 +248,6 @@ def _check_object(raw: bytes | Raw, form: str, envelope: _Envelope, pointer: str
 def _is_object(raw: Raw, form: str) -> bool:
     first = memoryview(raw)[0]
     return first == 0x7B if form == JSON_MEDIA_TYPE else 0x80 <= first <= 0x8F or first >= 0xDE
-
-
-def _invalid_body(message: str) -> Problem:
-    """The problem for a validation error; its message names types and members, and where, but no value."""
-    at = _AT.search(message)
-    steps = _STEP.findall(at[1]) if at else []
-    pointer = "".join(f"/{name or index}" for name, index in steps)
-    detail = message[: at.start()] if at else message
-    return Problem("invalid-body", detail.replace("`", ""), pointer=pointer)
 
 
 def read_value(raw: Raw, encoding: EncodingLabel | UnsetType, form: str, limits: Limits, pointer: str) -> Value:

@@ -15,6 +15,7 @@ from rstore.core.names import InvalidName, check_key, check_namespace
 from rstore.core.numeric import INT64_MAX, INT64_MIN
 from rstored.limits import Limits
 from rstored.problems import Problem
+from rstored.validation import first_failure
 
 __all__ = [
     "INT64_MAX",
@@ -146,11 +147,8 @@ def parse_query(raw: bytes, model: type[QueryT]) -> QueryT:
     try:
         return model.model_validate(given)
     except ValidationError as errors:
-        # Its context would be the error of a validator, whose traceback leads back to this frame and the request.
-        first = errors.errors(include_input=False, include_url=False, include_context=False)[0]
-        name = str(first["loc"][0]) if first["loc"] else ""
-        reason = first["msg"].removeprefix("Value error, ")
-        reason = reason[:1].lower() + reason[1:]
+        place, reason = first_failure(errors)
+        name = place[0] if place else ""
         raise Problem("invalid-parameter", f"{name}: {reason}" if name else reason, parameter=name) from None
 
 

@@ -35,7 +35,7 @@ from rstored.engine.model import (
     Page,
     PutResult,
 )
-from rstored.engine.namespaces import admit
+from rstored.engine.namespaces import ensure_namespace
 from rstored.engine.once import Answers, Once, answers_of
 from rstored.engine.values import check_value
 from rstored.limits import Limits
@@ -118,7 +118,7 @@ class KeyValues:
         head = await run_sized(len(value.data), self._new_head, part, now, write_id)
 
         def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[PutResult]]:
-            creation = admit(heads, namespace, (value.encoding,))
+            creation = ensure_namespace(heads, namespace, (value.encoding,))
             writes, result = _put(heads, place, part, head, now)
             return Commit([*creation, *writes], result)
             yield
@@ -218,16 +218,16 @@ class KeyValues:
                 entries = _present(get_places, found, now)
             result = BatchResult(entries, [], [])
             creation: list[Write] = []
-            admitted: set[Encoding] = set()
+            allowed: set[Encoding] = set()
             writes: list[Write] = []
             done = 0
             try:
                 for part, (place, new) in zip(parts, written.items(), strict=True):
                     if isinstance(part, BatchSet) and new is not None:
                         encoding = part.value.encoding
-                        if encoding not in admitted:
-                            creation = admit(heads, namespace, (encoding,))
-                            admitted.add(encoding)
+                        if encoding not in allowed:
+                            creation = ensure_namespace(heads, namespace, (encoding,))
+                            allowed.add(encoding)
                         changes, put = _put(heads, place, part, new, now)
                         result.puts.append((part.key, put))
                     else:

@@ -43,18 +43,18 @@ async def list_page(
     elif glob.exact or not prefix.startswith(glob.prefix):
         return Page([], None)
     # When few of the records looked at may match, their values are read only once it is known which do.
-    values_later = values and glob.matches is not None
+    values_later = values and glob.predicate is not None
     items: list[tuple[str, Head]] = []
     size = 0
     scanned = 0
-    chunk = 1 if glob.exact else limit if glob.matches is None else _CHUNK
+    chunk = 1 if glob.exact else limit if glob.predicate is None else _CHUNK
     while True:
         # Where a read does not wait, a long scan would otherwise keep everybody else waiting.
         read = storage.read_in_turn if chunk > SHORT else storage.read
         bytes_left = None if bytes_max is None else bytes_max - size
         found: Slice[tuple[str, Head]]
         (found,) = await read(Listing(namespace, kind, prefix, after, values and not values_later, chunk, bytes_left))
-        candidates = [item for item in found.items if glob.matches is None or glob.matches(item[0])]
+        candidates = [item for item in found.items if glob.predicate is None or glob.predicate(item[0])]
         group = _VALUES_AT_ONCE if values_later else max(len(candidates), 1)
         for start in range(0, len(candidates), group):
             loaded: list[tuple[str, Head]] = candidates[start : start + group]

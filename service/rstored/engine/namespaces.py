@@ -29,13 +29,13 @@ from rstored.engine.once import Once, answers_of
 from rstored.limits import Limits
 from rstored.problems import Problem
 
-__all__ = ["RESERVED", "Namespaces", "admit"]
+__all__ = ["RESERVED", "Namespaces", "ensure_namespace"]
 
 RESERVED: Final = "~tokens"
 """The namespace of the service's own records. No name of a user's has such a character, so none reaches it."""
 
 
-def admit(heads: Mapping[Place, Head | None], namespace: str, encodings: Iterable[Encoding]) -> list[Write]:
+def ensure_namespace(heads: Mapping[Place, Head | None], namespace: str, encodings: Iterable[Encoding]) -> list[Write]:
     """The writes that a plan needs before its own to write values of these encodings to ``namespace``.
 
     ``heads`` is what the plan was given. The writes create the namespace if it is absent; an existing one costs
@@ -123,7 +123,7 @@ class Namespaces:
         asked = compile_glob("*" if match is None else match)
 
         def shown(name: str) -> bool:
-            return name != RESERVED and asked.admits(name) and any(glob.admits(name) for glob in within)
+            return name != RESERVED and asked.matches(name) and any(glob.matches(name) for glob in within)
 
         items: list[tuple[str, NamespacePolicy]] = []
         for reached in _apart(within):

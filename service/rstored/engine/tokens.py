@@ -34,7 +34,7 @@ from rstored.backends.abc import (
 from rstored.engine.batching import Storage
 from rstored.engine.listing import list_page
 from rstored.engine.model import Access, NewToken, Page, TokenInfo, ValidToken
-from rstored.engine.namespaces import RESERVED, admit
+from rstored.engine.namespaces import RESERVED, ensure_namespace
 from rstored.engine.once import Once, answers_of
 from rstored.limits import Limits
 from rstored.problems import Problem
@@ -95,7 +95,7 @@ class Tokens:
         """Close the store, as its first token does."""
 
         def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[None]]:
-            return Commit(admit(heads, RESERVED, ()), None)
+            return Commit(ensure_namespace(heads, RESERVED, ()), None)
             yield
 
         if not await self.exist():
@@ -116,7 +116,7 @@ class Tokens:
         place = _place(token_id)
 
         def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[None]]:
-            return Commit([*admit(heads, RESERVED, ()), PutHead(place, _head(record, expires_ms))], None)
+            return Commit([*ensure_namespace(heads, RESERVED, ()), PutHead(place, _head(record, expires_ms))], None)
             yield
 
         await self._storage.update((place,), plan)

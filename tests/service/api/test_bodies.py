@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import msgspec
 import pytest
@@ -21,6 +22,7 @@ from rstored.api.tokens import TokenRequest
 from rstored.limits import Limits
 from rstored.problems import Problem
 
+SECRET = "xor4711"
 FORMS = [JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE]
 JSON_VALUES = st.recursive(
     st.none()
@@ -31,6 +33,15 @@ JSON_VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
     max_leaves=10,
 )
+
+
+def refusal_of(body: bytes, form: str, shape: type) -> str:
+    """What a problem says of the body; empty if there is none."""
+    try:
+        _decode(body, form, shape)
+    except Problem as problem:
+        return problem.detail
+    return ""
 
 
 def same(left: object, right: object) -> bool:
@@ -54,6 +65,21 @@ def test_bytes_go_out_and_come_in(form, data, encoding):
     raw, label = wire_value(Value(encoding, data), form)
     assert label == encoding.label
     assert read_value(raw, label, form, Limits(), "/value") == Value(encoding, data)
+
+
+@pytest.mark.parametrize("shape", [Apply, ResealBody, KeyBatch, TokenRequest])
+@given(data=st.data())
+def test_a_refusal_of_a_body_is_a_sentence_of_our_own_without_values(shape, data):
+    names = st.sampled_from(["events", "set", "get", "item", "key", "op", "value", "timestamp", "access", "namespaces"])
+    leaves = st.sampled_from([SECRET, 2**70, -1, 0.5, 1e300, None, True, f"{SECRET}\u00ff"])
+    bodies = st.recursive(leaves, lambda part: st.lists(part, max_size=3) | st.dictionaries(names, part, max_size=4))
+    text = msgspec.json.encode(data.draw(bodies))
+    cut = data.draw(st.integers(0, len(text)))
+    for body in (text, text[:cut], text[:cut] + b"]" + text[cut:], text[:cut] + b"\xc1" + text[cut:]):
+        for form in FORMS:
+            detail = refusal_of(body, form, shape)
+            assert SECRET not in detail
+            assert not re.search("JSON is|MessagePack|Input|Expected|Object|Invalid|`|opcode '", detail)
 
 
 def test_json_text_is_kept_to_the_byte():

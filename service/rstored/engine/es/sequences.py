@@ -62,7 +62,7 @@ from rstored.engine.es.rows import (
 )
 from rstored.engine.listing import list_page
 from rstored.engine.model import Change, Page, PruneResult, Reseal, SequenceInfo, State, StoredEvent
-from rstored.engine.namespaces import admit
+from rstored.engine.namespaces import ensure_namespace
 from rstored.engine.once import Answers, Once, answers_of
 from rstored.engine.values import check_value
 from rstored.limits import Limits
@@ -207,7 +207,7 @@ class EventSequences:
 
         # An event without a value proves nothing either, so to a policy it is one that is not sealed.
         encodings = [Encoding.JSON if change.value is None else change.value.encoding for change in changes]
-        writes = admit(heads, place.namespace, encodings)
+        writes = ensure_namespace(heads, place.namespace, encodings)
         sealed = yield from sealed_after(place, meta, encodings)
         t, in_order = yield from self._timestamp(place, None if head is None else meta, timestamp, now)
         events = [StoredEvent(t, *change) for change in changes]

@@ -15,7 +15,7 @@ from rstored.engine.batching import Storage
 from rstored.engine.blocks import absent, between, into_blocks, joined, rebuilt, thin
 from rstored.engine.listing import list_page
 from rstored.engine.model import Page, SeriesInfo, Stretch
-from rstored.engine.namespaces import admit
+from rstored.engine.namespaces import ensure_namespace
 from rstored.engine.once import Once, answers_of
 from rstored.engine.timestamps import sort_key
 from rstored.engine.ts.plans import affected_blocks, check_unchanged, check_within, removal_plan, rows_instead
@@ -101,7 +101,7 @@ class TimeSeries:
                 yield from check_unchanged(place, unchanged, limits)
                 if not points:
                     return Commit((), 0)
-            writes = admit(heads, namespace, encodings)
+            writes = ensure_namespace(heads, namespace, encodings)
             head = heads[place]
             if head is None:
                 writes.append(put_head(place, Meta(len(points), points.timestamps[0], points.timestamps[-1])))
