@@ -1,7 +1,8 @@
 """Batching: requests that arrive while a batch is under way form the next one.
 
-There is no timer. A lone request starts at once; under load a batch grows to what arrived while the one before it was
-written (and answered, unless the backend takes ``prompt_batches``): group commit for writes and coalescing for reads.
+No timer delays a batch. A single request starts at once. Under load, a batch has all requests that arrived while the
+backend carried out the one before (and while those callers got their answers, unless the backend takes
+``prompt_batches``). For writes this is group commit, and for reads coalescing.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ READ_BATCH_MAX: Final = 256
 WRITE_BATCH_MAX: Final = 512
 
 WAIT_SECONDS: Final = 25.0
-"""How long a request waits for its batch and the one before it. Backends end their batches sooner by themselves."""
+"""How long a request waits for its batch and the one before it. Every backend limits its batches to less."""
 
-# Rounds of the event loop in which those who were answered may ask again before the next batch begins.
+# How many rounds of the event loop the next batch waits at most for new requests.
 _ROUNDS_MAX: Final = 8
 
 Observe: TypeAlias = Callable[[str, int, float], None]
@@ -37,12 +38,12 @@ _Waiting: TypeAlias = tuple[RequestT, "asyncio.Future[AnswerT]", float]
 
 
 class Storage:
-    """The one way from the engine to its backend: single reads and updates in, batches out.
+    """The one way from the engine to its backend. It gathers single reads and updates into batches.
 
-    ``observe`` is called for every batch. ``turns`` are for each piece of what takes long.
+    It calls ``observe`` for every batch. Long work takes one of the ``turns`` for each of its pieces.
 
-    A caller that is cancelled while its request waits takes the request with it; one that is cancelled while its batch
-    is under way leaves the batch as it is, so the write may be done.
+    If a caller is cancelled while its request waits, the request is dropped. If its batch is under way already, the
+    batch goes on, and the write may take place.
     """
 
     def __init__(self, backend: Backend, observe: Observe | None = None) -> None:
@@ -54,9 +55,9 @@ class Storage:
         self._updates: _Batches[Update[Any], Any] = _Batches(
             "write", backend.update, WRITE_BATCH_MAX, observe, prompt=prompt
         )
-        # Why nothing may be asked of the backend at present, as its last ping said.
+        # Why the backend cannot be used at present, according to its last ping.
         self._unfit: UnfitStorage | None = None
-        # Over a network pieces are fetched while another one is worked on.
+        # Over a network, some pieces are fetched while another one is worked on.
         self.turns = Turns(1 if self._local_reads else 4)
 
     async def read(self, *reads: Read) -> list[Any]:
@@ -74,7 +75,7 @@ class Storage:
         return result
 
     async def read_in_turn(self, *reads: Read) -> list[Any]:
-        """As :meth:`read`, where so much may be found that others are to have their turns in between."""
+        """Like :meth:`read`, for reads that may find much: others have their turns in between."""
         async with self.turns:
             return await self.read(*reads)
 
@@ -89,9 +90,9 @@ class Storage:
         return answer
 
     async def ping(self) -> None:
-        """Ask whether the backend can be used, and heed it: until it can, all reads and updates are refused.
+        """Ask whether the backend can be used. As long as it says no, all reads and updates are refused.
 
-        Raises :class:`Problem` if it cannot, or does not answer.
+        Raises :class:`Problem` if it says no, or does not answer.
         """
         try:
             await self.backend.ping()
@@ -101,12 +102,12 @@ class Storage:
         self._unfit = None
 
     async def close(self) -> None:
-        """Refuse what comes from now on and return when all that came before is done. The backend stays open."""
+        """Refuse new requests, and return when all earlier ones are done. The backend stays open."""
         await asyncio.gather(self._reads.close(), self._updates.close())
 
 
 class _Batches(Generic[RequestT, AnswerT]):
-    """Requests of one sort on their way to the backend, at most one batch of them under way at a time."""
+    """Requests of one kind on their way to the backend. At most one batch of them is under way at a time."""
 
     def __init__(
         self,
@@ -122,13 +123,13 @@ class _Batches(Generic[RequestT, AnswerT]):
         self._send = send
         self._size_max = size_max
         self._observe = observe
-        # Each with the time by which its caller is told, if by nothing else than that it took too long.
+        # Each waits with the time at which it is given up.
         self._waiting: deque[_Waiting[RequestT, AnswerT]] = deque()
         self._under_way: list[_Waiting[RequestT, AnswerT]] = []
         self._sender: asyncio.Task[None] | None = None
-        # One timer for all who wait: one each would cost more than to wait does.
+        # One timer serves all that wait. A timer for each would cost more than the waiting.
         self._timer: asyncio.TimerHandle | None = None
-        # Found out once: to ask which loop is running is a system call in Python 3.11.
+        # It is looked up once, because the lookup is a system call in Python 3.11.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
@@ -142,7 +143,7 @@ class _Batches(Generic[RequestT, AnswerT]):
         deadline = loop.time() + WAIT_SECONDS
         self._waiting.append((request, future, deadline))
         if self._sender is None:
-            # The task begins in the loop's next round, so requests of one round go together.
+            # The task begins in the next round of the loop, so the requests of one round share a batch.
             self._sender = loop.create_task(self._send_all())
         if self._timer is None:
             self._timer = loop.call_at(deadline, self._give_up)
@@ -167,8 +168,8 @@ class _Batches(Generic[RequestT, AnswerT]):
     async def _gather(self) -> None:
         """Wait as long as each round of the event loop brings new requests.
 
-        Those who were just answered come again at once. Without them, they and those who came meanwhile would be in
-        turn, for good, in two batches of half the size, each of which costs as much as a whole one to begin and end.
+        Clients that just got answers send their next requests at once. If the next batch began without them, two
+        batches of half the size would alternate for ever, and each would cost as much to begin and end as a whole one.
         """
         await asyncio.sleep(0)
         before = -1
@@ -193,7 +194,7 @@ class _Batches(Generic[RequestT, AnswerT]):
         try:
             results = await self._send([request for request, _, _ in batch])
         except Problem as problem:
-            # Each caller gets its own: an exception that is raised twice collects both tracebacks.
+            # Each caller gets an exception of its own. One that is raised twice would collect both tracebacks.
             results = [Problem(problem.code, problem.detail, **problem.members) for _ in batch]
         except Exception as error:
             results = [error] * len(batch)
@@ -208,10 +209,10 @@ class _Batches(Generic[RequestT, AnswerT]):
                 future.set_result(result)
 
     def _give_up(self) -> None:
-        """Tell those who have waited too long, also when the batch that is under way does not end."""
+        """Give up every request that has waited too long, even if the batch that is under way does not end."""
         self._timer = None
         loop = asyncio.get_running_loop()
-        # A loop may call a little before the time.
+        # The loop may call this a little too early.
         now = loop.time() + 0.001
         for _, future, deadline in (*self._under_way, *self._waiting):
             if future.done():
@@ -219,7 +220,5 @@ class _Batches(Generic[RequestT, AnswerT]):
             if deadline > now:
                 self._timer = loop.call_at(deadline, self._give_up)
                 return
-            detail = (
-                f"the backend took longer than {WAIT_SECONDS:.0f} seconds, and may still do what was asked: try again"
-            )
+            detail = f"the backend took longer than {WAIT_SECONDS:.0f} seconds and may still do it later: try again"
             future.set_exception(Problem("backend-unavailable", detail))

@@ -1,7 +1,7 @@
 """Blocks of a time series: pure functions on the points that are stored together as one row.
 
-The blocks of a series do not overlap and are ordered. A point that lies between two blocks belongs to the earlier one,
-and a point before all blocks to the first, so each block can be found by its first timestamp.
+The blocks of a series are ordered and do not overlap. A point between two blocks belongs to the earlier one, and a
+point before all blocks belongs to the first. So the first timestamp of a block is enough to find it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ __all__ = [
 BLOCK_POINTS_MAX: Final = 512
 BLOCK_BYTES_MAX: Final = 64 * 2**10
 
-# A double as JSON text.
+# The longest JSON text of a double.
 _NUMBER_BYTES_MAX: Final = 24
 
 
 def merge(old: Points, new: Points) -> Points:
-    """The points of both; where both have a timestamp, the new one.
+    """The points of both. If both have a timestamp, the new point counts.
 
     >>> list(merge(Points.from_pairs([(1, 10), (2, 20)]), Points.from_pairs([(2, 21), (3, 31)])))
     [(1, 10), (2, 21), (3, 31)]
@@ -45,10 +45,14 @@ def merge(old: Points, new: Points) -> Points:
 
 
 def rebuilt(old: Points, new: Points, *, at_end: bool) -> Iterator[Points]:
-    """The blocks that take the place of the block ``old`` when new points fall into it, made one by one.
+    """The blocks, made one by one, that replace the block ``old`` when new points fall into it.
 
-    ``at_end``: it is the last of its series. Numbers of different kinds share a block, as JSON text, only where
-    apart they would make small ones.
+    ``at_end`` says that it is the last block of its series. Integers and doubles share a block, as JSON text, only if
+    blocks of their own would be small.
+
+    >>> old, new = Points.from_pairs([(1, 1), (2, 2)]), Points.from_pairs([(2, 5), (3, 3)])
+    >>> [list(block) for block in rebuilt(old, new, at_end=True)]
+    [[(1, 1), (2, 5), (3, 3)]]
     """
     fill = at_end and old.timestamps[-1] < new.timestamps[0]
     parts = filter(len, _merged(old, new))
@@ -57,7 +61,7 @@ def rebuilt(old: Points, new: Points, *, at_end: bool) -> Iterator[Points]:
 
 
 def _merged(old: Points, new: Points) -> list[Points]:
-    """The merged points in parts that follow each other; all but one part are of one side alone."""
+    """The merged points in consecutive parts. At most one part has points of both sides."""
     if not old or not new:
         return [old, new]
     if old.timestamps == new.timestamps:
@@ -68,7 +72,7 @@ def _merged(old: Points, new: Points) -> list[Points]:
         return [old, new]
     if new_last < old_first:
         return [new, old]
-    # What lies before or after all of the other side is taken as it is; only the middle can interleave.
+    # Points before or after all of the other side are taken as they are. Only the middle can interleave.
     before = [part[: bisect_left(part.timestamps, first)] for part, first in ((old, new_first), (new, old_first))]
     after = [part[bisect_right(part.timestamps, last) :] for part, last in ((old, new_last), (new, old_last))]
     middle = concatenate(
@@ -78,7 +82,11 @@ def _merged(old: Points, new: Points) -> list[Points]:
 
 
 def between(points: Points, low: int, high: int) -> Points:
-    """The points from timestamp ``low`` to ``high``, both inclusive."""
+    """The points from timestamp ``low`` to ``high``, both inclusive.
+
+    >>> list(between(Points.from_pairs([(1, 10), (2, 20), (3, 30)]), 2, 9))
+    [(2, 20), (3, 30)]
+    """
     timestamps = points.timestamps
     if not timestamps or (low <= timestamps[0] and timestamps[-1] <= high):
         return points
@@ -86,16 +94,23 @@ def between(points: Points, low: int, high: int) -> Points:
 
 
 def into_blocks(parts: Sequence[Points], *, fill: bool) -> Iterator[Points]:
-    """Cut consecutive parts, which have one kind of column, into blocks, made one by one.
+    """Cut consecutive parts, which all have one kind of column, into blocks, made one by one.
 
-    With ``fill`` each block is filled before the next begins: right at the end of a series, where the last block
-    will grow. Without it blocks are alike in size: right elsewhere, where each needs room for what may come.
+    With ``fill``, each block is filled before the next begins. That suits the end of a series, where the last block
+    will grow. Without it, the blocks are about equal in size. That suits all other places, where each block needs room
+    for later points.
+
+    >>> points = Points.from_pairs((t, t) for t in range(600))
+    >>> [len(block) for block in into_blocks([points], fill=True)]
+    [512, 88]
+    >>> [len(block) for block in into_blocks([points], fill=False)]
+    [300, 300]
     """
     points_max, bytes_max = BLOCK_POINTS_MAX, BLOCK_BYTES_MAX
     if not fill:
         count, size = sum(map(len, parts)), sum(part.size for part in parts)
         points_max = -(-count // max(-(-count // points_max), -(-size // bytes_max), 1))
-    # The last block of a part goes on with the next part. So no more of the parts is joined than a block at a time.
+    # The last block of a part continues with the next part, so only one block at a time is joined.
     open_block = Points.empty()
     for part in filter(len, parts):
         start = 0
@@ -117,7 +132,11 @@ def into_blocks(parts: Sequence[Points], *, fill: bool) -> Iterator[Points]:
 
 
 def packed(pieces: Iterable[Points]) -> Iterator[Points]:
-    """Consecutive pieces, neighbours joined where they fit into one block; empty ones fall away."""
+    """Consecutive pieces, with neighbours joined if they fit into one block. Empty pieces are left out.
+
+    >>> [list(piece) for piece in packed([Points.from_pairs([(1, 1)]), Points.empty(), Points.from_pairs([(2, 2)])])]
+    [[(1, 1), (2, 2)]]
+    """
     last = Points.empty()
     for piece in filter(len, pieces):
         if last and _fits(last, piece):
@@ -131,14 +150,15 @@ def packed(pieces: Iterable[Points]) -> Iterator[Points]:
 
 
 def joined(blocks: Iterable[Points]) -> list[Points]:
-    """Consecutive blocks with neighbours of one kind of column joined, so that numbers stay numbers."""
+    """Consecutive blocks, with neighbours joined if they have one kind of column. So numbers stay numbers."""
     return [concatenate(list(group)) for _, group in groupby(filter(len, blocks), _column_kind)]
 
 
 def thin(points: Points, freq: int, *, previous: int | None = None, descending: bool = False) -> Points:
-    """The first point and each next one at least ``freq`` after the last kept (``previous``, if there was one).
+    """The first point, and then each next point that is at least ``freq`` after the last point kept.
 
-    ``descending`` begins at the last point and goes back; ``previous`` then lies after the points.
+    ``previous`` is the timestamp of a point that was kept before. ``descending`` begins at the last point and goes
+    back, and ``previous`` is then later than all the points.
 
     >>> [t for t, _ in thin(Points.from_pairs((t, t) for t in (0, 4, 9, 10, 11, 20)), 10)]
     [0, 10, 20]
@@ -172,7 +192,7 @@ def thin(points: Points, freq: int, *, previous: int | None = None, descending: 
 
 
 def absent(grid: range, timestamps: array[int]) -> list[int]:
-    """Those steps of the grid, in order, that are not among the timestamps.
+    """The steps of the grid, in order, that are not among the timestamps.
 
     >>> absent(range(0, 40, 10), array("q", [0, 7, 20]))
     [10, 30]

@@ -1,4 +1,4 @@
-"""The engine: what the API calls. It owns the batching and the maintenance; whoever made the backend closes it."""
+"""The engine, which the API calls. It owns the batching and the maintenance. Whoever opened the backend closes it."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Engine:
         self._maintenance.start()
 
     async def stop(self) -> None:
-        """Let what is under way finish and refuse what comes later. The backend stays open."""
+        """Finish what is under way, and refuse what comes later. The backend stays open."""
         await self._maintenance.stop()
         await self.storage.close()
 
     async def ping(self) -> None:
         """Return if the backend answers, otherwise raise Problem ``backend-unavailable``."""
-        # In a task: drivers set themselves time limits, which only a task can have, and a request may not be in one.
+        # Drivers limit the time of their calls, which works only in a task. A request may run outside of one.
         await asyncio.create_task(self.storage.ping())

@@ -1,8 +1,8 @@
 """Key/value pairs: get, put, delete, list and the atomic batch, with conditions and expiry.
 
-A pair is a record. Its head's value is the stored bytes; its meta is the ETag, the encoding (1 byte), the size of the
-value (4 bytes, big-endian) and the media type. An entry whose expiry has passed is absent for every operation,
-whether or not it has been erased yet.
+A pair is a record. The value of its head is the stored bytes. Its meta is the ETag, the encoding (1 byte), the size of
+the value (4 bytes, big-endian) and the media type. No operation sees an entry whose expiry has passed, even if it has
+not been erased yet.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ TTL_SECONDS_MAX: Final = 1e10
 class _BatchMemory(NamedTuple):
     """What is remembered of a batch's answer: what it wrote, and the values that it got and then replaced or deleted.
 
-    These exist nowhere else any more, so remembering them takes no more room than they had. Whatever else a batch
-    gets is as large as the client likes, and is read again for a repeat.
+    These values exist nowhere else, and they take no more room here than they had before. The other values that a
+    batch gets may be of any size. They are not remembered, and are read again for a repeat.
     """
 
     replaced: list[tuple[str, Entry]]
@@ -87,7 +87,7 @@ class KeyValues:
         self._once = Once(storage, limits, clock)
 
     async def get(self, namespace: str, key: str) -> Entry | None:
-        """The entry, or None if there is none or it has expired."""
+        """The entry, or None if it does not exist or has expired."""
         head: Head | None
         (head,) = await self._storage.read(HeadRead(Place(namespace, Kind.KV, key)))
         if head is None or (head.expires_ms is not None and head.expires_ms <= self._clock()):
@@ -105,10 +105,10 @@ class KeyValues:
         condition: Condition = ANY,
         write_id: str | None = None,
     ) -> PutResult:
-        """Store the value if the condition holds; the namespace is created if need be.
+        """Store the value if the condition holds. A namespace that does not exist is created.
 
-        ``ttl_seconds`` is how long from now the entry lives, ``NEVER``, or ``KEEP``: as long as it would have lived
-        without this write. A put with a ``write_id`` happens once (see :mod:`rstored.engine.once`). Raises
+        The entry expires ``ttl_seconds`` from now, never (``NEVER``), or when it would have without this write
+        (``KEEP``). A put with a ``write_id`` happens once (see :mod:`rstored.engine.once`). Raises
         ``precondition-failed``, ``value-too-large``, ``invalid-value``, ``nesting-too-deep``, ``invalid-parameter``
         (the ttl), ``sealed-only``.
         """
@@ -129,7 +129,7 @@ class KeyValues:
     async def delete(
         self, namespace: str, key: str, *, condition: Condition = ANY, write_id: str | None = None
     ) -> bool:
-        """Delete the entry if the condition holds; True if it was there. Raises ``precondition-failed``."""
+        """Delete the entry if the condition holds. True if it existed. Raises ``precondition-failed``."""
         place = Place(namespace, Kind.KV, key)
         now = self._clock()
 
@@ -150,9 +150,9 @@ class KeyValues:
         limit: int = 1_000,
         values: bool = False,
     ) -> Page[tuple[str, Entry]]:
-        """A page of entries in key order, after the key ``after``; without ``values`` their values are empty.
+        """A page of entries in key order, after the key ``after``. Without ``values``, their values are empty.
 
-        ``match`` is a glob over the whole key. A page may be short, or even empty, and still have a cursor.
+        ``match`` is a glob over the whole key. A page may be short or empty, and still have a cursor.
         """
         now = self._clock()
         page = await list_page(
@@ -170,13 +170,13 @@ class KeyValues:
         return Page([(key, _entry(head)) for key, head in page.items], page.cursor)
 
     async def count(self, namespace: str) -> int:
-        """How many entries the namespace has; 0 if there is no such namespace."""
+        """How many entries the namespace has. A namespace that does not exist has 0."""
         (counts,) = await self._storage.read(CountRead(namespace, self._clock()))
         found: int = counts[Kind.KV]
         return found
 
     def check_count(self, parts: int) -> None:
-        """Raise ``batch-too-large`` if a batch may not have so many parts; to be asked before they are looked at."""
+        """Raise ``batch-too-large`` if a batch may not have so many parts. Call it before reading them."""
         limit = self._limits.batch_parts_max
         if parts > limit:
             raise Problem.beyond("batch-too-large", f"the batch has {parts} parts", limit)
@@ -190,10 +190,10 @@ class KeyValues:
         deletes: Sequence[BatchDelete],
         write_id: str | None = None,
     ) -> BatchResult:
-        """Carry out all parts or none, in one step; the gets see the state before it.
+        """Carry out all parts or none, in one step. The gets see the values from before that step.
 
-        A repeat under a ``write_id`` gets the keys that the batch wrote as they were before it, and all others as they
-        are at the time of the repeat.
+        A repeat with the same ``write_id`` gets the keys that the batch wrote as they were before the batch. It gets
+        all other keys as they are when it arrives.
 
         Raises what :meth:`put` and :meth:`delete` raise, with a ``pointer`` to the part (``/set/3``); ``invalid-body``
         for a key that is written twice; ``batch-too-large``; ``answer-too-large`` if the values to get are more
@@ -259,16 +259,16 @@ class KeyValues:
         except Problem as problem:
             if problem.code != "answer-too-large":
                 raise
-            detail = f"the batch was carried out at its first attempt; what it gets now is too large: {problem.detail}"
+            detail = f"the first attempt carried out the batch, but its answer is now too large: {problem.detail}"
             raise Problem(problem.code, detail, **problem.members) from None
         found = [(place.key, entries[place.key]) for place in get_places if place.key in entries]
         return BatchResult(found, memory.puts, memory.deleted)
 
     async def _read_together(self, places: Sequence[Place], now: int) -> BatchResult:
-        """A batch of gets alone, all of one moment.
+        """The answer to a batch that has only gets, all from one snapshot.
 
-        No more than fits an answer is read at once, so a value that has more than its share of that is left for the
-        second time, when it is known that all fit.
+        The first read leaves out every value that is larger than its share of an answer, so that it takes no more
+        memory than an answer may have. If values were left out and all fit, a second read gets all of them.
         """
         read = self._storage.read_in_turn if len(places) > SHORT else self._storage.read
         share = self._limits.body_bytes_max // max(1, len(places))
@@ -279,7 +279,7 @@ class KeyValues:
         return BatchResult(_present(places, heads, now), [], [])
 
     def _check_answer_size(self, heads: Iterable[Head | None]) -> None:
-        """Raise ``answer-too-large`` if the values of these heads are too much for one answer."""
+        """Raise ``answer-too-large`` if the values of these heads do not fit into one answer."""
         limit = self._limits.body_bytes_max
         size = sum(_size(head) for head in heads if head is not None)
         if size > limit:
@@ -293,7 +293,7 @@ class KeyValues:
         now: int,
         write_id: str | None,
     ) -> dict[Place, Head | None]:
-        """What a batch stores at each place that it writes, in the order of its parts; None where it deletes."""
+        """The head that a batch stores at each place, or None where it deletes, in the order of its parts."""
         heads: dict[Place, Head | None] = {}
         try:
             for part in parts:
@@ -306,7 +306,7 @@ class KeyValues:
         return heads
 
     def _new_head(self, part: BatchSet, now: int, write_id: str | None) -> Head:
-        """The head that a write stores, unless it keeps the expiry that the entry has."""
+        """The head that a write stores. A write with ``KEEP`` then copies the expiry of the entry into it."""
         check_value(part.value, self._limits)
         expires_ms = None
         if not isinstance(part.ttl_seconds, Expiry):
@@ -314,7 +314,7 @@ class KeyValues:
                 detail = f"the ttl is a number of seconds greater than 0 and at most {TTL_SECONDS_MAX:.0f}"
                 raise Problem("invalid-parameter", detail, parameter="ttl")
             expires_ms = now + math.ceil(part.ttl_seconds * 1000)
-        # A conditional write has an ETag of its own: equal content must not let two writers believe that they both won.
+        # A conditional write has an ETag of its own. Otherwise two writers of equal content would both think they won.
         salt = "" if part.condition == ANY else write_id or secrets.token_hex(16)
         return Head(_meta(part.value, part.media_type, salt), part.value.data, expires_ms)
 
@@ -360,14 +360,12 @@ def _named(etags: tuple[str, ...], current: Head) -> bool:
 
 
 def _precondition_failed(current: Head | None) -> Problem:
-    state = (
-        "the key does not exist" if current is None else "the key exists with another ETag than the condition allows"
-    )
-    return Problem("precondition-failed", f"{state}: read it again and decide again")
+    reason = "the key does not exist" if current is None else "the key exists, and the condition excludes its ETag"
+    return Problem("precondition-failed", f"{reason}: read the key again and decide again")
 
 
 def _in_part(problem: Problem, position: int, set_count: int) -> Problem:
-    """The problem with the JSON pointer to the part of a batch that it is in; the sets come first."""
+    """The problem, with the JSON pointer to the part of the batch. The sets come before the deletes."""
     pointer = f"/set/{position}" if position < set_count else f"/delete/{position - set_count}"
     return Problem(problem.code, problem.detail, pointer=pointer, **problem.members)
 
@@ -392,7 +390,7 @@ _ENCODINGS: Final = tuple(Encoding)
 
 @functools.lru_cache(maxsize=64)
 def _begun(media_type: str) -> tuple[bytes, hashlib.blake2b]:
-    """A media type's bytes, and the hash of an ETag as far as they go: to begin it takes longer than a short value."""
+    """The media type as bytes, and a hash that has read them. Beginning a hash takes longer than a short value does."""
     name = media_type.encode()
     return name, hashlib.blake2b(b"%b\0" % name, digest_size=16)
 
@@ -412,7 +410,7 @@ def _etag(head: Head) -> str:
 
 
 def _size(head: Head) -> int:
-    """How many bytes the value has, also where it was not read."""
+    """How many bytes the value has, even if it was not read."""
     size: int = _SIZE.unpack_from(head.meta, _SIZE_AT)[0]
     return size
 

@@ -31,25 +31,25 @@ async def list_page(
     bytes_max: int | None = None,
     accept: Callable[[str, Head], bool] | None = None,
 ) -> Page[tuple[str, Head]]:
-    """At most ``limit`` records in key order, after ``after``, that begin with ``prefix`` and match the glob ``match``.
+    """At most ``limit`` records in key order, whose keys follow ``after``, begin with ``prefix`` and match the glob.
 
-    ``accept`` filters further. Without ``values`` the heads' values are empty; with them the page ends after the
-    record with which they reach ``bytes_max`` bytes. About :data:`SCAN_MAX` records are looked at, so a page may be
-    short or empty and still have a cursor: the key to pass as ``after`` next. The cursor is None at the end.
+    ``accept`` filters further. Without ``values``, the values of the heads are empty. With them, the page ends after
+    the record with which they reach ``bytes_max`` bytes. A call looks at about :data:`SCAN_MAX` records, so a page may
+    be short or empty and still have a cursor, which is the key to pass as ``after`` next. At the end it is None.
     """
     glob = compile_glob(match) if match is not None else Glob("", False, None)
     if glob.prefix.startswith(prefix):
         prefix = glob.prefix
     elif glob.exact or not prefix.startswith(glob.prefix):
         return Page([], None)
-    # When few of the records looked at may match, their values are read only once it is known which do.
+    # If few of the records may match, their values are read later: only of those that do.
     values_later = values and glob.predicate is not None
     items: list[tuple[str, Head]] = []
     size = 0
     scanned = 0
     chunk = 1 if glob.exact else limit if glob.predicate is None else _CHUNK
     while True:
-        # Where a read does not wait, a long scan would otherwise keep everybody else waiting.
+        # A backend may read without letting others in between. A long scan therefore takes turns with them.
         read = storage.read_in_turn if chunk > SHORT else storage.read
         bytes_left = None if bytes_max is None else bytes_max - size
         found: Slice[tuple[str, Head]]
@@ -78,6 +78,6 @@ async def list_page(
 
 
 async def _with_values(storage: Storage, namespace: str, kind: Kind, keys: list[str]) -> list[tuple[str, Head]]:
-    """The heads of those of the keys that are still there, with their values."""
+    """The keys that still exist, with their heads and values."""
     heads: list[Head | None] = await storage.read(*(HeadRead(Place(namespace, kind, key)) for key in keys))
     return [(key, head) for key, head in zip(keys, heads, strict=True) if head is not None]

@@ -1,4 +1,4 @@
-"""The one background task: it asks how the backend is, deletes what has expired and erases what is left behind."""
+"""The one background task. It pings the backend, deletes expired records and erases what deleted records leave."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ T = TypeVar("T")
 
 
 class Maintenance:
-    """Asks how the backend is and sweeps, at the start and then once a second, each time until nothing is left to do.
+    """Pings the backend and sweeps, at the start and then once a second, each time until nothing is left to do.
 
-    Expired entries are invisible from the moment they expire and deleted records from the moment they are
-    deleted; this only gives their room back, so it may lag, and a failure is logged and tried again.
+    Nobody sees an entry after it expires, nor a record after it is deleted. The sweep only frees their room, so it may
+    lag behind. It logs a failure and tries again.
     """
 
     def __init__(self, storage: Storage, clock: Callable[[], int], *, sweep_seconds: float = SWEEP_SECONDS) -> None:
@@ -35,18 +35,18 @@ class Maintenance:
         self._storage = storage
         self._clock = clock
         self._sweep_seconds = sweep_seconds
-        # What the log says last of a failure, of what an acknowledgement means, and of the clocks.
+        # What was logged last: a failure, the warning of the backend, and whether the clocks differ.
         self._failure: str | None = None
         self._warning = storage.backend.describe().get("warning")
         self._clocks_differ = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to sweep, first what an earlier run left."""
+        """Begin to sweep. The first sweep erases what an earlier run left."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        """End the task. What is left to erase is erased after the next start."""
+        """End the task. The next start erases what is left."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -56,12 +56,12 @@ class Maintenance:
         """Delete everything that has expired, then erase everything that deleted records left behind."""
         while await self._expire():
             pass
-        # Each step is short, and the writes that come meanwhile go before the next one.
+        # Each step is short, and writes that arrive meanwhile go before the next step.
         while await _to_its_end(self._storage.backend.purge()):
             pass
 
     async def _expire(self) -> bool:
-        """Delete some expired records; True if there may be more."""
+        """Delete some expired records. True if there may be more."""
         now = self._clock()
         places: list[Place]
         (places,) = await self._storage.read(ExpiredRead(now, _EXPIRED_AT_ONCE))
@@ -70,7 +70,7 @@ class Maintenance:
         return len(places) == _EXPIRED_AT_ONCE
 
     async def _delete_expired(self, place: Place, now: int) -> None:
-        """Delete the record if it is still expired: it may have been written again since it was found."""
+        """Delete the record if it is still expired. Somebody may have written it again since it was found."""
 
         def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[None]]:
             head = heads[place]
@@ -89,7 +89,7 @@ class Maintenance:
                 await self.sweep()
                 self._failure = None
             except Problem as problem:
-                # Once for each reason: a backend may be away for long.
+                # It is logged once for each reason, because a backend may be away for long.
                 if problem.detail != self._failure:
                     self._failure = problem.detail
                     _log.warning("maintenance failed and will be tried again: %s", problem.detail)
@@ -98,12 +98,12 @@ class Maintenance:
             await asyncio.sleep(self._sweep_seconds)
 
     def _compare_warnings(self) -> None:
-        """Log when the backend begins or ceases to warn, as when its server is set otherwise, or is another one."""
+        """Log when the backend begins or ceases to warn. Its server may have got other settings."""
         warning = self._storage.backend.describe().get("warning")
         if warning != self._warning:
             self._warning = warning
             if warning is None:
-                _log.info("the backend keeps what it acknowledges again")
+                _log.info("the backend again keeps what it acknowledges")
             else:
                 _log.warning(warning)
 
@@ -119,10 +119,10 @@ class Maintenance:
 
 
 async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """What the work returns. If this is cancelled, it waits for the end of the work.
+    """What the work returns. A cancellation first waits until the work has ended.
 
-    In a driver a cancellation can be lost: until Python 3.12 ``asyncio.wait_for`` does not pass it on if what it waits
-    for ends in the same moment. The task would go on, and a stop would wait for it for ever.
+    A driver can lose a cancellation: before Python 3.12, ``asyncio.wait_for`` drops it if the awaited call ends at the
+    same moment. The task would then go on, and a stop would wait for it for ever.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -133,9 +133,9 @@ async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
 
 
 def clock_warning(clock: Clock) -> str | None:
-    """What to say of this machine's clock if it is off by seconds; None if it is not."""
+    """The warning that this machine's clock is off by seconds; None if it is not."""
     seconds = clock.machine_ahead_seconds
     if abs(seconds) < CLOCKS_DIFFER_SECONDS:
         return None
     direction = "ahead of" if seconds > 0 else "behind"
-    return f"this machine's clock is {abs(seconds):.0f} seconds {direction} the storage's, which counts: set it by NTP"
+    return f"this machine's clock is {abs(seconds):.0f} seconds {direction} the storage's: set it by NTP"

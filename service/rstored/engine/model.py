@@ -1,4 +1,4 @@
-"""What the engine's operations take and give. Plain data; the API turns it into bodies and back."""
+"""The plain data that the engine's operations take and return. The API turns it into bodies and back."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class Page(NamedTuple, Generic[T]):
-    """Part of a listing in key order. ``cursor`` is the key to pass as ``after``; None at the end."""
+    """Part of a listing in key order. ``cursor`` is the key to pass as ``after`` next, or None at the end."""
 
     items: list[T]
     cursor: str | None
@@ -50,7 +50,7 @@ class Page(NamedTuple, Generic[T]):
 
 
 class NamespacePolicy(NamedTuple):
-    """What a namespace demands of every write to it."""
+    """What a namespace requires of every write to it."""
 
     sealed_only: bool = False
 
@@ -69,7 +69,7 @@ class NamespaceInfo(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A stored key/value pair. ``etag`` is bare, without quotes; ``expires_ms`` POSIX milliseconds or None."""
+    """A stored key/value pair. ``etag`` has no quotes. ``expires_ms`` is in POSIX milliseconds, or None."""
 
     value: Value
     media_type: str
@@ -78,7 +78,7 @@ class Entry(NamedTuple):
 
 
 class Expiry(enum.Enum):
-    """What a write does to the expiry a key has when it is not given a ttl."""
+    """What a write without a ttl does to the expiry of the key: it keeps it, or takes it away."""
 
     KEEP = "keep"
     NEVER = "never"
@@ -88,10 +88,10 @@ KEEP: Final = Expiry.KEEP
 
 
 class Condition(NamedTuple):
-    """When a write takes place. All None and False: always.
+    """When a write takes place. If both are None, it always does.
 
-    ``match``: one of these ETags is the current one (``"*"``: the key exists).
-    ``none_match``: none of these ETags is the current one (``"*"``: the key does not exist).
+    ``match``: one of these ETags is the current one. ``"*"`` means that the key exists.
+    ``none_match``: none of these ETags is the current one. ``"*"`` means that the key does not exist.
     """
 
     match: tuple[str, ...] | None = None
@@ -102,20 +102,20 @@ ANY: Final = Condition()
 
 
 class PutResult(NamedTuple):
-    """The ETag now stored, and whether the key is new."""
+    """The ETag that is now stored, and whether the key is new."""
 
     etag: str
     created: bool
 
 
 class BatchGet(NamedTuple):
-    """A key that a batch reads, as it was before the batch."""
+    """A key that a batch reads. The batch gets it as it was before the batch."""
 
     key: str
 
 
 class BatchSet(NamedTuple):
-    """A key that a batch writes. ``ttl_seconds`` as in ``put``."""
+    """A key that a batch writes. ``ttl_seconds`` means the same as in ``put``."""
 
     key: str
     value: Value
@@ -125,14 +125,14 @@ class BatchSet(NamedTuple):
 
 
 class BatchDelete(NamedTuple):
-    """A key that a batch deletes, if it is there."""
+    """A key that a batch deletes if it exists."""
 
     key: str
     condition: Condition = ANY
 
 
 class BatchResult(NamedTuple):
-    """``entries``: the gets that exist, in order. ``puts``: one for each set. ``deleted``: keys that were there."""
+    """``entries``: the gets that exist, in order. ``puts``: one for each set. ``deleted``: the keys that existed."""
 
     entries: list[tuple[str, Entry]]
     puts: list[tuple[str, PutResult]]
@@ -143,9 +143,9 @@ class BatchResult(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """What a write demands of a stretch of a series: that its points have one of these digests.
+    """A condition of a write: the points from ``start`` to ``end`` have one of these digests.
 
-    From ``start`` to ``end``, both inclusive, None meaning open; see :func:`rstore.core.points.digest`.
+    Both ends are inclusive, and None means that the stretch is open there. See :func:`rstore.core.points.digest`.
     """
 
     start: int | None
@@ -154,7 +154,7 @@ class Stretch(NamedTuple):
 
 
 class SeriesInfo(NamedTuple):
-    """A series: its key, how many points it has, its first and last timestamp."""
+    """A series: its key, its number of points, its first and its last timestamp."""
 
     key: str
     points: int
@@ -166,7 +166,7 @@ class SeriesInfo(NamedTuple):
 
 
 class Change(NamedTuple):
-    """An event to be: item, operator name, and its value (for unary operators None, or a sealed one)."""
+    """A new event: item, operator and value. The value of a unary operator is None or sealed."""
 
     item: str
     op: str
@@ -183,7 +183,7 @@ class StoredEvent(NamedTuple):
 
 
 class Reseal(NamedTuple):
-    """A sealed value to be: of which event, the SHA-256 of the sealed value it replaces (hexadecimal), and itself."""
+    """A new sealed value for an event. ``replaces`` is the SHA-256, in hexadecimal, of the sealed value to replace."""
 
     timestamp: int
     item: str
@@ -195,9 +195,9 @@ class Reseal(NamedTuple):
 class State(NamedTuple):
     """A sequence as of some event.
 
-    ``timestamp`` of the last event included; ``revision`` counts the applies; ``items`` what the service
-    folded, by item; ``events`` those, in time order, of the items that only a client can fold (each item is in one
-    of the two, never in both).
+    ``timestamp`` is that of the last event that counts, and ``revision`` is the number of applies so far. ``items`` are
+    the values that the service has folded. ``events`` are, in time order, the events of the items that only a client
+    can fold. No item is in both.
     """
 
     timestamp: int
@@ -207,14 +207,14 @@ class State(NamedTuple):
 
 
 class PruneResult(NamedTuple):
-    """How many events were deleted, and whether the whole sequence went."""
+    """How many events were deleted, and whether the whole sequence was."""
 
     pruned: int
     removed: bool
 
 
 class SequenceInfo(NamedTuple):
-    """A sequence: its key, events stored, revision, timestamp of the last event, items present in its state."""
+    """A sequence: its key, its number of events, revision, last timestamp, and the number of items in its state."""
 
     key: str
     events: int
@@ -233,7 +233,7 @@ AccessLevel: TypeAlias = Literal["metrics", "read", "write", "admin"]
 class Access(enum.IntEnum):
     """What a token may do in its namespaces. Each level includes those before it.
 
-    ``METRICS`` reads the service's metrics, which are no namespace's, and nothing else.
+    ``METRICS`` reads only the metrics of the service, which belong to no namespace.
     """
 
     METRICS = 0
@@ -254,7 +254,7 @@ class TokenInfo(NamedTuple):
 
 
 class NewToken:
-    """A token and its text, which is known now and never again, and which no ``repr`` shows."""
+    """A token and its text. Nobody can read the text again later, and no ``repr`` shows it."""
 
     __slots__ = ("info", "text")
 
@@ -264,7 +264,7 @@ class NewToken:
 
 
 class ValidToken(NamedTuple):
-    """A token that was verified, and until when what was sent counts: it expires, or its grace ends."""
+    """A verified token, and until when the text that was sent is valid: the token expires, or the grace ends."""
 
     info: TokenInfo
     until_ms: int | None

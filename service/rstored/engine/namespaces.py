@@ -32,14 +32,14 @@ from rstored.problems import Problem
 __all__ = ["RESERVED", "Namespaces", "ensure_namespace"]
 
 RESERVED: Final = "~tokens"
-"""The namespace of the service's own records. No name of a user's has such a character, so none reaches it."""
+"""The namespace of the service's own records. No request reaches it, because no valid name has a ``~``."""
 
 
 def ensure_namespace(heads: Mapping[Place, Head | None], namespace: str, encodings: Iterable[Encoding]) -> list[Write]:
-    """The writes that a plan needs before its own to write values of these encodings to ``namespace``.
+    """The writes that create the namespace if it does not exist. A plan puts them before its own writes.
 
-    ``heads`` is what the plan was given. The writes create the namespace if it is absent; an existing one costs
-    none. Raises :class:`Problem` ``sealed-only`` if its policy refuses one of the encodings.
+    ``heads`` are those that the plan was given. Raises :class:`Problem` ``sealed-only`` if the policy of the namespace
+    refuses values of one of these encodings.
     """
     place = namespace_place(namespace)
     head = heads[place]
@@ -69,9 +69,9 @@ class Namespaces:
         may_change: bool = True,
         write_id: str | None = None,
     ) -> bool:
-        """Create the namespace, or give it ``policy`` if it is there (None: leave it). True if it is new.
+        """Create the namespace. If it exists, give it ``policy``, or leave it alone if that is None. True if it is new.
 
-        Unless it ``may_change`` another policy, it raises :class:`Problem` ``access-denied`` where there is one.
+        If it exists with another policy and ``may_change`` is False, raises :class:`Problem` ``access-denied``.
         """
         place = namespace_place(namespace)
 
@@ -80,14 +80,14 @@ class Namespaces:
             if head is not None and policy in (None, _policy(head)):
                 return Commit((), answer=False)
             if head is not None and not may_change:
-                raise Problem("access-denied", "changing the policy of a namespace takes a token with admin access")
+                raise Problem("access-denied", "only a token with admin access may change the policy of a namespace")
             return Commit((PutHead(place, Head(_meta(policy or NamespacePolicy()))),), answer=head is None)
             yield
 
         return await self._once.update((place,), plan, write_id, ("create", policy), _WHETHER)
 
     async def describe(self, namespace: str) -> NamespaceInfo:
-        """Policy and counts. Raises :class:`Problem` ``namespace-not-found``."""
+        """The policy and the counts of a namespace. Raises :class:`Problem` ``namespace-not-found``."""
         head, counts = await self._storage.read(
             HeadRead(namespace_place(namespace)), CountRead(namespace, self._clock())
         )
@@ -96,7 +96,7 @@ class Namespaces:
         return NamespaceInfo(namespace, _policy(head), counts[Kind.KV], counts[Kind.TS], counts[Kind.ES])
 
     async def discard(self, namespace: str, *, write_id: str | None = None) -> bool:
-        """Delete the namespace and everything in it; True if it was there."""
+        """Delete the namespace and everything in it. True if it existed."""
         place = namespace_place(namespace)
 
         def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[bool]]:
@@ -118,7 +118,8 @@ class Namespaces:
     ) -> Page[tuple[str, NamespacePolicy]]:
         """A page of namespaces in order of name, out of those that match one of the globs ``within``.
 
-        No others are looked at but those that begin as one of the globs does: how long it takes would tell of them.
+        It looks only at names that begin with the prefix of one of the globs. Otherwise the time that it takes would
+        reveal that others exist.
         """
         asked = compile_glob("*" if match is None else match)
 
@@ -145,7 +146,7 @@ class Namespaces:
                 items += [(name, _policy(head)) for name, head in page.items]
                 if page.cursor is None:
                     break
-                # A cursor is a name, so it is one that may be shown, though the search goes on for longer.
+                # A cursor is a name too. Whoever may not see that name does not get it, and the search goes on.
                 if shown(page.cursor):
                     return Page(items, page.cursor)
                 after = page.cursor
@@ -153,7 +154,11 @@ class Namespaces:
 
 
 def _apart(globs: Sequence[Glob]) -> list[Glob]:
-    """Those of the globs, in order of name, whose prefixes are all that the names begin with that match any."""
+    """The globs to search, in order of their prefixes. Those whose names an earlier one covers are left out.
+
+    >>> [glob.prefix for glob in _apart([compile_glob("b"), compile_glob("a*"), compile_glob("ab*")])]
+    ['a', 'b']
+    """
     found: list[Glob] = []
     for glob in sorted(globs, key=lambda glob: (glob.prefix, glob.exact)):
         covered = found and (glob == found[-1] if found[-1].exact else glob.prefix.startswith(found[-1].prefix))

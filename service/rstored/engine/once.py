@@ -1,14 +1,15 @@
 """Writes that take effect once, however often and however late they arrive.
 
-A client that hears nothing sends its write again, while the first one may still be on its way: it could arrive after
-later writes and undo them. So a write may carry an id. Its answer, or its refusal, is remembered in the very update
-that carries it out, and whatever comes under that id later changes nothing and gets the same answer. An id is one
-client's: the API puts the token's into it, so that no client is answered for another.
+A client that gets no answer sends its write again. The first attempt may still be on its way, and could arrive after
+later writes and undo them. So a write may carry an id. The update that carries out the write also remembers its answer
+or its refusal. A later write with the same id changes nothing and gets the same answer. The API puts the id of the
+token into the id of the write, so no client gets an answer that is meant for another.
 
-A memory is a record of kind ``WRITE`` whose key is the id, a space and the key that is written. It expires, and
-maintenance erases it. It takes room in proportion to the request: an answer that holds what was only read is remembered
-without that, and the operation reads it again for a repeat. It lies in the namespace of what is written and goes with
-it; that of a namespace itself lies outside. A write that finds no namespace and makes none is not remembered.
+A memory is a record of kind ``WRITE``. Its key is the id, a space and the key that is written. It expires, and then
+maintenance erases it. Its size is in proportion to the request: a part of the answer that was only read is not
+remembered, and the operation reads it again for a repeat. The memory lies in the namespace of the write and is deleted
+with that namespace. The memory of creating or deleting a namespace lies outside of it. A write that finds no namespace
+and makes none is not remembered.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 
 
 class Answers(NamedTuple, Generic[T]):
-    """How an answer is remembered. What packs to None is not the last answer yet, and is not remembered."""
+    """How an answer is remembered. An answer that packs to None is not final, and is not remembered."""
 
     pack: Callable[[T], bytes | None]
     unpack: Callable[[bytes], T]
 
 
 def answers_of(kind: type[T]) -> Answers[T]:
-    """Remembers answers of a plain type as they are."""
+    """How answers of a plain type are remembered: as they are."""
     return Answers(_encode, msgspec.msgpack.Decoder(kind).decode)
 
 
@@ -54,7 +55,7 @@ _decode_refusal: Final = msgspec.msgpack.Decoder(_Refusal).decode
 
 
 class Once:
-    """Carries out updates, those with an id once."""
+    """Carries out updates. It carries out an update with an id once."""
 
     def __init__(self, storage: Storage, limits: Limits, clock: Callable[[], int]) -> None:
         """``clock`` gives POSIX milliseconds."""
@@ -70,10 +71,10 @@ class Once:
         request: tuple[Any, ...],
         answers: Answers[T],
     ) -> T:
-        """Carry out the update, and return its answer or that of the one which came under this id before.
+        """Carry out the update and return its answer. If the id is known, return the answer that is remembered.
 
-        ``request`` is what tells the write from others: Problem ``idempotency-conflict`` if the id was used for
-        another one. Raises what the plan or the backend raises, or the refusal that is remembered.
+        ``request`` identifies the write. Raises Problem ``idempotency-conflict`` if the id was used for another write,
+        what the plan or the backend raises, or the refusal that is remembered.
         """
         if write_id is None:
             return await self._storage.update(places, plan)
@@ -113,7 +114,7 @@ def _remembered(
 ) -> Generator[Query, list[Any], T | Problem]:
     """The answer in a memory, read within a plan."""
     if known.meta[:_MARK_BYTES] != mark:
-        detail = "Idempotency-Key: this one was used for another write; give each write one of its own"
+        detail = "this Idempotency-Key was used for another write; give each write a key of its own"
         return Problem("idempotency-conflict", detail, parameter="Idempotency-Key")
     head: Head
     (head,) = yield (HeadRead(memory),)

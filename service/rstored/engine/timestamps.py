@@ -1,4 +1,4 @@
-"""Timestamps as bytes that sort as the numbers do: 8 bytes big-endian with the sign bit flipped."""
+"""Timestamps as bytes in the order of the numbers: 8 bytes, big-endian, with the sign bit flipped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _UNSIGNED: Final = struct.Struct(">Q")
 
 
 def sort_key(t: int) -> bytes:
-    """The 8 bytes of an int64 timestamp that order as it does; ``struct.error`` if it is no int64.
+    """The 8 bytes of a timestamp, in whose order timestamps sort. ``struct.error`` if it is not an int64.
 
     >>> sort_key(-1) < sort_key(0) < sort_key(1)
     True

@@ -1,11 +1,11 @@
-"""Access tokens: made, listed, revoked, rotated and verified.
+"""Access tokens: how they are made, listed, revoked, rotated and verified.
 
 A token is ``rst_<id>_<secret>``. Its record is a key/value record under its id, in a namespace whose name no user can
-write, so it needs nothing of a backend that other records do not, and expires as they do. Of the secret only the
-SHA-256 is kept: it is 32 random bytes, which no dictionary holds, so a slow hash would add nothing.
+write. So backends need nothing special for it, and it expires like any record. Only the SHA-256 of the secret is
+stored. The secret is 32 random bytes, which nobody can guess, so a slow hash would add nothing.
 
-Once a token was made in a store, or a service with a token of its own ran on it, the store is closed, and it stays so
-when its last token is gone: revoking a token never lets anybody in.
+A store is closed as soon as a token is made in it, or a service with a token of its own runs on it. It stays closed
+when its last token is gone, so revoking a token never lets anybody in.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _WHETHER: Final = answers_of(bool)
 
 
 class _Record(msgspec.Struct):
-    """What is stored of a token, as JSON in its head's meta. ``previous`` is the secret before the last rotation."""
+    """What is stored of a token, as JSON in the meta of its head. ``previous``: the secret before the last rotation."""
 
     label: str
     namespaces: tuple[str, ...]
@@ -87,12 +87,12 @@ class Tokens:
         self._once = Once(storage, limits, clock)
 
     async def exist(self) -> bool:
-        """Whether a token was ever made in this store, or :meth:`close_store` was called; True for ever after."""
+        """Whether a token was ever made in this store, or :meth:`close_store` was called. It stays True for ever."""
         (head,) = await self._storage.read(HeadRead(namespace_place(RESERVED)))
         return head is not None
 
     async def close_store(self) -> None:
-        """Close the store, as its first token does."""
+        """Close the store, as the making of its first token does."""
 
         def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[None]]:
             return Commit(ensure_namespace(heads, RESERVED, ()), None)
@@ -104,7 +104,7 @@ class Tokens:
     async def create(
         self, namespaces: Sequence[str], access: Access, *, label: str = "", lifetime_seconds: float | None = None
     ) -> NewToken:
-        """Make a token for the namespaces that match one of these globs; without a lifetime it does not expire.
+        """Make a token for the namespaces that match one of these globs. Without a lifetime it never expires.
 
         Raises ``invalid-body`` with a ``pointer``.
         """
@@ -143,7 +143,7 @@ class Tokens:
         return Page([_info(key, _record(head), head.expires_ms) for key, head in page.items], page.cursor)
 
     async def revoke(self, token_id: str, *, write_id: str | None = None) -> bool:
-        """End a token at once; True if it was there."""
+        """End a token at once. True if it existed."""
         if _ID.match(token_id) is None:
             return False
         place = _place(token_id)
@@ -158,9 +158,9 @@ class Tokens:
         return await self._once.update((place,), plan, write_id, ("revoke",), _WHETHER)
 
     async def rotate(self, token_id: str, *, grace_seconds: float = 0) -> NewToken:
-        """Give a token another secret; the one it had counts for ``grace_seconds`` more. Raises ``token-not-found``.
+        """Give a token a new secret. The last secret stays valid for ``grace_seconds``, and any before it ends at once.
 
-        A secret before that one ends at once.
+        Raises ``token-not-found``.
         """
         if not 0 <= grace_seconds <= LIFETIME_SECONDS_MAX:
             detail = f"the grace is a number of seconds from 0 to {LIFETIME_SECONDS_MAX:.0f}"
@@ -186,9 +186,9 @@ class Tokens:
         return NewToken(_text(token_id, secret), await self._storage.update((place,), plan))
 
     async def verify(self, text: str) -> ValidToken | None:
-        """The token with this text, or None. An unknown id and a wrong secret cost the same.
+        """The token with this text, or None. An unknown id and a wrong secret take the same time.
 
-        Raises ``tokens-lost`` if the storage does not know that a token was ever made in it.
+        Raises ``tokens-lost`` if the storage has no record that a token was ever made in it.
         """
         match = _TOKEN.match(text)
         if match is None:
@@ -221,19 +221,19 @@ class Tokens:
 
 
 def _check(namespaces: Sequence[str], access: Access, label: str, lifetime_seconds: float | None) -> None:
-    """Raise Problem ``invalid-body`` if a token cannot be so."""
+    """Raise Problem ``invalid-body`` if no token can have these properties."""
     if not 1 <= len(namespaces) <= NAMESPACES_MAX:
         detail = f"a token is for 1 to {NAMESPACES_MAX} namespaces or globs of them; `*` means all"
         raise Problem("invalid-body", detail, pointer="/namespaces")
     for number, glob in enumerate(namespaces):
         if _GLOB.match(glob) is None:
-            detail = "a glob of namespaces is 1 to 128 characters out of A-Z, a-z, 0-9, '.', '_', '-', '*' and '?'"
+            detail = "a glob of namespaces has 1 to 128 characters out of A-Z, a-z, 0-9, '.', '_', '-', '*' and '?'"
             raise Problem("invalid-body", detail, pointer=f"/namespaces/{number}")
     if access is Access.METRICS and "*" not in namespaces:
-        detail = "the metrics are those of the whole service: a token with access metrics needs the namespaces `*`"
+        detail = "the metrics are about the whole service: a token with access metrics needs the namespaces `*`"
         raise Problem("invalid-body", detail, pointer="/namespaces")
     if len(label) > LABEL_LENGTH_MAX or _LABEL.match(label) is None:
-        detail = f"a label is at most {LABEL_LENGTH_MAX} characters, and no control characters"
+        detail = f"a label has at most {LABEL_LENGTH_MAX} characters, and no control characters"
         raise Problem("invalid-body", detail, pointer="/label")
     if lifetime_seconds is not None and not 0 < lifetime_seconds <= LIFETIME_SECONDS_MAX:
         detail = f"a lifetime is a number of seconds greater than 0, at most {LIFETIME_SECONDS_MAX:.0f}"

@@ -1,4 +1,4 @@
-"""What values and points must be to be stored."""
+"""What values and points may be stored."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["check_value", "points_problem"]
 
 
 def points_problem(error: InvalidPoints) -> Problem:
-    """The problem that points which are none, or may not be, mean."""
+    """The problem for points that are malformed or refused."""
     members = {} if error.pointer is None else {"pointer": error.pointer}
     return Problem(error.code, str(error), **members)
 
 
 def check_value(value: Value, limits: Limits, **members: Any) -> None:
-    """Raise :class:`Problem` if the value is too large, or is no JSON though its encoding says so.
+    """Raise :class:`Problem` if the value is too large, or if its encoding is JSON and its bytes are not.
 
     The codes are ``value-too-large``, ``invalid-value`` and ``nesting-too-deep``; ``members`` (a ``pointer``, say)
     become members of the problem.

@@ -1,4 +1,4 @@
-"""Event sequences: an item's chain of events, and what folding one again may cost."""
+"""Event sequences: the chain of events of an item, and a bound on folding chains again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Chain", "NeedsClient", "Refolding", "chain_start", "json_value"]
 
 
 class Chain(NamedTuple):
-    """A chain of events being followed: its row, and the folded value as far as ``row.data`` is not yet its text."""
+    """A chain that is being followed: its row, and its folded value if ``row.data`` is not yet the text of it."""
 
     row: ItemRow
     json: JsonValue | None = None
@@ -32,9 +32,10 @@ class Chain(NamedTuple):
         return cls(ItemRow(t, t, 1, event_size(event), encoding is Encoding.JSON, encoding, data))
 
     def extended(self, event: StoredEvent, bytes_max: int | None) -> Chain:
-        """The chain with one more event, of an operator that neither begins nor ends one. Raises UnfoldableEvent.
+        """The chain with one more event, whose operator neither begins nor ends a chain. Raises UnfoldableEvent.
 
-        Without ``bytes_max``, the most that the folded text may have, it becomes a sealed one.
+        The text of the folded value may have ``bytes_max`` bytes. If that is None, the chain is not folded, and only a
+        client can fold the result.
         """
         row, value = self.row, event.value
         json: JsonValue | None = None
@@ -52,28 +53,28 @@ class Chain(NamedTuple):
 
 
 class Refolding:
-    """How much one apply in the past may still fold again: all other writers wait for it."""
+    """How much an apply in the past may still fold again. It is bounded because all other writers wait meanwhile."""
 
     def __init__(self, events_max: int) -> None:
         self._events_max = events_max
         self._left = events_max
 
     def spend(self, chain: Chain | None = None) -> None:
-        """Count an event, and more than once if what its chain comes to is long. Raises UnfoldableEvent at the end."""
+        """Count an event, several times if its chain has a long value. Raises UnfoldableEvent when nothing is left."""
         self._left -= 1 if chain is None or chain.json is None else 1 + chain.json.size // LONG_BYTES
         if self._left < 0:
             raise UnfoldableEvent(
-                f"more than {self._events_max} events would have to be folded again, or fewer with long values:"
-                " apply it at a later timestamp, or at none"
+                f"more than {self._events_max} events would have to be folded again (fewer if their values are long):"
+                " apply it at a later timestamp, or without one"
             )
 
 
 class NeedsClient(Exception):
-    """An event would continue, unchecked, a chain that only a client can fold."""
+    """Nobody has checked an event that would continue a chain which only a client can fold."""
 
 
 def chain_start(place: Place, item: str, t: int, refolding: Refolding) -> Generator[Query, list[Any], int | None]:
-    """The timestamp of the setitem whose chain goes on until ``t``; None if the item is absent then."""
+    """The timestamp of the setitem that begins the chain at ``t``; None if the item is absent then."""
     end = t
     while end > INT64_MIN:
         scan = paged(item_scan(place, item, INT64_MIN, end - 1))
@@ -90,10 +91,10 @@ def chain_start(place: Place, item: str, t: int, refolding: Refolding) -> Genera
 
 
 def json_value(data: bytes) -> JsonValue:
-    """A JSON value for an operator to compute with. Raises UnfoldableEvent."""
+    """The JSON value, as an operator computes with it. Raises UnfoldableEvent."""
     try:
         check_numbers(data)
     except InvalidJSON as error:
         raise UnfoldableEvent(f"operators compute with doubles, and {error}") from None
-    # What is stored was checked when it came, perhaps under another limit.
+    # The service checked the value when it stored it, perhaps with another limit on nesting.
     return JsonValue.of(parse_json(data, nesting_max=sys.maxsize))

@@ -1,4 +1,4 @@
-"""Event sequences: the plans of writes, but for apply's."""
+"""Event sequences: the plans of all writes but apply."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ Places: TypeAlias = Mapping[Place, Head | None]
 
 
 class Pruned(NamedTuple):
-    """A prune up to a step; ``low`` is where the next one begins, or None at the end."""
+    """The result of a prune so far. ``low`` is where the next step begins, or None at the end."""
 
     pruned: int
     removed: bool
@@ -76,6 +76,7 @@ PRUNED: Final[Answers[Pruned]] = Answers(
 def prune_plan(
     heads: Places, place: Place, before: Pruned, remove: bool
 ) -> Generator[Query, list[Any], Commit[Pruned]]:
+    """The plan of one step of :meth:`EventSequences.prune`. ``before`` is the result of the earlier steps."""
     head = heads[place]
     if head is None:
         return Commit((), before._replace(low=None))
@@ -120,9 +121,9 @@ def reseal_plan(
     for index, (reseal, found) in enumerate(zip(reseals, results, strict=False)):
         event = stored_event(found.items[0]) if found.items else None
         if event is not None and (event.op, event.value) == (reseal.op, reseal.value):
-            continue  # This very reseal came before, and its answer was lost.
+            continue  # The same reseal was carried out before, and its answer was lost.
         if event is None or not is_replaced(event, reseal):
-            detail = "the event is not there, or its sealed value is another one: read it again"
+            detail = "the event does not exist, or its sealed value is another one: read it again"
             raise Problem("precondition-failed", detail, pointer=f"/events/{index}")
         new = event._replace(value=reseal.value)
         writes.append(PutRow(place, EVENTS_LANE, event_row(new)))
@@ -130,7 +131,7 @@ def reseal_plan(
         row = rows.get(item)
         if row is not None and row.start <= reseal.timestamp:
             size = row.size + event_size(new) - event_size(event)
-            # A chain of one event has its value in the item's row as well.
+            # The row of an item also has the value, if the chain is this one event.
             data = row.data if row.read_from_events else reseal.value.data
             rows[item] = msgspec.structs.replace(row, size=size, data=data)
     for item, row in rows.items():
@@ -146,7 +147,7 @@ def reseal_plan(
 
 
 def is_replaced(event: StoredEvent, reseal: Reseal) -> bool:
-    """Whether the event has the sealed value that ``reseal`` is to replace."""
+    """Whether the event has the sealed value that ``reseal`` replaces."""
     if event.op != reseal.op or event.value is None or event.value.encoding is not Encoding.SEALED:
         return False
     return hashlib.sha256(event.value.data).hexdigest() == reseal.replaces
@@ -155,13 +156,13 @@ def is_replaced(event: StoredEvent, reseal: Reseal) -> bool:
 def sealed_after(place: Place, meta: Meta, encodings: Sequence[Encoding]) -> Generator[Query, list[Any], bool | None]:
     """``Meta.sealed`` after an apply of values of these encodings.
 
-    Raises Problem ``sealing-mismatch`` if only some of the sequence's events would be sealed. A sequence that is mixed
-    already takes anything: nobody can read all of it, and an event more may be what mends it.
+    Raises Problem ``sealing-mismatch`` if only some of the sequence's events would be sealed. A sequence that is
+    already mixed takes any event: nobody can read all of it, and a new event may even mend it.
     """
     kinds = [encoding is Encoding.SEALED for encoding in encodings]
     sealed = meta.sealed if meta.events else kinds[0]
     if sealed is None:
-        # An older version wrote this head. The first and the last event are looked at, not all of the history.
+        # An older version wrote this head. The first and the last event show which kind the sequence has.
         first = RowScan(place, EVENTS_LANE, limit=1)
         results: list[Slice[Row]] = yield first, first._replace(descending=True)
         ends = {decode_event(row.value).encoding == Encoding.SEALED for found in results for row in found.items}
@@ -170,15 +171,21 @@ def sealed_after(place: Place, meta: Meta, encodings: Sequence[Encoding]) -> Gen
         sealed = ends.pop()
     if (not sealed) in kinds:
         detail = (
-            "the events of this sequence are sealed, and this one is not: give the client the key"
+            "the events of this sequence are sealed, and this event is not: give the client the key"
             if sealed
-            else "the events of this sequence are not sealed, and this one is: use a client without a key"
+            else "the events of this sequence are not sealed, and this event is: use a client without a key"
         )
         raise Problem("sealing-mismatch", detail, pointer=f"/events/{kinds.index(not sealed)}")
     return sealed
 
 
 def check_revision(wanted: int | None, revision: int, last: int) -> None:
+    """Raise Problem ``revision-conflict`` if another revision is wanted than the sequence has.
+
+    >>> check_revision(4, 5, last=1700000000000)
+    Traceback (most recent call last):
+    rstored.problems.Problem: the sequence is at revision 5
+    """
     if wanted is not None and wanted != revision:
         raise Problem("revision-conflict", f"the sequence is at revision {revision}", revision=revision, timestamp=last)
 
@@ -186,7 +193,7 @@ def check_revision(wanted: int | None, revision: int, last: int) -> None:
 def read_state(
     place: Place, meta: Meta, rows: Mapping[str, ItemRow], new: Sequence[StoredEvent] = ()
 ) -> Generator[Query, list[Any], State]:
-    """The state of these rows, read within a plan; ``new`` are events that are not stored yet."""
+    """The state of these rows, read within a plan. ``new`` are events that are not stored yet."""
     long = {item: row for item, row in rows.items() if row.read_from_events}
     events = [event for event in new if event.item in long and event.timestamp >= long[event.item].start]
     if long:

@@ -1,4 +1,4 @@
-"""Event sequences: what lies in storage, and the scans that read it."""
+"""Event sequences: the rows in storage, and the scans that read them."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ EVENT_OVERHEAD_BYTES: Final = 32
 
 
 class Meta(msgspec.Struct, array_like=True, frozen=True):
-    """The head of a sequence. ``size`` is what reading its state costs in bytes.
+    """The head of a sequence. ``size`` is the number of bytes from which its state is read.
 
-    ``sealed``: whether its events are. None if an older version wrote it, or if some are and some are not.
+    ``sealed`` says whether its events are sealed. It is None if an older version wrote the head, or if only some are.
     """
 
     revision: int
@@ -65,7 +65,7 @@ class Meta(msgspec.Struct, array_like=True, frozen=True):
 
 
 class EventRow(msgspec.Struct, array_like=True, frozen=True):
-    """An event's value in lane 0; without a value, which is a unary operator's, it has no encoding and no data."""
+    """The value of an event in lane 0. An event of a unary operator has no value, hence no encoding and no data."""
 
     op: str
     encoding: int | None
@@ -73,10 +73,10 @@ class EventRow(msgspec.Struct, array_like=True, frozen=True):
 
 
 class ItemRow(msgspec.Struct, array_like=True, frozen=True):
-    """An item's current chain in lane 1: its first and last timestamp, its number of events and their bytes.
+    """The current chain of an item in lane 1: its first and last timestamp, its number of events and their bytes.
 
-    ``data`` holds the folded JSON of a plain chain, or the one value of a sealed chain of length 1; else it is empty
-    and the chain is read from lane 0.
+    ``data`` is the folded JSON of a plain chain, or the one value of any other chain of length 1. Otherwise it is
+    empty, and the chain is read from lane 0.
     """
 
     start: int
@@ -99,11 +99,16 @@ pack: Final = msgspec.msgpack.Encoder().encode
 
 
 def event_size(event: StoredEvent) -> int:
+    """What an event counts in bytes: its value, and a constant for the rest.
+
+    >>> event_size(StoredEvent(7, "roof", "add", Value(Encoding.JSON, b"[1]")))
+    35
+    """
     return EVENT_OVERHEAD_BYTES + (0 if event.value is None else len(event.value.data))
 
 
 def state_size(row: ItemRow | None) -> int:
-    """What an item adds to ``Meta.size``."""
+    """The bytes that an item adds to ``Meta.size``."""
     if row is None:
         return 0
     return EVENT_OVERHEAD_BYTES + len(row.data) if row.plain else row.size
@@ -116,25 +121,36 @@ def event_row(event: StoredEvent) -> Row:
 
 
 def stored_event(row: Row) -> StoredEvent:
+    """The event in a row of lane 0.
+
+    >>> event = StoredEvent(7, "roof", "neg", None)
+    >>> stored_event(event_row(event)) == event
+    True
+    """
     stored = decode_event(row.value)
     value = None if stored.encoding is None else Value(Encoding(stored.encoding), stored.data)
     return StoredEvent(from_sort_key(row.sort[:8]), row.sort[8:].decode(), stored.op, value)
 
 
 def at(t: int) -> tuple[bytes, bytes]:
-    """Below and above the ``sort`` of every event at ``t``; UTF-8 has no byte FF."""
+    """Two bounds around the ``sort`` of every event at ``t``. UTF-8 has no byte FF.
+
+    >>> low, high = at(7)
+    >>> low < sort_key(7) + "item".encode() < high < sort_key(8)
+    True
+    """
     key = sort_key(t)
     return key, key + b"\xff"
 
 
 def item_scan(place: Place, item: str, start: int, end: int) -> RowScan:
-    """The events of an item from ``start`` to ``end``. Items hold no NUL, so none is within another's range."""
+    """The scan of the events of an item from ``start`` to ``end``. Items have no NUL, so no other item is in it."""
     name = item.encode() + b"\0"
     return RowScan(place, EVENTS_LANE, name + sort_key(start), name + sort_key(end), RowOrder.BY)
 
 
 def chain_scans(place: Place, rows: Mapping[str, ItemRow]) -> Iterator[list[RowScan]]:
-    """The scans of the chains that the rows do not hold, in groups that find about a page of events together."""
+    """The scans of the chains that are not in the rows. Each group of scans finds about one page of events."""
     scans: list[RowScan] = []
     events = 0
     for item, row in rows.items():
@@ -153,7 +169,7 @@ def paged(scan: RowScan) -> RowScan:
 
 
 def next_page(scan: RowScan, found: Slice[Row]) -> RowScan | None:
-    """The ascending scan that goes on after this page, None at the end."""
+    """The ascending scan that continues after this page; None at the end."""
     if not found.more:
         return None
     position = found.items[-1].sort if scan.along is RowOrder.SORT else found.items[-1].by
@@ -162,12 +178,12 @@ def next_page(scan: RowScan, found: Slice[Row]) -> RowScan | None:
 
 
 def same_history(head: Head | None, meta: Meta) -> bool:
-    """Whether all that was read with ``meta`` is still there; one that was made again has another number."""
+    """Whether the sequence still has the history that was read with ``meta``, and was neither rewritten nor deleted."""
     return head is not None and decode_meta(head.meta).rewrites == meta.rewrites
 
 
 def state_of(last: int, revision: int, rows: Mapping[str, ItemRow], events: Iterable[StoredEvent]) -> State:
-    """The state of rows; ``events`` are those of the chains that rows do not hold."""
+    """The state that the rows describe. ``events`` are the events of the chains that are not in the rows."""
     items: dict[str, Value] = {}
     unfolded = [*events]
     for item, row in sorted(rows.items()):
@@ -180,4 +196,4 @@ def state_of(last: int, revision: int, rows: Mapping[str, ItemRow], events: Iter
 
 
 def rewritten() -> Problem:
-    return Problem("backend-unavailable", "the sequence's past is being rewritten; try again")
+    return Problem("backend-unavailable", "the past of the sequence is being rewritten; try again")

@@ -75,7 +75,7 @@ _TRIES_MAX: Final = 10
 
 
 class _Applied(NamedTuple):
-    """What is remembered of an apply's answer: its state is that of then, and can be read again."""
+    """What is remembered of an apply's answer. The state at its timestamp can be read again."""
 
     timestamp: int
     revision: int
@@ -90,7 +90,7 @@ _NOTHING: Final = answers_of(type(None))
 
 
 class _Touched(NamedTuple):
-    """What an apply does to an item: its row before and after, None where it is absent."""
+    """What an apply does to an item: its row before and after. None means that the item is absent."""
 
     before: ItemRow | None
     after: ItemRow | None
@@ -118,19 +118,20 @@ class EventSequences:
         revision: int | None = None,
         write_id: str | None = None,
     ) -> State | None:
-        """Record one event per change, all at one timestamp, or none; returns the whole new state.
+        """Record one event for each change, all at one timestamp, or none. Returns the whole new state.
 
-        ``timestamp`` None is ``max(now, last + 1)``; one in the past is taken if it has no events yet and all that
-        follows can still be folded. ``revision`` is the one that the sequence must be at, 0 meaning that it must not
-        exist. An apply with a ``write_id`` happens once: a repeat answers timestamp and revision of then, and the state
-        as of that timestamp. No changes at all record nothing and answer the current state, None if the key is unknown.
+        If ``timestamp`` is None, it is ``max(now, last + 1)``. A timestamp in the past is possible if it has no events
+        yet, and all later events can still be folded. ``revision`` is the revision that the sequence must have, and 0
+        means that it must not exist. An apply with a ``write_id`` happens once: a repeat returns the timestamp and the
+        revision of the first attempt, and the state as of that timestamp. Without changes nothing is recorded, and the
+        result is the current state, or None if the key is unknown.
 
-        An event that would continue a chain that only a client can fold, and has no value or a JSON one, needs a
-        ``revision``: it says that a client has checked what the service cannot.
+        An event that has no value, or a JSON value, may continue a chain that only a client can fold. It then needs a
+        ``revision``, which says that a client has checked what the service cannot check.
 
         Raises Problem ``invalid-body``, ``batch-too-large``, ``value-too-large``, ``invalid-value``,
         ``nesting-too-deep``, ``sealed-only``, ``sealing-mismatch``, ``revision-conflict`` (with ``revision`` and
-        ``timestamp``), ``timestamp-taken`` or ``unfoldable-event`` (with ``item``); those about one change have a
+        ``timestamp``), ``timestamp-taken`` or ``unfoldable-event`` (with ``item``). A problem with one change has a
         ``pointer`` to it.
         """
         self._check(changes, timestamp)
@@ -156,7 +157,7 @@ class EventSequences:
         return state._replace(timestamp=answer.timestamp, revision=answer.revision)
 
     def check_count(self, events: int) -> None:
-        """Raise ``batch-too-large`` if a call may not have so many events; to be asked before they are looked at."""
+        """Raise ``batch-too-large`` if a call may not have so many events. Call it before reading them."""
         limit = self._limits.events_per_call_max
         if events > limit:
             raise Problem.beyond("batch-too-large", f"the call has {events} events", limit)
@@ -184,7 +185,7 @@ class EventSequences:
                 check_value(value, self._limits, pointer=f"{pointer}/value")
                 limit = self._limits.state_bytes_max
                 if value.encoding is Encoding.JSON and len(value.data) > limit:
-                    found = f"the value has {len(value.data)} bytes, and it is folded"
+                    found = f"the value has {len(value.data)} bytes, and the service folds it"
                     raise Problem.beyond("value-too-large", found, limit, pointer=f"{pointer}/value")
 
     def _apply(
@@ -196,7 +197,7 @@ class EventSequences:
         revision: int | None,
         now: int,
     ) -> Generator[Query, list[Any], Commit[State | _Applied]]:
-        """The plan of :meth:`apply`, for one change or more."""
+        """The plan of :meth:`apply` for at least one change."""
         head = heads[place]
         meta = Meta(0, 0, 0, 0, 0, now) if head is None else decode_meta(head.meta)
         rows: dict[str, ItemRow] = {}
@@ -205,7 +206,7 @@ class EventSequences:
             rows = {row.sort.decode(): decode_item(row.value) for row in found[0].items}
         check_revision(revision, meta.revision, meta.last)
 
-        # An event without a value proves nothing either, so to a policy it is one that is not sealed.
+        # An event without a value proves no knowledge of the key, so to a policy it is not sealed.
         encodings = [Encoding.JSON if change.value is None else change.value.encoding for change in changes]
         writes = ensure_namespace(heads, place.namespace, encodings)
         sealed = yield from sealed_after(place, meta, encodings)
@@ -215,7 +216,7 @@ class EventSequences:
         touched: dict[str, _Touched] = {}
         for index, event in enumerate(events):
             row = rows.get(event.item)
-            # A client that names the revision, or sends what only a client reads, has folded what the service cannot.
+            # A client that gives the revision, or sends a value that only clients read, has folded the item itself.
             checked = revision is not None or (event.value is not None and event.value.encoding is not Encoding.JSON)
             try:
                 if in_order:
@@ -226,7 +227,7 @@ class EventSequences:
             except NeedsClient:
                 raise Problem(
                     "revision-conflict",
-                    "only a client can fold this item: fold it there first, and send the revision that you folded",
+                    "only a client can fold this item: fold it in the client, and send the revision that you folded",
                     revision=meta.revision,
                     timestamp=meta.last,
                     item=event.item,
@@ -252,7 +253,7 @@ class EventSequences:
                 "value-too-large",
                 f"the state would be read from {meta.size} bytes",
                 limit,
-                ": delete items, or set the items again whose events the service cannot fold",
+                ": delete items, or set those again whose events the service cannot fold",
             )
         writes.append(PutHead(place, Head(pack(meta))))
         writes += (PutRow(place, EVENTS_LANE, event_row(event)) for event in events)
@@ -268,7 +269,7 @@ class EventSequences:
     def _timestamp(
         self, place: Place, meta: Meta | None, timestamp: int | None, now: int
     ) -> Generator[Query, list[Any], tuple[int, bool]]:
-        """The timestamp of an apply, and whether it is after all others."""
+        """The timestamp of an apply, and whether it is later than all others."""
         if meta is None:
             return now if timestamp is None else timestamp, True
         if timestamp is None:
@@ -286,9 +287,9 @@ class EventSequences:
         return timestamp, False
 
     def _followed(self, chain: Chain | None, event: StoredEvent, *, checked: bool = True) -> Chain | None:
-        """The item's chain after an event, None if it is then absent. Raises UnfoldableEvent.
+        """The chain of the item after an event; None if the item is absent then. Raises UnfoldableEvent.
 
-        Unless a client has ``checked`` the event, raises NeedsClient if that takes more than operators' names.
+        Raises NeedsClient if only a client can fold the chain, and no client has ``checked`` the event.
         """
         if not present_after(event.op, chain is not None):
             return None
@@ -302,7 +303,7 @@ class EventSequences:
     def _refolded(
         self, place: Place, row: ItemRow | None, event: StoredEvent, checked: bool, refolding: Refolding
     ) -> Generator[Query, list[Any], ItemRow | None]:
-        """The item's row after an event among or before its others. Raises as :meth:`_followed` does."""
+        """The row of the item after an event before or between its others. Raises what :meth:`_followed` raises."""
         t, item, op, _ = event
         chain: Chain | None = None
         if op != "setitem":
@@ -327,7 +328,7 @@ class EventSequences:
                 try:
                     chain = self._followed(chain, later, checked=checked)
                 except UnfoldableEvent as error:
-                    raise UnfoldableEvent(f"a later event could no longer be applied: {error.reason}") from None
+                    raise UnfoldableEvent(f"a later event could not be applied any more: {error.reason}") from None
                 if chain is None:
                     return row
                 refolding.spend(chain)
@@ -337,12 +338,13 @@ class EventSequences:
     # --- resealing -----------------------------------------------------------------------------------------
 
     async def reseal(self, namespace: str, key: str, reseals: Sequence[Reseal], *, write_id: str | None = None) -> None:
-        """Put sealed values in the place of sealed values, all or none; nothing else of the events changes.
+        """Replace sealed values by other sealed values, all or none. Nothing else of the events changes.
 
-        An event that has its new value already is left as it is, so this may be repeated. The sequence's revision
-        stays, and so does ``rewrites``: to a reader of several pages it is the same history, whichever value it finds.
-        Raises Problem ``batch-too-large``, ``value-too-large`` or ``invalid-body``, ``sequence-not-found``, or
-        ``precondition-failed`` if an event is not there or has another value; with a ``pointer`` to the event.
+        An event that already has its new value stays as it is, so this may be repeated. The revision of the sequence
+        does not change, and neither does ``rewrites``: a reader of several pages still reads the same history,
+        whichever value it finds. Raises Problem ``batch-too-large``, ``value-too-large``, ``invalid-body``,
+        ``sequence-not-found``, or ``precondition-failed`` if an event does not exist or has another value. The problem
+        has a ``pointer`` to the event.
         """
         self._check_reseals(reseals)
         place = Place(namespace, Kind.ES, key)
@@ -364,7 +366,7 @@ class EventSequences:
     # --- reading -------------------------------------------------------------------------------------------
 
     async def current(self, namespace: str, key: str) -> State | None:
-        """The state now, or None if there is no such sequence."""
+        """The current state, or None if there is no such sequence."""
         place = Place(namespace, Kind.ES, key)
         for _ in range(_TRIES_MAX):
             head, found = await self._storage.read(HeadRead(place), RowScan(place, ITEMS_LANE))
@@ -380,7 +382,7 @@ class EventSequences:
     async def past(self, namespace: str, key: str, t: int) -> State | None:
         """The state as of ``t``; None if there is no such sequence, or no event until then.
 
-        Costs what the events until ``t`` cost. Its revision is that of now.
+        It reads all events until ``t``. The revision in the state is the current one.
         """
         place = Place(namespace, Kind.ES, key)
         for _ in range(_TRIES_MAX):
@@ -398,7 +400,7 @@ class EventSequences:
                 return None
             limit = self._limits.sequence_bytes_max
             if sum(map(state_size, rows.values())) > limit:
-                detail = f"the state at that time is read from more than {limit} bytes: read its events instead"
+                detail = f"the state at that time is read from more than {limit} bytes: read the events instead"
                 raise Problem("answer-too-large", detail, limit=limit)
             events = await self._chain_events(place, meta, rows)
             if events is not None:
@@ -406,7 +408,7 @@ class EventSequences:
         raise rewritten()
 
     async def _replayed(self, place: Place, meta: Meta, t: int) -> tuple[int | None, dict[str, ItemRow]] | None:
-        """The last timestamp until ``t`` and the items' rows then; None if history was rewritten meanwhile."""
+        """The last timestamp until ``t`` and the rows of the items then. None if the history was rewritten."""
         chains: dict[str, Chain] = {}
         last: int | None = None
         scan: RowScan | None = paged(RowScan(place, EVENTS_LANE, high=at(t)[1]))
@@ -417,17 +419,17 @@ class EventSequences:
             started = time.perf_counter()
             for event in map(stored_event, found.items):
                 if time.perf_counter() - started > _TURN_SECONDS:
-                    # Long values may take their time, which is not to be taken from others.
+                    # Long values may take long. Others have their turns in between.
                     await self._storage.turns.take()
                     started = time.perf_counter()
                 last = event.timestamp
                 chain = chains.get(event.item)
                 if chain is None and event.op != "setitem":
-                    continue  # Prune has begun to erase this chain, from its start.
+                    continue  # A prune has erased the start of this chain, and erases the rest.
                 try:
                     chain = self._followed(chain, event)
                 except UnfoldableEvent:
-                    # It was folded under a larger limit; the client may still fold it.
+                    # It was folded when a limit was larger. A client may still fold it.
                     chain = chain and chain.extended(event, None)
                 if chain is None:
                     del chains[event.item]
@@ -437,7 +439,7 @@ class EventSequences:
         return last, {item: chain.stored() for item, chain in chains.items()}
 
     async def _chain_events(self, place: Place, meta: Meta, rows: Mapping[str, ItemRow]) -> list[StoredEvent] | None:
-        """The events of the chains that the rows do not hold; None if history was rewritten meanwhile."""
+        """The events of the chains that are not in the rows; None if the history was rewritten meanwhile."""
         events: list[StoredEvent] = []
         for scans in chain_scans(place, rows):
             head, *results = await self._storage.read_in_turn(HeadRead(place), *scans)
@@ -460,9 +462,9 @@ class EventSequences:
     ) -> AsyncIterator[list[StoredEvent]] | None:
         """Lists of events in order of timestamp, then item; None if there is no such sequence.
 
-        From ``start`` to ``end``, both inclusive; only of the operators ``ops`` and of ``item``; the first ``n`` of
-        these. Between two lists others may write: their events are then there or not, but none comes twice or out
-        of order.
+        The events go from ``start`` to ``end``, both inclusive. ``ops`` and ``item`` select some of them, and ``n`` is
+        the greatest number to return. Others may write between two lists. A reader may then see their events or not,
+        but it sees no event twice or out of order.
         """
         place = Place(namespace, Kind.ES, key)
         low = INT64_MIN if start is None else start
@@ -477,7 +479,7 @@ class EventSequences:
     async def _pages(
         self, scan: RowScan, found: Slice[Row], ops: Collection[str] | None, n: int | None
     ) -> AsyncIterator[list[StoredEvent]]:
-        """The events of a scan, of which the first page is found already."""
+        """The events of a scan, whose first page is given."""
         left = n
         while left is None or left > 0:
             events = [event for event in map(stored_event, found.items) if ops is None or event.op in ops][:left]
@@ -494,10 +496,10 @@ class EventSequences:
     # --- deleting ------------------------------------------------------------------------------------------
 
     async def prune(self, namespace: str, key: str, *, remove: bool = True, write_id: str | None = None) -> PruneResult:
-        """Delete every event that the current state does not need; with ``remove`` a sequence of no items altogether.
+        """Delete every event that the current state does not need. With ``remove``, delete a sequence without items.
 
-        Works in steps, each of which leaves the current state as it is; a state in the past may be gone. Without
-        ``remove`` a sequence of no items stays, without events. One that does not exist has nothing to prune.
+        Each step keeps the current state, but states in the past may be lost. Without ``remove``, a sequence without
+        items stays, and has no events. A sequence that does not exist has nothing to prune.
         """
         place = Place(namespace, Kind.ES, key)
         step = Pruned(0, False, None)
@@ -512,7 +514,7 @@ class EventSequences:
                 return PruneResult(step.pruned, step.removed)
 
     async def delete(self, namespace: str, key: str, *, write_id: str | None = None) -> int:
-        """Delete the sequence; returns how many events it had, 0 if there is none."""
+        """Delete the sequence. Returns how many events it had; 0 if it does not exist."""
         place = Place(namespace, Kind.ES, key)
 
         def plan(heads: Places) -> Generator[Query, list[Any], Commit[int]]:

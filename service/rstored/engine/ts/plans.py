@@ -50,14 +50,14 @@ class Affected(NamedTuple):
 
 
 class _Gap(NamedTuple):
-    """New points of which the blocks are not known yet, and the block before all of theirs, if one is known."""
+    """New points whose blocks are not known yet, and the last known block before theirs, if there is one."""
 
     points: range
     before: Row | None
 
 
 def check_within(points: Points, stretch: Stretch) -> None:
-    """Raise ``invalid-body`` for points of which the condition says nothing."""
+    """Raise ``invalid-body`` if the points are not all within the stretch."""
     timestamps = points.timestamps
     if points and (
         (stretch.start is not None and timestamps[0] < stretch.start)
@@ -80,9 +80,9 @@ def check_unchanged(place: Place, stretch: Stretch, limits: Limits) -> Generator
         for part in (between(decode_row(row), low, high) for row in found.items):
             parts.append(part)
             count, size = count + len(part), size + part.size
-            # Every other writer waits for this.
+            # All other writers wait meanwhile.
             if count > limits.points_per_call_max or size > limits.body_bytes_max:
-                detail = "the range from start to end has more points than one call may have: make it shorter"
+                detail = "the range from start to end has more points than a call may have: make it shorter"
                 raise Problem("batch-too-large", detail, limit=limits.points_per_call_max)
         more = found.more
         if more:
@@ -95,10 +95,10 @@ def check_unchanged(place: Place, stretch: Stretch, limits: Limits) -> Generator
 def affected_blocks(place: Place, timestamps: array[int]) -> Generator[Query, list[Any], list[Affected]]:
     """The stored blocks that new points with these ascending timestamps fall into. There is at least one block.
 
-    Looks up some of the points, all at once. Each finds the block that it falls into, which settles its neighbours too;
-    the next turn looks into the gaps that are left. A turn may look up four times as many as the one before, but
-    no more than there should be blocks by what that one found. So a block that is not needed is never read, one
-    that is needed is seldom read twice, and points that lie far apart take few turns.
+    Each turn looks up some of the points at once. A lookup finds the block that its point falls into, and often the
+    neighbours of the point fall into it too. The next turn looks into the gaps that are left. A turn may look up four
+    times as many points as the turn before, but no more than the estimated number of blocks that are left. So no block
+    is read that is not needed, few are read twice, and points that are far apart take few turns.
     """
     found: dict[bytes, Affected] = {}
     gaps = [_Gap(range(len(timestamps)), None)]
@@ -107,7 +107,7 @@ def affected_blocks(place: Place, timestamps: array[int]) -> Generator[Query, li
     lookups_max = 1
     while gaps:
         stride = max(-(-unsettled // lookups_max), points_per_lookup)
-        # The last point of a gap settles the most: all points before it, down to where its block begins.
+        # The last point of a gap settles the most points: those before it, back to the beginning of its block.
         lookups = [(gap, gap.points[::-1][::stride][::-1]) for gap in gaps]
         scans: list[Slice[Row]] = yield tuple(
             lookup(place, timestamps[index], gap.before) for gap, indices in lookups for index in indices
@@ -121,7 +121,7 @@ def affected_blocks(place: Place, timestamps: array[int]) -> Generator[Query, li
 
 
 def lookup(place: Place, t: int, before: Row | None) -> RowScan:
-    """Finds the block that ``t`` falls into, or nothing if that is ``before``, which begins before ``t``."""
+    """The scan that finds the block that ``t`` falls into, or nothing if that block is ``before``."""
     if before is None:
         return RowScan(place, BLOCKS_LANE, low=sort_key(t), floor=True, limit=1)
     return RowScan(place, BLOCKS_LANE, low=before.sort + b"\0", high=sort_key(t), descending=True, limit=1)
@@ -130,9 +130,10 @@ def lookup(place: Place, t: int, before: Row | None) -> RowScan:
 def settle(
     timestamps: array[int], gap: _Gap, indices: range, results: Iterator[Slice[Row]], found: dict[bytes, Affected]
 ) -> list[_Gap]:
-    """Enter into ``found`` which points of a gap fall into the blocks that some of them fall into; takes their results.
+    """Enter into ``found`` which points of a gap fall into which blocks, as far as the lookups tell.
 
-    The gap's last point is among these. Returns the gaps that are left within it.
+    ``indices`` are the points that were looked up, with the last point of the gap among them, and ``results`` are their
+    results. Returns the gaps that are left within this one.
     """
     left: list[_Gap] = []
     settled, before = gap.points.start, gap.before
@@ -141,7 +142,7 @@ def settle(
         if row is None:
             raise corrupt()
         first = from_sort_key(row.sort)
-        # What lies between two points of one block falls into it too, as does all before the first block.
+        # Points between two points of one block fall into it too. So do points before the first block.
         if (before is not None and row.sort == before.sort) or first > timestamps[index]:
             start = settled
         else:
@@ -149,7 +150,7 @@ def settle(
             left.append(_Gap(range(settled, start), before))
         stop = index + 1
         if stop < end:
-            # Where the next block begins is not known, but where this one ends.
+            # The beginning of the next block is not known, but the end of this one is.
             stop = bisect_right(timestamps, decode_row(row).timestamps[-1], stop, end)
         known = found.get(row.sort, Affected(row, start, stop))
         found[row.sort] = known._replace(start=min(known.start, start), stop=max(known.stop, stop))
@@ -158,14 +159,14 @@ def settle(
 
 
 def removal_plan(place: Place, meta: Meta, low: int, high: int) -> Generator[Query, list[Any], Commit[int]]:
-    """Delete the points from ``low`` to ``high``, which lie within the series and are not all of it."""
+    """Delete the points from ``low`` to ``high``. That range is within the series and not all of it."""
     before: Slice[Row]
     inside: Slice[Row]
     after: Slice[Row]
     before_low = sort_key(low - 1) if low > INT64_MIN else b""
     inside_scan = RowScan(place, BLOCKS_LANE, low=sort_key(low), high=sort_key(high), bytes_max=PAGE_BYTES_MAX)
     before, inside, after = yield (
-        # The block that may reach into what is deleted and the one before it.
+        # The last block before the range, which may reach into it, and the one before that.
         RowScan(place, BLOCKS_LANE, high=before_low, descending=True, limit=2),
         inside_scan,
         RowScan(place, BLOCKS_LANE, low=sort_key(high) + b"\0", limit=1),
@@ -185,7 +186,7 @@ def removal_plan(place: Place, meta: Meta, low: int, high: int) -> Generator[Que
         (inside,) = yield (inside_scan._replace(low=row.sort + b"\0"),)
     if not removed:
         return Commit((), 0)
-    # Joined with its neighbours, what is left of a block does not stay behind as a tiny one.
+    # The rest of a block is joined with its neighbours, so that no tiny block is left.
     blocks = list(packed([*earlier, *kept, *map(decode_row, after.items)]))
     meta = Meta(
         meta.count - removed,
@@ -199,7 +200,7 @@ def removal_plan(place: Place, meta: Meta, low: int, high: int) -> Generator[Que
 
 
 def rows_instead(place: Place, old: list[Row], new: list[Row]) -> list[Write]:
-    """The writes that put new rows in the place of old ones; a row that stays as it is costs none."""
+    """The writes that replace old rows by new ones. A row that does not change needs none."""
     sorts = {row.sort for row in new}
     writes: list[Write] = [DeleteRow(place, BLOCKS_LANE, row.sort) for row in old if row.sort not in sorts]
     writes += (PutRow(place, BLOCKS_LANE, row) for row in new if row not in old)

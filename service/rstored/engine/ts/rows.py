@@ -32,12 +32,12 @@ __all__ = [
 BLOCKS_LANE: Final = 0
 PAGE_BYTES_MAX: Final = 2**20
 PAGE_DECODED_BYTES_MAX: Final = 4 * 2**20
-# To look at a value costs what to parse so many more bytes would.
+# Checking a value takes as long as parsing so many more bytes.
 CELL_COST_BYTES: Final = 64
 
 
 class Meta(msgspec.Struct, array_like=True):
-    """What the head of a series says of its points."""
+    """The head of a series: the number of its points, the first and the last timestamp."""
 
     count: int
     first: int
@@ -74,7 +74,7 @@ def decode_row(row: Row) -> Points:
 
 
 def decode_page(found: Slice[Row]) -> tuple[list[Points], bool]:
-    """The points of the first rows, at least one, and whether there are more. Few bytes may decompress to very many."""
+    """The points of at least the first row, and whether there are more. Few bytes may decompress to very many."""
     decoded: list[Points] = []
     size = 0
     for row in found.items:

@@ -45,9 +45,9 @@ _COUNT: Final = answers_of(int)
 
 
 class _BlockPage(NamedTuple):
-    """Blocks of one read, cut to what was asked for and joined.
+    """Blocks of one read, cut to the requested range and joined.
 
-    ``next_low`` is where the next page begins, or None at the end; ``span`` how much time a block covers.
+    ``next_low`` is where the next page begins, or None at the end. ``span`` is how much time a block covers on average.
     """
 
     parts: list[Points]
@@ -75,19 +75,19 @@ class TimeSeries:
         unchanged: Stretch | None = None,
         write_id: str | None = None,
     ) -> int:
-        """Add or replace points, in any order, all or none; returns how many they are. None at all change nothing.
+        """Add or replace points, in any order, all or none. Returns how many points were given.
 
-        The last of two with one timestamp wins, and the first has to be one that may be stored as well.
+        Of two points with one timestamp the last counts, but the first must also be one that may be stored.
 
-        With ``unchanged`` only if that stretch, in which all the points lie, is as it says; else Problem
-        ``precondition-failed``. Raises Problem ``batch-too-large`` (which the stretch may be as well),
+        With ``unchanged``, all points must be within that stretch, and Problem ``precondition-failed`` is raised unless
+        the stretch has one of its digests. Raises Problem ``batch-too-large`` (also for too long a stretch),
         ``value-too-large``, ``invalid-value``, ``invalid-body``, ``nesting-too-deep`` or ``sealed-only``.
         """
         limits = self._limits
         if not points and unchanged is None:
             return 0
         encodings = points.encodings
-        # A number in a typed column is valid by nature; any other value has to be looked at.
+        # A number in a typed column is always valid. Any other value must be checked.
         cost = CELL_COST_BYTES * len(points) if isinstance(points.values, Cells) else 0
         points = await run_sized(points.size + cost, self._checked, points)
         if len(points) > limits.points_per_call_max:
@@ -126,9 +126,9 @@ class TimeSeries:
     async def remove(
         self, namespace: str, key: str, *, start: int | None = None, end: int | None = None, write_id: str | None = None
     ) -> int:
-        """Delete the points from ``start`` to ``end``, both inclusive, None meaning open; returns how many.
+        """Delete the points from ``start`` to ``end``, both inclusive. None means open. Returns how many were deleted.
 
-        A series that has no points left is gone.
+        A series without points does not exist any more.
         """
         place = Place(namespace, Kind.TS, key)
 
@@ -168,15 +168,15 @@ class TimeSeries:
         freq: int | None = None,
         descending: bool = False,
     ) -> AsyncIterator[Points]:
-        """The points from ``start`` to ``end``, both inclusive, None meaning open, in parts of bounded size.
+        """The points from ``start`` to ``end``, both inclusive, in parts of bounded size. None means open.
 
-        ``freq`` keeps the first point and then each next one at least ``freq`` after the last kept; ``n`` is the
-        most points to keep. With ``descending`` the parts go back in time (and ``freq`` and ``n`` count from the
-        end), while the points within each part ascend. Parts are never empty; an unknown series has none.
-        Raises Problem ``invalid-parameter`` at once for a negative ``n`` or a ``freq`` that is not positive.
+        ``freq`` keeps the first point, and then each next point that is at least ``freq`` after the last one kept.
+        ``n`` is the greatest number of points to keep. With ``descending``, the parts go back in time, and ``freq`` and
+        ``n`` count from the end, but the points within each part ascend. No part is empty, and an unknown series has no
+        parts. Raises Problem ``invalid-parameter`` at once for a negative ``n``, and a ``freq`` that is not positive.
         """
         if n is not None and n < 0:
-            raise Problem("invalid-parameter", "n is a number of points, 0 or more", parameter="n")
+            raise Problem("invalid-parameter", "n is a number of points: 0 or more", parameter="n")
         if freq is not None:
             _check_freq(freq)
         place = Place(namespace, Kind.TS, key)
@@ -186,12 +186,12 @@ class TimeSeries:
         return read(place, low, high, n, freq)
 
     async def first(self, namespace: str, key: str) -> Points | None:
-        """The first point, alone; None if there is none."""
+        """The first point as :class:`Points` of length 1; None if there is none."""
         (found,) = await self._storage.read(RowScan(Place(namespace, Kind.TS, key), BLOCKS_LANE, limit=1))
         return decode_row(found.items[0])[:1] if found.items else None
 
     async def last(self, namespace: str, key: str) -> Points | None:
-        """The last point, alone; None if there is none."""
+        """The last point as :class:`Points` of length 1; None if there is none."""
         scan = RowScan(Place(namespace, Kind.TS, key), BLOCKS_LANE, descending=True, limit=1)
         (found,) = await self._storage.read(scan)
         return decode_row(found.items[0])[-1:] if found.items else None
@@ -206,11 +206,11 @@ class TimeSeries:
         freq: int,
         counted: Callable[[int], None] = lambda count: None,
     ) -> list[int]:
-        """Those of ``start, start + freq, … ≤ end`` (None: the last point) that have no point.
+        """The timestamps of ``start, start + freq, … ≤ end`` that have no point. ``end`` None means the last point.
 
-        ``counted`` is called with their number while it grows, and may raise to end that. An unknown series lacks
-        the whole grid up to ``end``. Raises Problem ``invalid-parameter`` for a ``freq``
-        that is not positive, ``answer-too-large`` for a grid or an answer beyond the limit.
+        It calls ``counted`` with their number while that grows, and ``counted`` may raise an exception to end it. An
+        unknown series has none of the timestamps up to ``end``. Raises Problem ``invalid-parameter`` for a ``freq``
+        that is not positive, and ``answer-too-large`` for a grid or an answer beyond the limit.
         """
         absent_max = self._limits.answer_points_max
         found = await self._absent(Place(namespace, Kind.TS, key), start, end, freq, absent_max, counted)
@@ -223,7 +223,7 @@ class TimeSeries:
         return found
 
     async def iscomplete(self, namespace: str, key: str, *, start: int, end: int | None = None, freq: int) -> bool:
-        """Whether :meth:`missing` would find nothing; reads no further than the first gap."""
+        """Whether :meth:`missing` would find nothing. It reads no further than the first gap."""
         return await self._absent(Place(namespace, Kind.TS, key), start, end, freq, 0) is not None
 
     async def _ascending(
@@ -275,8 +275,8 @@ class TimeSeries:
             blocks = _next_blocks(blocks, oldest - 1 - high, span)
 
     async def _page(self, place: Place, low: int, high: int, blocks: int) -> _BlockPage:
-        """The points from ``low`` on, to ``high`` at most, of at most ``blocks`` blocks and the one ``low`` is in."""
-        # Two reads of one snapshot: if the block that ``low`` falls into is large, the page still gets further.
+        """The points from ``low`` to ``high``, out of the block that ``low`` is in and at most ``blocks`` more."""
+        # Two reads of one snapshot: even if the block that ``low`` falls into is large, the page goes beyond it.
         floor: Slice[Row]
         found: Slice[Row]
         floor, found = await self._storage.read_in_turn(
@@ -319,7 +319,7 @@ class TimeSeries:
             page = await self._page(place, low, end, blocks)
             grid = range(low, (end if page.next_low is None else min(page.next_low - 1, end)) + 1, freq)
             timestamps = array("q", chain.from_iterable(part.timestamps for part in page.parts))
-            # Where far more is absent than may be, the grid is not gone through.
+            # If far too many are absent, the grid is not looked through.
             if len(grid) - len(timestamps) > absent_max - len(found):
                 return None
             for steps in (grid[i : i + _STEPS_AT_ONCE] for i in range(0, len(grid), _STEPS_AT_ONCE)):
@@ -334,7 +334,7 @@ class TimeSeries:
                 blocks = _next_blocks(blocks, low - page.next_low, page.span)
         return found
 
-    # Last, for below it the name means this method.
+    # This method is the last, because below it ``list`` means the method.
 
     async def list(
         self,
@@ -353,9 +353,13 @@ class TimeSeries:
 
 def _check_freq(freq: int) -> None:
     if freq <= 0:
-        raise Problem("invalid-parameter", "freq is the distance of two timestamps: 1 or more", parameter="freq")
+        raise Problem("invalid-parameter", "freq is the distance between two timestamps: 1 or more", parameter="freq")
 
 
 def _next_blocks(blocks: int, skipped: int, span: int) -> int:
-    """How many blocks the next page reads: more and more, unless the reader skips blocks."""
+    """How many blocks the next page reads: more and more, unless the reader skips blocks.
+
+    >>> _next_blocks(16, skipped=0, span=60), _next_blocks(16, skipped=500, span=60)
+    (64, 8)
+    """
     return min(4 * blocks, _PAGE_BLOCKS_MAX) if skipped <= span else _PAGE_BLOCKS_MIN
