@@ -30,7 +30,8 @@ import rstore.core.errors
 from rstore import AsyncStore, Store, StoreEncodingError, generate_key
 from rstore.core.encodings import Encoding, Value
 from rstore.core.errors import PROBLEMS
-from rstore.core.points import Points, encode
+from rstore.core.frames import encode
+from rstore.core.points import Points
 from rstore.pickles import dumps, loads
 from rstore.pickles.harmless import GLOBALS
 from rstored.limits import Limits

@@ -28,8 +28,9 @@ from rstore.core.errors import (
     StoreProtocolError,
     StoreRequestError,
 )
+from rstore.core.frames import encode
 from rstore.core.memory import free
-from rstore.core.points import Points, encode
+from rstore.core.points import Points
 
 ETAG = '"abc"'
 

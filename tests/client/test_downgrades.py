@@ -20,7 +20,8 @@ from cryptography.fernet import Fernet
 import rstore
 from rstore import AsyncStore, Store, StoreDecryptionError, StoreProtocolError
 from rstore.core.encodings import Encoding, Value, media_type_of
-from rstore.core.points import FrameReader, Points, encode
+from rstore.core.frames import FrameReader, encode
+from rstore.core.points import Points
 from rstore.sealing import EventContext, PairContext, PointContext, Sealer
 
 KEY, OTHER = rstore.generate_key(), rstore.generate_key()

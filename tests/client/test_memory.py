@@ -28,8 +28,9 @@ from hypothesis import strategies as st
 import rstore
 from rstore import AsyncStore, Store, StoreError, StoreProtocolError
 from rstore.core.encodings import Encoding, Value
+from rstore.core.frames import encode
 from rstore.core.memory import json_memory, texts_memory
-from rstore.core.points import Points, encode
+from rstore.core.points import Points
 from rstore.sealing import EventContext, PairContext, PointContext, Sealer
 
 BUDGET = 4 * 2**20

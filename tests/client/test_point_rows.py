@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rstore.core.encodings import Encoding, Value
-from rstore.core.point_rows import Form, msgpack_rows, parse_points, render_points
-from rstore.core.points import Cells, InvalidPoints, Points, checked, encode, split
+from rstore.core.frames import encode
+from rstore.core.point_parsing import parse_points
+from rstore.core.point_rows import Form, msgpack_rows, render_points
+from rstore.core.points import Cells, InvalidPoints, Points, checked, split
 
 FORMS = list(Form)
 int64 = st.integers(-(2**63), 2**63 - 1)

@@ -17,20 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rstore.core.encodings import Encoding, Value
-from rstore.core.points import (
-    Cells,
-    FrameReader,
-    InvalidPoints,
-    Points,
-    checked,
-    concatenate,
-    count_of,
-    decode,
-    digest,
-    encode,
-    encode_stream,
-    split,
-)
+from rstore.core.frames import FrameReader, count_of, decode, encode, encode_stream
+from rstore.core.points import Cells, InvalidPoints, Points, checked, concatenate, digest, split
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 SAMPLES = Points.from_values(

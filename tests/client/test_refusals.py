@@ -27,7 +27,7 @@ from rstore import Store, StoreConflictError, StoreDecryptionError, StoreError, 
 from rstore.core.encodings import Encoding, Value
 from rstore.core.errors import PROBLEMS
 from rstore.core.folding import relevant
-from rstore.core.points import FrameReader
+from rstore.core.frames import FrameReader
 from rstore.sealing import Context, EventContext, PairContext, PointContext, Sealer
 
 KEY, OLD_KEY = rstore.generate_key(), rstore.generate_key()

@@ -467,7 +467,7 @@ def test_a_server_may_not_put_plain_values_before_a_store_with_a_key(facing, rep
     refused(reply(200, b"1", content_type="application/json", etag='"x"'), lambda store: store.get("k"))
     refused(json_reply(b'{"point": [1, 2]}'), lambda store: store.last("k"))
     for points in ([(1, 1.5)], [(1, 2)], [(1, rstore.core.encodings.Value(rstore.core.encodings.Encoding.JSON, b"1"))]):
-        frames = rstore.core.points.encode(rstore.core.points.Points.from_pairs(points))
+        frames = rstore.core.frames.encode(rstore.core.points.Points.from_pairs(points))
         refused(
             reply(200, frames, content_type="application/vnd.rstore.points"),
             lambda store: store.range("k"),

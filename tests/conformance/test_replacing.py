@@ -10,8 +10,9 @@ import operator
 import pytest
 
 from rstore.core.encodings import Encoding, Value
+from rstore.core.frames import encode
 from rstore.core.operators import OPERATORS
-from rstore.core.points import Points, digest, encode
+from rstore.core.points import Points, digest
 from rstore.sealing import EventContext, Sealer
 from rstored.engine.model import Change, Reseal, Stretch
 from rstored.problems import Problem

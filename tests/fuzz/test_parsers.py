@@ -23,8 +23,10 @@ import rstore
 from rstore import pickles
 from rstore.core.encodings import Encoding, Value
 from rstore.core.errors import StoreDecryptionError, StoreEncodingError
-from rstore.core.point_rows import Form, parse_points, render_points
-from rstore.core.points import FrameReader, InvalidPoints, Points, checked, encode_stream
+from rstore.core.frames import FrameReader, encode_stream
+from rstore.core.point_parsing import parse_points
+from rstore.core.point_rows import Form, render_points
+from rstore.core.points import InvalidPoints, Points, checked
 from rstore.pickles.harmless import GLOBALS
 from rstore.sealing import PairContext, PointContext, Sealer
 from rstored.api.openapi import declare_routes

@@ -22,8 +22,9 @@ import httpx2
 import pytest
 from tests.conformance.backends import BACKENDS
 
+from rstore.core.frames import encode_stream
 from rstore.core.media_types import POINTS_MEDIA_TYPE
-from rstore.core.points import Cells, Points, encode_stream
+from rstore.core.points import Cells, Points
 
 STRESS = os.environ.get("RSTORE_STRESS") == "1"
 SCALE = 5 if STRESS else 1

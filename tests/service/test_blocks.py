@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from rstore.core.encodings import Encoding, Value
-from rstore.core.points import Cells, Points, concatenate, decode, encode
+from rstore.core.frames import decode, encode
+from rstore.core.points import Cells, Points, concatenate
 from rstored.engine.blocks import (
     BLOCK_BYTES_MAX,
     BLOCK_POINTS_MAX,

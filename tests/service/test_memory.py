@@ -8,8 +8,9 @@ from pathlib import Path
 
 import httpx2
 
+from rstore.core.frames import encode_stream
 from rstore.core.media_types import POINTS_MEDIA_TYPE
-from rstore.core.points import Points, encode_stream
+from rstore.core.points import Points
 
 MEMORY_BYTES_MAX = 150_000_000
 POINTS = 1_000_000

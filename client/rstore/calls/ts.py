@@ -14,10 +14,11 @@ from rstore.calls.listings import Page, key_list, size_list
 from rstore.calls.requests import ACCEPT_JSON, once, query_string, target_of
 from rstore.calls.shapes import BASE64, Int64, NonNegative, value_in
 from rstore.core.encodings import Value
+from rstore.core.frames import FrameReader
 from rstore.core.media_types import JSON_MEDIA_TYPE, POINTS_MEDIA_TYPE
 from rstore.core.memory import Spend
 from rstore.core.numeric import INT64_MAX, INT64_MIN
-from rstore.core.points import FrameReader, InvalidPoints, Points
+from rstore.core.points import InvalidPoints, Points
 
 __all__ = [
     "Removed",

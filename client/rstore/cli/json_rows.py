@@ -15,7 +15,8 @@ import msgspec
 from rstore.cli import lines
 from rstore.cli.lines import BadRow, line_text
 from rstore.core.encodings import InvalidJSON, parse_json
-from rstore.core.point_rows import Form, parse_points
+from rstore.core.point_parsing import parse_points
+from rstore.core.point_rows import Form
 from rstore.core.points import InvalidPoints, Points, checked, split
 
 __all__ = ["Part", "Rows", "json_parts", "ndjson_parts"]

@@ -18,7 +18,8 @@ from rstore.cli.json_rows import Part, Rows, json_parts, ndjson_parts
 from rstore.cli.lines import LINE_BYTES_MAX, BadRow, Readable, as_utf8, line_text, lines_together
 from rstore.cli.times import Reader, UnusableTime
 from rstore.core.encodings import InvalidJSON, parse_json
-from rstore.core.point_rows import CSV_HEADER, Form, parse_points
+from rstore.core.point_parsing import parse_points
+from rstore.core.point_rows import CSV_HEADER, Form
 from rstore.core.points import Cells, InvalidPoints, Points, checked
 
 __all__ = ["BadRow", "Layout", "Part", "read_points"]

@@ -19,8 +19,9 @@ from rstore.calls import Call, Steps
 from rstore.calls.listings import Page, check_follows
 from rstore.core.encodings import Encoding, Value, render_json
 from rstore.core.errors import StoreDecryptionError, StoreError, StoreProtocolError
+from rstore.core.frames import encode
 from rstore.core.numeric import INT64_MIN
-from rstore.core.points import Points, digest, encode
+from rstore.core.points import Points, digest
 from rstore.sealing import Context, EventContext, PairContext, PointContext, Sealer, key_id_of
 
 __all__ = ["Kind", "Rotation", "Unrotated", "rotate"]

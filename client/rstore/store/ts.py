@@ -10,7 +10,8 @@ from rstore import calls
 from rstore.calls import SPENDING, Steps
 from rstore.calls.arguments import ColumnLike, Count, Name, Step, check_int
 from rstore.core.errors import StoreRequestError
-from rstore.core.points import Points, encode_stream
+from rstore.core.frames import encode_stream
+from rstore.core.points import Points
 from rstore.sealing import PointContext
 from rstore.store.base import Base, TransportT, contradiction, part_of_a_write
 from rstore.store.operation import operation

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from rstore.core.point_rows import Form, parse_rows
+from rstore.core.point_parsing import parse_rows
+from rstore.core.point_rows import Form
 from rstore.core.points import InvalidPoints, Points, concatenate
 
 __all__ = ["read_points"]

@@ -13,7 +13,8 @@ from msgspec import UNSET, Raw
 
 from rstore.core.encodings import Encoding, Value
 from rstore.core.media_types import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
-from rstore.core.point_rows import Form, parse_points
+from rstore.core.point_parsing import parse_points
+from rstore.core.point_rows import Form
 from rstore.core.points import InvalidPoints
 from rstored.api.bodies import _decode, nothing_but_json, read_value, wire_value
 from rstored.api.es import Apply, ResealBody

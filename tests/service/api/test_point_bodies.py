@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rstore.core.point_rows import Form, parse_rows
+from rstore.core.point_parsing import parse_rows
+from rstore.core.point_rows import Form
 from rstore.core.points import Cells, InvalidPoints
 from rstored.api.point_bodies import read_points
 

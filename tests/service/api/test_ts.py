@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from rstore.core.encodings import Encoding, Value
-from rstore.core.points import FrameReader, Points, encode
+from rstore.core.frames import FrameReader, encode
+from rstore.core.points import Points
 from rstored.limits import Limits
 
 pytestmark = pytest.mark.anyio

@@ -7,7 +7,8 @@ from typing import Final
 
 import msgspec
 
-from rstore.core.points import InvalidPoints, Points, count_of, decode, encode
+from rstore.core.frames import count_of, decode, encode
+from rstore.core.points import InvalidPoints, Points
 from rstored.backends.abc import Head, Place, PutHead, Row, Slice
 from rstored.engine.timestamps import sort_key
 from rstored.problems import Problem
