@@ -68,7 +68,7 @@ class ScriptedServer:
             def handle(self) -> None:
                 outer.connections += 1
                 with contextlib.suppress(ConnectionError):
-                    while outer._serve(self.rfile, self.wfile):
+                    while outer.serve(self.rfile, self.wfile):
                         pass
 
         class Server(socketserver.ThreadingTCPServer):
@@ -82,7 +82,8 @@ class ScriptedServer:
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
         self._thread.start()
 
-    def _serve(self, rfile: Any, wfile: Any) -> bool:
+    def serve(self, rfile: Any, wfile: Any) -> bool:
+        """Answer one request; whether the connection may have another one."""
         line = rfile.readline().decode("ascii").split()
         if not line:
             return False

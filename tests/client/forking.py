@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import multiprocessing
 import os
 import sys
@@ -14,6 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import httpx2
 
@@ -126,7 +128,7 @@ def threads() -> None:
 
     try:
         for number in range(30):
-            wait(child(lambda number=number: work(number)))
+            wait(child(functools.partial(work, number)))
     finally:
         stop.set()
         for worker in workers:
@@ -159,7 +161,7 @@ def loop() -> None:
         working = [asyncio.create_task(own_keys_awaited(f"task-{number}")) for number in range(4)]
         processes = []
         for number in range(PROCESSES):
-            processes.append(child(lambda number=number: in_loops(f"child-{number}")))
+            processes.append(child(functools.partial(in_loops, f"child-{number}")))
             await own_keys_awaited("parent", 10)
         await asyncio.gather(*working)
         await asyncio.to_thread(wait, *processes)
@@ -239,7 +241,7 @@ def main(name: str, url: str, namespace: str, *options: str) -> None:
     sys.unraisablehook = complaints.append
     warnings.simplefilter("error", ResourceWarning)
     warnings.simplefilter("error", RuntimeWarning)
-    settings = {"verify": options[0]} if options else {}
+    settings: dict[str, Any] = {"verify": options[0]} if options else {}
     store = Store(url, namespace, frozen=False, **settings).open()
     awaited = AsyncStore(url, namespace, frozen=False, **settings)
     asyncio.run(awaited.open())

@@ -14,6 +14,7 @@ import datetime
 import decimal
 import enum
 import fractions
+import functools
 import inspect
 import itertools
 import operator
@@ -26,7 +27,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import numpy
@@ -122,9 +123,9 @@ POOL: dict[str, Callable[[], Any]] = {
     "Ellipsis": lambda: ...,
     "NotImplemented": lambda: NotImplemented,
     "KEEP": lambda: rstore.KEEP,
-    **{f"int {number}": lambda number=number: number for number in (0, 1, -1, 7, 2**31, 2**63, -(2**63) - 1)},
+    **{f"int {number}": functools.partial(int, number) for number in (0, 1, -1, 7, 2**31, 2**63, -(2**63) - 1)},
     "a huge int": lambda: 10**5000,
-    **{f"float {number}": lambda number=number: number for number in (0.0, 1.5, -1.0, 1e300)},
+    **{f"float {number}": functools.partial(float, number) for number in (0.0, 1.5, -1.0, 1e300)},
     "nan": lambda: float("nan"),
     "infinity": lambda: float("inf"),
     "complex": lambda: 1j,
@@ -140,7 +141,7 @@ POOL: dict[str, Callable[[], Any]] = {
     "an index": lambda: Index(3),
     "an index that is none": lambda: Index("3"),
     **{
-        f"str {text!r}": lambda text=text: text
+        f"str {text!r}": functools.partial(str, text)
         for text in ("", "a", "*", "a/b", "a\0b", "\ud800", "é", "\n", '"', "read")
     },
     "a long str": lambda: "x" * 100_000,
@@ -342,7 +343,7 @@ def is_wrong(annotation: Any, value: Any) -> bool:
         return not isinstance(value, bool | numpy.bool_)
     if annotation in (int, float):
         low, high = (-(2**63), 2**63) if annotation is int else (0, 10**10 + 1)
-        number = index(value)
+        number: float | None = index(value)
         if number is None and annotation is float and isinstance(value, float | numpy.floating):
             number = float(value)
         return number is None or not low <= number < high
@@ -430,13 +431,13 @@ DSNS = [
 ]
 
 
-def constructed(kind: type, tried: dict[str, Any], dsn: str = "https://127.0.0.1:1") -> StoreError | None:
+def constructed(kind: Any, tried: dict[str, Any], dsn: str = "https://127.0.0.1:1") -> StoreError | None:
     """Make a store and open it: what it may raise is a StoreError, in which no argument stands."""
     try:
         store = kind(**{"dsn": dsn, "namespace": "n", "retries": 0, "deadline": 0.5, "timeout": 0.5, **tried})
         assert repr(store)
         opened = store.open()
-        if inspect.isawaitable(opened):
+        if inspect.iscoroutine(opened):
             asyncio.run(opened)
     except OwnError:
         return None
@@ -544,7 +545,7 @@ NUMBERS = [
     pytest.param(name, parameter, id=f"{name}-{parameter}")
     for name, method in [("Store", Store), *((name, getattr(Store, name)) for name in OPERATIONS)]
     for parameter, annotation in inspect.get_annotations(
-        method.__init__ if isinstance(method, type) else method, eval_str=False
+        Store.__init__ if method is Store else method, eval_str=False
     ).items()
     if parameter != "return" and re.match(r"(int|float|Count|Step|Seconds|PositiveSeconds)\b", str(annotation))
 ]
@@ -554,9 +555,8 @@ NUMBERS = [
 def test_the_limits_of_a_number_are_those_that_the_message_says(name, parameter):
     def refusal(value: float) -> StoreError | None:
         try:
-            found = (
-                Store(**{parameter: value}) if name == "Store" else outcome(Store, Recorder(), name, {parameter: value})
-            )
+            given: dict[str, Any] = {parameter: value}
+            found = Store(**given) if name == "Store" else outcome(Store, Recorder(), name, given)
         except StoreRequestError as error:
             return error
         return found if isinstance(found, StoreRequestError) else None
@@ -603,9 +603,9 @@ def test_python_names_what_the_caller_wrote(kind):
 
 def test_a_transport_is_of_the_kind_that_the_store_sends_with():
     with pytest.raises(StoreRequestError, match="AsyncBaseTransport"):
-        AsyncStore(transport=httpx2.HTTPTransport())
+        AsyncStore(transport=httpx2.HTTPTransport())  # type: ignore[arg-type]
     with pytest.raises(StoreRequestError, match="BaseTransport"):
-        Store(transport=httpx2.AsyncHTTPTransport())
+        Store(transport=httpx2.AsyncHTTPTransport())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("variable", ["URL", "NAMESPACE", "KEY", "TOKEN", "CA", "CERT", "OLD_KEYS"])
@@ -661,7 +661,7 @@ def test_the_error_says_what_is_expected(call, message):
 
 
 def test_what_python_says_of_a_call_stays_as_it_is():
-    store = Store("http://127.0.0.1", frozen=False)
+    store: Any = Store("http://127.0.0.1", frozen=False)
     for call in (
         lambda: store.get(),
         lambda: store.get("k", 0, 1),
@@ -748,7 +748,7 @@ def test_a_subclass_counts_as_what_it_holds_whatever_its_methods_say(name, param
     ids=range(14),
 )
 def test_a_subclass_given_to_the_constructor_counts_as_what_it_holds(given):
-    seen = []
+    seen: list[Any] = []
     for options in (given, {name: lying(value) for name, value in given.items()}):
         recorder = Recorder()
         try:
@@ -777,7 +777,8 @@ def test_a_subclass_of_str_counts_as_its_text(service_url, namespace):
             del store[key]
             store.extend(key, (1, 2.5))
             assert store.range("a") == [(1, 2.5)]
-            assert store.range(key, numpy.int64(1), n=numpy.uint8(3), freq=Index(1)) == [(1, 2.5)]
+            start, n, freq = cast("list[int]", [numpy.int64(1), numpy.uint8(3), Index(1)])
+            assert store.range(key, start, n=n, freq=freq) == [(1, 2.5)]
             store.remove(key)
             assert store.apply(key, {key: 1}) == {"a": 1}
             store.prune(key)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import struct
 from inspect import isfunction
+from typing import Any
 
 import httpx2
 import pytest
@@ -286,7 +287,7 @@ def test_a_range_that_was_not_asked_for_is_refused(body):
 def test_a_range_says_what_memory_it_takes_before_it_is_unpacked():
     zeros = Points.from_values([(t, Value(Encoding.BYTES, bytes(1_000))) for t in range(0, 100, 10)])
     assert len(encode(zeros)) < 1_000
-    unpacked = []
+    unpacked: list[Any] = []
 
     def spend(size):
         assert not unpacked
@@ -448,7 +449,7 @@ def test_no_answer_raises_anything_but_a_store_error(body, status, as_json):
             answered(call, status, body, content_type=with_type)
 
 
-EVERY_CALL: list[Call[object]] = [
+EVERY_CALL: list[Call[Any]] = [
     calls.service.info(),
     calls.namespaces.list_names(),
     calls.namespaces.create("n"),

@@ -108,8 +108,9 @@ DOWNGRADES: dict[str, Callable[[Value], Value]] = {
 class Hostile(httpx2.HTTPTransport):
     """Replaces every value in every answer; counts what the SDK writes."""
 
-    def __init__(self) -> None:
+    def __init__(self, url: str) -> None:
         super().__init__(verify=False, trust_env=False)
+        self.url = url
         self.replace: Callable[[Value], Value] | None = None
         self.replaced = 0
         self.written = 0
@@ -124,7 +125,7 @@ class Hostile(httpx2.HTTPTransport):
 
     def changed(self, body: bytes, headers: httpx2.Headers) -> dict[str, Any]:
         media_type = headers["content-type"]
-        headers = {name: headers[name] for name in ("etag",) if name in headers} | {"content-type": media_type}
+        told = {name: headers[name] for name in ("etag",) if name in headers} | {"content-type": media_type}
         if media_type == "application/json":
             body = json.dumps(self.in_json(json.loads(body))).encode()
         elif media_type == "application/vnd.rstore.points":
@@ -132,8 +133,8 @@ class Hostile(httpx2.HTTPTransport):
             body = b"".join(map(encode, parts))
         else:
             encoding, body = self.one(sealed(body))
-            headers["content-type"] = media_type_of(encoding)
-        return {"content": body, "headers": headers}
+            told["content-type"] = media_type_of(encoding)
+        return {"content": body, "headers": told}
 
     def one(self, value: Value) -> Value:
         self.replaced += 1
@@ -235,7 +236,7 @@ def test_every_operation_is_either_in_the_matrix_or_reads_no_value():
 def hostile(serve_module, tmp_path_factory):
     """A store whose service is hostile once ``transport.replace`` is set, and that transport."""
     url = serve_module(f"sqlite:///{tmp_path_factory.mktemp('hostile') / 'store.db'}").url
-    with Hostile() as transport, Store(url, NAMESPACE, KEY, frozen=False, transport=transport) as store:
+    with Hostile(url) as transport, Store(url, NAMESPACE, KEY, frozen=False, transport=transport) as store:
         store.set("k", 1)
         store.extend("k", (1, 1))
         store.apply("k", {"a": 1}, t=1)
@@ -270,9 +271,9 @@ def test_what_is_replaced_is_refused(hostile, name, downgrade):
 
 @pytest.mark.parametrize("downgrade", DOWNGRADES)
 def test_a_rotation_makes_nothing_of_it_authentic(hostile, downgrade):
-    store, transport = hostile
+    _, transport = hostile
     keys = [rstore.generate_key(), KEY]
-    with Store(str(store._service.url), NAMESPACE, keys, frozen=False, transport=transport) as both:
+    with Store(transport.url, NAMESPACE, keys, frozen=False, transport=transport) as both:
         transport.replace, transport.written = DOWNGRADES[downgrade], 0
         try:
             found = both.rotate()

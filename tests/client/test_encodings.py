@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rstore.core import encodings
 from rstore.core.encodings import (
     JSON_INTEGER_MAX,
     JSON_INTEGER_MIN,
     Encoding,
     InvalidJSON,
+    NestingTooDeep,
     encoding_of,
     media_type_of,
     parse_json,
@@ -134,7 +134,10 @@ texts = st.text(st.sampled_from('[]{}"\\ax\n🙂'), max_size=6)
 )
 def test_nesting_is_that_of_the_value(value: Any) -> None:
     for data in (render_json(value), json.dumps(value).encode(), json.dumps(value, indent=1).encode()):
-        assert encodings._nesting(data) == depth(value)
+        assert parse_json(data, nesting_max=depth(value)) == value
+        if depth(value):
+            with pytest.raises(NestingTooDeep):
+                parse_json(data, nesting_max=depth(value) - 1)
 
 
 @given(st.binary(max_size=100))

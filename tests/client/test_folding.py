@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -125,13 +127,17 @@ def test_presence_agrees_with_the_fold(steps):
         def __getattr__(self, name):
             raise AttributeError
 
+        def __neg__(self):
+            return self
+
+        def __getitem__(self, index):
+            return self
+
     for name in ("add", "floordiv", "mod", "mul", "pow", "sub", "truediv"):
         setattr(Anything, f"__{name}__", lambda self, other: self)
-    Anything.__neg__ = lambda self: self
-    Anything.__getitem__ = lambda self, index: self
     one = Anything()
-    present = set()
-    events = []
+    present: set[str] = set()
+    events: list[Any] = []
     for t, (item, op) in enumerate(steps):
         if op == "not_":
             continue

@@ -29,6 +29,7 @@ import pytest
 
 import rstore
 from rstore import AsyncStore, Store, StoreError
+from rstore.store.base import open_unasked
 
 pytestmark = pytest.mark.anyio
 
@@ -112,7 +113,7 @@ def test_every_public_operation_is_tried():
 async def done(kind: type, url: str, name: str, **options: Any) -> Any:
     """What an operation of a store that was opened without a word returns, or the StoreError that it raises."""
     store = kind(url, "n", options.pop("key", KEY), frozen=False, token=TOKEN, timeout=2, **options)
-    store._connect()
+    open_unasked(store)
     try:
         if name in DICT_FACE and issubclass(kind, AsyncStore):
             return [key async for key in store]
@@ -219,7 +220,7 @@ SOME = ["get", "range", "keys", "apply"]
 async def test_what_is_no_answer_is_a_store_error(kind, answer, scripted):
     script = NOT_ANSWERS[answer]
     endless = not isinstance(script, bytes)
-    server = scripted(lambda request: script() if endless else iter([script]))
+    server = scripted(lambda request: iter([script]) if isinstance(script, bytes) else script())
     for name in SOME if endless else OPERATIONS:
         start = time.monotonic()
         result = await done(kind, server.url, name, retries=0)
@@ -268,7 +269,7 @@ async def test_a_redirect_is_not_followed_and_no_other_server_sees_anything(kind
 async def test_cookies_are_not_kept(kind, scripted, reply):
     server = scripted(lambda request: reply(200, b"1", content_type="application/json", etag='"x"', set_cookie="id=1"))
     store = kind(server.url, "n", token=TOKEN)
-    store._connect()
+    open_unasked(store)
     for _ in range(2):
         value = store.get("k")
         assert (await value if inspect.isawaitable(value) else value) == 1
@@ -285,8 +286,9 @@ NAMESPACE = head(200, JSON, "content-length: 73") + (
     b'{"namespace": "default", "sealed_only": false, "kv": 0, "ts": 0, "es": 0}'
 )
 EVIL = "\x1b[2J\x1b]0;owned\x07\x9b31m\r\n\u202e\u2028 \x7f"
+NO_PROBLEMS: list[Any] = [None, [], 5, "x", {}, {"code": 5}, {"code": []}, {"code": EVIL}]
 PROBLEMS: list[bytes] = [
-    *(json.dumps(document).encode() for document in (None, [], 5, "x", {}, {"code": 5}, {"code": []}, {"code": EVIL})),
+    *(json.dumps(document).encode() for document in NO_PROBLEMS),
     json.dumps({"code": "invalid-key", "title": EVIL, "detail": EVIL, "request_id": EVIL, "extra": EVIL}).encode(),
     json.dumps({"title": EVIL * 1_000}).encode(),
     json.dumps({"detail": "x" * 500_000}).encode(),
@@ -358,7 +360,7 @@ RAW_WRONG = [b"NaN", b"1e999", b"-0", b"[" * 3_000 + b"]" * 3_000, b'{"a":1,"a":
 def mutated(document: Any) -> Iterator[bytes]:
     """The document with something wrong at each of its positions in turn: another type, nothing, or twice the same."""
 
-    def places(part: Any, rebuild: Callable[[Any], Any]) -> Iterator[Any]:
+    def places(part: Any, rebuild: Any) -> Iterator[Any]:
         yield from (rebuild(wrong) for wrong in WRONG)
         yield rebuild("@RAW@")
         if isinstance(part, dict):
@@ -436,10 +438,10 @@ async def test_an_answer_with_something_wrong_in_it_is_read_or_refused(kind, key
                     continue
                 script = [*answers[:at], (status, fields, wrong), *answers[at + 1 :]]
                 left = iter(script)
-                carried_out = []
+                carried_out: list[Any] = []
 
                 def replay(request, left=left, carried_out=carried_out):
-                    answer = next(left, (503, {}, b""))
+                    answer: Any = next(left, (503, {}, b""))
                     # Whoever makes a token has no id for it.
                     if answer[0] < 300 and ("idempotency-key" in request.headers or "/tokens" in request.target):
                         carried_out.append(request)

@@ -156,11 +156,11 @@ def inflated(document: Any) -> Iterator[tuple[str, Callable[[int], bytes]]]:
     """The document with something large at each of its places in turn, as functions of how large it is."""
     here = json.dumps("@HERE@").encode()
 
-    def at(whole: Any, make: Callable[[int], bytes]) -> Callable[[int], bytes]:
+    def at(whole: Any, make: Any) -> Callable[[int], bytes]:
         before, after = json.dumps(whole).encode().split(here)
         return lambda size: before + make(size) + after
 
-    def places(part: Any, rebuild: Callable[[Any], Any]) -> Iterator[tuple[str, Callable[[int], bytes]]]:
+    def places(part: Any, rebuild: Any) -> Iterator[tuple[str, Callable[[int], bytes]]]:
         whole = rebuild("@HERE@")
         for name, unit in UNITS.items():
             yield f"a list of {name}", at(whole, lambda size, unit=unit: b"[" + repeated(unit, size) + b"]")

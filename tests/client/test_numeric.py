@@ -8,7 +8,7 @@ import inspect
 import operator
 from array import array
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import numpy
@@ -54,7 +54,8 @@ def test_what_is_no_integer_is_none(name: str) -> None:
 class Recording(httpx2.BaseTransport):
     """Sends what it is given, and keeps it."""
 
-    def __init__(self) -> None:
+    def __init__(self, url: str) -> None:
+        self.url = url
         self.inner = httpx2.HTTPTransport()
         self.requests: list[tuple[str, bytes, bytes]] = []
 
@@ -67,8 +68,8 @@ class Recording(httpx2.BaseTransport):
 
 
 @pytest.fixture
-def recording() -> Iterator[Recording]:
-    transport = Recording()
+def recording(service_url: str) -> Iterator[Recording]:
+    transport = Recording(service_url)
     yield transport
     transport.close()
 
@@ -105,7 +106,7 @@ FOUND = [
 def sent(store: Store, recording: Recording, name: str, **arguments: Any) -> list[tuple[str, bytes, bytes]]:
     """What a call sends."""
     # Two applies at one timestamp would collide.
-    httpx2.delete(f"{store._service.url}/ns/{store.namespace}/es/e/events").raise_for_status()
+    httpx2.delete(f"{recording.url}/ns/{store.namespace}/es/e/events").raise_for_status()
     given, named = CALLS[name]
     recording.requests.clear()
     getattr(store, name)(*given, **named | arguments)
@@ -144,9 +145,12 @@ def test_seconds_may_be_numpys(store: Store, recording: Recording) -> None:
 
 
 def test_the_step_of_a_class_may_be_numpys(store: Store, recording: Recording) -> None:
+    class Stepping(Store):
+        _freq = numpy.int32(5)  # type: ignore[assignment]
+
     plain = sent(store, recording, "range", freq=5)
-    store._freq = numpy.int32(5)  # type: ignore[assignment]
-    assert sent(store, recording, "range") == plain
+    with Stepping(recording.url, store.namespace, frozen=False, transport=recording) as stepping:
+        assert sent(stepping, recording, "range") == plain
 
 
 # --- points ------------------------------------------------------------------------------------------------
@@ -155,8 +159,8 @@ def test_the_step_of_a_class_may_be_numpys(store: Store, recording: Recording) -
 @pytest.mark.parametrize("key", [None, KEY], ids=["plain", "sealed"])
 @pytest.mark.parametrize("trusting", [False, True])
 def test_points_of_numpy_are_stored_and_read(service_url: str, namespace: str, key: str | None, trusting: bool) -> None:
-    times = numpy.arange(5) * 60
-    for name, column in {
+    times: Any = numpy.arange(5) * 60
+    columns: dict[str, Any] = {
         "float64": numpy.linspace(0, 1, 5),
         "float32": numpy.linspace(0, 1, 5, dtype=numpy.float32),
         "int": numpy.arange(5, dtype=numpy.uint16),
@@ -164,7 +168,8 @@ def test_points_of_numpy_are_stored_and_read(service_url: str, namespace: str, k
         "mixed": [numpy.float64(1.5), numpy.int8(3), 2.5, 2**70, numpy.uint64(2**64 - 1)],
         "with others": [numpy.float64(1.5), "text", None, (numpy.int8(1),), [numpy.float32(0.5)]],
         "not finite": [numpy.float64("nan"), numpy.float64("inf"), 1.0, numpy.float32("-inf"), 2.0],
-    }.items():
+    }
+    for name, column in columns.items():
         with Store(service_url, namespace, key, frozen=False, trust_pickle=trusting) as store:
             store.extend(name, *zip(times, column, strict=True))
             found = store.range(name)
@@ -203,19 +208,19 @@ def test_one_value_of_numpy_leaves_a_series_readable(store: Store) -> None:
     store.extend("roof", (0, 12.8), (1000, numpy.float64(1.5)))
     assert store.range("roof") == [(0, 12.8), (1000, 1.5)]
     with pytest.raises(StoreRequestError, match=r"a timestamp is an int, not bool.*"):
-        store.extend("roof", (numpy.bool_(True), 1))
+        store.extend("roof", (numpy.bool_(True), 1))  # type: ignore[arg-type]
     with pytest.raises(StoreRequestError, match="a timestamp is an int, not float64"):
-        store.extend("roof", (numpy.float64(1), 1))
+        store.extend("roof", (numpy.float64(1), 1))  # type: ignore[arg-type]
     with pytest.raises(StoreRequestError, match="64-bit"):
-        store.extend("roof", (numpy.uint64(2**63), 1))
+        store.extend("roof", (numpy.uint64(2**63), 1))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("key", [None, KEY], ids=["plain", "sealed"])
 def test_events_of_numpy_are_folded(service_url: str, namespace: str, key: str | None) -> None:
     with Store(service_url, namespace, key, frozen=False) as store:
-        store.apply("e", {"n": numpy.int64(5), "x": numpy.float32(0.5)}, t=numpy.int64(10))
-        state = store.apply(
-            "e", {"n": (operator.add, numpy.uint8(2)), "x": (operator.mul, numpy.float64(3))}, t=Index(20)
-        )
+        # Their types are not `int`, which is what the SDK's annotations say.
+        first, second = cast("list[int]", [numpy.int64(10), Index(20)])
+        store.apply("e", {"n": numpy.int64(5), "x": numpy.float32(0.5)}, t=first)
+        state = store.apply("e", {"n": (operator.add, numpy.uint8(2)), "x": (operator.mul, numpy.float64(3))}, t=second)
         assert repr(state) == repr({"n": 7, "x": 1.5})
-        assert repr(store.past("e", numpy.int32(10), withtimestamp=True)) == repr((10, {"n": 5, "x": 0.5}))
+        assert repr(store.past("e", first, withtimestamp=True)) == repr((10, {"n": 5, "x": 0.5}))

@@ -14,6 +14,7 @@ import pytest
 
 import rstore
 from rstore import AsyncStore, Store, StoreEncodingError, StoreError, StoreIntegrityError, StoreNotAvailableError
+from rstore.store.base import open_unasked
 
 pytestmark = pytest.mark.anyio
 KEY, OLD_KEY = rstore.generate_key(), rstore.generate_key()
@@ -35,11 +36,11 @@ def outcome(error: StoreError) -> tuple[bool, bool]:
 UNREADABLE = pickle.dumps(operator.attrgetter("x"))
 
 
-def with_an_item_that_cannot_be_read(store: Store) -> None:
+def with_an_item_that_cannot_be_read(store: Store, service_url: str) -> None:
     """A sequence with an item that somebody else wrote, of a type that this store does not load."""
     store.apply("e", {"n": 1}, t=1)
     body = {"item": "odd", "value": base64.b64encode(UNREADABLE).decode(), "encoding": "pickle"}
-    url = f"{store._service.url}/ns/{store.namespace}/es/e/events"
+    url = f"{service_url}/ns/{store.namespace}/es/e/events"
     assert httpx2.post(url, json={"events": [body], "timestamp": 2}).is_success
 
 
@@ -50,26 +51,26 @@ def with_an_item_that_cannot_be_read(store: Store) -> None:
         *((change, t) for change in (2, (operator.add, 1), (operator.neg,), (operator.delitem,)) for t in (None, 5)),
     ],
 )
-async def test_an_apply_whose_answer_cannot_be_decoded_was_done(store, change, t):
-    with_an_item_that_cannot_be_read(store)
-    events = httpx2.get(f"{store._service.url}/ns/{store.namespace}/es/e/events").json()["events"]
+async def test_an_apply_whose_answer_cannot_be_decoded_was_done(store, service_url, change, t):
+    with_an_item_that_cannot_be_read(store, service_url)
+    events = httpx2.get(f"{service_url}/ns/{store.namespace}/es/e/events").json()["events"]
     with pytest.raises(StoreEncodingError) as caught:
         store.apply("e", {"n": change}, t=t)
     assert outcome(caught.value) == (True, False)
-    async with AsyncStore(str(store._service.url), store.namespace, frozen=False) as awaited:
+    async with AsyncStore(service_url, store.namespace, frozen=False) as awaited:
         with pytest.raises(StoreEncodingError) as caught:
             await awaited.apply("e", {"m": 1})
     assert outcome(caught.value) == (True, False)
-    after = httpx2.get(f"{store._service.url}/ns/{store.namespace}/es/e/events").json()["events"]
+    after = httpx2.get(f"{service_url}/ns/{store.namespace}/es/e/events").json()["events"]
     assert len(after) == len(events) + 2
 
 
-def test_an_apply_that_has_to_read_first_does_nothing_where_it_cannot(store):
-    with_an_item_that_cannot_be_read(store)
+def test_an_apply_that_has_to_read_first_does_nothing_where_it_cannot(store, service_url):
+    with_an_item_that_cannot_be_read(store, service_url)
     with pytest.raises(StoreEncodingError) as caught:
         store.apply("e", {"pair": (1, 2)})
     assert outcome(caught.value) == (False, False)
-    assert len(httpx2.get(f"{store._service.url}/ns/{store.namespace}/es/e/events").json()["events"]) == 2
+    assert len(httpx2.get(f"{service_url}/ns/{store.namespace}/es/e/events").json()["events"]) == 2
 
 
 @pytest.mark.parametrize("failure", [StoreEncodingError, ValueError, KeyError])
@@ -155,7 +156,7 @@ def test_what_was_done_in_part_is_not_said_to_be_undone(service_url, namespace, 
 def test_a_count_that_is_not_what_was_sent_leaves_the_outcome_open(scripted, json_reply):
     server = scripted(lambda request: json_reply(b'{"points": 1}'))
     store = Store(server.url, "n", frozen=False)
-    store._connect()
+    open_unasked(store)
     with pytest.raises(StoreError) as caught:
         store.extend("k", (1, 1), (2, 2))
     assert outcome(caught.value) == (False, True)
@@ -164,7 +165,7 @@ def test_a_count_that_is_not_what_was_sent_leaves_the_outcome_open(scripted, jso
 
 def test_no_service_no_write(closed_port):
     store = Store(f"http://127.0.0.1:{closed_port}", "n", frozen=False, retries=0)
-    store._connect()
+    open_unasked(store)
     for write in (SEVERAL | ONE).values():
         if write is not SEVERAL["rotate"]:
             with pytest.raises(StoreNotAvailableError) as caught:

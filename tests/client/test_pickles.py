@@ -87,7 +87,7 @@ def test_calls_of_foreign_functions_are_refused_and_do_not_run(protocol: int, tm
         Runs(getattr, "", "format"),
         Runs(getattr, Runs(__import__, "os"), "system"),
         Runs(os.mkdir, str(trace)),
-        Runs(copyreg._reconstructor, int, object, None),  # type: ignore[attr-defined]
+        Runs(copyreg._reconstructor, int, object, None),  # type: ignore[attr-defined] # noqa: SLF001
         Runs(collections.Counter, Runs(os.mkdir, str(trace))),
     ):
         data = pickle.dumps([attack], protocol)
@@ -279,7 +279,7 @@ def test_copies_of_shared_parts_are_bounded() -> None:
 
 
 def test_the_number_of_containers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rstore.pickles.machine._OBJECTS_MAX", 1000)
+    monkeypatch.setattr("rstore.pickles.machine.OBJECTS_MAX", 1000)
     assert pickles.loads(P + pickle.MARK + pickle.EMPTY_SET * 999 + b"t.", trusted=False) == (set(),) * 999
     refused(P + pickle.MARK + pickle.EMPTY_SET * 1000 + b"t.", "1,000 containers")
     refused(P + pickle.MARK + b"]" * 1001 + b"t.", "1,000 containers")

@@ -10,6 +10,7 @@ from array import array
 from contextlib import suppress
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 import pytest
@@ -64,8 +65,13 @@ def test_the_column_is_typed_when_the_values_are():
 def test_what_is_no_finite_number_goes_through_dump(value):
     with pytest.raises(TypeError, match="dump"):
         Points.from_pairs([(1, 0.5), (2, value)])
-    dumped = []
-    points = Points.from_pairs([(1, 0.5), (2, value)], lambda v: dumped.append(v) or Value(Encoding.BYTES, b"x"))
+    dumped: list[Any] = []
+
+    def dump(v: Any) -> Value:
+        dumped.append(v)
+        return Value(Encoding.BYTES, b"x")
+
+    points = Points.from_pairs([(1, 0.5), (2, value)], dump)
     assert dumped[0] == 0.5
     assert dumped[1] is value
     assert list(points) == [(1, (Encoding.BYTES, b"x")), (2, (Encoding.BYTES, b"x"))]
@@ -177,7 +183,8 @@ def test_cells_are_compressed_where_that_helps():
 def test_a_stream_is_read_however_it_is_cut(parts, sizes):
     stream = b"".join(map(encode, parts))
     reader = FrameReader()
-    found, position, turn = [], 0, 0
+    found: list[Points] = []
+    position, turn = 0, 0
     while position < len(stream):
         found += reader.feed(stream[position : position + sizes[turn % len(sizes)]])
         position += sizes[turn % len(sizes)]
@@ -286,6 +293,7 @@ def test_a_frame_that_breaks_a_rule_is_refused(frame):
 
 def test_a_sum_that_overflows_does_not_refuse_finite_floats():
     points = Points.from_pairs([(1, 1.7e308), (2, 1.7e308)])
+    assert isinstance(points.values, array)
     assert points.values.typecode == "d"
     assert decode(encode(points)) == points
 

@@ -379,7 +379,7 @@ WRITES: dict[str, list[Callable[[Store], Any]]] = {
         lambda store: store.set("k", 2, ttl=5, if_match="*"),
         lambda store: store.set("new", 2, if_absent=True),
     ],
-    "__setitem__": [lambda store: operator.setitem(store, "k", 2)],
+    "__setitem__": [lambda store: store.__setitem__("k", 2)],
     "set_many": [lambda store: store.set_many({"k": 1, "l": (1, 2)})],
     "extend_columns": [lambda store: store.extend_columns("s", [1, 2, 7], [2.5, "two", None])],
     "extend": [lambda store: store.extend("s", (1, 2.5), (2, "two"), (7, None))],
@@ -387,7 +387,7 @@ WRITES: dict[str, list[Callable[[Store], Any]]] = {
     "prune": [lambda store: store.prune("e", "f")],
     "remove": [lambda store: store.remove("s")],
     "delete": [lambda store: store.delete("k", "l")],
-    "__delitem__": [lambda store: operator.delitem(store, "k")],
+    "__delitem__": [lambda store: store.__delitem__("k")],
     "discard": [lambda store: store.discard()],
 }
 SEALING = {"apply", "set", "__setitem__", "set_many", "extend", "extend_columns", "rotate"}

@@ -9,6 +9,7 @@ import operator
 import socket
 import threading
 import time
+from typing import Any
 
 import anyio
 import httpx2
@@ -233,7 +234,7 @@ def problem(reply, code):
     ],
 )
 async def test_an_error_says_whether_a_write_may_have_happened(kind, scripted, reply, json_reply, answers, unknown):
-    left = []
+    left: list[Any] = []
 
     def script(request):
         if request.target == "/ns/n":

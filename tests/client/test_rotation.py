@@ -16,7 +16,7 @@ import rstore
 from rstore import Store, StoreConflictError
 from rstore.core.encodings import Encoding, Value
 from rstore.sealing import EventContext, PairContext, PointContext, Sealer
-from rstore.sealing.rotation import _ROUNDS_MAX, _UNROTATED_LISTED_MAX
+from rstore.sealing.rotation import ROUNDS_MAX, UNROTATED_LISTED_MAX
 
 OLD, NEW, LOST = (rstore.generate_key() for _ in range(3))
 
@@ -104,9 +104,9 @@ def test_what_opens_under_none_of_the_keys_is_named_and_stops_nothing(opened, na
 
 
 def test_no_more_failures_are_listed_than_fit(opened):
-    opened(LOST).extend("s", *[(t, t) for t in range(_UNROTATED_LISTED_MAX + 500)])
+    opened(LOST).extend("s", *[(t, t) for t in range(UNROTATED_LISTED_MAX + 500)])
     found = opened(NEW, OLD).rotate()
-    assert (found.failed, len(found.unrotated)) == (_UNROTATED_LISTED_MAX + 500, _UNROTATED_LISTED_MAX)
+    assert (found.failed, len(found.unrotated)) == (UNROTATED_LISTED_MAX + 500, UNROTATED_LISTED_MAX)
 
 
 def test_a_check_writes_nothing_and_a_frozen_store_may_make_it(opened, service_url, namespace):
@@ -236,7 +236,7 @@ def test_a_value_that_others_never_leave_alone_is_named_in_the_end(opened, names
     assert [place.key for place, _ in found.unrotated] == ["k"]
     assert "kept writing" in found.unrotated[0].reason
     assert found.resealed == 1
-    assert _ROUNDS_MAX < transport.writes < 2 * _ROUNDS_MAX
+    assert ROUNDS_MAX < transport.writes < 2 * ROUNDS_MAX
     transport.close()
 
 

@@ -240,13 +240,14 @@ def test_a_proxy_of_the_environment_is_not_used(monkeypatch, service_url, namesp
         assert len(store) == 0
 
 
-def test_tls_is_verified_against_the_given_authority(tmp_path):
+def test_tls_is_verified_against_the_given_authority(tmp_path, closed_port):
     authority = tmp_path / "ca.pem"
     authority.write_text("no certificate")
     with pytest.raises(StoreRequestError, match="verify"):
         Store("https://127.0.0.1", verify=authority).open()
-    # Without TLS there is nothing to verify, and no context is built.
-    assert Store("http://127.0.0.1", verify=authority)._service.tls() is False
+    # Without TLS there is nothing to verify, and the file is not read.
+    with pytest.raises(StoreNotAvailableError):
+        Store(f"http://127.0.0.1:{closed_port}", verify=authority, retries=0).open()
 
 
 # --- what goes over the wire -------------------------------------------------------------------------------
@@ -326,8 +327,8 @@ def test_arguments_that_cannot_be(facing, reply):
         lambda: store.events("k", ops=[max]),
         lambda: store.events("k", ops=["add"]),
         lambda: store.apply("k", {"a": (operator.xor, 1)}),
-        lambda: Store(store._service.url, "n", frozen=False, sealed_only=1),
-        lambda: Store(store._service.url, "n", sealed_only=True),
+        lambda: Store("http://127.0.0.1", "n", frozen=False, sealed_only=1),  # type: ignore[arg-type]
+        lambda: Store("http://127.0.0.1", "n", sealed_only=True),
         lambda: store.set("k", 1, ttl=-1),
         lambda: store.set("k", 1, ttl=0),
         lambda: store.set("k", 1, ttl=float("nan")),
@@ -734,12 +735,12 @@ def test_a_result_that_could_not_be_read_again_is_refused(plain):
     assert plain.apply("e", {"a": (operator.sub, 10**4300 - 2)}) == {"a": 1}
 
 
-def test_set_many_is_all_or_nothing(plain):
+def test_set_many_is_all_or_nothing(plain, service_url):
     plain["k"] = "before"
     etags = plain.set_many({"k": 1, "l": 2}, ttl=100)
     assert etags == {key: plain.entry(key).etag for key in ("k", "l")}
     assert plain.entry("l").expires_ms is not None
-    httpx2.put(f"{plain._service.url}/ns/{plain.namespace}", json={"sealed_only": True})
+    httpx2.put(f"{service_url}/ns/{plain.namespace}", json={"sealed_only": True})
     with pytest.raises(StoreRequestError):
         plain.set_many({"k": 3, "m": 4})
     assert plain.get_many(["k", "m"]) == {"k": 1}
@@ -908,6 +909,7 @@ def test_a_function_is_never_stored_as_a_value(facing, reply, key, change):
 
 def test_a_value_that_begins_with_a_function_is_set_by_setitem(service_url, namespace):
     with Store(service_url, namespace, KEY, frozen=False, trust_pickle=True) as store:
+        value: Any
         for value in ((operator.xor, 1), (operator.add,), (len, 1), (operator.add, 1, 2), len, [len]):
             assert store.apply("e", {"a": (operator.setitem, value)}) == {"a": value}
         for value in ((), [], ([], 1), (1, len), {"f": len}):

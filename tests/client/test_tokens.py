@@ -20,6 +20,7 @@ from tests.client.conftest import Received, ScriptedServer
 import rstore
 from rstore import AsyncStore, Store
 from rstore.core.durations import InvalidDuration, parse_duration
+from rstore.store.base import open_unasked
 
 ADMIN = secrets.token_hex(16)
 
@@ -89,7 +90,7 @@ def test_what_makes_a_text_is_sent_once(scripted, make):
     """A lost answer is not asked for again: there would be two tokens, or the text in use would be none."""
     server: ScriptedServer = scripted(lambda request: None)
     store = Store(server.url, frozen=False, retries=4, timeout=5)
-    store._connect()
+    open_unasked(store)
     with pytest.raises(rstore.StoreNotAvailableError):
         make(store)
     assert len(server.received) == 1
@@ -112,7 +113,7 @@ def test_a_revocation_whose_answer_was_lost_is_no_failure(url, namespace, script
     with Store(url, namespace, frozen=False, token=ADMIN) as store:
         made = store.create_token(namespace, "read")
         behind = Store(server.url, namespace, frozen=False, token=ADMIN, retries=4)
-        behind._connect()
+        open_unasked(behind)
         behind.revoke_token(made.id)
         behind.close()
         assert statuses == [204] * 3
@@ -236,7 +237,7 @@ def test_the_http_library_logs_no_token(url, namespace, caplog):
 def test_a_new_token_shows_no_text(url, namespace):
     with Store(url, namespace, frozen=False, token=ADMIN) as store:
         made = store.create_token(namespace, "read")
-        told = everything_told(lambda: store.create_token(namespace, made.text))
+        told = everything_told(lambda: store.create_token(namespace, made.text))  # type: ignore[arg-type]
     secret = made.text.split("_", 2)[2]
     assert secret not in f"{made!r} {made}"
     assert made.id in rich.pretty.pretty_repr(made)

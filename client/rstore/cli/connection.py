@@ -11,6 +11,7 @@ import typer
 
 from rstore.cli.exact import ExactStore
 from rstore.core.command import Failure
+from rstore.store.base import open_unasked
 
 __all__ = ["connected", "read_input", "standard_input", "store_of"]
 
@@ -24,7 +25,7 @@ def store_of(context: typer.Context, *, write: bool = False, **changed: Any) -> 
 def connected(context: typer.Context, *, write: bool = False) -> Iterator[ExactStore]:
     """An open store whose namespace need not exist. It does not create the namespace."""
     with contextlib.closing(store_of(context, write=write)) as store:
-        store._connect()  # noqa: SLF001
+        open_unasked(store)
         yield store
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import rstore
 from rstore.core.encodings import Encoding, InvalidJSON, Value, parse_json
@@ -27,7 +27,7 @@ class JsonText(bytes):
 class LongNumber(float):
     """A number with the text from which it was read, because a double may have too few digits for it."""
 
-    def __new__(cls, text: str) -> LongNumber:
+    def __new__(cls, text: str) -> Self:
         number = super().__new__(cls, text)
         number.text = text
         return number

@@ -13,7 +13,7 @@ from typing import Any, Final
 from rstore.core.memory import Spend, free
 from rstore.pickles.harmless import CONSTRUCTORS, GLOBALS, Refusal, exactly
 
-__all__ = ["INSTRUCTIONS", "MEMORY_PER_BYTE", "Machine"]
+__all__ = ["INSTRUCTIONS", "MEMORY_PER_BYTE", "OBJECTS_MAX", "Machine"]
 
 # The most bytes of memory that a byte of text takes. One wide character makes the whole text wide.
 MEMORY_PER_BYTE: Final = 5
@@ -24,7 +24,7 @@ _MEMORY_PER_MEMBER: Final = 160
 _MEMORY_PER_CONTAINER: Final = 240
 _MEMORY_PER_CALL: Final = 600
 _MEMORY_PER_COPIED_BYTE: Final = 8
-_OBJECTS_MAX: Final = 2_000_000
+OBJECTS_MAX: Final = 2_000_000
 _INSTRUCTIONS_PER_COUNT: Final = 256
 _COPIES_PER_BYTE_MAX: Final = 16
 _KEY_BYTES_MAX: Final = 65_536
@@ -104,8 +104,8 @@ class Machine:
 
     def count_object(self) -> None:
         self.objects += 1
-        if self.objects > _OBJECTS_MAX:
-            raise Refusal(f"the pickle makes more than {_OBJECTS_MAX:,} containers")
+        if self.objects > OBJECTS_MAX:
+            raise Refusal(f"the pickle makes more than {OBJECTS_MAX:,} containers")
 
     def spend(self, steps: int) -> None:
         """Count steps of work, and look at the clock from time to time."""

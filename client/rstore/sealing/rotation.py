@@ -24,14 +24,14 @@ from rstore.core.numeric import INT64_MIN
 from rstore.core.points import Points, digest
 from rstore.sealing import Context, EventContext, PairContext, PointContext, Sealer, key_id_of
 
-__all__ = ["Kind", "Rotation", "Unrotated", "rotate"]
+__all__ = ["ROUNDS_MAX", "UNROTATED_LISTED_MAX", "Kind", "Rotation", "Unrotated", "rotate"]
 
 T = TypeVar("T")
 Kind: TypeAlias = Literal["kv", "ts", "es"]
 
-_UNROTATED_LISTED_MAX: Final = 1_000
+UNROTATED_LISTED_MAX: Final = 1_000
 _KEYS_COUNTED_MAX: Final = 1_000
-_ROUNDS_MAX: Final = 100
+ROUNDS_MAX: Final = 100
 _ROWS_FIRST: Final = 64
 _ROWS_MAX: Final[dict[Kind, int]] = {"ts": 4_000, "es": 1_000}
 _PAGE_BYTES: Final = 4 * 2**20
@@ -248,7 +248,7 @@ class _Rotating:
         """Reseal the cells that need it. A cell that others write at the same time is tried again and again."""
         for cell in (yield from self._reseal(cells)):
             refused = [cell]
-            for _ in range(_ROUNDS_MAX):
+            for _ in range(ROUNDS_MAX):
                 found = yield from self._read_again(cell.place)
                 if found and found[0].same_as(refused[0]):
                     # Another attempt would only give the service another envelope of the same value.
@@ -309,7 +309,7 @@ class _Rotating:
 
     def _fail(self, place: Context, reason: str) -> None:
         self.rotation.failed += 1
-        if len(self.rotation.unrotated) < _UNROTATED_LISTED_MAX:
+        if len(self.rotation.unrotated) < UNROTATED_LISTED_MAX:
             self.rotation.unrotated.append(Unrotated(place, reason))
 
 

@@ -6,13 +6,13 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import httpx2
 
 from rstore.calls import Call, Steps, TryAgain
 from rstore.core.errors import StoreError, StoreNotAvailableError
-from rstore.store.base import Home
+from rstore.store.base import Home, open_unasked
 from rstore.store.operation import Awaited
 from rstore.store.operations import Operations
 from rstore.transport.attempts import translated
@@ -54,7 +54,7 @@ class AsyncStore(Operations[httpx2.AsyncBaseTransport], Awaited):
 
     _transport_type = httpx2.AsyncBaseTransport
 
-    async def open(self) -> AsyncStore:
+    async def open(self) -> Self:
         """Connect, and return the store. It creates the namespace unless the store is frozen.
 
         ``with`` (``async with`` of an :class:`AsyncStore`) calls this. Opening a store that is open does nothing.
@@ -72,7 +72,7 @@ class AsyncStore(Operations[httpx2.AsyncBaseTransport], Awaited):
             >>> zoo.close()
         """
         if self._tls is None:
-            self._connect()
+            open_unasked(self)
             try:
                 await self._run(self._opening())
             except BaseException:
@@ -101,7 +101,7 @@ class AsyncStore(Operations[httpx2.AsyncBaseTransport], Awaited):
         if connected is not None:
             await connected.close()
 
-    async def __aenter__(self) -> AsyncStore:
+    async def __aenter__(self) -> Self:
         return await self.open()
 
     async def __aexit__(

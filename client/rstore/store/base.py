@@ -30,7 +30,7 @@ from rstore.transport.address import Certificate, Service
 from rstore.transport.connections import leave_to_parent
 from rstore.transport.running import OperationBounds
 
-__all__ = ["Base", "Home", "SealingKeys", "TransportT", "contradiction", "part_of_a_write"]
+__all__ = ["Base", "Home", "SealingKeys", "TransportT", "contradiction", "open_unasked", "part_of_a_write"]
 
 TransportT = TypeVar("TransportT")
 T = TypeVar("T")
@@ -140,10 +140,6 @@ class Base(Generic[TransportT]):
         """Decode what ``_dump`` returned: a ``str`` if it is JSON, otherwise ``bytes``. A subclass may override it."""
         return load(Value(Encoding.JSON, data.encode()), trusted=False) if isinstance(data, str) else data
 
-    def _connect(self) -> None:
-        """Open the store without a request. Each process and each event loop connects when it makes a call."""
-        self._tls = self._service.tls()
-
     def _new_transport(self, home: Home, make: Callable[[ssl.SSLContext | bool], TransportT]) -> TransportT:
         """The transport for a process, or an event loop, that has not sent anything yet."""
         if self._tls is None:
@@ -193,6 +189,11 @@ class Base(Generic[TransportT]):
             cursor = page.cursor
             if cursor is None:
                 return found
+
+
+def open_unasked(store: Base[Any]) -> None:
+    """Open the store without a request. Each process and each event loop connects when it makes a call."""
+    store._tls = store._service.tls()  # noqa: SLF001
 
 
 def contradiction(text: str) -> StoreProtocolError:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import httpx2
 
@@ -15,6 +15,7 @@ from rstore import calls
 from rstore.calls import Call, Steps, TryAgain
 from rstore.calls.arguments import check_name
 from rstore.core.errors import StoreError
+from rstore.store.base import open_unasked
 from rstore.store.operation import Blocking
 from rstore.store.operations import Operations
 from rstore.transport.attempts import translated
@@ -79,7 +80,7 @@ class Store(Operations[httpx2.BaseTransport], Blocking):
 
     _transport_type = httpx2.BaseTransport
 
-    def open(self) -> Store:
+    def open(self) -> Self:
         """Connect, and return the store. It creates the namespace unless the store is frozen.
 
         ``with`` (``async with`` of an :class:`AsyncStore`) calls this. Opening a store that is open does nothing.
@@ -97,7 +98,7 @@ class Store(Operations[httpx2.BaseTransport], Blocking):
             >>> zoo.close()
         """
         if self._tls is None:
-            self._connect()
+            open_unasked(self)
             try:
                 self._run(self._opening())
             except BaseException:
@@ -124,7 +125,7 @@ class Store(Operations[httpx2.BaseTransport], Blocking):
         if transport is not None and transport is not self._given_transport:
             transport.close()
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> Self:
         return self.open()
 
     def __exit__(

@@ -24,12 +24,14 @@ _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,4096}\Z")
 
 
 class _Secret(bytes):
-    """The value of a header, which no ``repr`` shows. A traceback may show every variable."""
+    """The value of a header, which no ``repr`` and no ``str`` shows. A traceback may show every variable."""
 
     __slots__ = ()
 
     def __repr__(self) -> str:
         return "<secret>"
+
+    __str__ = __repr__
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a store that has a token is not pickled, or the token would lie wherever the pickle does")
