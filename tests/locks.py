@@ -26,6 +26,6 @@ def pins(lock: str) -> dict[str, str]:
     """What a lock installs on this machine."""
     requirements = [Requirement(version + marker) for version, marker, _ in entries(lock)]
     here = [r for r in requirements if r.marker is None or r.marker.evaluate()]
-    pinned = {canonicalize_name(r.name): str(r.specifier).removeprefix("==") for r in here}
+    pinned = {str(canonicalize_name(r.name)): str(r.specifier).removeprefix("==") for r in here}
     assert len(pinned) == len(here), "a name is pinned twice"
     return pinned

@@ -31,15 +31,15 @@ class Name(str):
     __slots__ = ()
 
 
-class Row(tuple):
+class Row(tuple[Any, ...]):
     __slots__ = ()
 
 
-class Stack(list):
+class Stack(list[Any]):
     pass
 
 
-class Table(dict):
+class Table(dict[Any, Any]):
     pass
 
 

@@ -187,6 +187,9 @@ def bad(name: str, method: str, path: str, codes: str, body: Any = None, headers
 
 
 # Values.
+text: Any
+body: Any
+value: Any
 for name, text in BAD_JSON.items():
     bad(f"json {name}", "PUT", "/kv/k", "invalid-value", text, JSON)
     bad(

@@ -18,6 +18,7 @@ import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import compose_spec
 import pytest
@@ -51,7 +52,7 @@ def command_of(name: str) -> list[str]:
     return command
 
 
-def compose() -> dict[str, dict]:
+def compose() -> dict[str, dict[str, Any]]:
     return yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 
 
@@ -343,7 +344,7 @@ def serving(image: Path) -> Iterator[int]:
         text=True,
     )
     assert process.stdout is not None
-    lines = []
+    lines: list[str] = []
     try:
         # What is logged may stand before it.
         while not (found := re.search(r"listens on http://\S+:(\d+)", lines[-1] if lines else "")):

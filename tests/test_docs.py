@@ -97,7 +97,7 @@ def options(command) -> set[str]:
 
 def commands(group, prefix: str = "") -> dict[str, set[str]]:
     """Every command of a program with its options."""
-    found = {}
+    found: dict[str, set[str]] = {}
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             found |= commands(command, f"{prefix}{name} ")

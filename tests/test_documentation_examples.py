@@ -194,7 +194,8 @@ def test_bad_input_gets_the_answers_of_the_table_and_changes_nothing(http):
     for wrong, request, told in table:
         (first, *spans) = codes(request)
         headers, body = split(spans)
-        found = send(http, *first.split(" "), headers, octets(body))
+        method, target = first.split(" ")
+        found = send(http, method, target, headers, octets(body))
         status, code = int(told.split()[0]), "".join(codes(told))
         problem = found.json()["code"] if found.is_error else ""
         if (found.status_code, problem) != (status, code) or (code and PROBLEMS[code].status != status):

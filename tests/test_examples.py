@@ -75,7 +75,7 @@ def facts() -> dict[str, list[str]]:
 
 
 def test_weather_tells_what_the_data_say_plain_and_sealed(server, facts):
-    command = [sys.executable, ROOT / "examples" / "weather.py", "--url", server]
+    command = [sys.executable, str(ROOT / "examples" / "weather.py"), "--url", server]
     for _ in range(2):  # the second run finds what the first left
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
@@ -91,7 +91,7 @@ def test_weather_tells_what_the_data_say_plain_and_sealed(server, facts):
 
 
 def test_weather_says_what_to_do_without_a_service():
-    command = [sys.executable, ROOT / "examples" / "weather.py", "--url", "http://127.0.0.1:9"]
+    command = [sys.executable, str(ROOT / "examples" / "weather.py"), "--url", "http://127.0.0.1:9"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "make serve" in done.stderr

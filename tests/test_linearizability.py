@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -140,7 +141,7 @@ def test_whatever_happened_in_some_order_is_accepted_and_a_wrong_last_read_is_no
 
 def test_long_histories_take_no_time_for_each_order():
     """Eight at once, again and again: their orders are more than can be tried one by one."""
-    lines = []
+    lines: list[Any] = []
     for turn in range(20):
         lines += [(turn * 10 + n / 100, turn * 10 + 5, ("set", turn), "ok") for n in range(8)]
         lines.append((turn * 10 + 6, turn * 10 + 7, ("get",), turn))

@@ -68,7 +68,7 @@ def test_what_is_shipped_is_what_was_tested(lock):
 
 def test_what_is_installed_is_what_the_lock_says():
     pinned = pins("development.txt")
-    here = {canonicalize_name(d.name): d.version for d in metadata.distributions()}
+    here = {str(canonicalize_name(d.name)): d.version for d in metadata.distributions()}
     assert {name: here.get(name) for name in pinned} == pinned
 
 

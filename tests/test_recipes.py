@@ -204,7 +204,8 @@ def test_a_redis_user_needs_no_more_rights_than_shown(serve, cluster):
     line = re.search(r"^ACL SETUSER .*$", (ROOT / PAGE).read_text(), re.MULTILINE)
     assert line is not None
     with servers.RedisCluster() if cluster else servers.RedisServer() as server:
-        for node in [*server.masters(), *server.replicas()] if cluster else [server]:
+        nodes = [*server.masters(), *server.replicas()] if isinstance(server, servers.RedisCluster) else [server]
+        for node in nodes:
             assert node.cli(*line[0].split()) == "OK"
         dsn = server.dsn.replace("://", "://rstore:password@")
         service = serve(dsn)

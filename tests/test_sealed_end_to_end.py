@@ -18,6 +18,7 @@ import secrets
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 from urllib.parse import quote
 
@@ -758,7 +759,7 @@ def test_a_sealed_only_namespace_refuses_plain_writes_from_anybody(vault, key, s
     store.apply("e", {"a": "value", "b": 5}, t=1)
     sealed = base64.b64encode(attacker.pair("k")).decode()
     plain_point = {"points": [[2, base64.b64encode(attacker.points("s")[1]).decode(), "sealed"], [3, "plain"]]}
-    requests = [
+    requests: list[tuple[str, str, dict[str, Any]]] = [
         ("PUT", "/kv/k", {"json": "plain"}),
         ("PUT", "/kv/new", {"content": b"plain"}),
         ("PUT", "/kv/new", {"content": b"x", "headers": {"Content-Type": "application/vnd.rstore.pickle"}}),

@@ -28,6 +28,7 @@ import uvicorn
 
 from rstore import KEEP, AsyncStore, Store
 from rstore.codec.values import dump, load
+from rstore.core.encodings import Value
 from rstore.core.errors import PROBLEMS
 from rstore.core.names import check_key, check_namespace
 from rstore.core.points import Points
@@ -149,7 +150,7 @@ class Conveniences:
 
 def plain(value: Any) -> Any:
     """The Python value of a stored one (of a number column the number itself)."""
-    return load(value, trusted=False) if isinstance(value, tuple) else value
+    return load(value, trusted=False) if isinstance(value, Value) else value
 
 
 def translated(method: Any) -> Any:
@@ -428,7 +429,7 @@ class EngineDriver(Driver):
         await self.engine.start()
         self.stack.push_async_callback(self.engine.stop)
 
-    async def open(self, namespace: str | None, *, key: None = None) -> EngineSubject:
+    async def open(self, namespace: str | None, **options: None) -> EngineSubject:
         return EngineSubject(self.engine, namespace or "default")
 
 

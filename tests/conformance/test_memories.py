@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import httpx2
 import pytest
 from tests.conformance.subjects import Deployment
+from tests.reading import read
 
 from rstore.core.encodings import Encoding, Value
 from rstored.api.openapi import declare_routes, document
@@ -51,14 +52,14 @@ async def stored_bytes(backend: Backend, *namespaces: str) -> int:
         more = True
         while more:
             listing = Listing(namespace, kind, after=after, values=True, bytes_max=2**23)
-            ((page,),) = await backend.read([(listing,)])
+            (page,) = await read(backend, listing)
             more = page.more
             for key, head in page.items:
                 after = key
                 size += len(key.encode()) + len(head.meta) + len(head.value)
                 if kind in (Kind.TS, Kind.ES):
                     for lane in (0, 1):
-                        ((rows,),) = await backend.read([(RowScan(Place(namespace, kind, key), lane),)])
+                        (rows,) = await read(backend, RowScan(Place(namespace, kind, key), lane))
                         size += sum(len(row.sort) + len(row.value) + len(row.by or b"") for row in rows.items)
     return size
 
@@ -178,7 +179,7 @@ async def test_a_revocation_adds_no_more_than_its_request_has(deployment, backen
 
 
 def told(response: httpx2.Response) -> tuple[Any, ...]:
-    body = response.content
+    body: Any = response.content
     if response.headers.get("content-type") == "application/problem+json":
         body = {name: value for name, value in response.json().items() if name != "request_id"}
     return response.status_code, response.headers.get("etag"), body

@@ -129,7 +129,7 @@ async def everything(store: AsyncStore) -> list[Any]:
 
 def answer(response: httpx2.Response) -> tuple[Any, ...]:
     """What an answer says, but for the id of its request."""
-    body = response.content
+    body: Any = response.content
     if response.headers.get("content-type") == "application/problem+json":
         body = {name: value for name, value in response.json().items() if name != "request_id"}
     return response.status_code, response.headers.get("etag"), body
@@ -298,17 +298,21 @@ class Clock:
 
 
 @pytest.fixture
-async def engines(deployment) -> AsyncIterator[list[Engine]]:
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def engines(deployment: Deployment, clock: Clock) -> AsyncIterator[list[Engine]]:
     """Two engines, each with a connection of its own, and one clock. None of them sweeps."""
     async with contextlib.AsyncExitStack() as stack:
-        clock, made = Clock(), []
+        made = []
         for _ in range(2):
             backend = await backend_class(deployment.dsn).open(deployment.dsn)
             stack.push_async_callback(backend.close)
             engine = Engine(backend, Limits(write_id_retention_seconds=60), clock)
             stack.push_async_callback(engine.stop)
             made.append(engine)
-        made[0].clock = clock
         yield made
 
 
@@ -319,7 +323,7 @@ def put(engine: Engine, namespace: str, value: Value, **options: Any) -> Awaitab
 async def test_every_operation_answers_a_repeat_as_it_did(engines, namespace):
     one, other = engines
     points = Points.from_pairs([(1, 1), (2, 2)], dump)
-    batch = {
+    batch: dict[str, Any] = {
         "gets": [BatchGet("k")],
         "sets": [BatchSet("{k}2", ONE, "application/json")],
         "deletes": [BatchDelete("k")],
@@ -349,23 +353,23 @@ async def test_every_operation_answers_a_repeat_as_it_did(engines, namespace):
         assert await operation(one, f"id-{number}") == first
 
 
-async def test_a_memory_expires_and_is_swept(engines, namespace):
+async def test_a_memory_expires_and_is_swept(engines, clock, namespace):
     one, other = engines
     await put(one, namespace, ONE, write_id="w")
     await put(one, namespace, TWO)
-    one.clock.ahead_ms += 59_000
+    clock.ahead_ms += 59_000
     await put(other, namespace, ONE, write_id="w")
     assert (await one.kv.get(namespace, "k")).value == TWO
-    one.clock.ahead_ms += 2_000
+    clock.ahead_ms += 2_000
     assert (await put(other, namespace, ONE, write_id="w")).created is False
     assert (await one.kv.get(namespace, "k")).value == ONE
     await put(one, namespace, TWO)
     await put(one, namespace, ONE, write_id="w")
     assert (await one.kv.get(namespace, "k")).value == TWO
-    one.clock.ahead_ms += 61_000
+    clock.ahead_ms += 61_000
     memory = Place(namespace, Kind.WRITE, "w k")
     assert await one.storage.read(HeadRead(memory)) != [None]
-    await one._maintenance.sweep()
+    await one.maintenance.sweep()
     assert await one.storage.read(HeadRead(memory)) == [None]
     assert (await one.kv.get(namespace, "k")).value == TWO
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import operator
+from typing import Any
 
 import pytest
 from anyio.from_thread import start_blocking_portal
@@ -16,8 +18,10 @@ from rstore import StoreConflictError, StoreIntegrityError
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 UNARY = (operator.delitem, operator.neg, operator.not_)
-BINARY = (operator.setitem, operator.add, operator.concat, operator.floordiv, operator.mod, operator.mul)
-BINARY += (operator.pow, operator.sub, operator.truediv)
+BINARY = (
+    *(operator.setitem, operator.add, operator.concat, operator.floordiv, operator.mod, operator.mul),
+    *(operator.pow, operator.sub, operator.truediv),
+)
 
 keys = st.sampled_from(["a", "b", "a/b", "é"])
 items = st.sampled_from(["x", "y", "z/é"])
@@ -186,7 +190,7 @@ class StoreMachine(RuleBasedStateMachine):
         if start is not None and end is not None and end < start:
             start, end = end, start
         low, high = INT64_MIN if start is None else start, INT64_MAX if end is None else end
-        expected = []
+        expected: list[tuple[int, Any]] = []
         for t, value in sorted(self.series.get(key, {}).items(), key=lambda point: point[0]):
             if low <= t <= high and (freq is None or not expected or t - expected[-1][0] >= freq):
                 expected.append((t, value))
@@ -307,8 +311,9 @@ def test_a_store_behaves_like_plain_dicts(case, deployment, fresh_namespace):
         async def open_store():
             return await driver.open(fresh_namespace(), key=case.key)
 
+        machine: Any = functools.partial(StoreMachine, portal, open_store, plain=not case.sealed)
         run_state_machine_as_test(
-            lambda: StoreMachine(portal, open_store, plain=not case.sealed),
+            machine,
             settings=settings(
                 max_examples=20,
                 stateful_step_count=25,

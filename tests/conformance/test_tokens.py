@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.conformance.backends import BACKENDS
@@ -56,7 +58,7 @@ async def engine(dsn: str, clock: Clock) -> AsyncIterator[Engine]:
         yield engine
 
 
-async def problem(code: str, call: Callable[[], object]) -> Problem:
+async def problem(code: str, call: Callable[[], Awaitable[object]]) -> Problem:
     with pytest.raises(Problem) as caught:
         await call()
     assert caught.value.code == code
@@ -126,7 +128,7 @@ async def test_an_expired_token_is_gone_at_once_and_then_erased(dsn, clock):
         assert (await engine.tokens.list()).items == []
         await problem("token-not-found", lambda: engine.tokens.get(made.info.id))
         await problem("token-not-found", lambda: engine.tokens.rotate(made.info.id))
-        await engine._maintenance.sweep()
+        await engine.maintenance.sweep()
         clock.now -= 1000
         assert await engine.tokens.verify(made.text) is None
         assert await engine.tokens.exist()
@@ -182,7 +184,7 @@ async def test_the_records_of_tokens_are_in_no_namespace(engine):
     assert (info.kv, info.ts, info.es) == (0, 0, 0)
 
 
-WRONG = [
+WRONG: list[tuple[str, list[str], dict[str, Any]]] = [
     ("/namespaces", [], {}),
     ("/namespaces", ["a"] * 65, {}),
     ("/namespaces/1", ["a", ""], {}),
@@ -210,10 +212,10 @@ async def test_what_no_token_can_be(engine):
 async def test_a_grace_has_bounds_and_an_id_is_one(engine):
     made = await engine.tokens.create(["*"], Access.READ)
     for grace in (-1, 1e11, float("nan")):
-        await problem("invalid-body", lambda grace=grace: engine.tokens.rotate(made.info.id, grace_seconds=grace))
+        await problem("invalid-body", functools.partial(engine.tokens.rotate, made.info.id, grace_seconds=grace))
     for token_id in ("", "x", "a\0b", "~", made.info.id + "\n", "x" * 10_000):
-        await problem("token-not-found", lambda token_id=token_id: engine.tokens.get(token_id))
-        await problem("token-not-found", lambda token_id=token_id: engine.tokens.rotate(token_id))
+        await problem("token-not-found", functools.partial(engine.tokens.get, token_id))
+        await problem("token-not-found", functools.partial(engine.tokens.rotate, token_id))
         assert not await engine.tokens.revoke(token_id)
     assert await engine.tokens.verify(made.text)
     # What it reaches may be as much as is allowed, in the longest names.

@@ -17,6 +17,7 @@ import pickle
 import threading
 import uuid
 import zoneinfo
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -282,7 +283,7 @@ async def test_what_would_not_come_back_is_refused_when_it_is_written(driver, st
 
 @pytest.mark.requires("client")
 async def test_a_value_that_holds_itself(store):
-    value = [1]
+    value: list[Any] = [1]
     value.append(value)
     try:
         await store.set("v", value)
@@ -297,7 +298,7 @@ async def test_a_value_that_holds_itself(store):
 @pytest.mark.requires("client")
 @pytest.mark.parametrize("depth", [100, 127, 128, 129, 1_000, 100_000])
 async def test_a_deep_value_comes_back_or_is_refused(store, depth):
-    value = 1
+    value: Any = 1
     for _ in range(depth):
         value = [value]
     try:

@@ -3,42 +3,59 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
+import sqlite3
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 from rstored.__main__ import main
 from rstored.backends.abc import Query
 from rstored.backends.sqlite import SQLiteBackend
-from rstored.backends.sqlite import backend as sqlite_backend
-from rstored.backends.sqlite.writer import Writer
+from rstored.backends.sqlite.connections import BEGIN
 from rstored.engine.kv import KeyValues
 from rstored.engine.model import ANY, Condition, PutResult
 from rstored.problems import Problem
 
 
-class AcknowledgingEarly(Writer):
-    """Commits only every thirty-second time that it says it does."""
+class AcknowledgingEarly(sqlite3.Cursor):
+    """Commits what makes the schema, and then only every thirty-second time that it says it does."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        execute, commits = self._execute, itertools.count(1)
-        self._execute = lambda sql, *rest: None if sql == "COMMIT" and next(commits) % 32 else execute(sql, *rest)
+    commits = itertools.count()
 
-    def _begin(self) -> None:
-        if not self.connection.in_transaction:
-            super()._begin()
+    def execute(self, sql: str, *parameters: Any) -> Self:
+        if sql == "COMMIT" and next(self.commits) % 32:
+            return self
+        if sql == BEGIN and self.connection.in_transaction:
+            return self
+        return super().execute(sql, *parameters)
 
 
-class CommittingHalves(Writer):
+class CommittingHalves(sqlite3.Cursor):
     """Commits after each single write."""
 
-    def _write(self, *arguments: Any) -> None:
-        super()._write(*arguments)
-        self._commit()
-        self._execute("BEGIN IMMEDIATE")
+    def execute(self, sql: str, *parameters: Any) -> Self:
+        super().execute(sql, *parameters)
+        if sql.startswith(("INSERT", "UPDATE", "DELETE")) and self.connection.in_transaction:
+            super().execute("COMMIT")
+            super().execute(BEGIN)
+        return self
+
+
+def connecting(kind: type[sqlite3.Cursor]) -> Callable[..., sqlite3.Connection]:
+    """``sqlite3.connect``, with cursors of this kind."""
+
+    class Connection(sqlite3.Connection):
+        def cursor(self, factory: Any = None) -> Any:
+            return super().cursor(factory or kind)
+
+        # That of sqlite3 takes a cursor of its own.
+        def execute(self, sql: str, *parameters: Any) -> Any:
+            return self.cursor().execute(sql, *parameters)
+
+    return functools.partial(sqlite3.connect, factory=Connection)
 
 
 async def read_stale(self: SQLiteBackend, queries: Sequence[Query]) -> list[list[Any] | Problem]:
@@ -71,8 +88,8 @@ _put = KeyValues.put
 
 
 BUGS: dict[str, tuple[Any, str, Any]] = {
-    "acknowledge-early": (sqlite_backend, "Writer", AcknowledgingEarly),
-    "commit-halves": (sqlite_backend, "Writer", CommittingHalves),
+    "acknowledge-early": (sqlite3, "connect", connecting(AcknowledgingEarly)),
+    "commit-halves": (sqlite3, "connect", connecting(CommittingHalves)),
     "stale-reads": (SQLiteBackend, "read", read_stale),
     "check-then-put": (KeyValues, "put", check_then_put),
 }

@@ -173,7 +173,7 @@ class Recorder:
 
     def __init__(self, seed: int, urls: list[str]) -> None:
         self.urls = urls
-        self.objects = {f"pair {n}": Pair(f"k{n}") for n in range(2)}
+        self.objects: dict[str, Pair | Point | Sequence] = {f"pair {n}": Pair(f"k{n}") for n in range(2)}
         self.objects |= {f"point {n}": Point(n) for n in range(2)} | {
             f"sequence {n}": Sequence(f"s{n}") for n in range(2)
         }

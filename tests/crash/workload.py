@@ -173,6 +173,9 @@ def _same(key: Any, now: dict[Any, Any], then: dict[Any, Any]) -> bool:
 def _difference(before: Holdings, step: Step | None, found: Holdings) -> str:
     """Where what is found is neither as before nor as after; values are left out, they are long."""
     after = step.after if step is not None else before
+    old: Any
+    new: Any
+    now: Any
     for name, old, new, now in zip(Holdings._fields, before, after, found, strict=True):
         if now in (old, new):
             continue
@@ -322,7 +325,7 @@ class Crash:
                 self.tally.happened += outcome is True
                 self.tally.vanished += outcome is False
                 self._have[writer], self._under_way[writer] = found, None
-                self.tally.verified += sum(map(len, (found.pairs, found.points, found.events, found.owned)))
+                self.tally.verified += sum(len(part) for part in (found.pairs, found.points, found.events, found.owned))
                 counts["kv"] += len(found.pairs)
                 counts["ts"] += bool(found.points)
                 counts["es"] += bool(found.revision)

@@ -19,7 +19,7 @@ class Proxy:
 
     def __init__(self, host: str, port: int) -> None:
         self._server = host, port
-        self._connections: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
+        self.connections: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._rules: dict[str, Rule | None] = {"up": None, "down": None}
@@ -34,7 +34,7 @@ class Proxy:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        ends = self._connections[task] = [writer]
+        ends = self.connections[task] = [writer]
         try:
             server_reader, server_writer = await asyncio.open_connection(*self._server)
             ends.append(server_writer)
@@ -46,7 +46,7 @@ class Proxy:
             return
         finally:
             self._abort(ends)
-            del self._connections[task]
+            del self.connections[task]
 
     async def _pump(
         self,
@@ -91,7 +91,7 @@ class Proxy:
 
     def cut_all(self) -> None:
         """Cut every connection now."""
-        for ends in self._connections.values():
+        for ends in self.connections.values():
             self._abort(ends)
 
     def cut_after(self, way: str, n: int) -> None:
@@ -153,7 +153,7 @@ async def proxied(host: str, port: int) -> AsyncIterator[Proxy]:
     finally:
         proxy.heal()
         proxy.cut_all()
-        tasks = list(proxy._connections)
+        tasks = list(proxy.connections)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

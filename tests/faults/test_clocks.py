@@ -192,7 +192,7 @@ async def test_a_storage_whose_clock_is_set_wrong_loses_nothing(dsn: str, ahead_
         await asyncio.sleep(0.01)
         now = time.monotonic()
         backend.clock.follow(unix_ms() + ahead_seconds * 1000, now, now)
-        await engine._maintenance.sweep()
+        await engine.maintenance.sweep()
         assert (await engine.kv.get("clocks", "live") is None) == (ahead_seconds > 0)
         await engine.ping()
         assert (await engine.kv.get("clocks", "live")).value == value

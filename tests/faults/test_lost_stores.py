@@ -15,6 +15,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,7 +150,8 @@ async def run(
 # --- SQLite ------------------------------------------------------------------------------------------------
 
 
-class Folder(NamedTuple):
+@dataclass(frozen=True)
+class Folder:
     """Where a file of a store is."""
 
     path: Path
@@ -204,14 +206,22 @@ def replace_folder(folder: Folder) -> None:
     shutil.copytree(folder.aside, folder.path)
 
 
+def delete_all(folder: Folder) -> None:
+    for file in folder.path.iterdir():
+        file.unlink()
+
+
+def truncate_log_by_rename(folder: Folder) -> None:
+    shutil.copy(folder.log, folder.aside)
+    folder.aside.replace(folder.log)
+
+
 TAKEN: dict[str, Callable[[Folder], Any]] = {
     "deleted": lambda folder: folder.file.unlink(),
-    "all deleted": lambda folder: [file.unlink() for file in folder.path.iterdir()],
+    "all deleted": delete_all,
     "its log deleted": lambda folder: folder.log.unlink(),
     "its log's index deleted": lambda folder: folder.index.unlink(),
-    "its log truncated by a rename": lambda folder: (
-        shutil.copy(folder.log, folder.aside) and os.replace(folder.aside, folder.log)
-    ),
+    "its log truncated by a rename": truncate_log_by_rename,
     "replaced by a copy": replace_by_copy,
     "restored": restore,
     "replaced by nothing": replace_by_nothing,

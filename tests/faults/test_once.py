@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import inspect
 import operator
 import os
 import random
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from tests.conformance.backends import BACKENDS
@@ -22,6 +24,7 @@ from tests.faults.mischief import Mischief, mischievous
 
 import rstore
 from rstore import AsyncStore, Store, StoreConflictError, StoreIntegrityError, StoreNotAvailableError, calls
+from rstore.store.base import open_unasked
 
 pytestmark = pytest.mark.anyio
 
@@ -30,6 +33,9 @@ SEED = int(os.environ.get("RSTORE_FAULT_SEED", "0")) or (
     secrets.randbits(32) if "RSTORE_FAULT_SECONDS" in os.environ else 7
 )
 SEALING_KEY = rstore.generate_key()
+Maker: TypeAlias = Callable[[str], Any]
+"""Makes a store of a service at a URL; it is not open yet."""
+
 EMPTY: dict[str, Any] = {"pairs": {}, "points": {}, "total": None}
 
 
@@ -146,24 +152,32 @@ async def run(urls: list[str], namespace: str, seed: int, seconds: float) -> tup
     chance = random.Random(seed)
     ports = [int(url.rpartition(":")[2]) for url in urls]
     writers = []
+    makers: list[Maker] = []
     async with AsyncExitStack() as stack:
         mischief = await stack.enter_async_context(mischievous(ports, chance))
         for number in range(6):
             key = SEALING_KEY if number % 3 == 2 else None
-            options = {"key": key, "frozen": False, "timeout": 2.0, "retries": 1 + number % 3, "deadline": 8.0}
-            store = (Store, AsyncStore)[number % 2](urls[0], f"{namespace}-{number}", **options)
-            await settled(store.open())
+            bounds: dict[str, Any] = {"timeout": 2.0, "retries": 1 + number % 3, "deadline": 8.0}
+            kind = (Store, AsyncStore)[number % 2]
+            make: Maker = functools.partial(kind, namespace=f"{namespace}-{number}", key=key, frozen=False, **bounds)
+            # The namespace is made in peace; all else meets the mischief.
+            in_peace = make(urls[0])
+            await settled(in_peace.open())
+            await closed(in_peace)
+            store = make(mischief.url)
+            open_unasked(store)
             stack.push_async_callback(closed, store)
-            # It was opened in peace, and now meets the mischief.
-            store._service.__dict__ |= type(store)(mischief.url)._service.__dict__
             writers.append(Writer(store, f"w{number}", random.Random(seed + number)))
+            makers.append(make)
         until = time.monotonic() + seconds
         for failure in await asyncio.gather(*[writer.work(until) for writer in writers], return_exceptions=True):
             if failure is not None:
                 raise failure
         await mischief.settled()
-        for writer in writers:
-            writer.store._service.__dict__ |= type(writer.store)(urls[-1])._service.__dict__
+        for writer, make in zip(writers, makers, strict=True):
+            writer.store = make(urls[-1])
+            await settled(writer.store.open())
+            stack.push_async_callback(closed, writer.store)
             for prefix, states in writer.left.items():
                 found = await writer.found(prefix)
                 assert found in states, (prefix, found, states)

@@ -9,6 +9,7 @@ import secrets
 import signal
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx2
 import psycopg
@@ -165,7 +166,7 @@ async def test_no_connection_is_to_be_had(
     assert (await client.put(f"{url}/kv/k", json=1)).status_code == 201
     async with contextlib.AsyncExitStack() as stack:
         # Others take every place as soon as it is free.
-        ours = []
+        ours: list[Any] = []
         async with asyncio.timeout(RECOVERY_SECONDS):
             while True:
                 pids = ",".join(str(connection.info.backend_pid) for connection in ours) or "0"
@@ -209,9 +210,9 @@ async def test_a_statement_times_out(serve, server: PostgreSQLServer, schema: st
         await recovered(client, url)
         await other.execute(f"SELECT FROM {schema}.record WHERE key = 'k7' FOR UPDATE")
         started = time.monotonic()
-        answers = await asyncio.gather(*(client.put(f"{url}/kv/{key}", json=3) for key in keys))
-        check_unavailable(answers.pop(7))
-        assert {answer.status_code for answer in answers} == {204}
+        answered = await asyncio.gather(*(client.put(f"{url}/kv/{key}", json=3) for key in keys))
+        check_unavailable(answered.pop(7))
+        assert {answer.status_code for answer in answered} == {204}
         assert time.monotonic() - started < BOUND_SECONDS
         assert (await client.get(f"{url}/kv/k7")).json() in (1, 2)
         await other.rollback()

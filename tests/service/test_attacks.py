@@ -315,14 +315,15 @@ def test_overload_sheds_and_goes_on(serve, tmp_path):
                 key = f"{number}-{client}"
                 head = f"PUT /kv/{key} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nvalue"
                 connected.sendall(head.encode())
-                selector.register(connected, selectors.EVENT_READ, key)
+                selector.register(connected, selectors.EVENT_READ, (key, connected))
             while selector.get_map():
                 ready = selector.select(30)
                 assert ready, "a request was not answered"
                 for entry, _ in ready:
-                    answer = whole_answer(entry.fileobj)
-                    answers[entry.data] = int(answer.split()[1]), answer
-                    selector.unregister(entry.fileobj)
+                    key, connected = entry.data
+                    answer = whole_answer(connected)
+                    answers[key] = int(answer.split()[1]), answer
+                    selector.unregister(connected)
             assert httpx2.get(f"{server.url}/healthz").status_code == 200
     stored = {key for key, (status, _) in answers.items() if status == 201}
     shed = [answer for status, answer in answers.values() if status == 503]
@@ -334,7 +335,7 @@ def test_overload_sheds_and_goes_on(serve, tmp_path):
         b"\r\nretry-after: 1\r\n" in answer and json.loads(body(answer))["code"] == "overloaded" for answer in shed
     )
     found: set[str] = set()
-    cursor = {}
+    cursor: dict[str, str] | None = {}
     while cursor is not None:
         page = httpx2.get(f"{server.url}/kv", params=cursor).json()
         found |= {item["key"] for item in page["items"]}

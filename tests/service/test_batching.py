@@ -3,11 +3,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
-from rstored.backends.abc import Capabilities, Commit, Head, HeadRead, Kind, Place, PutHead, Query, namespace_place
+from rstored.backends.abc import (
+    Capabilities,
+    Commit,
+    Head,
+    HeadRead,
+    Kind,
+    Place,
+    PutHead,
+    Query,
+    Update,
+    namespace_place,
+)
 from rstored.backends.sqlite import SQLiteBackend
 from rstored.engine import batching
 from rstored.engine.batching import READ_BATCH_MAX, WRITE_BATCH_MAX, Storage
@@ -23,11 +34,21 @@ COUNTER = Place("ns", Kind.KV, "counter")
 class RemoteBackend(SQLiteBackend):
     """SQLite behind a wire: reads take a moment and are to be gathered."""
 
-    capabilities: ClassVar[Capabilities] = Capabilities(local_reads=False)
+    capabilities = Capabilities(local_reads=False)
+    # What each read waits for, if anything.
+    held: asyncio.Event | None = None
+    is_away = False
 
     async def read(self, queries: Sequence[Query]) -> list[list[Any] | Problem]:
         await asyncio.sleep(0.002)
+        if self.held is not None:
+            await self.held.wait()
         return await super().read(queries)
+
+    async def update(self, updates: Sequence[Update[Any]]) -> list[Any | Problem]:
+        if self.is_away:
+            raise Problem("backend-unavailable", "it is away")
+        return await super().update(updates)
 
 
 class Batches(list[tuple[str, int]]):
@@ -129,12 +150,12 @@ async def test_each_caller_gets_its_own_failure(storage: Storage) -> None:
 
 async def test_a_backend_that_fails_fails_everybody_and_then_goes_on(storage: Storage) -> None:
     backend = storage.backend
-    assert isinstance(backend, SQLiteBackend)
-    backend._closed = True
+    assert isinstance(backend, RemoteBackend)
+    backend.is_away = True
     results = await asyncio.gather(*(storage.update((COUNTER,), increment) for _ in range(3)), return_exceptions=True)
     assert [isinstance(result, Problem) and result.code for result in results] == ["backend-unavailable"] * 3
     assert len({id(result) for result in results}) == 3
-    backend._closed = False
+    backend.is_away = False
     assert await storage.update((COUNTER,), increment) == 1
 
 
@@ -170,14 +191,8 @@ async def test_close_finishes_what_came_before_and_refuses_what_comes_after(stor
 
 async def test_whoever_waits_is_told_in_time(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batching, "WAIT_SECONDS", 0.1)
-    held = asyncio.Event()
-    read = storage.backend.read
-
-    async def hang(queries):
-        await held.wait()
-        return await read(queries)
-
-    monkeypatch.setattr(storage, "_reads", batching._Batches("read", hang, READ_BATCH_MAX, None))
+    assert isinstance(storage.backend, RemoteBackend)
+    held = storage.backend.held = asyncio.Event()
     under_way = asyncio.create_task(storage.read(HeadRead(COUNTER)))
     await asyncio.sleep(0.01)
     behind = asyncio.create_task(storage.read(HeadRead(COUNTER)))

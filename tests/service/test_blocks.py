@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -220,7 +221,7 @@ class Series(RuleBasedStateMachine):
             self.frames = [encode(block) for block in into_blocks([new], fill=True)]
             return
         firsts = [block.timestamps[0] for block in blocks]
-        frames = []
+        frames: list[Any] = []
         for index, old in enumerate(blocks):
             start = bisect_left(new.timestamps, firsts[index]) if index else 0
             stop = bisect_left(new.timestamps, firsts[index + 1]) if index + 1 < len(blocks) else len(new)

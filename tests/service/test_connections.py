@@ -182,14 +182,15 @@ class Served:
             await loop.connect_accepted_socket(lambda: made, ours)
             reading = asyncio.create_task(self._read(theirs))
             for packet in packets:
-                while not made._reading and not made.transport.is_closing():
+                while not made.transport.is_closing() and not made.transport.is_reading():
                     await asyncio.sleep(0)
                 if made.transport.is_closing():
                     break
                 made.get_buffer(-1)[: len(packet)] = packet
                 made.buffer_updated(len(packet))
-            while made._parsed < len(made._data) or (
-                made._exchange is not None and (made._exchange.complete_body or made._refusal is not None)
+            while not made.transport.is_closing() and (
+                not made.transport.is_reading()
+                or (made.exchange is not None and (made.exchange.complete_body or made.refusal is not None))
             ):
                 await asyncio.sleep(0)
             made.transport.close()
@@ -290,7 +291,7 @@ def test_whatever_escapes_from_answering_ends_the_connection(app, renew, error, 
                     pass
             assert not made.server.connections
             assert not made.server.idle
-            assert made._exchange is None
+            assert made.exchange is None
 
     uvloop.run(test())
 
@@ -335,14 +336,14 @@ def test_a_connection_that_is_in_nobodys_care_is_ended(state, caplog):
                 made.server.idle.clear()
             else:
                 await loop.sock_sendall(theirs, get(b"/"))
-                while made._exchange is None or made._exchange.task is None:
+                while made.exchange is None or made.exchange.task is None:
                     await asyncio.sleep(0)
                 made.server.sweep()
                 made.server.sweep()
                 assert not made.transport.is_closing()
                 ended = loop.create_task(asyncio.sleep(0)) if state == "its task has ended" else None
                 await asyncio.sleep(0.01)
-                made._exchange.task = ended
+                made.exchange.task = ended
             made.server.sweep()
             assert not made.transport.is_closing()
             made.server.sweep()
@@ -352,12 +353,12 @@ def test_a_connection_that_is_in_nobodys_care_is_ended(state, caplog):
     uvloop.run(test())
 
 
-def test_a_sweep_goes_on_after_a_connection_that_fails(caplog):
+def test_a_sweep_goes_on_after_a_connection_that_fails(caplog, monkeypatch):
     async def test() -> None:
         async with connected(answers) as (made, theirs):
-            made._reader_stalls = fails  # type: ignore[method-assign]
+            monkeypatch.setattr(made, "check", fails)
             made.server.sweep()
-            assert made.server._metrics.connections == 1
+            assert made.server.metrics.connections == 1
             assert await asyncio.get_running_loop().sock_recv(theirs, 1000) == b""
 
     uvloop.run(test())

@@ -9,6 +9,7 @@ import json
 import operator
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import Phase, settings
@@ -699,7 +700,7 @@ def needs_client(events, new):
     """Whether the chain of a new event cannot be folded by the service from that event on."""
     if new.op == "delitem" or (new.value is not None and new.value.encoding is not Encoding.JSON):
         return False
-    chain = []
+    chain: list[Any] = []
     for event in sorted((event for event in events if event.item == new.item), key=lambda event: event.timestamp):
         if event.op in ("setitem", "delitem"):
             if event.timestamp > new.timestamp:
@@ -809,8 +810,8 @@ class Engine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.usual = es_rows.PAGE_EVENTS_MAX
-        es_rows.PAGE_EVENTS_MAX = 2
+        self.patches = pytest.MonkeyPatch()
+        self.patches.setattr(es_rows, "PAGE_EVENTS_MAX", 2)
         self.folder = tempfile.TemporaryDirectory()
         self.runner = asyncio.Runner()
         self.backend = self.run(SQLiteBackend.open(f"sqlite:///{Path(self.folder.name) / 'store.db'}"))
@@ -839,7 +840,7 @@ class Engine(RuleBasedStateMachine):
         self.run(self.backend.close())
         self.runner.close()
         self.folder.cleanup()
-        es_rows.PAGE_EVENTS_MAX = self.usual
+        self.patches.undo()
 
     @rule(
         data=st.data(),

@@ -360,7 +360,7 @@ async def test_one_failing_part_fails_the_whole_batch(
 
 async def test_a_conditional_batch_can_be_sent_again(engine: Engine) -> None:
     await engine.put("c")
-    parts = {
+    parts: dict[str, Any] = {
         "gets": [BatchGet("c")],
         "sets": [BatchSet("a", ONE, "x/y", 5, ABSENT), BatchSet("b", TWO, "x/y", KEEP, ABSENT)],
         "deletes": [BatchDelete("c")],
@@ -395,7 +395,7 @@ async def test_batches_are_bounded(engine: Engine) -> None:
 KEYS = st.sampled_from(["a", "b", "c", "c/1"])
 VALUES = st.sampled_from([ONE, TWO, json_value("[1]")])
 MEDIA_TYPES = st.sampled_from(["application/json", "application/x-j+json"])
-TTLS = st.sampled_from([KEEP, Expiry.NEVER, 0.5, 1.0, 3.0])
+TTLS: st.SearchStrategy[float | Expiry] = st.sampled_from([KEEP, Expiry.NEVER, 0.5, 1.0, 3.0])
 
 
 @dataclasses.dataclass
@@ -523,8 +523,8 @@ class KeyValueMachine(RuleBasedStateMachine):
             assert put is not None
             assert (key, found.created) == (part.key, put[1])
             self.stored(part, put[0], found.etag)
-        for part in deletes:
-            self.model.pop(part.key, None)
+        for gone in deletes:
+            self.model.pop(gone.key, None)
 
     @rule(milliseconds=st.sampled_from([1, 499, 500, 1000, 5000]))
     def wait(self, milliseconds: int) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from tests.waiting import SECONDS_MAX
@@ -91,15 +92,21 @@ async def test_the_task_expires_and_erases_by_itself(store: Store) -> None:
     await store.emptied()
 
 
-async def test_the_task_goes_on_after_a_failure(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+async def away() -> NoReturn:
+    raise Problem("backend-unavailable", "it is away")
+
+
+async def test_the_task_goes_on_after_a_failure(
+    store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await store.put("secret-key", 1)
     store.now += 1000
-    store.backend._closed = True
-    store.maintenance.start()
-    async with asyncio.timeout(SECONDS_MAX):
-        while "maintenance failed and will be tried again: the database is closed" not in caplog.text:
-            await asyncio.sleep(0.01)
-    store.backend._closed = False
+    with monkeypatch.context() as patches:
+        patches.setattr(store.backend, "ping", away)
+        store.maintenance.start()
+        async with asyncio.timeout(SECONDS_MAX):
+            while "maintenance failed and will be tried again: it is away" not in caplog.text:
+                await asyncio.sleep(0.01)
     await store.emptied()
     assert "secret-key" not in caplog.text
 

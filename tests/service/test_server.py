@@ -15,6 +15,7 @@ import time
 import httpx2
 import pytest
 import uvloop
+from tests.reading import read
 from tests.waiting import SECONDS_MAX, until
 
 from rstored.api.metrics import Metrics
@@ -586,7 +587,7 @@ async def test_what_may_come_late_in_a_round_is_answered_from_what_is_stored_the
         await write(request, Reply(204))
 
     connections = Connections(Limits(), Metrics(None), lambda: told.append("renewed"))
-    connections.connections.update(range(others))
+    connections.connections.update(range(others))  # type: ignore[arg-type]
     ours, theirs = socket.socketpair()
     with theirs:
         made = Connection(app, connections, ours, None)
@@ -631,7 +632,7 @@ async def read_after_a_task(tmp_path):
     backend = await SQLiteBackend.open(dsn)
 
     async def app(request, write):
-        ((head,),) = await backend.read([(HeadRead(pair),)])
+        (head,) = await read(backend, HeadRead(pair))
         await write(request, Reply(200, (), head.value))
 
     connections = Connections(Limits(), Metrics(None), backend.renew)

@@ -92,4 +92,4 @@ def test_a_wrong_option_is_named_as_an_option():
 
 def test_settings_do_not_change():
     with pytest.raises(ValueError, match="frozen"):
-        Settings().port = 1  # type: ignore[misc]
+        Settings().port = 1

@@ -173,7 +173,7 @@ class Wire:
         self._sent_max = sent_max
         self._read_max = read_max
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = tls and tls.wrap_bio(self._incoming, self._outgoing, server_hostname="127.0.0.1")
+        self._tls = tls.wrap_bio(self._incoming, self._outgoing, server_hostname="127.0.0.1") if tls else None
 
     async def open(self) -> None:
         while self._tls is not None:
@@ -502,13 +502,13 @@ async def test_nothing_is_left_of_requests_and_connections(tmp_path, certificate
             tasks_before = asyncio.all_tasks()
 
             def held() -> dict[str, float]:
-                counts = {
+                counts: dict[str, float] = {
                     "connections": len(connections.connections),
                     "idle": len(connections.idle),
-                    "clients": len(connections._of_client),
-                    "arriving": len(entrance._arriving),
-                    "requests": len(app.front_door._under_way),
-                    "shares": len(app.front_door._shares),
+                    "clients": len(connections.of_client),
+                    "arriving": len(entrance.arriving),
+                    "requests": len(app.front_door.under_way),
+                    "shares": len(app.front_door.shares),
                     "bytes": state.bytes_held,
                     "bytes of clients": len(state.bytes_held_of),
                     "tasks": len(asyncio.all_tasks() - tasks_before),

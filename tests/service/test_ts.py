@@ -7,6 +7,7 @@ import itertools
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -39,14 +40,14 @@ class WatchedStorage(Storage):
     rows_written = 0
     plan_turns = 0
 
-    def _count(self, results):
+    def counted(self, results):
         for result in results:
             if isinstance(result, Slice):
                 self.rows_read += sum(isinstance(item, Row) for item in result.items)
         return results
 
     async def read(self, *reads):
-        return self._count(await super().read(*reads))
+        return self.counted(await super().read(*reads))
 
     async def update(self, places, plan):
         def watched(heads):
@@ -56,7 +57,7 @@ class WatchedStorage(Storage):
                 while True:
                     self.plan_turns += 1
                     results = yield query
-                    query = generator.send(self._count(results))
+                    query = generator.send(self.counted(results))
             except StopIteration as stop:
                 self.rows_written += sum(isinstance(write, PutRow) for write in stop.value.writes)
                 return stop.value
@@ -140,7 +141,7 @@ keys = itertools.count()
 
 
 def expected_range(model, start, end, n, freq, descending):
-    found = []
+    found: list[int] = []
     for t in sorted(model, reverse=descending):
         if (start is None or t >= start) and (end is None or t <= end):
             if n is not None and len(found) == n:
@@ -279,13 +280,14 @@ async def test_a_long_range_comes_in_parts_of_bounded_size(ts):
 
 async def test_a_short_range_reads_few_blocks(ts, storage):
     await ts.extend(NS, "s", numbers(range(300_000)))
-    for parameters, expected, most in [
+    cases: list[tuple[dict[str, Any], list[int], int]] = [
         ({"n": 1}, [0], 9),
         ({"start": 150_000, "end": 150_002}, [150_000, 150_001, 150_002], 2),
         ({"n": 1, "descending": True}, [299_999], 8),
         ({"freq": 100_000}, [0, 100_000, 200_000], 50),
         ({"freq": 100_000, "descending": True}, [299_999, 199_999, 99_999], 50),
-    ]:
+    ]
+    for parameters, expected, most in cases:
         storage.rows_read = 0
         assert await timestamps(ts, **parameters) == expected
         assert storage.rows_read <= most, parameters

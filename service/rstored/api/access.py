@@ -25,14 +25,14 @@ from rstored.engine.tokens import Tokens, tokens_lost
 from rstored.limits import Limits
 from rstored.problems import Problem
 
-__all__ = ["ANY_READER", "NOBODY", "OPEN", "PUBLIC", "Authentication", "Grant", "Reach", "Rule", "denied"]
+__all__ = ["ANY_READER", "CACHED_MAX", "NOBODY", "OPEN", "PUBLIC", "Authentication", "Grant", "Reach", "Rule", "denied"]
 
 T = TypeVar("T")
 
 _BEARER: Final = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] +([\x21-\x7e]+)\Z")
 _ADMIN_ID: Final = "RSTORED_ADMIN_TOKEN"
 # Entries of each of the caches. They are small, and what falls out costs a read of the backend.
-_CACHED_MAX: Final = 10_000
+CACHED_MAX: Final = 10_000
 _MINUTE: Final = 60.0
 
 
@@ -288,7 +288,7 @@ class _Failures:
     def _name(self, client: str) -> str:
         """What the client is counted under."""
         network = _network(client)
-        if network not in self._counts and len(self._counts) >= _CACHED_MAX:
+        if network not in self._counts and len(self._counts) >= CACHED_MAX:
             # So many addresses are one attack; the count that it shares bounds it as a whole.
             return ""
         return network
@@ -322,6 +322,6 @@ def _hash(data: bytes) -> bytes:
 def _remember(cache: dict[Any, Any], name: Any, value: Any) -> None:
     """Keep ``value`` at the end of the cache; what was written longest ago makes room."""
     cache.pop(name, None)
-    if len(cache) >= _CACHED_MAX:
+    if len(cache) >= CACHED_MAX:
         del cache[next(iter(cache))]
     cache[name] = value

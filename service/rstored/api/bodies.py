@@ -31,6 +31,7 @@ __all__ = [
     "answer",
     "answer_sized",
     "body_form",
+    "decode_body",
     "encode_body",
     "nothing_but_json",
     "read_body",
@@ -163,17 +164,18 @@ async def read_body(request: Request, shape: type[BodyT]) -> BodyT:
     form = body_form(request)
     body = await request.body()
     await request.begin_turn(len(body))
-    return await run_sized(len(body), _decode, body, form, shape)
+    return await run_sized(len(body), decode_body, body, form, shape)
 
 
 async def read_optional_body(request: Request, shape: type[BodyT]) -> BodyT | None:
     """As :func:`read_body`; None if the request has no body or an empty one."""
     _named_type(request)
     body = await request.body()
-    return _decode(body, body_form(request), shape) if body else None
+    return decode_body(body, body_form(request), shape) if body else None
 
 
-def _decode(body: bytes, form: str, shape: type[BodyT]) -> BodyT:
+def decode_body(body: bytes, form: str, shape: type[BodyT]) -> BodyT:
+    """The body as a ``shape``. Raises the problems of :func:`read_body` that do not depend on the request."""
     try:
         if form == JSON_MEDIA_TYPE and not body.isascii():
             body.decode()

@@ -130,10 +130,11 @@ class FrontDoor:
         self._state: State | None = None
         self._ids = _request_ids()
         self._root_path = b""
-        self._under_way: set[Request] = set()
+        # The requests under way, and how many of them each client has.
+        self.under_way: set[Request] = set()
+        self.shares: dict[str, int] = {}
         # One task looks once a second at the requests, and at what else a server adds: it costs less than a timer each.
         self.sweeps: list[Callable[[], None]] = [self._end_late]
-        self._shares: dict[str, int] = {}
         for route in declared.routes:
             if isinstance(route, StarletteRoute):
                 self._add(route)
@@ -270,25 +271,25 @@ class FrontDoor:
         So one client that has many connections leaves room for the others.
         """
         limits = request.state.limits
-        share = self._shares.get(request.client, 0)
+        share = self.shares.get(request.client, 0)
         if not endpoint.is_probe:
-            if len(self._under_way) >= limits.requests_in_flight_max:
+            if len(self.under_way) >= limits.requests_in_flight_max:
                 raise Problem("overloaded", "the service has too many requests under way: try again")
             if share >= limits.requests_in_flight_per_client_max:
                 raise Problem("overloaded", "this client has too many requests under way: try again")
-        self._shares[request.client] = share + 1
+        self.shares[request.client] = share + 1
         CLIENT.set(request.client)
-        self._under_way.add(request)
+        self.under_way.add(request)
 
     def _dismiss(self, request: Request) -> None:
         """The request is no longer under way."""
-        if request in self._under_way:
-            self._under_way.remove(request)
-            share = self._shares[request.client] - 1
+        if request in self.under_way:
+            self.under_way.remove(request)
+            share = self.shares[request.client] - 1
             if share:
-                self._shares[request.client] = share
+                self.shares[request.client] = share
             else:
-                del self._shares[request.client]
+                del self.shares[request.client]
             request.release()
 
     async def _keep_sweeping(self) -> None:
@@ -303,8 +304,8 @@ class FrontDoor:
     def _end_late(self) -> None:
         """End requests that take too long."""
         now = time.perf_counter()
-        self.state.metrics.requests_in_flight = len(self._under_way)
-        for request in list(self._under_way):
+        self.state.metrics.requests_in_flight = len(self.under_way)
+        for request in list(self.under_way):
             if request.late is None and request.task is not None:
                 request.late = request.lateness(now)
                 if request.late is not None:

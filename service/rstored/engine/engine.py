@@ -31,7 +31,7 @@ class Engine:
         """``clock`` gives POSIX milliseconds, by default the backend's; ``observe`` is called for every batch."""
         limits = limits or Limits()
         self.storage = Storage(backend, observe)
-        self._maintenance = Maintenance(self.storage, clock or backend.clock.earlier)
+        self.maintenance = Maintenance(self.storage, clock or backend.clock.earlier)
         clock = clock or backend.clock
         self.kv = KeyValues(self.storage, limits, clock)
         self.ts = TimeSeries(self.storage, limits, clock)
@@ -41,11 +41,11 @@ class Engine:
 
     async def start(self) -> None:
         """Begin maintenance."""
-        self._maintenance.start()
+        self.maintenance.start()
 
     async def stop(self) -> None:
         """Finish what is under way, and refuse what comes later. The backend stays open."""
-        await self._maintenance.stop()
+        await self.maintenance.stop()
         await self.storage.close()
 
     async def ping(self) -> None:

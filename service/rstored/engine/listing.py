@@ -11,10 +11,10 @@ from rstored.engine.batching import Storage
 from rstored.engine.model import Page
 from rstored.turns import SHORT
 
-__all__ = ["SCAN_MAX", "list_page"]
+__all__ = ["CHUNK", "SCAN_MAX", "list_page"]
 
 SCAN_MAX: Final = 10_000
-_CHUNK: Final = 1_000
+CHUNK: Final = 1_000
 _VALUES_AT_ONCE: Final = 16
 
 
@@ -47,7 +47,7 @@ async def list_page(
     items: list[tuple[str, Head]] = []
     size = 0
     scanned = 0
-    chunk = 1 if glob.exact else limit if glob.predicate is None else _CHUNK
+    chunk = 1 if glob.exact else limit if glob.predicate is None else CHUNK
     while True:
         # A backend may read without letting others in between. A long scan therefore takes turns with them.
         read = storage.read_in_turn if chunk > SHORT else storage.read
@@ -74,7 +74,7 @@ async def list_page(
         scanned += len(found.items)
         if scanned >= SCAN_MAX:
             return Page(items, after)
-        chunk = _CHUNK
+        chunk = CHUNK
 
 
 async def _with_values(storage: Storage, namespace: str, kind: Kind, keys: list[str]) -> list[tuple[str, Head]]:

@@ -85,7 +85,7 @@ class Connection(asyncio.BufferedProtocol):
         self._is_tls = False
         # The request that has not begun, and what is known of the one that arrives or is under way.
         self._request: Request | None = None
-        self._exchange: Exchange | None = None
+        self.exchange: Exchange | None = None
         # What has arrived, and how much of that has been parsed.
         self._data = _NOTHING
         self._parsed = 0
@@ -104,7 +104,7 @@ class Connection(asyncio.BufferedProtocol):
         # What arrives from now on is no request any more.
         self._deaf = False
         # What arrived and is no request, to be told when the app has returned.
-        self._refusal: Problem | None = None
+        self.refusal: Problem | None = None
         self._stopping = False
         # The connection ends with the request that is under way or arrives.
         self._takes_no_more = False
@@ -124,7 +124,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.server.forget(self)
-        exchange, self._exchange = self._exchange, None
+        exchange, self.exchange = self.exchange, None
         self._request = None
         if exchange is not None:
             exchange.lose()
@@ -147,7 +147,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self._stopping:
             # While the service stops, no request begins.
-            if self._exchange is not None and self._exchange.complete_body:
+            if self.exchange is not None and self.exchange.complete_body:
                 return
             self._takes_no_more = True
         arrived = self.server.read_buffer[:nbytes]
@@ -161,7 +161,7 @@ class Connection(asyncio.BufferedProtocol):
         Nothing lies here unparsed then, since reading would have paused.
         """
         self._takes_no_more = self._deaf = True
-        exchange = self._exchange
+        exchange = self.exchange
         if exchange is not None and not exchange.complete_body:
             exchange.lose()
         # Over TLS nothing can be sent after the end.
@@ -192,13 +192,13 @@ class Connection(asyncio.BufferedProtocol):
         turns = _REQUESTS_A_TURN
         try:
             while not self.transport.is_closing():
-                exchange = self._exchange
+                exchange = self.exchange
                 try:
                     if exchange is None:
                         if not turns or self.drained is not None:
                             break
                         self._read_head()
-                        exchange = self._exchange
+                        exchange = self.exchange
                         if exchange is None:
                             break
                     if not exchange.complete_body:
@@ -221,7 +221,7 @@ class Connection(asyncio.BufferedProtocol):
                 return
             self._data = _NOTHING
             self._parsed = 0
-            exchange = self._exchange
+            exchange = self.exchange
             if not self._reading and (exchange is None or exchange.unread_bytes <= _UNREAD_BYTES_MAX):
                 self.resume_reading()
             if self._stopping and exchange is None:
@@ -266,13 +266,13 @@ class Connection(asyncio.BufferedProtocol):
     def _end(self, exchange: Exchange) -> bool:
         """What happens when the app has returned. True if that is the end of the exchange and the next may begin."""
         if not exchange.answered:
-            if self._refusal is not None and not exchange.started:
-                self._send_refusal(self._refusal)
+            if self.refusal is not None and not exchange.started:
+                self._send_refusal(self.refusal)
             else:
                 # Without a proper end nobody takes a part of an answer for the whole.
                 self.transport.abort()
         elif exchange.complete_body:
-            self._exchange = None
+            self.exchange = None
             if not self.is_last(exchange):
                 self._ends_at = math.inf
                 self.server.idle[self] = self.loop.time()
@@ -281,7 +281,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._linger()
             else:
                 self._close()
-        elif self._refusal is not None:
+        elif self.refusal is not None:
             self._close()
         elif self._ends_at == math.inf:
             self._ends_at = self.loop.time() + _LINGER_SECONDS
@@ -293,17 +293,17 @@ class Connection(asyncio.BufferedProtocol):
 
     def _refuse(self, problem: Problem) -> None:
         """Answer what no app can answer with a problem, after what has begun, and end the connection."""
-        exchange = self._exchange
+        exchange = self.exchange
         if exchange is None or self._request is not None:
             self._send_refusal(problem)
         else:
             # The rest of its body cannot be read.
             self._ignore_the_rest()
-            self._refusal = problem
+            self.refusal = problem
             exchange.lose()
 
     def _send_refusal(self, problem: Problem) -> None:
-        self._exchange = self._request = None
+        self.exchange = self._request = None
         request_id = secrets.token_hex(8)
         self.server.log_refusal(request_id, self.address)
         reply = problem_reply(problem, request_id)
@@ -345,7 +345,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _read_head(self) -> None:
         """Parse what has arrived of the next head. With its end there is an exchange."""
-        while self._exchange is None and self._parsed < len(self._data):
+        while self.exchange is None and self._parsed < len(self._data):
             self._parse_to_blank_line()
 
     def _read_body(self, exchange: Exchange) -> None:
@@ -407,13 +407,13 @@ class Connection(asyncio.BufferedProtocol):
         In a body, what stands before its first trailer may be counted with the trailers, or not: that depends on where
         the packets are cut. So the fields are counted there, and this bound comes into play only for what is no field.
         """
-        return self._limits.header_bytes_max * (1 if self._exchange is None else 2)
+        return self._limits.header_bytes_max * (1 if self.exchange is None else 2)
 
     def _fields_are_too_many(self) -> bool:
         fields, limits = self._fields, self._limits
         if len(fields) > limits.headers_max:
             return True
-        if self._exchange is None:
+        if self.exchange is None:
             # The bytes of a head are counted before it is parsed.
             return False
         return sum(len(name) + len(value) + len(b": \r\n") for name, value in fields) > limits.header_bytes_max
@@ -436,13 +436,13 @@ class Connection(asyncio.BufferedProtocol):
 
     def _too_large(self) -> Problem:
         limits = self._limits
-        if self._exchange is None and len(self._url) > limits.uri_bytes_max:
+        if self.exchange is None and len(self._url) > limits.uri_bytes_max:
             most = limits.uri_bytes_max
             return Problem("uri-too-long", f"the request target is longer than {most} bytes", limit=most)
         most, what = limits.header_bytes_max, "bytes"
         if len(self._fields) > limits.headers_max:
             most, what = limits.headers_max, "fields"
-        part = "trailers of the request have" if self._exchange is not None else "head of the request has"
+        part = "trailers of the request have" if self.exchange is not None else "head of the request has"
         return Problem("headers-too-large", f"the {part} more than {most} {what}", limit=most)
 
     # --- called by the parser ------------------------------------------------------------------------------
@@ -496,11 +496,11 @@ class Connection(asyncio.BufferedProtocol):
             exchange.expects_continue = (b"expect", b"100-continue") in headers
         self._body_left = int(fields.get(b"content-length", -1))
         self._request = request
-        self._exchange = exchange
+        self.exchange = exchange
 
     def on_body(self, body: bytes) -> None:
         self._silent_bytes = 0
-        exchange = self._exchange
+        exchange = self.exchange
         if exchange is None:
             return
         exchange.feed(body)
@@ -511,7 +511,7 @@ class Connection(asyncio.BufferedProtocol):
             self._pause_reading()
 
     def on_message_complete(self) -> None:
-        exchange = self._exchange
+        exchange = self.exchange
         # There is none where the head asks for another protocol.
         if exchange is not None:
             if self._fields:
@@ -538,9 +538,9 @@ class Connection(asyncio.BufferedProtocol):
             self.transport.abort()
         elif is_closing or self._is_owned():
             self._unowned = None
-        elif self._unowned is not (self._exchange or self):
+        elif self._unowned is not (self.exchange or self):
             # It may be between two steps: its task has ended, and the loop is about to say so.
-            self._unowned = self._exchange or self
+            self._unowned = self.exchange or self
         else:
             logger.error("a connection was in nobody's care")
             self.server.count_closed("unowned")
@@ -548,7 +548,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _is_owned(self) -> bool:
         """Whether somebody will end it: the sweep of idle connections, itself at a set time, or its request's task."""
-        exchange = self._exchange
+        exchange = self.exchange
         if exchange is None:
             return self in self.server.idle
         task = exchange.task
@@ -560,7 +560,7 @@ class Connection(asyncio.BufferedProtocol):
         It counts only while the service adds nothing: because the client must read first, or all is sent.
         """
         unread = self.transport.get_write_buffer_size()
-        exchange = self._exchange
+        exchange = self.exchange
         all_is_sent = exchange is None or exchange.answered or self.transport.is_closing()
         if not unread or (self.drained is None and not all_is_sent):
             self._unread_since = None
@@ -605,12 +605,12 @@ class Connection(asyncio.BufferedProtocol):
         self._stopping = True
         if self._accepted is not None:
             self.abort()
-        elif self._exchange is None or self._exchange.returned:
+        elif self.exchange is None or self.exchange.returned:
             self._end_soon()
 
     def _end_soon(self) -> None:
         """Close at once if nothing has begun, else in a moment: a head whose rest arrives by then is a request."""
-        if self._exchange is None and not self._silent_bytes and self._parsed == len(self._data):
+        if self.exchange is None and not self._silent_bytes and self._parsed == len(self._data):
             self._close()
         else:
             self._ends_at = min(self._ends_at, self.loop.time() + _LINGER_SECONDS)

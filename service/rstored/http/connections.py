@@ -52,8 +52,8 @@ class Connections:
         self.proxies = proxies
         # All connections read into the same buffer, since each takes out what it read at once.
         self.read_buffer = bytearray(_READ_BYTES)
-        self._metrics = metrics
-        self._of_client: Counter[str] = Counter()
+        self.metrics = metrics
+        self.of_client: Counter[str] = Counter()
         self._closed: Counter[str] = Counter()
         self._refused = 0
         self._in_round = False
@@ -79,13 +79,13 @@ class Connections:
         """Whether a new connection may stay, which then is one of these. If there are too many, the longest idle one
         is closed for it."""
         client = connection.address
-        if self._of_client[client] >= self.limits.connections_per_client_max and client not in self.proxies:
+        if self.of_client[client] >= self.limits.connections_per_client_max and client not in self.proxies:
             self.count_closed("client-connections")
             return False
         if len(self.connections) >= self.limits.connections_max and not self.evict("evicted"):
             self.count_closed("connections")
             return False
-        self._of_client[client] += 1
+        self.of_client[client] += 1
         self.connections.add(connection)
         self.idle[connection] = now
         return True
@@ -107,9 +107,9 @@ class Connections:
             self.connections.remove(connection)
             self.idle.pop(connection, None)
             client = connection.address
-            self._of_client[client] -= 1
-            if not self._of_client[client]:
-                del self._of_client[client]
+            self.of_client[client] -= 1
+            if not self.of_client[client]:
+                del self.of_client[client]
             self._changed.set()
 
     def end_task(self, task: asyncio.Task[None]) -> None:
@@ -131,7 +131,7 @@ class Connections:
     def count_closed(self, reason: str) -> None:
         """One connection was closed by the service; the log gets one line for those of a second."""
         self._closed[reason] += 1
-        self._metrics.count_closed_connection(reason)
+        self.metrics.count_closed_connection(reason)
 
     def log_refusal(self, request_id: str, client: str) -> None:
         """What arrived was no request. Of those of a second the log gets the first few, and how many there were."""
@@ -154,7 +154,7 @@ class Connections:
             except Exception:
                 logger.exception("a connection failed")
                 connection.abort()
-        self._metrics.connections = len(self.connections)
+        self.metrics.connections = len(self.connections)
         if self._closed:
             logger.warning("connections closed", extra={"open": len(self.connections), **self._closed})
             self._closed.clear()

@@ -46,7 +46,7 @@ class Entrance:
                 "ssl_handshake_timeout": _HANDSHAKE_SECONDS,
                 "ssl_shutdown_timeout": FAREWELL_SECONDS,
             }
-        self._arriving: set[asyncio.Task[Any]] = set()
+        self.arriving: set[asyncio.Task[Any]] = set()
         self._is_open = True
         listener.listen(backlog)
         self._loop.add_reader(listener, self._accept)
@@ -71,7 +71,7 @@ class Entrance:
     def _connect(self, connection: Connection, accepted: socket.socket) -> None:
         arrival = self._loop.connect_accepted_socket(lambda: connection, accepted, **self._tls)
         task = self._loop.create_task(arrival)
-        self._arriving.add(task)
+        self.arriving.add(task)
         task.add_done_callback(functools.partial(self._arrived, connection))
 
     def _pause(self, error: OSError) -> None:
@@ -88,7 +88,7 @@ class Entrance:
             self._loop.add_reader(self._listener, self._accept)
 
     def _arrived(self, connection: Connection, task: asyncio.Task[Any]) -> None:
-        self._arriving.discard(task)
+        self.arriving.discard(task)
         if task.cancelled() or task.exception() is not None:
             # What a client does in a handshake is no failure of the service.
             self._connections.forget(connection)

@@ -313,25 +313,25 @@ async def test_access_comes_before_query_and_body(closed, admin):
 
 async def test_levels(closed, admin):
     await admin.put("/ns/mine/kv/k", json=1)
+    requests: list[tuple[str, str, dict[str, Any]]] = [
+        ("GET", "/ns/mine/kv/k", {}),
+        ("HEAD", "/ns/mine/kv/k", {}),
+        ("POST", "/ns/mine/kv", {"json": {"get": ["k"]}}),
+        ("POST", "/ns/mine/kv", {"json": {"get": ["k"], "set": [{"key": "j", "value": 1}]}}),
+        ("POST", "/ns/mine/kv", {"json": {"delete": ["j"]}}),
+        ("PUT", "/ns/mine/kv/k", {"json": 2}),
+        ("PUT", "/ns/mine", {}),
+        ("PUT", "/ns/mine", {"json": {"sealed_only": False}}),
+        ("PUT", "/ns/mine", {"json": {"sealed_only": True}}),
+        ("PUT", "/ns/mine", {"json": {"sealed_only": False}}),
+        ("GET", "/tokens", {}),
+        ("DELETE", "/ns/mine", {}),
+    ]
     by_level = {}
     for level in ("read", "write", "admin"):
         async with client(closed, (await make(admin, "mine", access=level))["token"]) as http:
             by_level[level] = [
-                (await http.request(method, path, **options)).status_code
-                for method, path, options in [
-                    ("GET", "/ns/mine/kv/k", {}),
-                    ("HEAD", "/ns/mine/kv/k", {}),
-                    ("POST", "/ns/mine/kv", {"json": {"get": ["k"]}}),
-                    ("POST", "/ns/mine/kv", {"json": {"get": ["k"], "set": [{"key": "j", "value": 1}]}}),
-                    ("POST", "/ns/mine/kv", {"json": {"delete": ["j"]}}),
-                    ("PUT", "/ns/mine/kv/k", {"json": 2}),
-                    ("PUT", "/ns/mine", {}),
-                    ("PUT", "/ns/mine", {"json": {"sealed_only": False}}),
-                    ("PUT", "/ns/mine", {"json": {"sealed_only": True}}),
-                    ("PUT", "/ns/mine", {"json": {"sealed_only": False}}),
-                    ("GET", "/tokens", {}),
-                    ("DELETE", "/ns/mine", {}),
-                ]
+                (await http.request(method, path, **options)).status_code for method, path, options in requests
             ]
     assert by_level == {
         "read": [200, 200, 200, 403, 403, 403, 403, 403, 403, 403, 403, 403],
@@ -342,7 +342,7 @@ async def test_levels(closed, admin):
 
 async def test_a_listing_of_namespaces_shows_no_other(closed, admin, monkeypatch):
     monkeypatch.setattr("rstored.engine.listing.SCAN_MAX", 5)
-    monkeypatch.setattr("rstored.engine.listing._CHUNK", 5)
+    monkeypatch.setattr("rstored.engine.listing.CHUNK", 5)
     names = [f"{team}{n:02}{end}" for team in "abc" for n in range(4) for end in ("", "-x")]
     for name in names:
         await admin.put(f"/ns/{name}")
@@ -427,7 +427,7 @@ async def test_a_known_token_asks_nothing_of_the_backend(settings):
 
 
 def count_reads(app: ASGIApp) -> list[Any]:
-    backend = app.state.backend
+    backend: Any = app.state.backend
     read, found = backend.read, []
 
     async def counted(queries: Any) -> Any:
@@ -462,40 +462,51 @@ async def test_nobody_is_let_in_unverified(settings, admin):
         async def failing(_: Any) -> Any:
             raise Problem("backend-unavailable", "the backend does not answer")
 
-        read, app.state.backend.read = app.state.backend.read, failing
+        backend: Any = app.state.backend
+        read, backend.read = backend.read, failing
         await asyncio.sleep(0.25)
         answers = await asyncio.gather(*[http.get("/") for _ in range(3)])
         assert {code(answer) for answer in answers} == {(503, "backend-unavailable")}
         assert answers[0].headers["retry-after"] == "1"
         # The service's own token needs no backend.
         assert (await http.get("/", headers=bearer(ADMIN))).status_code == 200
-        app.state.backend.read = read
+        backend.read = read
         assert (await http.get("/")).status_code == 200
 
 
-async def test_the_caches_are_bounded(closed, monkeypatch):
-    monkeypatch.setattr("rstored.api.access._CACHED_MAX", 10)
-    authentication = closed.state.authentication
-    monkeypatch.setattr(authentication._failures, "_per_minute_max", 1000)
-    for number in range(50):
-        async with client(closed, f"guess-{number}", f"192.0.2.{number}") as http:
-            assert (await http.get("/")).status_code == 401
-    assert len(authentication._unknown) == 10
-    assert len(authentication._failures._counts) <= 11
-    tokens = [await closed.state.engine.tokens.create(["*"], Access.READ) for _ in range(30)]
-    for made in tokens:
-        async with client(closed, made.text) as http:
-            assert (await http.get("/")).status_code == 200
-    assert len(authentication._known) == 10
+async def test_the_caches_are_bounded(settings, monkeypatch):
+    """What was asked for longest ago is asked of the backend again."""
+    monkeypatch.setattr("rstored.api.access.CACHED_MAX", 10)
+    limits = Limits(failed_authentications_per_minute_max=1000)
+    async with running_app(Settings(**{**settings, "token_cache_seconds": 60}, limits=limits)) as app:
+        valid = [(await app.state.engine.tokens.create(["*"], Access.READ)).text for _ in range(30)]
+        unknown = [token[:-1] + ("A" if token[-1] != "A" else "B") for token in valid]
+        reads = count_reads(app)
+
+        async def asked_for(token: str, status: int) -> int:
+            """How often the backend was asked for this token."""
+            reads.clear()
+            async with client(app, token) as http:
+                assert (await http.get("/")).status_code == status
+            return len(reads)
+
+        for tokens, status in ((valid, 200), (unknown, 401)):
+            for token in tokens:
+                await asked_for(token, status)
+            assert [await asked_for(token, status) for token in tokens[-10:]] == [0] * 10
+            assert [await asked_for(token, status) for token in tokens[:20]] == [1] * 20
 
 
-async def test_a_token_is_known_as_one_however_it_is_spaced(closed):
-    async with client(closed) as http:
-        for spaces in range(1, 30):
-            for scheme in ("Bearer", "bearer", "BEARER"):
-                header = {"Authorization": f"{scheme}{' ' * spaces}{ADMIN}"}
-                assert (await http.get("/", headers=header)).status_code == 200
-    assert len(closed.state.authentication._known) == 1
+async def test_a_token_is_known_as_one_however_it_is_spaced(settings):
+    async with running_app(Settings(**{**settings, "token_cache_seconds": 60})) as app:
+        made = await app.state.engine.tokens.create(["*"], Access.READ)
+        reads = count_reads(app)
+        async with client(app) as http:
+            for spaces in range(1, 30):
+                for scheme in ("Bearer", "bearer", "BEARER"):
+                    header = {"Authorization": f"{scheme}{' ' * spaces}{made.text}"}
+                    assert (await http.get("/", headers=header)).status_code == 200
+        assert len(reads) == 1
 
 
 # --- rates ---------------------------------------------------------------------------------------------------
@@ -527,7 +538,7 @@ async def test_guessing_is_slowed_and_the_others_go_on(settings):
 
 
 async def test_guessing_from_more_addresses_than_are_kept_is_slowed_too(settings, monkeypatch):
-    monkeypatch.setattr("rstored.api.access._CACHED_MAX", 5)
+    monkeypatch.setattr("rstored.api.access.CACHED_MAX", 5)
     async with running_app(Settings(**settings, limits=Limits(failed_authentications_per_minute_max=3))) as app:
         statuses = []
         for number in range(20):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,7 +17,7 @@ from rstore.core.media_types import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
 from rstore.core.point_parsing import parse_points
 from rstore.core.point_rows import Form
 from rstore.core.points import InvalidPoints
-from rstored.api.bodies import _decode, nothing_but_json, read_value, wire_value
+from rstored.api.bodies import decode_body, nothing_but_json, read_value, wire_value
 from rstored.api.es import Apply, ResealBody
 from rstored.api.kv import KeyBatch
 from rstored.api.tokens import TokenRequest
@@ -39,7 +40,7 @@ JSON_VALUES = st.recursive(
 def refusal_of(body: bytes, form: str, shape: type) -> str:
     """What a problem says of the body; empty if there is none."""
     try:
-        _decode(body, form, shape)
+        decode_body(body, form, shape)
     except Problem as problem:
         return problem.detail
     return ""
@@ -129,7 +130,7 @@ def test_a_msgpack_value_that_is_too_deep():
 # --- members that stand twice ------------------------------------------------------------------------------
 
 
-class Members(list):
+class Members(list[Any]):
     """An object as its pairs of name and value, of which several may have one name."""
 
 
@@ -165,7 +166,7 @@ OWN_VALUES = st.recursive(
     max_leaves=6,
 )
 TEXT = st.sampled_from(["x", "a:b", ":", '"key":', "\\"])
-SHAPES = {
+SHAPES: dict[str, tuple[Any, dict[str, Any]]] = {
     "events": (Apply, {"item": TEXT, "op": st.just("add"), "value": OWN_VALUES, "encoding": st.just("json")}),
     "set": (KeyBatch, {"key": TEXT, "value": OWN_VALUES, "ttl": st.just("never"), "if_match": st.just("*")}),
     "delete": (KeyBatch, {"key": TEXT, "if_match": st.just("*")}),
@@ -178,7 +179,7 @@ def envelopes(draw):
     name = draw(st.sampled_from(sorted(SHAPES)))
     shape, members = SHAPES[name]
     needed = {"item", "key", "value"}
-    parts = [
+    parts: list[Any] = [
         Members((n, draw(value)) for n, value in members.items() if n in needed or draw(st.booleans()))
         for _ in range(draw(st.integers(0, 4)))
     ]
@@ -195,13 +196,13 @@ def envelopes(draw):
 @given(envelopes(), st.booleans(), st.data())
 def test_a_member_that_stands_twice_is_refused_wherever_it_stands(form, drawn, escaped, data):
     shape, body, objects = drawn
-    _decode(written(body, form, escaped), form, shape)
+    decode_body(written(body, form, escaped), form, shape)
     pointer = data.draw(st.sampled_from(sorted(objects)))
     chosen = objects[pointer]
     repeated = data.draw(st.sampled_from(chosen))
     chosen.insert(data.draw(st.integers(0, len(chosen))), repeated)
     with pytest.raises(Problem) as caught:
-        _decode(written(body, form, escaped), form, shape)
+        decode_body(written(body, form, escaped), form, shape)
     assert caught.value.code == "invalid-body"
     assert caught.value.members["pointer"] == pointer
 
@@ -216,7 +217,7 @@ def test_a_member_that_stands_twice_is_refused_wherever_it_stands(form, drawn, e
 )
 def test_other_bodies_are_checked_alike(form, shape, members):
     with pytest.raises(Problem, match="twice"):
-        _decode(written(Members(members), form), form, shape)
+        decode_body(written(Members(members), form), form, shape)
 
 
 @pytest.mark.parametrize("form", [Form.JSON, Form.MSGPACK])

@@ -134,9 +134,10 @@ async def test_unary_operators_take_a_sealed_value_or_none(http):
     assert [event for event in state["events"] if event["timestamp"] == 6] == [{"timestamp": 6, **events[0]}]
     stored = (await http.get("/es/e/events?start=6")).json()["events"]
     assert stored[1] == {"timestamp": 6, **events[1]}
-    packed = {"events": [{"item": "a", "op": "neg", "value": b"\0\1\3", "encoding": "sealed"}], "timestamp": 7}
+    event = {"item": "a", "op": "neg", "value": b"\0\1\3", "encoding": "sealed"}
+    packed = {"events": [event], "timestamp": 7}
     answer = await http.post("/es/e/events", content=msgspec.msgpack.encode(packed), headers=MSGPACK)
-    assert msgspec.msgpack.decode(answer.content)["events"][-1] == {"timestamp": 7, **packed["events"][0]}
+    assert msgspec.msgpack.decode(answer.content)["events"][-1] == {"timestamp": 7, **event}
     await http.post("/es/plain/events", json={"events": [{"item": "c", "value": "AAEC", "encoding": "bytes"}]})
     body = {
         "events": [{"item": "c", "op": "not_", "value": None, "encoding": "json"}],

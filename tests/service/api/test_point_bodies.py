@@ -37,8 +37,8 @@ def outcome(read):
 @settings(max_examples=150, deadline=None)
 @given(ROWS, SPACES, st.integers(1, 40), st.sampled_from(["", "]", "}", ",", ' , "points": [[7, 7]]', "\n"]))
 def test_an_array_in_pieces(rows, separators, piece_bytes, spoilt):
-    body = json.dumps({"points": rows}, separators=separators)
-    body = (body[:-1] + spoilt + "}" if spoilt else body).encode()
+    text = json.dumps({"points": rows}, separators=separators)
+    body = (text[:-1] + spoilt + "}" if spoilt else text).encode()
     whole = outcome(lambda: parse_rows(body, Form.JSON, **BOUNDS))
     assert outcome(lambda: read_points(body, Form.JSON, **BOUNDS, piece_bytes=piece_bytes)) == whole
 

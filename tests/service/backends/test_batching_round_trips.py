@@ -28,7 +28,7 @@ class Remote(NamedTuple):
 
     storage: Storage
     proxy: Proxy
-    server: servers.Server
+    server: Any
     name: str
     commits: Callable[[], int]
 
@@ -39,7 +39,7 @@ async def remote(request: pytest.FixtureRequest, anyio_backend: str) -> AsyncIte
     reason = servers.missing_postgresql() if on_postgresql else servers.missing_redis()
     if reason is not None:
         pytest.skip(reason)
-    server = servers.postgresql_server() if on_postgresql else servers.redis_server()
+    server: Any = servers.postgresql_server() if on_postgresql else servers.redis_server()
     dsn = servers.fresh_dsn(server)
     name = dsn.rpartition("=")[2]
     async with proxied("127.0.0.1", server.port) as proxy:

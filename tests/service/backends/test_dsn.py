@@ -290,7 +290,7 @@ def arguments_of(*classes: type) -> set[str]:
     for kind in classes:
         for base in kind.__mro__:
             if "__init__" in vars(base) and base is not object:
-                found |= inspect.signature(base.__init__).parameters.keys()
+                found |= inspect.signature(vars(base)["__init__"]).parameters.keys()
     return found - {"self", "args", "kwargs", "connection_kwargs", "conn"}
 
 

@@ -42,16 +42,16 @@ class Memory(Executor):
 
     async def ask(self, asked: Sequence[tuple[int, Query]]) -> list[list[Any] | Exception]:
         self.rounds += 1
-        return [self._answer(query) for _, query in asked]
+        return [self.found_by(query) for _, query in asked]
 
     async def carry_out(self, position: int) -> None:
         """Carry out one update as the contract says it, in the plainest words."""
         update = self.updates[position]
         planning = update.plan(self.heads(update))
-        answer = None
+        answer: Any = None
         try:
             while True:
-                answer = self._answer(planning.send(answer))
+                answer = self.found_by(planning.send(answer))
                 if isinstance(answer, Exception):
                     raise answer
         except StopIteration as stop:
@@ -60,7 +60,7 @@ class Memory(Executor):
         except Exception as error:
             self.results[position] = error
 
-    def _answer(self, query: Query) -> list[Any] | Exception:
+    def found_by(self, query: Query) -> list[Any] | Exception:
         if any(isinstance(read, Listing) for read in query):
             return LookupError("it cannot be listed")
         return [self.records.get(read.place) for read in query if isinstance(read, HeadRead)]

@@ -47,7 +47,7 @@ def schema_of(dsn: str) -> str:
     return dsn.partition("schema=")[2].partition("&")[0]
 
 
-def sql(dsn: str, statement: str) -> list[tuple[object, ...]]:
+def sql(dsn: str, statement: str) -> list[tuple[Any, ...]]:
     """The rows of a statement, sent as the service's own user."""
     with psycopg.connect(dsn.partition("?")[0], autocommit=True) as connection:
         cursor = connection.execute(statement.encode())

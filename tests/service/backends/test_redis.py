@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from redis.crc import key_slot
 from tests import servers
+from tests.reading import read
 from tests.waiting import SECONDS_MAX, until
 
 from rstored.backends import backend_class
@@ -79,7 +80,7 @@ async def put(backend: RedisBackend, *writes: Write) -> None:
 
 
 async def value(backend: RedisBackend, place: Place) -> bytes | None:
-    ((head,),) = await backend.read([(HeadRead(place),)])
+    (head,) = await read(backend, HeadRead(place))
     return head and head.value
 
 
@@ -453,7 +454,7 @@ async def test_a_policy_reaches_every_bucket_and_every_process(shared) -> None:
             assert await backend.update([writing(PutHead(NS, Head(meta)))]) == [None]
 
         await asyncio.gather(changing(one, b"one"), changing(two, b"two"))
-        ((last,),) = await one.read([(HeadRead(NS),)])
+        (last,) = await read(one, HeadRead(NS))
 
         def seeing(place: Place) -> Update[Any]:
             def plan(heads):
@@ -474,7 +475,7 @@ async def test_what_expires_is_found_by_every_process_whoever_wrote_it(shared) -
     async with opened(dsn) as one, opened(dsn) as two:
 
         async def expired(backend: RedisBackend, now_ms: int) -> list[Place]:
-            (((found),),) = await backend.read([(ExpiredRead(now_ms, 10),)])
+            (found,) = await read(backend, ExpiredRead(now_ms, 10))
             return found
 
         await put(one, PutHead(kv("later"), Head(b"", b"", soon + 1)), PutHead(kv("soon"), Head(b"", b"", soon)))
@@ -491,9 +492,9 @@ async def test_what_expires_is_found_by_every_process_whoever_wrote_it(shared) -
 async def test_expiries_are_exact_beyond_what_a_double_can_hold(backend: RedisBackend) -> None:
     at = 2**53 + 1
     await put(backend, PutHead(kv("k"), Head(b"", b"", at)))
-    results = await backend.read([(HeadRead(kv("k")),), (CountRead("ns", at - 1),), (CountRead("ns", at),)])
-    assert results[0] == [Head(b"", b"", at)]
-    assert [found[0][Kind.KV] for found in results[1:]] == [1, 0]
+    head, before, after = await read(backend, HeadRead(kv("k")), CountRead("ns", at - 1), CountRead("ns", at))
+    assert head == Head(b"", b"", at)
+    assert (before[Kind.KV], after[Kind.KV]) == (1, 0)
 
 
 # --- failing -----------------------------------------------------------------------------------------------
@@ -543,7 +544,7 @@ async def test_it_heals_after_the_server_was_killed_and_keeps_what_was_acknowled
 
 
 async def test_a_server_that_hangs_is_not_waited_for(own: servers.RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_servers, "_ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(redis_servers, "ANSWER_SECONDS", 0.3)
     async with opened(own.dsn) as backend:
         await put(backend, PutHead(kv("k"), Head(b"", b"v")))
         own.pause()
@@ -560,7 +561,7 @@ async def test_a_server_that_forgot_the_scripts_is_sent_them_again(shared) -> No
         await put(backend, PutHead(kv("k"), Head(b"", b"1")))
         for node in shared.nodes if isinstance(shared, servers.RedisCluster) else [shared]:
             node.cli("SCRIPT", "FLUSH")
-        await put(backend, adding(kv("k")).places and PutHead(kv("k"), Head(b"", b"2")))
+        await put(backend, PutHead(kv("k"), Head(b"", b"2")))
         assert await value(backend, kv("k")) == b"2"
 
 
@@ -636,14 +637,14 @@ async def test_listings_go_over_all_buckets_in_pages(cluster: RedisBackend) -> N
     await put(cluster, *(PutHead(kv(name), Head(name.encode(), os.urandom(50))) for name in names))
     after, found = None, []
     while True:
-        ((page,),) = await cluster.read([(Listing("ns", Kind.KV, after=after, limit=170),)])
+        (page,) = await read(cluster, Listing("ns", Kind.KV, after=after, limit=170))
         found += [key for key, _ in page.items]
         if not page.more:
             break
         assert len(page.items) == 170
         after = found[-1]
     assert found == names
-    ((page,),) = await cluster.read([(Listing("ns", Kind.KV, values=True, bytes_max=500),)])
+    (page,) = await read(cluster, Listing("ns", Kind.KV, values=True, bytes_max=500))
     assert [key for key, _ in page.items] == names[:10]
     assert page.more
     assert all(head.meta == key.encode() and len(head.value) == 50 for key, head in page.items)
@@ -668,7 +669,7 @@ async def test_copies_of_a_namespaces_head_that_were_lost_are_made_again() -> No
 
 async def test_what_a_crash_cut_short_is_completed(cluster: RedisBackend) -> None:
     await put(cluster, PutHead(kv("k"), Head(b"")))
-    store = cluster._store
+    store = cluster.store
     registry = store.registry.tag
     # As if the process had died between the registry and the buckets, and while it made another namespace.
     ns_key = store.registry.record_key(0, b"ns")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sqlite3
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.reading import read
 
 from rstored.backends import backend_class
 from rstored.backends.abc import (
@@ -60,7 +62,21 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def backend(path: Path) -> AsyncIterator[SQLiteBackend]:
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[sqlite3.Connection]:
+    """Every connection to SQLite that the test and what it tests have opened."""
+    found: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def keeping(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        found.append(connect(*arguments, **options))
+        return found[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", keeping)
+    return found
+
+
+@pytest.fixture
+async def backend(opened: list[sqlite3.Connection], path: Path) -> AsyncIterator[SQLiteBackend]:
     backend = await SQLiteBackend.open(f"sqlite:///{path}")
     yield backend
     await backend.close()
@@ -122,11 +138,14 @@ def without_privileges() -> Iterator[None]:
         os.seteuid(0)
 
 
-async def test_the_file_is_in_wal_mode_and_synchronous_and_ours(backend: SQLiteBackend, path: Path) -> None:
-    connection = backend._writer.connection
-    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
-    assert connection.execute("PRAGMA application_id").fetchone() == (int.from_bytes(b"rsto"),)
+async def test_the_file_is_in_wal_mode_and_synchronous_and_ours(
+    backend: SQLiteBackend, opened: list[sqlite3.Connection]
+) -> None:
+    assert opened
+    for connection in opened:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert connection.execute("PRAGMA application_id").fetchone() == (int.from_bytes(b"rsto"),)
     assert backend.capabilities.local_reads
 
 
@@ -267,10 +286,13 @@ async def test_damage_is_reported_as_such(path: Path) -> None:
         await backend.close()
 
 
-async def test_a_full_disk_fails_the_write_that_does_not_fit_and_no_other(backend: SQLiteBackend) -> None:
+async def test_a_full_disk_fails_the_write_that_does_not_fit_and_no_other(
+    backend: SQLiteBackend, opened: list[sqlite3.Connection]
+) -> None:
     assert await backend.update([writing(PutHead(NS, Head(b"")))]) == [None]
-    pages = backend._writer.connection.execute("PRAGMA page_count").fetchone()[0]
-    backend._writer.connection.execute(f"PRAGMA max_page_count = {pages + 4}")
+    for connection in opened:
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages + 4}")
     small, large = (writing(PutHead(kv(key), Head(b"", size * b"x"))) for key, size in (("s", 10), ("l", 100_000)))
     results = await backend.update([small, large, small])
     assert results[0] is results[2] is None
@@ -281,7 +303,7 @@ async def test_a_full_disk_fails_the_write_that_does_not_fit_and_no_other(backen
 async def test_a_lock_that_another_process_keeps(
     path: Path, backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "_BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(connections, "BUSY_SECONDS", 0.05)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     results = await backend.update([writing(PutHead(NS, Head(b"")))] * 3)
@@ -304,7 +326,7 @@ async def test_a_busy_process_is_waited_for_in_short_steps(
         if len(pauses) == 20:
             other.execute("ROLLBACK")
 
-    monkeypatch.setattr(connections.time, "sleep", pause)
+    monkeypatch.setattr("time.sleep", pause)
     assert await backend.update([writing(PutHead(NS, Head(b"")))]) == [None]
     assert len(pauses) == 20
     assert max(pauses) < 0.001
@@ -417,7 +439,7 @@ async def test_two_processes_write_one_file_and_lose_nothing(path: Path) -> None
         _, errors = await asyncio.to_thread(writer.communicate, timeout=60)
         assert writer.returncode == 0, errors.decode()
     backend = await SQLiteBackend.open(f"sqlite:///{path}")
-    ((total, counts),) = await backend.read([(HeadRead(kv("total")), CountRead("ns", 0))])
+    total, counts = await read(backend, HeadRead(kv("total")), CountRead("ns", 0))
     await backend.close()
     assert total == Head(b"", b"200")
     assert counts[Kind.KV] == 201
@@ -435,11 +457,12 @@ async def test_what_was_acknowledged_survives_a_kill(path: Path) -> None:
     writer.stdout.close()
     writer.stderr.close()
     backend = await SQLiteBackend.open(f"sqlite:///{path}")
-    ((total, *heads),) = await backend.read([(HeadRead(kv("total")), *(HeadRead(kv(key)) for key in acknowledged))])
+    total, *heads = await read(backend, HeadRead(kv("total")), *(HeadRead(kv(key)) for key in acknowledged))
     assert heads == [Head(b"")] * len(acknowledged)
     assert int(total.value) >= len(acknowledged)
-    assert backend._writer.connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     await backend.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 # --- what a read sees --------------------------------------------------------------------------------------

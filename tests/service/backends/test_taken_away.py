@@ -252,9 +252,9 @@ async def test_commands_that_are_forbidden() -> None:
                     assert refused or command not in COMMANDS["commit.lua"], command
                     administrator.execute_command("ACL", "SETUSER", name, f"+{command.lower()}")
                     await user.works()
-                for rights in ((), (f"%R~{{{prefix}*",), (f"~{prefix}*",)):
+                for patterns in ((), (f"%R~{{{prefix}*",), (f"~{prefix}*",)):
                     await user.fill()
-                    administrator.execute_command("ACL", "SETUSER", name, "resetkeys", *rights)
+                    administrator.execute_command("ACL", "SETUSER", name, "resetkeys", *patterns)
                     assert await user.refusals(state)
                     administrator.execute_command("ACL", "SETUSER", name, "resetkeys", f"~{{{prefix}*")
                     await user.works()

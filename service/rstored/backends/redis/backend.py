@@ -46,7 +46,7 @@ class RedisBackend(Backend):
         self.clock = store.clock
         self.capabilities = Capabilities(atomic_batches=not servers.cluster or store.buckets == 1)
         self._servers = servers
-        self._store = store
+        self.store = store
         self._reader = Reader(store)
         self._description = description
         self._closed = False
@@ -94,7 +94,7 @@ class RedisBackend(Backend):
         try:
             async with asyncio.timeout(_PING_SECONDS):
                 self._description = await description_of(self._servers)
-                await self._store.look()
+                await self.store.look()
         except UnfitStorage:
             # A new connection may be to another server, where the store is.
             await self._servers.close()
@@ -135,7 +135,7 @@ class RedisBackend(Backend):
 
     async def purge(self) -> bool:
         self._check_open()
-        store = self._store
+        store = self.store
         registry, slot = store.registry.tag, store.registry.slot
         stale = store.clock.earlier() // 1000 - _PENDING_SECONDS
         unsettled, pending, trash = await store.exchange(

@@ -22,11 +22,11 @@ from rstored.backends.redis.calls import Argument, Call, packed
 from rstored.backends.redis.dsn import Address, RedisDSN
 from rstored.backends.redis.failures import FAILURES
 
-__all__ = ["Node", "Servers", "SingleServer", "Unsent", "answers_of", "facts_of", "with_followers"]
+__all__ = ["ANSWER_SECONDS", "Node", "Servers", "SingleServer", "Unsent", "answers_of", "facts_of", "with_followers"]
 
 # To get a connection: a free one or a new one, greeted and logged in.
 _CONNECT_SECONDS: Final = 2.0
-_ANSWER_SECONDS: Final = 10.0
+ANSWER_SECONDS: Final = 10.0
 _CONNECTIONS_MAX: Final = 8
 
 
@@ -65,7 +65,7 @@ class Node:
         try:
             async with asyncio.timeout_at(loop.time() + _CONNECT_SECONDS) as timeout, self._permits:
                 connection = await self._connected()
-                timeout.reschedule(loop.time() + _ANSWER_SECONDS)
+                timeout.reschedule(loop.time() + ANSWER_SECONDS)
                 try:
                     await connection.send_packed_command([*map(packed, commands)], check_health=False)
                     for _ in commands:

@@ -14,17 +14,17 @@ from rstored.backends.sqlite.files import Files, create, hide_from_others, ident
 from rstored.backends.sqlite.statements import DIALECT
 from rstored.problems import Problem
 
-__all__ = ["BEGIN", "check_schema", "connect", "connect_both", "schema_version", "when_free"]
+__all__ = ["BEGIN", "BUSY_SECONDS", "check_schema", "connect", "connect_both", "schema_version", "when_free"]
 
 _APPLICATION_ID: Final = int.from_bytes(b"rsto")
-_BUSY_SECONDS: Final = 10.0
+BUSY_SECONDS: Final = 10.0
 _BUSY_PAUSE_SECONDS: Final = 0.0002
 BEGIN: Final = "BEGIN IMMEDIATE"
 
 
 def connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
-        path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=512
+        path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=512
     )
     # KiB, negated. Each of the two connections may come to hold as much; more gains nothing that the system's own
     # cache does not give, and a long series going through would fill it.
@@ -125,7 +125,7 @@ def when_free(connection: sqlite3.Connection, statement: str) -> sqlite3.Cursor:
     SQLite does not wait for some locks at all, and for the others ever longer, up to a tenth of a second at a time:
     so it would seldom come upon the moment that a busy process leaves between two of its batches.
     """
-    deadline = time.monotonic() + _BUSY_SECONDS
+    deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
             return connection.execute(statement)
