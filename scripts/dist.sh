@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds the sdist, and the wheel from the sdist, into dist/, and tries both: the tests of the project's files run in the
-# unpacked sdist; the wheel is installed into empty environments, without extras and with all of them, and used.
+# unpacked sdist; into empty environments pip installs the sdist without extras, and the wheel with all; both are used.
 # The dependencies have the versions of the locks, and pip fetches them.
 set -eu
 
@@ -26,14 +26,15 @@ echo 'Running the tests of the files in the sdist'
 "$root/.venv/bin/python" -m pytest -q --collect-only tests >"$work/collected" || { tail "$work/collected"; exit 1; }
 
 cd "$work"
+sdist=$(ls "$root"/dist/rstore-*.tar.gz)
 wheel=$(ls "$root"/dist/rstore-*.whl)
 # A constraint with hashes would ask for one of the wheel itself, too.
 sed -nE 's/^([a-z0-9-]+==[^\\]*[^\\ ]) ?\\?$/\1/p' "$root/locks/development.txt" >constraints.txt
 for environment in bare whole; do
     "$root/.venv/bin/python" -m venv "$environment"
 done
-echo 'Installing the wheel without extras, and with all that users have'
-bare/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$wheel"
+echo 'Installing the sdist without extras, and the wheel with all that users have'
+bare/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$sdist"
 whole/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$wheel[service,cli]"
 bare/bin/python -m pip check
 whole/bin/python -m pip check
