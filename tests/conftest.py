@@ -15,6 +15,7 @@ from typing import IO, Any, Final
 
 import hypothesis
 import pytest
+from tests.forked import ForkedProcess
 from tests.nginx import nginx_processes
 from tests.waiting import SECONDS_MAX, has_read_everything, listens, until
 
@@ -26,6 +27,9 @@ hypothesis.settings.load_profile("any machine")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# No test trusts an authority of this machine. Otherwise each client that is made would read all of them.
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = os.devnull
 
 _KEY: Final = re.compile(r"[\w-]{43}=")
 
@@ -43,7 +47,12 @@ def anyio_backend() -> str:
 
 
 class ServiceProcess:
-    """``rstored serve`` in a process of its own. ``url`` and ``port`` are known once it is ready."""
+    """``rstored serve`` in a process of its own. ``url`` and ``port`` are known once it is ready.
+
+    It is forked from a process that has imported what it needs, and runs the Python code ``prelude`` first. If
+    ``forked`` is false, as where its memory is measured, or something must be done before Python begins, it is started
+    by its name.
+    """
 
     def __init__(
         self,
@@ -56,24 +65,31 @@ class ServiceProcess:
         env: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
         preexec: Callable[[], None] | None = None,
+        prelude: str = "",
+        forked: bool = True,
     ) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RSTORE")}
         environment |= {f"RSTORED_LIMITS__{name}": str(value) for name, value in (limits or {}).items()}
+        environment |= env or {}
         # Without one it comes from the environment.
         given = [] if dsn is None else ["--dsn", dsn]
-        command = [sys.executable, "-m", "rstored", "serve", *given, "--host", host, "--port", str(port)]
+        arguments = ["serve", *given, "--host", host, "--port", str(port)]
         self.url = ""
         self.port = port
         self._log_path = log
         self._log_file: IO[bytes] = log.open("wb")
-        self.process = subprocess.Popen(
-            [*prefix, *command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=self._log_file,
-            env=environment | dict(env or {}),
-            preexec_fn=preexec,
-        )
+        self.process: ForkedProcess | subprocess.Popen[bytes]
+        if forked and not prefix and preexec is None:
+            self.process = ForkedProcess("rstored", arguments, env=environment, stderr=self._log_file, prelude=prelude)
+        else:
+            self.process = subprocess.Popen(
+                [*prefix, sys.executable, "-m", "rstored", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=self._log_file,
+                env=environment,
+                preexec_fn=preexec,
+            )
 
     def wait_until_ready(self) -> None:
         """Return when it listens; ``RuntimeError`` with its log if it does not."""
@@ -148,7 +164,7 @@ def service_processes(folder: Path) -> Iterator[Serve]:
 
 @pytest.fixture
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """``serve(dsn, *, wait, host, port, limits, env, prefix, preexec)`` starts a :class:`ServiceProcess`."""
+    """``serve(dsn, *, wait, …)`` starts a :class:`ServiceProcess`."""
     with service_processes(tmp_path_factory.mktemp("services")) as serve:
         yield serve
 

@@ -21,8 +21,6 @@ import operator
 import os
 import re
 import ssl
-import subprocess
-import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,6 +32,7 @@ import numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.forked import run
 
 import rstore
 from rstore import AsyncStore, Store, StoreError, StoreNotAvailableError, StoreRequestError
@@ -614,11 +613,10 @@ def test_a_variable_that_is_set_and_empty_is_a_mistake(monkeypatch, variable):
     for kind in (Store, AsyncStore):
         with pytest.raises(StoreRequestError, match=f"RSTORE_{variable} is set and empty"):
             kind("http://127.0.0.1:1", "n")
-    program = Path(sys.executable).with_name("rstore")
     for command in (["get", "k"], ["rotate", "--check"], ["info"]):
-        done = subprocess.run([program, *command], capture_output=True, text=True, timeout=60, check=False)
+        done = run("rstore", *command, env=os.environ)
         assert done.returncode == 1
-        assert done.stderr == f"rstore: RSTORE_{variable} is set and empty; give it a value, or unset it\n"
+        assert done.stderr.decode() == f"rstore: RSTORE_{variable} is set and empty; give it a value, or unset it\n"
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests.client.commands import COMMANDS
+from tests.forked import ForkedProcess, run
 
 import rstore
 
@@ -84,11 +84,9 @@ def arguments_of(path, environment) -> list[str]:
     return (["--key", KEY] if path == ("rotate",) else []) + [*path, *given]
 
 
-def completed(environment, path, stdout, **changed) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "rstore", *arguments_of(path, environment)]
-    return subprocess.run(
-        command, input=b"[1,1]\n", stdout=stdout, stderr=subprocess.PIPE, env=environment | changed, check=False
-    )
+def completed(environment, path, stdout=None, prelude="") -> subprocess.CompletedProcess[bytes]:
+    words = arguments_of(path, environment)
+    return run("rstore", *words, env=environment, stdin=b"[1,1]\n", stdout=stdout, prelude=prelude)
 
 
 def assert_one_line(error: bytes, path=()):
@@ -99,27 +97,18 @@ def assert_one_line(error: bytes, path=()):
     assert lines[0].startswith("rstore: ")
 
 
-def on_all(paths, check):
-    """Check each command; two at a time, since most of a short command's time goes into its start."""
-    with ThreadPoolExecutor(2) as pool:
-        for failure in pool.map(check, paths):
-            assert failure is None
-
-
 def test_a_full_disk_is_one_line(environment):
-    def check(path):
+    for path in CALLS:
         with open("/dev/full", "wb") as full:
             done = completed(environment, path, full)
         assert done.returncode == 1, (path, done)
         assert_one_line(done.stderr, path)
         assert b"No space left on device" in done.stderr
 
-    on_all(CALLS, check)
-
 
 def test_a_character_that_the_terminal_cannot_encode_is_one_line(environment):
-    def check(path):
-        done = completed(environment, path, subprocess.PIPE, PYTHONIOENCODING="ascii")
+    for path in CALLS:
+        done = completed(environment, path, prelude="import sys; sys.stdout.reconfigure(encoding='ascii')")
         if path in ASCII_ALWAYS or (path[0] == "token" and path != ("token", "list")):
             assert done.returncode == 0, (path, done)
         else:
@@ -127,11 +116,9 @@ def test_a_character_that_the_terminal_cannot_encode_is_one_line(environment):
             assert_one_line(done.stderr)
             assert b"UTF-8" in done.stderr
 
-    on_all(CALLS, check)
-
 
 def test_a_reader_that_is_gone_ends_the_command_as_a_signal_does(environment):
-    def check(path):
+    for path in CALLS:
         reader, writer = os.pipe()
         os.close(reader)
         done = completed(environment, path, writer)
@@ -139,18 +126,17 @@ def test_a_reader_that_is_gone_ends_the_command_as_a_signal_does(environment):
         assert done.returncode == -signal.SIGPIPE, (path, done)
         assert done.stderr == b"" or b"this is token" in done.stderr
 
-    on_all(CALLS, check)
-
 
 @pytest.mark.parametrize("path", [("get",), ("find",), ("token", "create")], ids=" ".join)
 def test_output_without_a_buffer_fails_alike(path, environment):
+    command = [sys.executable, "-u", "-m", "rstore", *arguments_of(path, environment)]
     with open("/dev/full", "wb") as full:
-        done = completed(environment, path, full, PYTHONUNBUFFERED="1")
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, check=False)
     assert done.returncode == 1
     assert_one_line(done.stderr, path)
     reader, writer = os.pipe()
     os.close(reader)
-    done = completed(environment, path, writer, PYTHONUNBUFFERED="1")
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment, check=False)
     os.close(writer)
     assert done.returncode == -signal.SIGPIPE
 
@@ -225,21 +211,21 @@ def test_nobody_to_ask_is_one_line(environment):
 
 
 @pytest.mark.parametrize("path", [path for path in CALLS | SILENT if path != ("keygen",)], ids=" ".join)
-def test_ctrl_c_ends_the_command_as_a_signal_does(path, environment):
+def test_ctrl_c_ends_the_command_as_a_signal_does(path, environment, tmp_path):
     """While it waits for a service that never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        command = [sys.executable, "-m", "rstore", "--url", url, *arguments_of(path, environment)]
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-        )
+        words = ["--url", url, *arguments_of(path, environment)]
+        with open(tmp_path / "err", "wb") as err:
+            process = ForkedProcess("rstore", words, env=environment, stderr=err)
         listener.settimeout(60)
         connection, _ = listener.accept()
         with connection:
             connection.recv(1)
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (-signal.SIGINT, b"", b"rstore: interrupted\n")
+            code = process.wait(60)
+    with process.stdout as out:
+        assert (code, out.read(), (tmp_path / "err").read_bytes()) == (-signal.SIGINT, b"", b"rstore: interrupted\n")
 
 
 def test_ctrl_c_while_the_program_is_loaded():
@@ -276,9 +262,8 @@ def service_calls(tmp_path):
 
 def test_the_service_s_commands_end_alike(service_calls):
     for words in service_calls:
-        command = [sys.executable, "-m", "rstored", *words]
         with open("/dev/full", "wb") as full:
-            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False, timeout=60)
+            done = run("rstored", *words, env=os.environ, stdout=full)
         told = [line for line in done.stderr.decode().splitlines() if not line.startswith("{")]
         assert done.returncode == 1, words
         assert "Traceback" not in done.stderr.decode()
@@ -287,7 +272,7 @@ def test_the_service_s_commands_end_alike(service_calls):
             continue
         reader, writer = os.pipe()
         os.close(reader)
-        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+        done = run("rstored", *words, env=os.environ, stdout=writer)
         os.close(writer)
         assert done.returncode == -signal.SIGPIPE, words
         assert b"Traceback" not in done.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import re
 import secrets
 import time
@@ -42,21 +41,18 @@ def dsn(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def shifted(serve: Any, tmp_path: Path) -> Any:
+def shifted(serve: Any) -> Any:
     """``shifted(dsn, seconds)`` starts a process whose clock is so far ahead."""
 
     def start(dsn: str, seconds: int, **options: Any) -> Any:
-        folder = tmp_path / f"clock{seconds}"
-        folder.mkdir(exist_ok=True)
-        # Python reads this before anything else, so the whole process sees no other time.
-        (folder / "sitecustomize.py").write_text(
+        # It runs before the service does anything, and everything reads the time from this module.
+        wrong = (
             "import time\n"
-            f"_time, _time_ns, _ahead = time.time, time.time_ns, {seconds}\n"
-            "time.time = lambda: _time() + _ahead\n"
-            "time.time_ns = lambda: _time_ns() + _ahead * 10**9\n"
+            "_time, _time_ns = time.time, time.time_ns\n"
+            f"time.time = lambda: _time() + {seconds}\n"
+            f"time.time_ns = lambda: _time_ns() + {seconds} * 10**9\n"
         )
-        path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
-        return serve(dsn, env={"PYTHONPATH": path, **options.pop("env", {})}, **options)
+        return serve(dsn, prelude=wrong, **options)
 
     return start
 

@@ -44,7 +44,7 @@ def many_files():
 
 @pytest.fixture
 def server(serve, tmp_path):
-    server = serve(f"sqlite:///{tmp_path / 'store.db'}")
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}", forked=False)
     assert httpx2.put(f"{server.url}/kv/k", json="v").is_success
     return server
 
@@ -179,7 +179,9 @@ def test_ten_thousand_idle_connections(server, many_files):
 def test_readers_that_do_not_read(serve, tmp_path):
     bytes_max = 64 * 2**20
     server = serve(
-        f"sqlite:///{tmp_path / 'store.db'}", limits={"IN_FLIGHT_BYTES_MAX": bytes_max, "FRAMES_BYTES_MAX": bytes_max}
+        f"sqlite:///{tmp_path / 'store.db'}",
+        forked=False,
+        limits={"IN_FLIGHT_BYTES_MAX": bytes_max, "FRAMES_BYTES_MAX": bytes_max},
     )
     with httpx2.Client(base_url=server.url, timeout=30) as http:
         for part in range(20):
@@ -211,7 +213,9 @@ def test_answers_that_are_gathered_count_while_they_grow(serve, tmp_path, target
     """A request of a hundred bytes, many times at once, whose answer is whole before its first byte is sent."""
     bytes_max = 64 * 2**20
     server = serve(
-        f"sqlite:///{tmp_path / 'store.db'}", limits={"IN_FLIGHT_BYTES_MAX": bytes_max, "FRAMES_BYTES_MAX": bytes_max}
+        f"sqlite:///{tmp_path / 'store.db'}",
+        forked=False,
+        limits={"IN_FLIGHT_BYTES_MAX": bytes_max, "FRAMES_BYTES_MAX": bytes_max},
     )
     with httpx2.Client(base_url=server.url, timeout=30) as http:
         assert http.put("/kv/k", json="v").is_success

@@ -457,7 +457,7 @@ def test_after_any_bytes_each_connection_ends_or_is_idle_and_others_are_served(s
     # What is idle is closed soon as well, so at the end there is none.
     seconds = ("IDLE_SECONDS_MAX", "STALL_SECONDS_MAX", "BODY_SECONDS_MAX", "REQUEST_SECONDS_MAX")
     limits = dict.fromkeys(seconds, 2)
-    server = serve(f"sqlite:///{tmp_path / 'store.db'}", limits=limits, env=env)
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}", limits=limits, env=env, forked=False)
     pid = server.process.pid
 
     def ask(method: str, path: str, **options: Any) -> httpx2.Response:

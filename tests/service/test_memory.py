@@ -18,7 +18,7 @@ CALLS = 4
 
 
 def test_a_million_points_a_call_and_all_of_them_out_again_take_little_memory(serve, tmp_path):
-    server = serve(f"sqlite:///{tmp_path / 'store.db'}")
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}", forked=False)
     url = f"{server.url}/ts/long/range"
     for call in range(CALLS):
         timestamps = array("q", range(call * POINTS, (call + 1) * POINTS))

@@ -442,6 +442,7 @@ async def sample_memory(pid: int, into: list[int]) -> None:
 async def test_a_process_lets_go_of_everything(serve, tmp_path, certificates):
     process = serve(
         f"sqlite:///{tmp_path / 'store.db'}",
+        forked=False,
         limits={name.upper(): limit for name, limit in LIMITS.items()},
         env={
             "RSTORED_SHUTDOWN_GRACE_SECONDS": str(GRACE_SECONDS),

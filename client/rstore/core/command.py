@@ -8,6 +8,7 @@ every program that does not handle them, so a shell's loop or pipeline sees what
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -63,15 +64,16 @@ def run(name: str, load: Callable[[], Program], *, extra: str) -> NoReturn:
     sys.exit(code)
 
 
+@functools.cache
 def typer_program(name: str, commands: typer.Typer) -> Program:
-    """The program of these commands. It raises :class:`Failure` for a command that is written wrongly."""
+    """The program of these commands, made once. It raises :class:`Failure` for a command that is written wrongly."""
     import typer
 
+    command = typer.main.get_command(commands)
     # These errors have no public names.
     usage_error: Any = typer.BadParameter.__base__
 
     def program(arguments: list[str]) -> int:
-        command = typer.main.get_command(commands)
         try:
             # Not `main` of the command, which would handle some errors of output itself.
             with command.make_context(name, arguments) as context:

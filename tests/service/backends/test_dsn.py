@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import secrets
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 from psycopg import pq
 from redis.asyncio import connection as redis_connection
 from tests import servers
+from tests.forked import run
 
 from rstore.codec.values import dump
 from rstore.core.encodings import Encoding, Value
@@ -484,21 +484,12 @@ async def test_the_command_says_one_line_and_exits(postgresql, redis, tmp_path: 
         f"redis://:{PASSWORD}@127.0.0.1:1",
         f"sqlite:///{tmp_path}/{'a' * 300}",
     ]
-    processes = [
-        asyncio.to_thread(
-            subprocess.run,
-            [sys.executable, "-m", "rstored", *command.split(), "--dsn", dsn],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        for dsn in dsns
-    ]
+    processes = [asyncio.to_thread(run, "rstored", *command.split(), "--dsn", dsn, env=os.environ) for dsn in dsns]
     # At once: each of them only starts, or waits for a server.
     for dsn, done in zip(dsns, await asyncio.gather(*processes), strict=True):
         assert done.returncode == 1, (dsn, done.stdout, done.stderr)
-        assert done.stdout == ""
-        assert done.stderr.startswith("rstored: ")
-        assert done.stderr.count("\n") == 1
-        assert PASSWORD not in done.stderr
+        assert done.stdout == b""
+        told = done.stderr.decode()
+        assert told.startswith("rstored: ")
+        assert told.count("\n") == 1
+        assert PASSWORD not in told
