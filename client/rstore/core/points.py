@@ -385,6 +385,12 @@ def digest(points: Points) -> str:
     return hashed.hexdigest()
 
 
+def column_kind(column: Column) -> ColumnKind:
+    if isinstance(column, Cells):
+        return ColumnKind.CELLS
+    return ColumnKind.FLOATS if column.typecode == "d" else ColumnKind.INTEGERS
+
+
 def _rows(timestamps: list[Any], values: list[Any] | Cells, dump: Callable[[Any], Value] | None) -> Points:
     """The columns as the caller gives them, checked, but not in order."""
     times = _timestamps(timestamps)
@@ -479,12 +485,6 @@ def _joined_cells(columns: list[Column]) -> Cells:
 
 def _column(values: array[int] | array[float], indices: list[int]) -> Column:
     return array(values.typecode, map(values.__getitem__, indices))
-
-
-def column_kind(column: Column) -> ColumnKind:
-    if isinstance(column, Cells):
-        return ColumnKind.CELLS
-    return ColumnKind.FLOATS if column.typecode == "d" else ColumnKind.INTEGERS
 
 
 def _size(column: Column) -> int:
