@@ -104,3 +104,12 @@ def test_a_private_name_is_found_wherever_it_is_touched() -> None:
     assert private in {*touched(ast.parse(f"from rstore import Store\nclass Own(Store):\n    {private} = 1"))}
     assert {*touched(ast.parse("class Own:\n    _x = 1\n    def y(self): return self._x"))} == set()
     assert {"_dump", "_load", "_freq"} <= OFFERED
+
+
+# What RSTORE_URL and the like say is not for the tests, but for the commands that they run.
+VARIABLE = re.compile(r"(environ\.get\(|getenv\()\"RSTORE_")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(TESTS)))
+def test_a_variable_that_is_set_and_empty_counts_as_not_set(file: Path) -> None:
+    assert VARIABLE.search(file.read_text()) is None, "read it by `knob`"

@@ -18,7 +18,6 @@ import functools
 import inspect
 import itertools
 import operator
-import os
 import re
 import ssl
 import types
@@ -33,6 +32,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.forked import run
+from tests.knobs import knob
 
 import rstore
 from rstore import AsyncStore, Store, StoreError, StoreNotAvailableError, StoreRequestError
@@ -40,7 +40,7 @@ from rstore.core.errors import PROBLEMS
 
 KEY = rstore.generate_key()
 # Every how manyeth combination of a parameter and a value is sent to a service; RSTORE_FUZZ_EXAMPLES tries all.
-STRIDE = 1 if os.environ.get("RSTORE_FUZZ_EXAMPLES") else 7
+STRIDE = 1 if knob("RSTORE_FUZZ_EXAMPLES", "") else 7
 
 
 class OwnError(Exception):

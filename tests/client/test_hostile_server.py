@@ -26,6 +26,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from tests.knobs import knob
 
 import rstore
 from rstore import AsyncStore, Store, StoreError
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.anyio
 TOKEN = "hostile-server-must-not-show-this-token"
 KEY = rstore.generate_key()
 # Every how manyeth mutation of an answer is tried; RSTORE_FUZZ_EXAMPLES tries all.
-STRIDE = 1 if os.environ.get("RSTORE_FUZZ_EXAMPLES") else 61
+STRIDE = 1 if knob("RSTORE_FUZZ_EXAMPLES", "") else 61
 
 # Each operation with arguments under which it sends something. `open` and `close` are every test's own.
 ARGUMENTS: dict[str, tuple[Any, ...] | dict[str, Any]] = {

@@ -11,7 +11,6 @@ import gc
 import inspect
 import itertools
 import json
-import os
 import pickle
 import struct
 import tracemalloc
@@ -24,6 +23,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.knobs import knob
 
 import rstore
 from rstore import AsyncStore, Store, StoreError, StoreProtocolError
@@ -37,7 +37,7 @@ BUDGET = 4 * 2**20
 # What is taken beside that: the HTTP library and tracemalloc's own.
 SLACK = 2**20
 # One in how many of the possible answers is tried; RSTORE_FUZZ_EXAMPLES, as in `make fuzz`, tries all.
-AT_LENGTH = bool(os.environ.get("RSTORE_FUZZ_EXAMPLES"))
+AT_LENGTH = bool(knob("RSTORE_FUZZ_EXAMPLES", ""))
 KEY = rstore.generate_key()
 SEALER = Sealer(KEY)
 

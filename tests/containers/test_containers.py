@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 from tests.certificates import new_authority
+from tests.knobs import knob
 from tests.pages import ROOT, shown
 from tests.waiting import until
 
@@ -30,7 +31,7 @@ from rstored.settings import Settings
 
 PAGE = "docs/operating.md"
 STANDINS = Path(__file__).parent / "standins"
-CACHE = os.environ.get("RSTORE_CONTAINER_CACHE")
+CACHE = knob("RSTORE_CONTAINER_CACHE", "")
 URL = "http://127.0.0.1:8000"
 TOKEN = "0123456789abcdef0123456789abcdef"
 PASSWORD = "fedcba9876543210"
@@ -48,7 +49,7 @@ PROFILES = {
     },
 }
 
-pytestmark = pytest.mark.skipif(CACHE is None, reason="needs a container engine of its own: make container-test")
+pytestmark = pytest.mark.skipif(not CACHE, reason="needs a container engine of its own: make container-test")
 
 
 def run(
@@ -79,7 +80,7 @@ def docker(*arguments: str, cwd: Path | None = None) -> str:
 @pytest.fixture(scope="session")
 def base_images() -> None:
     """Stand-ins under the names of the images that Dockerfile and Compose file use."""
-    assert CACHE is not None
+    assert CACHE
     for name in ("python", "servers"):
         docker("import", f"{CACHE}/{name}.tar", f"rstore-standin/{name}")
     used = set(re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE))

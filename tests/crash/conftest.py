@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import random
 
 import pytest
+from tests.knobs import knob
 
 
 @pytest.fixture
 def seed() -> int:
-    seed = int(os.environ.get("RSTORE_CRASH_SEED") or random.randrange(2**32))
+    seed = int(knob("RSTORE_CRASH_SEED", "0")) or random.randrange(2**32)
     print(f"RSTORE_CRASH_SEED={seed}")
     return seed

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +17,13 @@ from typing import Any, NamedTuple
 
 import httpx2
 from tests.faults.load import BOUND_SECONDS, HEAL_SECONDS, get_json
+from tests.knobs import knob
 
 from rstore.core.folding import fold, relevant
 
 __all__ = ["KILLS", "LONG", "PLANTED", "Crash", "Tally"]
 
-KILLS = int(os.environ.get("RSTORE_CRASH_KILLS", "3"))
+KILLS = int(knob("RSTORE_CRASH_KILLS", "3"))
 LONG = KILLS >= 50
 PLANTED = Path(__file__).with_name("planted.py")
 """A service with a planted bug."""

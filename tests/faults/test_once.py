@@ -10,7 +10,6 @@ import copy
 import functools
 import inspect
 import operator
-import os
 import random
 import secrets
 import time
@@ -21,6 +20,7 @@ from typing import Any, TypeAlias
 import pytest
 from tests.conformance.backends import BACKENDS
 from tests.faults.mischief import Mischief, mischievous
+from tests.knobs import knob
 
 import rstore
 from rstore import AsyncStore, Store, StoreConflictError, StoreIntegrityError, StoreNotAvailableError, calls
@@ -28,10 +28,8 @@ from rstore.store.base import open_unasked
 
 pytestmark = pytest.mark.anyio
 
-SECONDS = float(os.environ.get("RSTORE_FAULT_SECONDS", "2"))
-SEED = int(os.environ.get("RSTORE_FAULT_SEED", "0")) or (
-    secrets.randbits(32) if "RSTORE_FAULT_SECONDS" in os.environ else 7
-)
+SECONDS = float(knob("RSTORE_FAULT_SECONDS", "2"))
+SEED = int(knob("RSTORE_FAULT_SEED", "0")) or (secrets.randbits(32) if knob("RSTORE_FAULT_SECONDS", "") else 7)
 SEALING_KEY = rstore.generate_key()
 Maker: TypeAlias = Callable[[str], Any]
 """Makes a store of a service at a URL; it is not open yet."""

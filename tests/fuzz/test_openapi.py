@@ -6,17 +6,17 @@ they begin; `make fuzz` sets the first to many.
 
 from __future__ import annotations
 
-import os
 import secrets
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.knobs import knob
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = int(os.environ.get("RSTORE_FUZZ_EXAMPLES", "1"))
-SEED = os.environ.get("RSTORE_FUZZ_SEED", "1")
+EXAMPLES = int(knob("RSTORE_FUZZ_EXAMPLES", "1"))
+SEED = knob("RSTORE_FUZZ_SEED", "1")
 
 
 @pytest.mark.parametrize("phases", ["examples,coverage,fuzzing", "stateful"])

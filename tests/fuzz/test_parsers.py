@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import pickle
 import time
 import tracemalloc
@@ -19,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.routing import Route
+from tests.knobs import knob
 
 import rstore
 from rstore import pickles
@@ -35,7 +35,7 @@ from rstored.api.operations import Operation
 from rstored.api.parameters import decode_text, parse_query, read_cursor
 from rstored.problems import Problem
 
-EXAMPLES = 100 * int(os.environ.get("RSTORE_FUZZ_EXAMPLES", "1"))
+EXAMPLES = 100 * int(knob("RSTORE_FUZZ_EXAMPLES", "1"))
 fuzz = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
 POINTS = Points.from_values(

@@ -21,12 +21,13 @@ from pathlib import Path
 import httpx2
 import pytest
 from tests.conformance.backends import BACKENDS
+from tests.knobs import knob
 
 from rstore.core.frames import encode_stream
 from rstore.core.media_types import POINTS_MEDIA_TYPE
 from rstore.core.points import Cells, Points
 
-STRESS = os.environ.get("RSTORE_STRESS") == "1"
+STRESS = knob("RSTORE_STRESS", "0") == "1"
 SCALE = 5 if STRESS else 1
 BASE_BYTES = 160 * 2**20
 CONNECTION_BYTES = 16 * 2**10

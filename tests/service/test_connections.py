@@ -27,6 +27,7 @@ import uvloop
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.certificates import new_authority, tls_settings
+from tests.knobs import knob
 from tests.waiting import has_read_everything, until
 
 from rstored.api.front_door import Write
@@ -37,8 +38,8 @@ from rstored.http.connection import Connection
 from rstored.http.connections import Connections
 from rstored.limits import Limits
 
-STRESS = os.environ.get("RSTORE_STRESS") == "1"
-SEED = int(os.environ.get("RSTORE_STREAMS_SEED") or time.time_ns() % 10**9)
+STRESS = knob("RSTORE_STRESS", "0") == "1"
+SEED = int(knob("RSTORE_STREAMS_SEED", str(time.time_ns() % 10**9)))
 ROUNDS = 20 if STRESS else 2
 CLIENTS = 60
 

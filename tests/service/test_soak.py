@@ -30,6 +30,7 @@ import httpx2
 import pytest
 import uvloop
 from tests.certificates import new_authority, tls_settings
+from tests.knobs import knob
 from tests.waiting import SECONDS_MAX
 
 from rstored.api.requests import Request
@@ -43,8 +44,8 @@ from rstored.process.server import bind
 from rstored.process.tls import tls_context
 from rstored.settings import Settings
 
-STRESS = os.environ.get("RSTORE_STRESS") == "1"
-SEED = int(os.environ.get("RSTORE_SOAK_SEED") or time.time_ns() % 10**9)
+STRESS = knob("RSTORE_STRESS", "0") == "1"
+SEED = int(knob("RSTORE_SOAK_SEED", str(time.time_ns() % 10**9)))
 SECONDS = 60 if STRESS else 3
 CLIENTS = 40
 # Whoever falls silent and keeps the connection is to be sent away by the seconds; by the bytes some are refused, and
