@@ -14,7 +14,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import httpx2
@@ -63,13 +62,12 @@ def test_a_signal_finishes_what_is_in_flight_and_exits_with_zero(serve, dsn, how
 
 
 def test_an_idle_service_stops_at_once(serve, dsn):
-    server = serve(dsn)
+    # Both what an idle connection may last and the grace are longer than this waits.
+    server = serve(dsn, env={"RSTORED_SHUTDOWN_GRACE_SECONDS": "600"})
     with httpx2.Client(base_url=server.url) as http:
         assert http.get("/healthz").status_code == 200
-        started = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(SECONDS_MAX) == 0
-        assert time.monotonic() - started < 5
     with pytest.raises(StoreNotAvailableError), Store(server.url, retries=0) as store:
         store.get("k")
 

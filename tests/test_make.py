@@ -17,6 +17,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from tests.waiting import SECONDS_MAX
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -110,7 +111,7 @@ def test_make_serve_serves_with_its_data_in_the_folder(clone):
     environment = {**os.environ, "RSTORED_PORT": str(port)}
     process = subprocess.Popen(["make", "serve"], cwd=clone, env=environment, start_new_session=True)
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + SECONDS_MAX
         while True:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as answer:
@@ -122,7 +123,7 @@ def test_make_serve_serves_with_its_data_in_the_folder(clone):
                 time.sleep(0.1)
     finally:
         os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C sends: to make and to the service
-        process.wait(timeout=20)
+        process.wait(SECONDS_MAX)
     assert (clone / "rstore.db").exists()
 
 

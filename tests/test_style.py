@@ -113,3 +113,12 @@ VARIABLE = re.compile(r"(environ\.get\(|getenv\()\"RSTORE_")
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(TESTS)))
 def test_a_variable_that_is_set_and_empty_counts_as_not_set(file: Path) -> None:
     assert VARIABLE.search(file.read_text()) is None, "read it by `knob`"
+
+
+# A busy machine is slow at anything. A bound has a name that says what it is; what must not be waited for is longer.
+SPEED = re.compile(r"assert .*(monotonic|perf_counter)\(\).*< *[0-9]")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(TESTS)))
+def test_no_test_asserts_that_something_was_fast(file: Path) -> None:
+    assert SPEED.search(file.read_text()) is None, "wait for a condition, or compare with what must not be waited for"

@@ -18,6 +18,7 @@ import functools
 import inspect
 import itertools
 import operator
+import os
 import re
 import ssl
 import types

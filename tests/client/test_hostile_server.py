@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from tests.knobs import knob
+from tests.waiting import SECONDS_MAX
 
 import rstore
 from rstore import AsyncStore, Store, StoreError
@@ -227,7 +228,7 @@ async def test_what_is_no_answer_is_a_store_error(kind, answer, scripted):
         result = await done(kind, server.url, name, retries=0)
         # All that HEAD answers is its status.
         assert isinstance(result, StoreError) or name in ("has", "__contains__"), (name, result)
-        assert time.monotonic() - start < 10, name
+        assert time.monotonic() - start < SECONDS_MAX, name
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -239,7 +240,7 @@ async def test_a_body_without_end_is_bounded_in_time_and_memory(kind, body, scri
         start = time.monotonic()
         try:
             result = await done(kind, server.url, name, answer_bytes_max=ANSWER_BYTES_MAX)
-            assert time.monotonic() - start < 10, name
+            assert time.monotonic() - start < SECONDS_MAX, name
             # The body once in chunks and once whole, and what its decoding makes of it; the server's own is in it too.
             assert tracemalloc.get_traced_memory()[1] < 4 * ANSWER_BYTES_MAX + 2**22, name
         finally:

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from tests.faults.load import BOUND_SECONDS, RECOVERY_SECONDS, Applies, Load, check_unavailable, recovered
 from tests.servers import PostgreSQLServer, missing_postgresql
+from tests.waiting import SECONDS_MAX
 
 _MISSING = missing_postgresql()
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(_MISSING is not None, reason=str(_MISSING))]
@@ -37,7 +38,7 @@ async def configure(server: PostgreSQLServer, setting: str, value: str) -> None:
     """Change a setting of the running server, and wait until it counts."""
     server.sql(f"ALTER SYSTEM SET {setting} = '{value}'")
     server.sql("SELECT pg_reload_conf()")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SECONDS_MAX):
         while server.sql(f"SHOW {setting}") != value:
             await asyncio.sleep(0.02)
 
@@ -87,7 +88,7 @@ async def test_a_commit_that_reached_no_replica_is_not_acknowledged(serve, clien
         assert (await client.put(f"{url}/kv/k", json=1)).status_code == 201
         await configure(server, "synchronous_standby_names", "absent")
         cancelled = asyncio.create_task(client.put(f"{url}/kv/k", json=2))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SECONDS_MAX):
             while not (pid := server.sql("SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'")):
                 await asyncio.sleep(0.02)
         server.sql(f"SELECT pg_cancel_backend({pid})")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from tests.faults.load import Load
 from tests.servers import RedisCluster, RedisServer, missing_redis
+from tests.waiting import SECONDS_MAX
 
 _MISSING = missing_redis()
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(_MISSING is not None, reason=str(_MISSING))]
@@ -23,7 +24,7 @@ def cluster() -> Iterator[RedisCluster]:
 async def replicated(master: RedisServer) -> None:
     """Wait until the replica has all that the master has now."""
     wanted = 0
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(SECONDS_MAX):
         while True:
             lines = dict(line.split(":", 1) for line in master.cli("INFO", "replication").splitlines() if ":" in line)
             wanted = wanted or int(lines["master_repl_offset"])
@@ -49,7 +50,7 @@ async def test_a_replica_takes_over_from_its_master(serve, cluster: RedisCluster
         else:
             victim.pause()
         # Few may notice: what was not sent waits for the successor.
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(SECONDS_MAX):
             while sum(node.cli("ROLE").startswith("master") for node in survivors) < 3:
                 await asyncio.sleep(0.1)
         await load.healthy()
@@ -58,7 +59,7 @@ async def test_a_replica_takes_over_from_its_master(serve, cluster: RedisCluster
             await asyncio.to_thread(victim.start)
         else:
             victim.resume()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(SECONDS_MAX):
             while len(cluster.replicas()) < 3:
                 await asyncio.sleep(0.1)
         lost_before = time.monotonic()

@@ -145,7 +145,7 @@ def test_a_body_is_asked_for_only_if_it_is_wanted(server):
     head = b"PUT /kv/c HTTP/1.1\r\n" + CLOSE + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n"
     answer = talk(server, head % 3, b"abc")
     assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 20")
-    started = time.monotonic()
+    # The body never comes, and the service would wait for it longer than this connection waits for the answer.
     with connection(server) as connected:
         connected.sendall(head % 1001)
         received = b""
@@ -154,7 +154,6 @@ def test_a_body_is_asked_for_only_if_it_is_wanted(server):
     status, headers, body = split(received)
     assert (status, headers["connection"]) == (413, "close")
     assert json.loads(body)["code"] == "value-too-large"
-    assert time.monotonic() - started < 1.5
 
 
 def test_a_client_that_sends_far_too_much_still_gets_its_answer(server):
@@ -293,8 +292,9 @@ def test_a_connection_that_sends_no_whole_head_is_closed(serve, tmp_path):
     server = serve(f"sqlite:///{tmp_path / 'store.db'}", limits={"IDLE_SECONDS_MAX": 1})
     for sent in ((), (b"GET /kv/a HTTP/1.1\r\n",), (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /kv/b HTT")):
         started = time.monotonic()
+        # It returns when the service closes the connection, and waits for that less than any other limit lasts.
         talk(server, *sent)
-        assert 0.8 < time.monotonic() - started < 4
+        assert time.monotonic() - started > 0.8
     # A body may take longer than a head.
     put = b"PUT /kv/slow HTTP/1.1\r\n" + CLOSE + b"Content-Length: 3\r\n\r\n"
     assert talk(server, put, b"ab", b"", b"c", pause=0.5).startswith(b"HTTP/1.1 201")
@@ -333,14 +333,25 @@ def test_a_truncated_answer_is_seen_to_be_one(serve, tmp_path):
 
 
 def test_the_grace_period_is_bounded(serve, tmp_path):
-    server = serve(f"sqlite:///{tmp_path / 'store.db'}", env={"RSTORED_SHUTDOWN_GRACE_SECONDS": "1"})
-    with connection(server) as connected:
-        connected.sendall(b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhalf")
-        server.wait_until_read()
+    """Of two services that stop at once, each with a request that never ends, the one with less grace ends first."""
+    servers = [
+        serve(f"sqlite:///{tmp_path / f'{grace}.db'}", env={"RSTORED_SHUTDOWN_GRACE_SECONDS": grace})
+        for grace in ("1", "100")
+    ]
+    with contextlib.ExitStack() as stack:
+        for server in servers:
+            connected = stack.enter_context(connection(server))
+            connected.sendall(b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhalf")
+            server.wait_until_read()
         started = time.monotonic()
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(SECONDS_MAX) == 0
-        assert 0.8 < time.monotonic() - started < 5
+        for server in servers:
+            server.process.send_signal(signal.SIGTERM)
+        short, long = servers
+        assert short.process.wait(SECONDS_MAX) == 0
+        assert time.monotonic() - started > 0.8
+        assert long.process.poll() is None
+    # Its request has ended.
+    assert long.process.wait(SECONDS_MAX) == 0
 
 
 def test_draining_serves_on_and_says_that_it_stops(serve, tmp_path):
@@ -462,11 +473,10 @@ def test_who_sends_no_more_still_gets_every_answer(streaming):
         (PUT_HALF % 6 + GET_HALF[:-2], [204]),
     ):
         with connection(server) as connected:
-            started = time.monotonic()
             connected.sendall(sent)
             connected.shutdown(socket.SHUT_WR)
+            # The connection waits for it less than the service would for more of the request.
             answer = read_to_end(connected)
-            assert time.monotonic() - started < 5
         assert statuses(answer) == expected
         assert sent[:7] != RANGE[:7] or len(json.loads(unchunked(answer))["points"]) == 16_000
     assert httpx2.get(f"{server.url}/kv/half").text == "6"

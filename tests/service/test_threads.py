@@ -6,6 +6,7 @@ import threading
 import weakref
 
 import pytest
+from tests.waiting import SECONDS_MAX
 
 from rstored.threads import INLINE_BYTES_MAX, run_sized
 
@@ -18,12 +19,12 @@ async def test_who_is_cancelled_keeps_the_turn_until_the_thread_ends() -> None:
 
     def first() -> None:
         begun.set()
-        release.wait(10)
+        release.wait(SECONDS_MAX)
         order.append("first")
         raise ValueError
 
     cancelled = asyncio.create_task(run_sized(INLINE_BYTES_MAX + 1, first))
-    await asyncio.to_thread(begun.wait, 10)
+    await asyncio.to_thread(begun.wait, SECONDS_MAX)
     second = asyncio.create_task(run_sized(INLINE_BYTES_MAX + 1, order.append, "second"))
     cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):

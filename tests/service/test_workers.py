@@ -101,5 +101,5 @@ def test_workers_end_with_their_parent(server):
 
 def test_what_keeps_them_from_starting_is_said_once(serve, tmp_path):
     server = serve(f"sqlite:///{tmp_path / 'none' / 'store.db'}", wait=False, env={"RSTORED_WORKERS": "4"})
-    assert server.process.wait(20) == 1
+    assert server.process.wait(WAIT_SECONDS) == 1
     assert server.log.count("there is no folder") == 1

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import re
 import sqlite3
-import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 from tests import servers
 from tests.conformance.backends import BACKENDS
+from tests.waiting import SECONDS_MAX
 
 from rstore.core.encodings import Encoding, Value
 from rstore.core.media_types import JSON_MEDIA_TYPE
@@ -336,22 +336,23 @@ async def test_a_discarded_namespace_leaves_nothing_behind_and_others_are_served
     place.analyze()
 
     async with place.engine(maintenance=True) as engine:
-        waits: list[float] = []
+        done = 0
 
         async def other_client() -> None:
+            nonlocal done
             for number in range(1_000_000):
-                started = time.perf_counter()
                 await engine.kv.put("other", key(number % 100), value=VALUE, media_type=JSON_MEDIA_TYPE)
                 assert await engine.kv.get("other", key(number % 100)) is not None
-                waits.append(time.perf_counter() - started)
+                done += 1
 
         other = asyncio.create_task(other_client())
-        started = time.perf_counter()
         assert await engine.namespaces.discard("large")
-        assert time.perf_counter() - started < 1
+        # It has not waited until all of that was erased.
+        assert await erasing(place)
+        done = 0
         assert await engine.kv.count("large") == 0
         assert (await engine.kv.list("large")).items == []
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + SECONDS_MAX
         while await erasing(place):
             assert not other.done(), other.exception()
             assert time.monotonic() < deadline
@@ -359,10 +360,8 @@ async def test_a_discarded_namespace_leaves_nothing_behind_and_others_are_served
         other.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await other
-        # Erased in one piece, somebody would wait for as long as all of it takes.
-        assert len(waits) > 20
-        assert statistics.median(waits) < 0.2
-        assert max(waits) < 2
+        # Were it erased in one piece, one write at most would be done meanwhile, and take as long as all of that.
+        assert done > 20
         for namespace in ("small", "other", "kept"):
             await engine.namespaces.discard(namespace)
         while await erasing(place):

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from tests import servers
+from tests.waiting import SECONDS_MAX
 
 from rstore.core.encodings import Encoding, Value
 from rstore.core.media_types import JSON_MEDIA_TYPE
@@ -129,7 +130,7 @@ async def test_a_snapshot_of_redis_restores_the_store(tmp_path):
         durable, server.options = server.options, ("appendonly no",)
         server.start()
         assert server.cli("CONFIG", "SET", "appendonly", "yes") == "OK"
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + SECONDS_MAX
         while re.search("aof_rewrite_(in_progress|scheduled):1", server.cli("INFO", "persistence")):
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)

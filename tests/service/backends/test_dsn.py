@@ -19,6 +19,7 @@ from psycopg import pq
 from redis.asyncio import connection as redis_connection
 from tests import servers
 from tests.forked import run
+from tests.waiting import SECONDS_MAX
 
 from rstore.codec.values import dump
 from rstore.core.encodings import Encoding, Value
@@ -58,7 +59,7 @@ def check(problem: Problem) -> str:
 
 async def line_of(work: Awaitable[Any]) -> str | None:
     try:
-        async with asyncio.timeout(25):
+        async with asyncio.timeout(SECONDS_MAX):
             await work
     except Problem as problem:
         return check(problem)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import psycopg
 import pytest
 from tests import servers
+from tests.waiting import SECONDS_MAX
 
 from rstored.backends.postgresql.connection import OPTIONS, Connection, blobs, integers, texts
 
@@ -18,13 +19,12 @@ pytestmark = [
 ]
 
 BEGIN, ROLLBACK, FAILING = ("BEGIN", ()), ("ROLLBACK", ()), ("SELECT 1 / (%s::bigint)", (0,))
-BOUND_SECONDS = 5
 
 
 @pytest.fixture
 async def connection(anyio_backend: str) -> AsyncIterator[Connection]:
     dsn = servers.postgresql_server().dsn
-    async with asyncio.timeout(BOUND_SECONDS), await Connection.connect(dsn, **OPTIONS) as connection:
+    async with asyncio.timeout(SECONDS_MAX), await Connection.connect(dsn, **OPTIONS) as connection:
         yield connection
 
 
@@ -97,7 +97,7 @@ async def test_psycopg_rolls_back_and_statements_stay_prepared(connection: Conne
 
 async def test_a_statement_takes_too_long(connection: Connection) -> None:
     with pytest.raises(psycopg.errors.QueryCanceled):
-        await connection.exchange([BEGIN, ("SET LOCAL statement_timeout = '10ms'", ()), ("SELECT pg_sleep(9)", ())])
+        await connection.exchange([BEGIN, ("SET LOCAL statement_timeout = '10ms'", ()), ("SELECT pg_sleep(600)", ())])
     await connection.exchange([ROLLBACK])
     await one(connection)
 
@@ -114,7 +114,7 @@ async def test_the_server_ends_the_connection(connection: Connection, when: str)
     end = f"SELECT pg_terminate_backend({connection.info.backend_pid})"
     if when == "before":
         servers.postgresql_server().sql(end)
-    exchange = asyncio.create_task(connection.exchange([BEGIN, ("SELECT pg_sleep(9)", ()), ("COMMIT", ())]))
+    exchange = asyncio.create_task(connection.exchange([BEGIN, ("SELECT pg_sleep(600)", ()), ("COMMIT", ())]))
     await asyncio.sleep(0.05)
     if when == "meanwhile":
         servers.postgresql_server().sql(end)
@@ -127,7 +127,7 @@ async def test_the_server_ends_the_connection(connection: Connection, when: str)
 
 async def test_who_waits_is_cancelled(connection: Connection) -> None:
     """What else the server says belongs to nobody, so nobody may use the connection any more."""
-    exchange = asyncio.create_task(connection.exchange([("SELECT pg_sleep(9)", ())]))
+    exchange = asyncio.create_task(connection.exchange([("SELECT pg_sleep(600)", ())]))
     await asyncio.sleep(0.05)
     exchange.cancel()
     with contextlib.suppress(asyncio.CancelledError):

@@ -39,6 +39,7 @@ from rstored.backends.abc import (
 from rstored.backends.redis import RedisBackend
 from rstored.backends.redis import servers as redis_servers
 from rstored.backends.redis.calls import Call
+from rstored.engine.batching import WAIT_SECONDS
 from rstored.engine.engine import Engine
 from rstored.problems import Problem
 
@@ -501,16 +502,16 @@ async def test_expiries_are_exact_beyond_what_a_double_can_hold(backend: RedisBa
 
 
 async def unavailable(backend: RedisBackend) -> None:
-    """Reads and writes are answered with a problem, soon."""
-    started = time.monotonic()
-    (read,) = await backend.read([(HeadRead(kv("k")),)])
-    (written,) = await backend.update([writing(PutHead(kv("k"), Head(b"")))])
+    """Reads and writes are answered with a problem, before anybody gives up on them."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        (read,) = await backend.read([(HeadRead(kv("k")),)])
+    async with asyncio.timeout(WAIT_SECONDS):
+        (written,) = await backend.update([writing(PutHead(kv("k"), Head(b"")))])
     for problem in (read, written):
         assert isinstance(problem, Problem)
         assert problem.code == "backend-unavailable"
     with pytest.raises(Problem):
         await backend.ping()
-    assert time.monotonic() - started < 5
 
 
 async def test_it_heals_after_the_server_was_killed_and_keeps_what_was_acknowledged(own: servers.RedisServer) -> None:
@@ -680,10 +681,10 @@ async def test_what_a_crash_cut_short_is_completed(cluster: RedisBackend) -> Non
     calls = [
         Call(store.registry.slot, None, ("HSET", ns_key, "h", head)),
         Call(store.registry.slot, None, ("SADD", registry + b":unsettled", "ns")),
-        Call(store.registry.slot, None, ("ZADD", registry + b":pending", 1, "abandoned")),
+        Call(store.registry.slot, None, ("ZADD", registry + b":pending", 1, "abandoned-1")),
     ]
     await store.exchange(calls)
-    bucket = store.owner("", b"abandoned").buckets[3]
+    bucket = store.owner("", b"abandoned-1").buckets[3]
     await store.exchange([Call(bucket.slot, None, ("HSET", bucket.ns_key, "h", "x"))])
     while await cluster.purge():
         pass
@@ -735,9 +736,8 @@ async def test_a_cluster_that_lost_a_master_goes_on_without_it() -> None:
             started = time.monotonic()
             refused = 0
             while True:
-                before = time.monotonic()
-                results = await backend.update([writing(PutHead(place, Head(b"", b"1"))) for place in places])
-                assert time.monotonic() - before < 8
+                async with asyncio.timeout(WAIT_SECONDS):
+                    results = await backend.update([writing(PutHead(place, Head(b"", b"1"))) for place in places])
                 problems = [result for result in results if result is not None]
                 assert all(
                     isinstance(problem, Problem) and problem.code == "backend-unavailable" for problem in problems
@@ -746,7 +746,7 @@ async def test_a_cluster_that_lost_a_master_goes_on_without_it() -> None:
                     break
                 # Those on the other masters are served meanwhile, until these notice and stop all.
                 refused += len(problems)
-                assert time.monotonic() - started < 25
+                assert time.monotonic() - started < SECONDS_MAX
                 await asyncio.sleep(0.05)
             assert refused
             assert await backend.read([(HeadRead(place),) for place in places]) == [[Head(b"", b"1")]] * len(places)

@@ -56,6 +56,9 @@ def parse_dsn(dsn: str) -> PostgreSQLDSN:
         raise wrong("has a client_encoding other than UTF8, in which the service speaks to PostgreSQL")
     if re.fullmatch(r"-?[0-9]{1,9}", options.get("connect_timeout", "0")) is None:
         raise wrong("has a connect_timeout that is not a number of seconds")
+    if "options" in options:
+        # A limit there would count until the session is given the service's own.
+        options["options"] += " -c statement_timeout=0"
     if "," in hosts:
         # Of several servers the one that takes writes is meant.
         options = {"target_session_attrs": "read-write"} | options
