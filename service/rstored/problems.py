@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 from rstore.core.errors import PROBLEMS, ProblemType
 
-__all__ = ["Problem"]
+__all__ = ["Problem", "damaged", "of_storage"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Problem(Exception):
@@ -35,3 +40,33 @@ class Problem(Exception):
     def type(self) -> ProblemType:
         """The code's row: status, title, SDK exception."""
         return PROBLEMS[self.code]
+
+
+def damaged(what: str) -> Problem:
+    """The problem of something in the storage that this program cannot have written."""
+    return Problem("backend-corrupt", f"damaged in the storage: {what}; restore a backup")
+
+
+def of_storage(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """A function that decodes what lies in the storage, and raises Problem ``backend-corrupt`` where it cannot.
+
+    The function must be pure. This program wrote what it is given, so whatever it raises means that the storage is
+    damaged.
+
+    >>> of_storage("a number")(int)("12")
+    12
+    """
+
+    def decorate(decode: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(decode)
+        def decoded(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return decode(*args, **kwargs)
+            except Exception as error:
+                if isinstance(error, Problem) and error.code == "backend-corrupt":
+                    raise
+                raise damaged(what) from error
+
+        return decoded
+
+    return decorate

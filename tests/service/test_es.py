@@ -971,7 +971,7 @@ class Engine(RuleBasedStateMachine):
         if self.exists:
             place = Place("n", Kind.ES, "k")
             head, found = self.run(self.es.storage.read(HeadRead(place), RowScan(place, 1)))
-            rows = [es_rows.decode_item(row.value) for row in found.items]
+            rows = [es_rows.decode_item(row) for row in found.items]
             assert es_rows.decode_meta(head.meta).size == sum(map(es_rows.state_size, rows))
 
 

@@ -16,7 +16,9 @@ _BIG_ENDIAN: Final = sys.byteorder == "big"
 
 def is_ascending(timestamps: array[int]) -> bool:
     """Whether each is greater than the one before it."""
-    return all(map(lt, timestamps, islice(timestamps, 1, None)))
+    # A list has its integers made already.
+    members = timestamps.tolist()
+    return all(map(lt, members, islice(members, 1, None)))
 
 
 def all_finite(floats: array[int] | array[float]) -> bool:

@@ -22,7 +22,7 @@ from rstored.api.origins import is_cross_origin
 from rstored.api.replies import Header, Reply, content_type
 from rstored.api.requests import Request
 from rstored.limits import Limits
-from rstored.problems import Problem
+from rstored.problems import Problem, of_storage
 from rstored.threads import run_sized
 
 __all__ = [
@@ -117,15 +117,28 @@ def wire_value(value: Value, form: str) -> tuple[Raw, EncodingLabel | UnsetType]
     encoding, data = value
     if encoding is Encoding.JSON:
         if form == JSON_MEDIA_TYPE:
-            return Raw(data), UNSET
+            return _stored_text(data), UNSET
+        parsed = _stored_json(data)
         try:
             check_numbers(data)
-            return Raw(msgspec.msgpack.encode(msgspec.json.decode(data))), UNSET
+            return Raw(msgspec.msgpack.encode(parsed)), UNSET
         except (InvalidJSON, OverflowError):
             return Raw(msgspec.msgpack.encode(data)), "json"
     label: EncodingLabel = encoding.label  # type: ignore[assignment]
     # msgspec writes bytes as a base64 string in JSON and as they are in msgpack: just what is wanted.
     return Raw(_ENCODE[form](data)), label
+
+
+@of_storage("a value")
+def _stored_text(data: bytes) -> Raw:
+    """JSON text as it was stored: if it were none, all of the body that it is written into would be none."""
+    if not data.isascii():
+        data.decode()
+    return _TEXT(data)
+
+
+_TEXT: Final = msgspec.json.Decoder(Raw).decode
+_stored_json: Final = of_storage("a value")(msgspec.json.decode)
 
 
 # --- requests ----------------------------------------------------------------------------------------------

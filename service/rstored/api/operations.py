@@ -29,6 +29,7 @@ _ANYWHERE: Final = (
     "uri-too-long",
     "headers-too-large",
     "internal-error",
+    "backend-corrupt",
     "overloaded",
     "deadline-exceeded",
     "cross-origin-request",

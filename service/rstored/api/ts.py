@@ -156,7 +156,7 @@ _FORM_NAMES: Final = tuple(_FORMS)
     "/ts/{key}/range",
     summary="Read points",
     answers={200: Answer("The points; an unknown series has none", _FORMS)},
-    problems=("answer-too-large", "backend-unavailable", "backend-corrupt"),
+    problems=("answer-too-large", "backend-unavailable"),
 )
 async def read_range(request: Request, query: RangeQuery) -> Reply:
     """The points from `start` to `end`, both inclusive, in the form that Accept asks for.

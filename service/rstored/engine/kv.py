@@ -11,6 +11,7 @@ import binascii
 import functools
 import hashlib
 import math
+import re
 import secrets
 import struct
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
@@ -39,7 +40,7 @@ from rstored.engine.namespaces import ensure_namespace
 from rstored.engine.once import Answers, Once, answers_of
 from rstored.engine.values import check_value
 from rstored.limits import Limits
-from rstored.problems import Problem
+from rstored.problems import Problem, damaged, of_storage
 from rstored.threads import run_sized
 from rstored.turns import SHORT
 
@@ -167,7 +168,8 @@ class KeyValues:
             bytes_max=self._limits.page_bytes_max,
             accept=lambda _, head: head.expires_ms is None or head.expires_ms > now,
         )
-        return Page([(key, _entry(head)) for key, head in page.items], page.cursor)
+        entry = _entry if values else _entry_without_value
+        return Page([(key, entry(head)) for key, head in page.items], page.cursor)
 
     async def count(self, namespace: str) -> int:
         """How many entries the namespace has. A namespace that does not exist has 0."""
@@ -386,6 +388,7 @@ _SIZE: Final = struct.Struct(">I")
 _SIZE_AT: Final = _ETAG_LENGTH + 1
 _MEDIA_TYPE_AT: Final = _SIZE_AT + 4
 _ENCODINGS: Final = tuple(Encoding)
+_META: Final = re.compile(rb"[A-Za-z0-9_-]{%d}[\0-\3].{4}[ -~]+/[\t -~]+" % _ETAG_LENGTH, re.DOTALL)
 
 
 @functools.lru_cache(maxsize=64)
@@ -405,17 +408,35 @@ def _meta(value: Value, media_type: str, salt: str) -> bytes:
     return b"%b%c%b%b" % (etag, value.encoding, _SIZE.pack(len(value.data)), name)
 
 
+@of_storage("a key's record")
 def _etag(head: Head) -> str:
-    return head.meta[:_ETAG_LENGTH].decode()
+    return _sound(head.meta)[:_ETAG_LENGTH].decode()
 
 
+@of_storage("a key's record")
 def _size(head: Head) -> int:
     """How many bytes the value has, even if it was not read."""
-    size: int = _SIZE.unpack_from(head.meta, _SIZE_AT)[0]
+    size: int = _SIZE.unpack_from(_sound(head.meta), _SIZE_AT)[0]
     return size
 
 
-def _entry(head: Head) -> Entry:
-    meta = head.meta
+@of_storage("a key's record")
+def _entry_without_value(head: Head) -> Entry:
+    """The entry of a head that was read without its value."""
+    meta = _sound(head.meta)
     value = Value(_ENCODINGS[meta[_ETAG_LENGTH]], head.value)
     return Entry(value, meta[_MEDIA_TYPE_AT:].decode(), meta[:_ETAG_LENGTH].decode(), head.expires_ms)
+
+
+def _entry(head: Head) -> Entry:
+    entry = _entry_without_value(head)
+    if len(head.value) != _size(head):
+        raise damaged("a key's value")
+    return entry
+
+
+def _sound(meta: bytes) -> bytes:
+    """The meta, which is as :func:`_meta` makes it: what it holds goes into the head of an answer."""
+    if _META.fullmatch(meta) is None:
+        raise ValueError("not the meta of a key")
+    return meta

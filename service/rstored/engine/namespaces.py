@@ -27,7 +27,7 @@ from rstored.engine.listing import list_page
 from rstored.engine.model import NamespaceInfo, NamespacePolicy, Page
 from rstored.engine.once import Once, answers_of
 from rstored.limits import Limits
-from rstored.problems import Problem
+from rstored.problems import Problem, of_storage
 
 __all__ = ["RESERVED", "Namespaces", "ensure_namespace"]
 
@@ -171,9 +171,11 @@ def _meta(policy: NamespacePolicy) -> bytes:
     return msgspec.json.encode(policy._asdict())
 
 
+@of_storage("a namespace's record")
 def _policy(head: Head) -> NamespacePolicy:
-    return NamespacePolicy(**msgspec.json.decode(head.meta))
+    return NamespacePolicy(**_decode_policy(head.meta))
 
 
 _DEFAULT_META: Final = _meta(NamespacePolicy())
+_decode_policy: Final = msgspec.json.Decoder(dict[str, bool]).decode
 _WHETHER: Final = answers_of(bool)

@@ -23,13 +23,14 @@ import msgspec
 from rstored.backends.abc import Commit, Head, HeadRead, Kind, Place, Plan, PutHead, Query, namespace_place
 from rstored.engine.batching import Storage
 from rstored.limits import Limits
-from rstored.problems import Problem
+from rstored.problems import Problem, of_storage
 
 __all__ = ["Answers", "Once", "answers_of"]
 
 T = TypeVar("T")
 
 _MARK_BYTES: Final = 16
+_MEMORY: Final = "what is remembered of a write"
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -113,12 +114,27 @@ def _remembered(
     memory: Place, known: Head, mark: bytes, answers: Answers[T]
 ) -> Generator[Query, list[Any], T | Problem]:
     """The answer in a memory, read within a plan."""
-    if known.meta[:_MARK_BYTES] != mark:
+    kept_mark, refused = _marks(known)
+    if kept_mark != mark:
         detail = "this Idempotency-Key was used for another write; give each write a key of its own"
         return Problem("idempotency-conflict", detail, parameter="Idempotency-Key")
     head: Head
     (head,) = yield (HeadRead(memory),)
-    if not known.meta[_MARK_BYTES]:
-        return answers.unpack(head.value)
-    refusal = _decode_refusal(head.value)
-    return Problem(refusal.code, refusal.detail, **refusal.members)
+    return _refusal(head.value) if refused else of_storage(_MEMORY)(answers.unpack)(head.value)
+
+
+@of_storage(_MEMORY)
+def _marks(known: Head) -> tuple[bytes, bool]:
+    """The hash of the request that is remembered, and whether it was refused."""
+    if len(known.meta) != _MARK_BYTES + 1:
+        raise ValueError("not the meta of a write")
+    return known.meta[:_MARK_BYTES], (False, True)[known.meta[_MARK_BYTES]]
+
+
+@of_storage(_MEMORY)
+def _refusal(value: bytes) -> Problem:
+    refusal = _decode_refusal(value)
+    problem = Problem(refusal.code, refusal.detail, **refusal.members)
+    if problem.type.status >= 500:
+        raise ValueError("such a problem is not remembered")
+    return problem

@@ -37,7 +37,7 @@ from rstored.engine.model import Access, NewToken, Page, TokenInfo, ValidToken
 from rstored.engine.namespaces import RESERVED, ensure_namespace
 from rstored.engine.once import Once, answers_of
 from rstored.limits import Limits
-from rstored.problems import Problem
+from rstored.problems import Problem, of_storage
 
 __all__ = [
     "GLOB_PATTERN",
@@ -256,8 +256,13 @@ def _head(record: _Record, expires_ms: int | None) -> Head:
     return Head(msgspec.json.encode(record), b"", expires_ms)
 
 
+@of_storage("a token's record")
 def _record(head: Head) -> _Record:
-    return msgspec.json.decode(head.meta, type=_Record)
+    record = msgspec.json.decode(head.meta, type=_Record)
+    _check(record.namespaces, Access[record.access.upper()], record.label, None)
+    if {len(record.secret_sha256), len(record.previous_sha256 or _NOBODY)} != {len(_NOBODY)}:
+        raise ValueError("not a SHA-256")
+    return record
 
 
 def _expired(head: Head, now: int) -> bool:

@@ -20,7 +20,7 @@ from rstored.backends.postgresql.connection import OPTIONS, Connection
 from rstored.backends.postgresql.dsn import PostgreSQLDSN, reason_of
 from rstored.backends.postgresql.statements import DIALECT
 from rstored.backends.schema import ROOT_ID
-from rstored.problems import Problem
+from rstored.problems import Problem, damaged
 
 __all__ = [
     "POOL_WAIT_SECONDS",
@@ -158,7 +158,8 @@ async def migrate(connection: Connection, schema: str) -> bytes:
             await connection.execute("CREATE TABLE schema_version (version INTEGER NOT NULL)")
             await connection.execute("INSERT INTO schema_version VALUES (0)")
         row = await (await connection.execute("SELECT version FROM schema_version")).fetchone()
-        assert row is not None
+        if row is None:
+            raise damaged("the version of the schema")
         for statement in pending(row[0], DIALECT):
             await connection.execute(statement.encode())
         await connection.execute("UPDATE schema_version SET version = %s", (SCHEMA_VERSION,))

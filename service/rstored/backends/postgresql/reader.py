@@ -23,7 +23,7 @@ from rstored.backends.abc import (
 )
 from rstored.backends.postgresql.connection import Connection, Parameter, Request, Rows, integers
 from rstored.backends.postgresql.statements import COMMIT, OWNED, SQL, place_columns
-from rstored.problems import Problem
+from rstored.problems import Problem, of_storage
 
 __all__ = ["Asked", "answers"]
 
@@ -74,6 +74,8 @@ class Asked:
         self.requests: list[Request] = []
         self._lengths = [len(query) for query in queries]
         self._decoders: list[Callable[[Rows], Found]] = []
+        # Whether some of what was found cannot be read.
+        self._problems = False
         heads: list[tuple[int, HeadRead]] = []
         lanes: list[tuple[int, RowScan]] = []
         for position, read in enumerate(itertools.chain.from_iterable(queries)):
@@ -89,19 +91,29 @@ class Asked:
             self._ask_lanes(lanes)
 
     def answers(self, rows: Sequence[Rows]) -> list[Any]:
-        """The queries' answers, given the rows of every statement."""
+        """The queries' answers, or the problems that they met, given the rows of every statement."""
         found: list[Any] = [None] * sum(self._lengths)
         for decode, some in zip(self._decoders, rows, strict=True):
             for position, answer in decode(some):
                 found[position] = answer
         results = iter(found)
-        return [list(itertools.islice(results, length)) for length in self._lengths]
+        answers = [list(itertools.islice(results, length)) for length in self._lengths]
+        if not self._problems:
+            return answers
+        return [next((part for part in parts if isinstance(part, Problem)), parts) for parts in answers]
 
     def _ask_one(
         self, position: int, text: str, parameters: Sequence[Parameter], decode: Callable[[Rows], Any]
     ) -> None:
+        def decode_one(rows: Rows) -> Found:
+            try:
+                return [(position, decode(rows))]
+            except Problem as problem:
+                self._problems = True
+                return [(position, problem)]
+
         self.requests.append((text, parameters))
-        self._decoders.append(lambda rows: [(position, decode(rows))])
+        self._decoders.append(decode_one)
 
     def _ask_heads(self, positioned: list[tuple[int, HeadRead]]) -> None:
         def decode(rows: Rows) -> Found:
@@ -188,5 +200,6 @@ def _counts(rows: Rows) -> dict[Kind, int]:
     return counts
 
 
+@of_storage("a record")
 def _expired(rows: Rows) -> list[Place]:
     return [Place(namespace, Kind(kind), key) for namespace, kind, key in rows]

@@ -15,7 +15,15 @@ from rstored.backends.redis.calls import Call, Script
 from rstored.backends.redis.commits import packed_update
 from rstored.backends.redis.failures import FAILURES, translated, unusable
 from rstored.backends.redis.layout import Bucket, due_member
-from rstored.backends.redis.opening import LAYOUT, claim, configured, description_of, layout_at, registry_tag
+from rstored.backends.redis.opening import (
+    LAYOUT,
+    claim,
+    configured,
+    description_of,
+    layout_at,
+    registry_tag,
+    stored_number,
+)
 from rstored.backends.redis.reader import Reader
 from rstored.backends.redis.store import Store
 from rstored.backends.redis.writer import Attempt
@@ -83,7 +91,7 @@ class RedisBackend(Backend):
             raise unusable(error) from error
         finally:
             await servers.close()
-        return SchemaVersions(int(layout or 0), LAYOUT)
+        return SchemaVersions(0 if layout is None else stored_number(layout), LAYOUT)
 
     async def close(self) -> None:
         self._closed = True

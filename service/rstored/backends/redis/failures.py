@@ -14,7 +14,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from rstored.problems import Problem
+from rstored.problems import Problem, damaged
 
 __all__ = ["FAILURES", "IS_REPLICA", "LOST", "Stale", "lost", "not_atomic", "problem_of", "translated", "unusable"]
 
@@ -59,7 +59,9 @@ def translated(error: BaseException) -> Exception:
         return Problem("storage-full", "Redis has reached its maxmemory: give it more or delete something")
     if isinstance(error, AuthenticationError | NoPermissionError) or _REFUSED.match(text):
         return Problem("backend-unavailable", "Redis refuses the DSN's user or password, or what it may do")
-    if text.startswith("WRONGTYPE"):
+    if text.startswith("DAMAGED"):
+        return damaged("a record")
+    if "WRONGTYPE" in text:
         return Problem(
             "backend-corrupt", "a key of the store holds something else: is the prefix used by another program?"
         )

@@ -33,6 +33,7 @@ from binascii import crc_hqx
 from typing import Final
 
 from rstored.backends.abc import Head, Kind, Place
+from rstored.problems import of_storage
 
 __all__ = [
     "ABSENT",
@@ -107,10 +108,12 @@ def bounds(low: bytes | None, high: bytes | None) -> tuple[bytes, bytes]:
     return b"-" if low is None else b"[" + low, b"+" if high is None else b"[" + high
 
 
+@of_storage("a record")
 def unpacked(packed: bytes, value: bytes) -> Head:
     return Head(packed[16:], value, unpacked_expiry(packed[8:16]))
 
 
+@of_storage("when a record expires")
 def unpacked_expiry(packed: bytes) -> int | None:
     return None if packed == _NEVER else U64.unpack(packed)[0] - _SIGN
 

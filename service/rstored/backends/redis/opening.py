@@ -12,9 +12,9 @@ from rstored.backends.redis.cluster import Cluster
 from rstored.backends.redis.dsn import RedisDSN, parse_dsn
 from rstored.backends.redis.failures import IS_REPLICA
 from rstored.backends.redis.servers import Servers, SingleServer, facts_of
-from rstored.problems import Problem
+from rstored.problems import Problem, of_storage
 
-__all__ = ["LAYOUT", "claim", "configured", "description_of", "layout_at", "registry_tag"]
+__all__ = ["LAYOUT", "claim", "configured", "description_of", "layout_at", "registry_tag", "stored_number"]
 
 LAYOUT: Final = 1
 _BUCKETS_MAX: Final = 1024
@@ -80,7 +80,7 @@ async def claim(servers: Servers, prefix: bytes, wanted: int | None) -> tuple[in
         if isinstance(reply, Exception):
             raise reply
     *numbers, store_id = replies[-1]
-    buckets, layout = map(int, numbers)
+    buckets, layout = map(stored_number, numbers)
     if layout > LAYOUT:
         raise Problem(
             "backend-unavailable",
@@ -91,6 +91,11 @@ async def claim(servers: Servers, prefix: bytes, wanted: int | None) -> tuple[in
         detail = f"the store has {buckets} buckets for good: say so in the DSN, leave it out, or use another prefix"
         raise Problem("backend-unavailable", detail)
     return buckets, store_id
+
+
+@of_storage("the record of the store")
+def stored_number(field: bytes) -> int:
+    return int(field)
 
 
 async def description_of(servers: Servers, *, accepts_eviction: bool = True) -> dict[str, str]:

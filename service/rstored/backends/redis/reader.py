@@ -32,7 +32,7 @@ from rstored.backends.redis.failures import FAILURES, Stale, lost, problem_of
 from rstored.backends.redis.layout import Bucket, Owner, bounds, expiry_bound, unpacked
 from rstored.backends.redis.reading import Part, Reading, Ref
 from rstored.backends.redis.store import Store
-from rstored.problems import Problem
+from rstored.problems import Problem, damaged, of_storage
 
 __all__ = ["Reader", "namespace_of"]
 
@@ -93,8 +93,12 @@ class Reader:
                 again += await self.read(queries, [position], answers, heal=heal)
         for name in stale:
             self.store.forget(name)
-            if heal:
-                await self.store.heal_quietly(name)
+            damage = await self.store.heal_quietly(name) if heal else None
+            if damage is not None:
+                hit = {n for n in again if any(namespace_of(read) == name for read in queries[n])}
+                again = [n for n in again if n not in hit]
+                for position in hit:
+                    answers[position] = problem_of(damage)
         return again
 
     def part(self, read: Read, owners: Mapping[str, Any], reading: Reading) -> Part:
@@ -183,15 +187,20 @@ class Reader:
                     break
         more = len(page) < len(found) or bool(lows)
         if not listing.values:
-            return Slice([(key.decode(), unpacked(head, b"")) for key, _, head, _ in page], more)
+            return Slice([(_text(key), unpacked(head, b"")) for key, _, head, _ in page], more)
         reading = self.store.reading()
         places = [(key, reading.ask(bucket, "v", bucket.record_key(listing.kind, key))) for key, bucket, *_ in page]
         replies = await self.store.exchange(reading.calls())
-        heads = [(key.decode(), _head_and_value([replies[call][number]])) for key, (call, number) in places]
+        heads = [(_text(key), _head_and_value([replies[call][number]])) for key, (call, number) in places]
         present = [(key, head) for key, head in heads if head is not None]
         if page and more and not present:
             return await self._list_buckets(listing._replace(after=heads[-1][0]), owner)
         return Slice(present, more)
+
+
+@of_storage("the key of a record")
+def _text(key: bytes) -> str:
+    return key.decode()
 
 
 def namespace_of(read: Read) -> str:
@@ -225,19 +234,23 @@ def _listing_bounds(listing: Listing) -> tuple[bytes, bytes]:
 
 def _head_and_value(replies: list[Any]) -> Head | None:
     packed, value = replies[0]
+    if packed is None and value is not None:
+        raise damaged("a record")
     return None if packed is None else unpacked(packed, value or b"")
 
 
+@of_storage("a row of a record")
 def _rows(replies: list[Any]) -> Slice[Row]:
     more, *found = replies[0]
     return Slice(list(map(Row, found[::3], found[1::3], found[2::3])), bool(more))
 
 
+@of_storage("a record")
 def _listed(replies: list[Any], values: bool) -> Slice[tuple[str, Head]]:
     more, *found = replies[0]
     kept = found[2::3] if values else itertools.repeat(b"")
     heads = zip(found[::3], found[1::3], kept, strict=False)
-    return Slice([(key.decode(), unpacked(packed, value or b"")) for key, packed, value in heads], bool(more))
+    return Slice([(_text(key), unpacked(packed, value or b"")) for key, packed, value in heads], bool(more))
 
 
 def _counts(replies: list[Any]) -> dict[Kind, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import re
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,13 +18,15 @@ from rstored.backends.redis.failures import LOST, lost, problem_of, translated
 from rstored.backends.redis.layout import ABSENT, EXACT, U64, Bucket, Owner, expiry_bound, record_hash, unpacked_expiry
 from rstored.backends.redis.reading import Reading, Ref
 from rstored.backends.redis.servers import Servers, facts_of
-from rstored.problems import Problem
+from rstored.problems import Problem, damaged, of_storage
 
 __all__ = ["Store"]
 
 _NAMESPACES_KNOWN_MAX: Final = 10_000
 _DUE_BUCKETS_MAX: Final = 1_000
 _DUE_RECHECK_MS: Final = 600_000
+# What secrets.token_urlsafe makes of 8 bytes.
+_ID: Final = re.compile(rb"[A-Za-z0-9_-]{11}")
 
 
 class Store:
@@ -62,8 +65,10 @@ class Store:
 
     # --- namespaces ----------------------------------------------------------------------------------------
 
-    def owner(self, name: str, owner_id: bytes) -> Owner:
-        """The namespace with this id."""
+    def owner(self, name: str, owner_id: bytes | None) -> Owner:
+        """The namespace with this id. Raises Problem ``backend-corrupt`` if it is none."""
+        if owner_id is None or _ID.fullmatch(owner_id) is None:
+            raise damaged("a namespace's record")
         buckets = []
         for number in range(self.buckets):
             tag = b"{%b/%b/%d}" % (self.prefix, owner_id, number)
@@ -123,8 +128,11 @@ class Store:
             if head is None:
                 found[name] = None
             else:
-                found[name] = owner = self.owner(name, owner_id)
-                self.know(owner)
+                try:
+                    found[name] = owner = self.owner(name, owner_id)
+                    self.know(owner)
+                except Problem as problem:
+                    found[name] = problem
         return found
 
     def is_lost(self, replies: Sequence[Any], life: Ref) -> bool:
@@ -136,6 +144,9 @@ class Store:
         """Give a namespace's buckets back the copies of its head that a failover of the cluster lost."""
         owner = (await self.owners([name]))[name]
         if not isinstance(owner, Owner):
+            return
+        if not self.servers.cluster:
+            await self._check_copies(owner)
             return
         for restoring in (True, False):
             reading = self.reading()
@@ -157,6 +168,18 @@ class Store:
                 )
                 self.forget(name)
                 return
+
+    async def _check_copies(self, owner: Owner) -> None:
+        """Raise Problem ``backend-corrupt`` if a namespace of a single server, where all keys are of one moment, lacks
+        its copies.
+        """
+        reading = self.reading()
+        call, number = reading.ask(self.registry, "i", self.registry.record_key(0, owner.name.encode()))
+        copies = [reading.life(bucket) for bucket in owner.buckets]
+        replies = await self.exchange(reading.calls())
+        head, owner_id = replies[call][number]
+        if head is not None and owner_id == owner.id and any(replies[call][n] is None for call, n in copies):
+            raise damaged("a namespace's record")
 
     async def settle(self, name: str) -> None:
         """See that every bucket of a namespace has its present head (cluster)."""
@@ -246,25 +269,20 @@ class Store:
             name, *kinds = replies[call][number]
             if name is None and member:
                 gone.append(member)
-                continue
-            namespace = name.decode() if name else ""
-            firsts = [unpacked_expiry(first[:8]) for first, *_ in kinds if first is not None]
-            places = [
-                (entry[:8], Place(namespace, Kind(kind), entry[8:].decode()))
-                for kind, (_, *expired) in enumerate(kinds)
-                for entry in expired
-            ]
-            found[member] = min((first for first in firsts if first is not None), default=None), places
+            else:
+                found[member] = _expiring(name, kinds)
         if gone:
             await self.exchange([Call(self.registry.slot, None, ("ZREM", self.registry.tag + b":due", *gone))])
         return found
 
-    async def heal_quietly(self, name: str) -> None:
+    async def heal_quietly(self, name: str) -> Problem | None:
+        """As :meth:`heal`; returns the problem of a namespace that is damaged."""
         try:
             await self.heal(name)
-        except Problem:
-            # Whoever needs the namespace meets the same problem.
-            return
+        except Problem as problem:
+            # Whoever needs the namespace meets any other problem as well.
+            return problem if problem.code == "backend-corrupt" else None
+        return None
 
     async def exchange(self, calls: Iterable[Call]) -> list[Any]:
         """The answers to the calls; the first failure among them is raised, translated."""
@@ -274,6 +292,20 @@ class Store:
             if isinstance(reply, Exception):
                 raise translated(reply) from reply
         return replies
+
+
+@of_storage("when a record expires")
+def _expiring(name: bytes | None, kinds: list[list[bytes | None]]) -> tuple[int | None, list[tuple[bytes, Place]]]:
+    """When something expires next in a bucket of the namespace ``name``, and what has expired."""
+    namespace = name.decode() if name else ""
+    firsts = [unpacked_expiry(first[:8]) for first, *_ in kinds if first is not None]
+    places = [
+        (entry[:8], Place(namespace, Kind(kind), entry[8:].decode()))
+        for kind, (_, *expired) in enumerate(kinds)
+        for entry in expired
+        if entry is not None
+    ]
+    return min((first for first in firsts if first is not None), default=None), places
 
 
 def _score(expires_ms: int) -> int:

@@ -40,7 +40,7 @@ from rstored.backends.redis.layout import ABSENT, U64, Bucket, Owner, bounds, du
 from rstored.backends.redis.reader import Reader, namespace_of
 from rstored.backends.redis.reading import Part, Reading, Ref
 from rstored.backends.redis.sections import NamespaceChanges, Section, Writing, expires, grouped, statuses
-from rstored.problems import Problem
+from rstored.problems import Problem, of_storage
 
 __all__ = ["Attempt"]
 
@@ -129,23 +129,26 @@ class Attempt(Executor):
         failed = self._take(refs, copies, replies)
         failed |= {place: lost() for place, life in lives.items() if store.is_lost(replies, life)}
         loaded = []
-        stale: set[str] = set()
+        stale: dict[str, list[int]] = {}
         for position in confined:
             places = self._places(position)
             failure = next((failed[place] for place in places if place in failed), None)
             if failure is None:
                 loaded.append(position)
             elif isinstance(failure, Stale):
-                stale.add(failure.name)
+                stale.setdefault(failure.name, []).append(position)
                 self._again.add(position)
             elif isinstance(failure, ResponseError) and len(self._positions) > 1:
                 self._alone.append(position)
             else:
                 self.results[position] = problem_of(failure)
-        for name in stale:
+        for name, positions in stale.items():
             store.forget(name)
-            if heal:
-                await store.heal_quietly(name)
+            problem = await store.heal_quietly(name) if heal else None
+            if problem is not None:
+                self._again.difference_update(positions)
+                for position in positions:
+                    self.results[position] = problem_of(problem)
         return loaded
 
     def _places(self, position: int) -> tuple[Place, ...]:
@@ -175,6 +178,7 @@ class Attempt(Executor):
         """Take over what was read; returns the places that it could not be read of."""
         failed: dict[Place, Exception] = {}
         gone: dict[str, Stale] = {}
+        damaged_copies: dict[bytes, Problem] = {}
         for name, by_tag in copies.items():
             for tag, (call, number) in by_tag.items():
                 reply = replies[call]
@@ -183,27 +187,25 @@ class Attempt(Executor):
                 packed = reply[number]
                 if packed is None:
                     gone[name] = Stale(name)
-                else:
+                    continue
+                try:
                     self._copies[tag] = packed[:8], unpacked(packed, b"")
+                except Problem as problem:
+                    damaged_copies[tag] = problem
         for place, (call, number) in refs.items():
             reply = replies[call]
             if isinstance(reply, Exception):
                 failed[place] = reply
                 continue
-            packed, further = reply[number]
-            if place.kind is not Kind.NAMESPACE:
-                if further:
-                    self._lanes[place] = set(map(int, further.split(b",")))
-            elif packed is not None:
-                self._take_owner(place.key, further, gone)
-            else:
-                if self._owners.get(place.key) is not None:
-                    gone[place.key] = Stale(place.key)
-                self._owners[place.key] = None
-            if packed is None:
-                self._heads[place], self._versions[place] = None, ABSENT
-            else:
-                self._heads[place], self._versions[place] = unpacked(packed, b""), packed[:8]
+            try:
+                packed, further = reply[number]
+                self._take_record(place, packed, further, gone)
+                if damaged_copies and place.kind is not Kind.NAMESPACE:
+                    bucket = self._owners[place.namespace].bucket(place)
+                    if bucket.tag in damaged_copies:
+                        failed[place] = damaged_copies[bucket.tag]
+            except Problem as problem:
+                failed[place] = problem
         if gone:
             places = {place for position in self._positions for place in self._places(position)}
             for place in places:
@@ -212,7 +214,21 @@ class Attempt(Executor):
                     failed.setdefault(place, gone[name])
         return failed
 
-    def _take_owner(self, name: str, owner_id: bytes, gone: dict[str, Stale]) -> None:
+    def _take_record(self, place: Place, packed: bytes | None, further: bytes | None, gone: dict[str, Stale]) -> None:
+        """Take over a record's head, and its lanes or, of a namespace, its id. Raises Problem ``backend-corrupt``."""
+        head = None if packed is None else unpacked(packed, b"")
+        if place.kind is not Kind.NAMESPACE:
+            if further:
+                self._lanes[place] = _lanes_of(further)
+        elif packed is not None:
+            self._take_owner(place.key, further, gone)
+        else:
+            if self._owners.get(place.key) is not None:
+                gone[place.key] = Stale(place.key)
+            self._owners[place.key] = None
+        self._heads[place], self._versions[place] = head, ABSENT if packed is None else packed[:8]
+
+    def _take_owner(self, name: str, owner_id: bytes | None, gone: dict[str, Stale]) -> None:
         """A namespace that an update names was found under this id; where another was expected, all begins again."""
         expected = self._owners.get(name)
         if isinstance(expected, Owner) and expected.id == owner_id:
@@ -545,3 +561,8 @@ class Attempt(Executor):
             return True
         self._settle([[section._replace(changes=None)]], [[status]])
         return False
+
+
+@of_storage("a record")
+def _lanes_of(packed: bytes) -> set[int]:
+    return set(map(int, packed.split(b",")))

@@ -120,6 +120,8 @@ class SQLiteBackend(Backend):
                     reader.begin()
                     self._loop.call_soon(self.renew)
                 answers.append(reader.answer(query))
+            except Problem as problem:
+                answers.append(problem)
             except sqlite3.Error as error:
                 self._check_open()
                 failure = translated(error)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sqlite3
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rstored.backends.abc import UnfitStorage
 from rstored.backends.migrations import ROOT_OF_STORE, SCHEMA_VERSION, pending
 from rstored.backends.sqlite.failures import CHANGED
 from rstored.backends.sqlite.files import Files, create, hide_from_others, identity
 from rstored.backends.sqlite.statements import DIALECT
-from rstored.problems import Problem
+from rstored.problems import Problem, of_storage
 
 __all__ = ["BEGIN", "BUSY_SECONDS", "check_schema", "connect", "connect_both", "schema_version", "when_free"]
 
@@ -108,8 +108,12 @@ def schema_version(connection: sqlite3.Connection) -> int:
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     if application_id != _APPLICATION_ID:
         raise Problem("backend-unavailable", "the file is the SQLite database of another program: name another file")
-    (version,) = connection.execute("SELECT version FROM schema_version").fetchone()
-    return int(version)
+    return _number(connection.execute("SELECT version FROM schema_version").fetchone())
+
+
+@of_storage("the version of the schema")
+def _number(row: tuple[Any]) -> int:
+    return int(row[0])
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

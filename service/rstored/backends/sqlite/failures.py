@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
-from rstored.problems import Problem
+from rstored.problems import Problem, damaged
 
 __all__ = ["CHANGED", "FAILURES", "translated"]
 
@@ -39,5 +39,8 @@ def translated(error: sqlite3.Error, file: str = "the database file") -> Excepti
     extended = getattr(error, "sqlite_errorcode", 0)
     if extended == sqlite3.SQLITE_ERROR and str(error).startswith(("no such ", "table ")):
         return Problem("backend-unavailable", CHANGED)
+    if str(error).startswith("Could not decode to UTF-8"):
+        # So says Python's module, and goes on with the text.
+        return damaged("the key of a record")
     code, detail = FAILURES.get(extended) or FAILURES.get(extended & 0xFF) or (None, "")
     return error if code is None else Problem(code, detail.format(file=file))

@@ -24,8 +24,9 @@ from rstored.backends.abc import (
 )
 from rstored.backends.schema import ROOT_ID
 from rstored.backends.sqlite.statements import BOUNDED_HEADS, HEADS, NAMESPACE, SQL, TOGETHER_MIN, json_array
+from rstored.problems import damaged, of_storage
 
-__all__ = ["Reader"]
+__all__ = ["Reader", "stored_head"]
 
 T = TypeVar("T")
 
@@ -75,7 +76,7 @@ class Reader:
         for position, *head in self._scan(
             sql, (*bound, json_array(keys), ROOT_ID, int(NAMESPACE), namespace, int(kind))
         ):
-            heads[position] = Head._make(head)
+            heads[position] = stored_head(*head)
         return heads
 
     def _head(self, read: HeadRead) -> Head | None:
@@ -83,29 +84,68 @@ class Reader:
         sql, bound = (SQL.head, ()) if bytes_max is None else (SQL.bounded_head, (bytes_max,))
         # An int of a subclass takes sqlite3 a slower way, so kinds are bound as plain ones.
         row = self._execute(sql, (*bound, namespace, int(kind), key)).fetchone()
-        return None if row is None else Head._make(row)
+        return None if row is None else stored_head(*row)
 
     def _rows(self, scan: RowScan) -> Slice[Row]:
-        rows = map(Row._make, self._scan(*SQL.scan_query(scan)))
+        rows = itertools.starmap(_row, self._scan(*SQL.scan_query(scan)))
         return _slice(rows, scan.limit, scan.bytes_max, lambda row: len(row.value))
 
     def _listing(self, listing: Listing) -> Slice[tuple[str, Head]]:
-        rows = ((row[0], Head._make(row[1:])) for row in self._scan(*SQL.listing_query(listing)))
+        rows = itertools.starmap(_listed, self._scan(*SQL.listing_query(listing)))
         return _slice(rows, listing.limit, listing.bytes_max, lambda item: len(item[1].value))
 
     def _counts(self, read: CountRead) -> dict[Kind, int]:
-        counts = dict.fromkeys(COUNTED, 0)
-        for kind, n in self._scan(SQL.counts, (read.namespace,)):
-            counts[Kind(kind)] += n
-        for kind, n in self._scan(SQL.expired_counts, (read.now_ms, read.namespace)):
-            # What is not counted expires too.
-            if kind in counts:
-                counts[Kind(kind)] -= n
-        return counts
+        present = self._scan(SQL.counts, (read.namespace,)).fetchall()
+        return _counts(present, self._scan(SQL.expired_counts, (read.now_ms, read.namespace)).fetchall())
 
     def _expired(self, read: ExpiredRead) -> list[Place]:
-        rows = self._scan(SQL.expired, (read.now_ms, read.limit))
-        return [Place(namespace, Kind(kind), key) for namespace, kind, key in rows]
+        return [_place(*row) for row in self._scan(SQL.expired, (read.now_ms, read.limit))]
+
+
+# SQLite holds any type in any column.
+
+
+def stored_head(meta: Any, value: Any, expires_ms: Any) -> Head:
+    """The head of these columns. Raises Problem ``backend-corrupt``."""
+    if meta == "":
+        # So the root record has it.
+        meta = b""
+    if type(meta) is not bytes or type(value) is not bytes or (expires_ms is not None and type(expires_ms) is not int):
+        raise damaged("a record")
+    return Head(meta, value, expires_ms)
+
+
+def _row(sort: Any, value: Any, by: Any) -> Row:
+    if type(sort) is not bytes or type(value) is not bytes or (by is not None and type(by) is not bytes):
+        raise damaged("a row of a record")
+    return Row(sort, value, by)
+
+
+def _listed(key: Any, meta: Any, value: Any, expires_ms: Any) -> tuple[str, Head]:
+    return _text(key), stored_head(meta, value, expires_ms)
+
+
+def _text(key: Any) -> str:
+    if type(key) is not str:
+        raise damaged("the key of a record")
+    return key
+
+
+@of_storage("a record")
+def _place(namespace: Any, kind: Any, key: Any) -> Place:
+    return Place(_text(namespace), Kind(kind), _text(key))
+
+
+@of_storage("the numbers of records")
+def _counts(present: list[Any], expired: list[Any]) -> dict[Kind, int]:
+    counts = dict.fromkeys(COUNTED, 0)
+    for kind, n in present:
+        counts[kind] += n
+    for kind, n in expired:
+        # What is not counted expires too.
+        if kind in counts:
+            counts[kind] -= n
+    return counts
 
 
 def _heads_alike(read: Read) -> tuple[str, Kind, int | None] | None:

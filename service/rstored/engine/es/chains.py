@@ -14,6 +14,7 @@ from rstore.core.operators import ASSIGNING, JsonValue, UnfoldableEvent, apply_j
 from rstored.backends.abc import Place, Query, Row, Slice
 from rstored.engine.es.rows import LONG_BYTES, ItemRow, event_size, item_scan, paged, stored_event
 from rstored.engine.model import StoredEvent
+from rstored.problems import of_storage
 
 __all__ = ["Chain", "NeedsClient", "Refolding", "chain_start", "json_value"]
 
@@ -92,9 +93,15 @@ def chain_start(place: Place, item: str, t: int, refolding: Refolding) -> Genera
 
 def json_value(data: bytes) -> JsonValue:
     """The JSON value, as an operator computes with it. Raises UnfoldableEvent."""
+    value = JsonValue.of(_parsed(data))
     try:
         check_numbers(data)
     except InvalidJSON as error:
         raise UnfoldableEvent(f"operators compute with doubles, and {error}") from None
+    return value
+
+
+@of_storage("the value of an event or item")
+def _parsed(data: bytes) -> Any:
     # The service checked the value when it stored it, perhaps with another limit on nesting.
-    return JsonValue.of(parse_json(data, nesting_max=sys.maxsize))
+    return parse_json(data, nesting_max=sys.maxsize)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -28,7 +29,7 @@ from rstored.engine.es.rows import (
     ITEMS_LANE,
     ItemRow,
     Meta,
-    decode_event,
+    chain_of,
     decode_item,
     decode_meta,
     event_row,
@@ -43,7 +44,7 @@ from rstored.engine.es.rows import (
 from rstored.engine.model import Reseal, State, StoredEvent
 from rstored.engine.once import Answers
 from rstored.engine.timestamps import from_sort_key, sort_key
-from rstored.problems import Problem
+from rstored.problems import Problem, damaged
 
 __all__ = [
     "PRUNED",
@@ -87,7 +88,7 @@ def prune_plan(
     (found,) = yield (paged(RowScan(place, EVENTS_LANE, before.low)),)
     items = {row.sort[8:] for row in found.items}
     results: list[Slice[Row]] = yield tuple(RowScan(place, ITEMS_LANE, item, item) for item in items)
-    starts = {row.sort: decode_item(row.value).start for result in results for row in result.items}
+    starts = {row.sort: decode_item(row).start for result in results for row in result.items}
     writes: list[Write] = [
         DeleteRow(place, EVENTS_LANE, row.sort)
         for row in found.items
@@ -115,7 +116,7 @@ def reseal_plan(
         *(RowScan(place, EVENTS_LANE, sort, sort) for sort in sorts),
         *(RowScan(place, ITEMS_LANE, item, item) for item in items),
     )
-    rows = {row.sort: decode_item(row.value) for found in results[len(sorts) :] for row in found.items}
+    rows = {row.sort: decode_item(row) for found in results[len(sorts) :] for row in found.items}
     before = dict(rows)
     writes: list[Write] = []
     for index, (reseal, found) in enumerate(zip(reseals, results, strict=False)):
@@ -165,7 +166,10 @@ def sealed_after(place: Place, meta: Meta, encodings: Sequence[Encoding]) -> Gen
         # An older version wrote this head. The first and the last event show which kind the sequence has.
         first = RowScan(place, EVENTS_LANE, limit=1)
         results: list[Slice[Row]] = yield first, first._replace(descending=True)
-        ends = {decode_event(row.value).encoding == Encoding.SEALED for found in results for row in found.items}
+        events = [stored_event(row) for found in results for row in found.items]
+        ends = {event.value is not None and event.value.encoding is Encoding.SEALED for event in events}
+        if not ends:
+            raise damaged("the events of a sequence")
         if len(ends) > 1:
             return None
         sealed = ends.pop()
@@ -200,6 +204,7 @@ def read_state(
         results: list[Slice[Row]] = yield tuple(
             item_scan(place, item, row.start, row.last) for item, row in long.items()
         )
-        for found in results:
-            events += map(stored_event, found.items)
+        unstored = Counter(event.item for event in events)
+        for (item, row), found in zip(long.items(), results, strict=True):
+            events += chain_of(row, found, unstored[item])
     return state_of(meta.last, meta.revision, rows, events)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
 from rstore.core.encodings import Encoding, Value
+from rstore.core.numeric import INT64_MAX, INT64_MIN
+from rstore.core.operators import OPERATORS, UNARY
 from rstored.backends.abc import Head, Place, Row, RowOrder, RowScan, Slice
 from rstored.engine.model import State, StoredEvent
 from rstored.engine.timestamps import from_sort_key, sort_key
-from rstored.problems import Problem
+from rstored.problems import Problem, damaged, of_storage
 
 __all__ = [
     "EVENTS_LANE",
@@ -24,8 +26,8 @@ __all__ = [
     "ItemRow",
     "Meta",
     "at",
+    "chain_of",
     "chain_scans",
-    "decode_event",
     "decode_item",
     "decode_meta",
     "event_row",
@@ -37,6 +39,7 @@ __all__ = [
     "rewritten",
     "same_history",
     "state_of",
+    "state_rows",
     "state_size",
     "stored_event",
 ]
@@ -47,6 +50,12 @@ PAGE_EVENTS_MAX: Final = 1_000
 PAGE_BYTES_MAX: Final = 2**20
 LONG_BYTES: Final = 4_096
 EVENT_OVERHEAD_BYTES: Final = 32
+_ENCODINGS: Final = tuple(Encoding)
+
+
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+_Encoding: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=len(Encoding))]
+_Timestamp: TypeAlias = Annotated[int, msgspec.Meta(ge=INT64_MIN, le=INT64_MAX)]
 
 
 class Meta(msgspec.Struct, array_like=True, frozen=True):
@@ -55,11 +64,11 @@ class Meta(msgspec.Struct, array_like=True, frozen=True):
     ``sealed`` says whether its events are sealed. It is None if an older version wrote the head, or if only some are.
     """
 
-    revision: int
-    last: int
-    events: int
-    present: int
-    size: int
+    revision: _Count
+    last: _Timestamp
+    events: _Count
+    present: _Count
+    size: _Count
     rewrites: int
     sealed: bool | None = None
 
@@ -68,7 +77,7 @@ class EventRow(msgspec.Struct, array_like=True, frozen=True):
     """The value of an event in lane 0. An event of a unary operator has no value, hence no encoding and no data."""
 
     op: str
-    encoding: int | None
+    encoding: _Encoding | None
     data: bytes
 
 
@@ -79,12 +88,12 @@ class ItemRow(msgspec.Struct, array_like=True, frozen=True):
     empty, and the chain is read from lane 0.
     """
 
-    start: int
-    last: int
-    length: int
-    size: int
+    start: _Timestamp
+    last: _Timestamp
+    length: _Count
+    size: _Count
     plain: bool
-    encoding: int
+    encoding: _Encoding
     data: bytes
 
     @property
@@ -92,10 +101,34 @@ class ItemRow(msgspec.Struct, array_like=True, frozen=True):
         return not self.plain and self.length > 1
 
 
-decode_meta: Final = msgspec.msgpack.Decoder(Meta).decode
-decode_event: Final = msgspec.msgpack.Decoder(EventRow).decode
-decode_item: Final = msgspec.msgpack.Decoder(ItemRow).decode
+decode_meta: Final = of_storage("an event sequence's record")(msgspec.msgpack.Decoder(Meta).decode)
 pack: Final = msgspec.msgpack.Encoder().encode
+_decode_event: Final = msgspec.msgpack.Decoder(EventRow).decode
+_decode_item: Final = msgspec.msgpack.Decoder(ItemRow).decode
+
+
+@of_storage("an item of an event sequence")
+def decode_item(row: Row) -> ItemRow:
+    return _item(row)
+
+
+def _item(row: Row) -> ItemRow:
+    """An item's row, whose parts fit each other."""
+    item = _decode_item(row.value)
+    held = item.plain or item.length == 1
+    size = EVENT_OVERHEAD_BYTES + len(item.data)
+    if item.start > item.last or item.length < 1 or bool(item.data) > held or (item.length == 1 and item.size != size):
+        raise ValueError("the parts of a row contradict each other")
+    return item
+
+
+@of_storage("the items of an event sequence")
+def state_rows(meta: Meta, found: Slice[Row]) -> dict[str, ItemRow]:
+    """The rows of all items, which were read together with the head."""
+    rows = {_name(row.sort): _item(row) for row in found.items}
+    if (len(rows), sum(map(state_size, rows.values()))) != (meta.present, meta.size):
+        raise ValueError("there are not as many items as the head says")
+    return rows
 
 
 def event_size(event: StoredEvent) -> int:
@@ -120,6 +153,7 @@ def event_row(event: StoredEvent) -> Row:
     return Row(t + item, pack(EventRow(event.op, encoding, data)), item + b"\0" + t)
 
 
+@of_storage("an event")
 def stored_event(row: Row) -> StoredEvent:
     """The event in a row of lane 0.
 
@@ -127,9 +161,28 @@ def stored_event(row: Row) -> StoredEvent:
     >>> stored_event(event_row(event)) == event
     True
     """
-    stored = decode_event(row.value)
-    value = None if stored.encoding is None else Value(Encoding(stored.encoding), stored.data)
-    return StoredEvent(from_sort_key(row.sort[:8]), row.sort[8:].decode(), stored.op, value)
+    stored = _decode_event(row.value)
+    op, encoding, data = stored.op, stored.encoding, stored.data
+    t, item = row.sort[:8], row.sort[8:]
+    if row.by != item + b"\0" + t or op not in OPERATORS or (encoding is None and (data or op not in UNARY)):
+        raise ValueError("the parts of a row contradict each other")
+    value = None if encoding is None else Value(_ENCODINGS[encoding], data)
+    return StoredEvent(from_sort_key(t), _name(item), op, value)
+
+
+def chain_of(item: ItemRow, found: Slice[Row], unstored: int = 0) -> list[StoredEvent]:
+    """The events of an item's chain, which were all read, but for those that are not stored yet."""
+    events = [*map(stored_event, found.items)]
+    if len(events) + unstored != item.length:
+        raise damaged("the events of an item")
+    return events
+
+
+def _name(item: bytes) -> str:
+    """The name of an item."""
+    if not item or b"\0" in item:
+        raise ValueError("not the name of an item")
+    return item.decode()
 
 
 def at(t: int) -> tuple[bytes, bytes]:
@@ -149,13 +202,13 @@ def item_scan(place: Place, item: str, start: int, end: int) -> RowScan:
     return RowScan(place, EVENTS_LANE, name + sort_key(start), name + sort_key(end), RowOrder.BY)
 
 
-def chain_scans(place: Place, rows: Mapping[str, ItemRow]) -> Iterator[list[RowScan]]:
+def chain_scans(place: Place, rows: Mapping[str, ItemRow]) -> Iterator[list[tuple[ItemRow, RowScan]]]:
     """The scans of the chains that are not in the rows. Each group of scans finds about one page of events."""
-    scans: list[RowScan] = []
+    scans: list[tuple[ItemRow, RowScan]] = []
     events = 0
     for item, row in rows.items():
         if row.read_from_events:
-            scans.append(item_scan(place, item, row.start, row.last))
+            scans.append((row, item_scan(place, item, row.start, row.last)))
             events += row.length
             if events >= PAGE_EVENTS_MAX:
                 yield scans
@@ -190,7 +243,7 @@ def state_of(last: int, revision: int, rows: Mapping[str, ItemRow], events: Iter
         if row.plain:
             items[item] = Value(Encoding.JSON, row.data)
         elif not row.read_from_events:
-            unfolded.append(StoredEvent(row.start, item, "setitem", Value(Encoding(row.encoding), row.data)))
+            unfolded.append(StoredEvent(row.start, item, "setitem", Value(_ENCODINGS[row.encoding], row.data)))
     unfolded.sort(key=lambda event: event[:2])
     return State(last, revision, items, unfolded)
 

@@ -46,8 +46,8 @@ from rstored.engine.es.rows import (
     ItemRow,
     Meta,
     at,
+    chain_of,
     chain_scans,
-    decode_item,
     decode_meta,
     event_row,
     item_scan,
@@ -57,6 +57,7 @@ from rstored.engine.es.rows import (
     rewritten,
     same_history,
     state_of,
+    state_rows,
     state_size,
     stored_event,
 )
@@ -153,7 +154,8 @@ class EventSequences:
             state = await self.past(namespace, key, answer.timestamp) or State(0, 0, {}, [])
         except Problem as problem:
             # This apply was carried out. No answer may call it refused.
-            raise Problem("backend-unavailable", f"the apply was carried out, but: {problem.detail}") from None
+            code = problem.code if problem.type.status >= 500 else "backend-unavailable"
+            raise Problem(code, f"the apply was carried out, but: {problem.detail}") from None
         return state._replace(timestamp=answer.timestamp, revision=answer.revision)
 
     def check_count(self, events: int) -> None:
@@ -203,7 +205,7 @@ class EventSequences:
         rows: dict[str, ItemRow] = {}
         if head is not None:
             found: list[Slice[Row]] = yield (RowScan(place, ITEMS_LANE),)
-            rows = {row.sort.decode(): decode_item(row.value) for row in found[0].items}
+            rows = state_rows(meta, found[0])
         check_revision(revision, meta.revision, meta.last)
 
         # An event without a value proves no knowledge of the key, so to a policy it is not sealed.
@@ -373,7 +375,7 @@ class EventSequences:
             if head is None:
                 return None
             meta = decode_meta(head.meta)
-            rows = {row.sort.decode(): decode_item(row.value) for row in found.items}
+            rows = state_rows(meta, found)
             events = await self._chain_events(place, meta, rows)
             if events is not None:
                 return state_of(meta.last, meta.revision, rows, events)
@@ -442,11 +444,11 @@ class EventSequences:
         """The events of the chains that are not in the rows; None if the history was rewritten meanwhile."""
         events: list[StoredEvent] = []
         for scans in chain_scans(place, rows):
-            head, *results = await self._storage.read_in_turn(HeadRead(place), *scans)
+            head, *results = await self._storage.read_in_turn(HeadRead(place), *(scan for _, scan in scans))
             if not same_history(head, meta):
                 return None
-            for found in results:
-                events += map(stored_event, found.items)
+            for (row, _), found in zip(scans, results, strict=True):
+                events += chain_of(row, found)
         return events
 
     async def events(

@@ -12,19 +12,19 @@ from rstore.core.points import Points, concatenate, digest
 from rstored.backends.abc import Commit, DeleteRow, DeleteRows, Place, PutRow, Query, Row, RowScan, Slice, Write
 from rstored.engine.blocks import between, packed
 from rstored.engine.model import Stretch
-from rstored.engine.timestamps import from_sort_key, sort_key
+from rstored.engine.timestamps import sort_key
 from rstored.engine.ts.rows import (
     BLOCKS_LANE,
     PAGE_BYTES_MAX,
     Meta,
-    corrupt,
     count_of_row,
     decode_row,
+    first_of_row,
     put_head,
     rows_of,
 )
 from rstored.limits import Limits
-from rstored.problems import Problem
+from rstored.problems import Problem, damaged
 
 __all__ = [
     "LOOKUPS_MAX",
@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 LOOKUPS_MAX: Final = 256
+_BLOCKS: Final = "the blocks of a time series"
 
 
 class Affected(NamedTuple):
@@ -140,8 +141,8 @@ def settle(
     for index, end in zip(indices, [*indices[1:], gap.points.stop], strict=True):
         row = next(iter(next(results).items), before)
         if row is None:
-            raise corrupt()
-        first = from_sort_key(row.sort)
+            raise damaged(_BLOCKS)
+        first = first_of_row(row)
         # Points between two points of one block fall into it too. So do points before the first block.
         if (before is not None and row.sort == before.sort) or first > timestamps[index]:
             start = settled
@@ -188,6 +189,8 @@ def removal_plan(place: Place, meta: Meta, low: int, high: int) -> Generator[Que
         return Commit((), 0)
     # The rest of a block is joined with its neighbours, so that no tiny block is left.
     blocks = list(packed([*earlier, *kept, *map(decode_row, after.items)]))
+    if not blocks or removed >= meta.count:
+        raise damaged(_BLOCKS)
     meta = Meta(
         meta.count - removed,
         blocks[0].timestamps[0] if low == meta.first else meta.first,

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
+from rstore.core.encodings import Encoding
 from rstore.core.frames import count_of, decode, encode
-from rstore.core.points import InvalidPoints, Points
+from rstore.core.numeric import INT64_MAX, INT64_MIN
+from rstore.core.points import Cells, Points
 from rstored.backends.abc import Head, Place, PutHead, Row, Slice
-from rstored.engine.timestamps import sort_key
-from rstored.problems import Problem
+from rstored.engine.timestamps import from_sort_key, sort_key
+from rstored.problems import of_storage
 
 __all__ = [
     "BLOCKS_LANE",
     "CELL_COST_BYTES",
-    "DECODE_META",
-    "ENCODE_META",
     "PAGE_BYTES_MAX",
     "PAGE_DECODED_BYTES_MAX",
     "Meta",
-    "corrupt",
     "count_of_row",
     "decode_page",
     "decode_row",
+    "first_of_row",
     "meta_of",
     "put_head",
     "rows_of",
@@ -37,12 +37,15 @@ PAGE_DECODED_BYTES_MAX: Final = 4 * 2**20
 CELL_COST_BYTES: Final = 64
 
 
+_Timestamp: TypeAlias = Annotated[int, msgspec.Meta(ge=INT64_MIN, le=INT64_MAX)]
+
+
 class Meta(msgspec.Struct, array_like=True):
     """The head of a series: the number of its points, the first and the last timestamp."""
 
-    count: int
-    first: int
-    last: int
+    count: Annotated[int, msgspec.Meta(ge=1)]
+    first: _Timestamp
+    last: _Timestamp
 
 
 def rows_of(blocks: Iterable[Points]) -> list[Row]:
@@ -50,28 +53,43 @@ def rows_of(blocks: Iterable[Points]) -> list[Row]:
 
 
 def put_head(place: Place, meta: Meta) -> PutHead:
-    return PutHead(place, Head(ENCODE_META(meta)))
+    return PutHead(place, Head(_encode_meta(meta)))
 
 
+@of_storage("a time series's record")
 def meta_of(head: Head) -> Meta:
-    try:
-        return DECODE_META(head.meta)
-    except msgspec.DecodeError:
-        raise corrupt() from None
+    meta = _decode_meta(head.meta)
+    if meta.first > meta.last:
+        raise ValueError("the first point is not before the last")
+    return meta
 
 
-ENCODE_META: Final = msgspec.msgpack.Encoder().encode
-DECODE_META: Final = msgspec.msgpack.Decoder(Meta).decode
+_encode_meta: Final = msgspec.msgpack.Encoder().encode
+_decode_meta: Final = msgspec.msgpack.Decoder(Meta).decode
+_decode_texts: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
+@of_storage("a block of a time series")
 def decode_row(row: Row) -> Points:
-    try:
-        points = decode(row.value, bytes_max=2**32, own=True)
-    except InvalidPoints:
-        raise corrupt() from None
-    if not points:
-        raise corrupt()
+    points = decode(row.value, bytes_max=2**32)
+    if points.timestamps[0] != from_sort_key(row.sort):
+        raise ValueError("the block does not begin where it stands")
+    if isinstance(points.values, Cells):
+        _check_texts(points.values)
     return points
+
+
+def _check_texts(cells: Cells) -> None:
+    """Raise if what should be JSON is none: written into an answer, it would spoil all of that."""
+    texts = [text for encoding, text in zip(cells.encodings, cells.parts(), strict=True) if encoding == Encoding.JSON]
+    whole = b"[%b]" % b",".join(texts)
+    if len(_decode_texts(whole)) != len(texts) or not (whole.isascii() or whole.decode()):
+        raise ValueError("a value is no JSON")
+
+
+@of_storage("a block of a time series")
+def first_of_row(row: Row) -> int:
+    return from_sort_key(row.sort)
 
 
 def decode_page(found: Slice[Row]) -> tuple[list[Points], bool]:
@@ -86,12 +104,6 @@ def decode_page(found: Slice[Row]) -> tuple[list[Points], bool]:
     return decoded, found.more
 
 
+@of_storage("a block of a time series")
 def count_of_row(row: Row) -> int:
-    try:
-        return count_of(row.value)
-    except InvalidPoints:
-        raise corrupt() from None
-
-
-def corrupt() -> Problem:
-    return Problem("backend-corrupt", "the blocks of a time series cannot be read: restore a backup")
+    return count_of(row.value)

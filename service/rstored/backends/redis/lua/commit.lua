@@ -10,7 +10,7 @@
 
 local call = redis.call
 local NEVER = string.rep('\0', 8)
-local COMMANDS = {'HGET', 'HSET', 'HDEL', 'ZADD', 'ZREM', 'ZRANGEBYLEX', 'SADD', 'SREM', 'UNLINK'}
+local COMMANDS = {'HGET', 'HSET', 'HDEL', 'ZADD', 'ZREM', 'ZRANGEBYLEX', 'SADD', 'SREM', 'UNLINK', 'TYPE'}
 
 -- The heads by key, as they are now and as far as they were looked at; false for a record that does not exist.
 local heads = {}
@@ -40,6 +40,44 @@ end
 for _, command in ipairs(redis.acl_check_cmd and COMMANDS or {}) do
   if not redis.acl_check_cmd(command) then return redis.error_reply('NOPERM the user may not run ' .. command) end
 end
+
+-- What the keys are that were looked at.
+local kinds = {}
+
+-- Fails unless a key is of this kind, or not there. Redis does not take back what a script has written until then.
+local function must_be(kind, key)
+  local found = kinds[key] or call('TYPE', key).ok
+  if found ~= kind and found ~= 'none' then error({err = 'WRONGTYPE a key of the store is no ' .. kind}) end
+  kinds[key] = kind
+end
+
+local function must_be_lane(tag, lane)
+  must_be('zset', tag .. ':s:' .. lane)
+  must_be('zset', tag .. ':b:' .. lane)
+  must_be('hash', tag .. ':d:' .. lane)
+end
+
+local function must_be_record(i, expiring)
+  must_be('zset', ARGV[i] .. ':i:' .. ARGV[i + 1])
+  if ARGV[expiring] == '1' then must_be('zset', ARGV[i] .. ':x:' .. ARGV[i + 1]) end
+end
+
+-- By the letter of a write: how many arguments it has, and what looks at the keys that it writes to.
+local looks = {
+  h = {6, function(i) must_be_record(i, i + 5) end},
+  D = {4, function(i) must_be_record(i, i + 3) end},
+  r = {6, function(i) must_be_lane(ARGV[i], ARGV[i + 1]) end},
+  d = {3, function(i) must_be_lane(ARGV[i], ARGV[i + 1]) end},
+  R = {4, function(i) must_be_lane(ARGV[i], ARGV[i + 1]) end},
+  t = {2, function(i) must_be('hash', ARGV[i]) end},
+  f = {3, function(i) must_be('hash', ARGV[i]) end},
+  g = {2, function(i) must_be('hash', ARGV[i]) end},
+  u = {1, function() end},
+  z = {3, function(i) must_be('zset', ARGV[i]) end},
+  Z = {2, function(i) must_be('zset', ARGV[i]) end},
+  a = {2, function(i) must_be('set', ARGV[i]) end},
+  A = {2, function(i) must_be('set', ARGV[i]) end},
+}
 
 local writes = {}
 
@@ -185,6 +223,13 @@ local function carry_out(i, stop)
     if owner and owner ~= ARGV[i + 2] then error({err = 'ROWS two rows of a lane have the same by'}) end
     i = i + 3
   end
+  local first = i
+  while i <= stop do
+    local look = looks[ARGV[i]]
+    look[2](i + 1)
+    i = i + 1 + look[1]
+  end
+  i = first
   while i <= stop do
     i = writes[ARGV[i]](i + 1)
   end
@@ -197,7 +242,7 @@ while i <= #ARGV do
   local done, status = pcall(carry_out, i + 1, stop)
   if not done then
     status = type(status) == 'table' and status.err or tostring(status)
-    heads = {}
+    heads, kinds = {}, {}
   end
   out[#out + 1] = status
   i = stop + 1

@@ -5,6 +5,12 @@
 local call = redis.call
 local CHUNK = 256
 
+-- What is found under a key or in a set, unless it is not there, as it always is.
+local function there(found)
+  if not found then error({err = 'DAMAGED a record has lost a part'}) end
+  return found
+end
+
 -- Walks an ordered set in bounded steps; visit(member) returns how many bytes of values it took.
 -- Returns 1 if a limit left something out, else 0. A negative limit is none.
 local function walk(key, low, high, descending, limit, bytes_max, visit)
@@ -76,11 +82,11 @@ function reads.s(i, out)
   local found = {0}
   found[1] = walk(ordered, low, high, descending, limit, bytes_max, function(member)
     local sort = member
-    if order == 'b' then sort = call('HGET', data, 'b' .. member) end
+    if order == 'b' then sort = there(call('HGET', data, 'b' .. member)) end
     local row = call('HMGET', data, 's' .. sort, 'y' .. sort)
     local n = #found
     found[n + 1], found[n + 2], found[n + 3] = sort, row[1], row[2]
-    return #row[1]
+    return #there(row[1])
   end)
   out[#out + 1] = found
   return i + 9
@@ -105,8 +111,9 @@ function reads.l(i, out)
         size = value
       end
     end
-    -- The slot is moving, and the record went before the index.
-    if not head then error({err = 'TRYAGAIN a record is on its way to another node'}) end
+    -- Where the slot is moving (only a cluster is told the keys), the record may have gone before the index.
+    if not head and #KEYS > 0 then error({err = 'TRYAGAIN a record is on its way to another node'}) end
+    there(head)
     local n = #found
     found[n + 1], found[n + 2], found[n + 3] = key, head, value
     return size
