@@ -1,4 +1,4 @@
-"""Docstrings of the SDK: their examples run, and those of what is public name every parameter."""
+"""Docstrings: their examples run in SDK and service, and those of what the SDK offers name every parameter."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 
 import rstore
+import rstored
 from rstore import AsyncStore, Store, StoreError
 
 ADMIN = secrets.token_hex(16)
 DICT_FACE = frozenset({"__getitem__", "__setitem__", "__delitem__", "__contains__", "__len__", "__iter__"})
 MODULES = ["rstore", *sorted(found.name for found in pkgutil.walk_packages(rstore.__path__, "rstore."))]
+SERVICE = ["rstored", *sorted(found.name for found in pkgutil.walk_packages(rstored.__path__, "rstored."))]
 PUBLIC = [getattr(rstore, name) for name in rstore.__all__]
 STORES = (Store, AsyncStore)
 CLASSES = [thing for thing in PUBLIC if isinstance(thing, type)]
@@ -89,12 +91,23 @@ def test_the_examples_of_every_module_run(run):
     assert run(itertools.chain.from_iterable(tests)) > 60
 
 
+def test_the_examples_of_the_service_run():
+    """They are of pure functions, so they need no store."""
+    finder = doctest.DocTestFinder()
+    tests = [test for name in SERVICE for test in finder.find(importlib.import_module(name), name) if test.examples]
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for test in tests:
+        runner.run(test)
+    assert runner.failures == 0
+    assert {test.name.split(".")[1] for test in tests} >= {"api", "backends", "engine", "testing"}
+
+
 @pytest.mark.parametrize("thing", [*STORES, *RECORDS, StoreError, rstore.generate_key, *METHODS])
 def test_what_is_public_has_an_example_that_runs(thing, run):
     assert run(examples_of(thing)) > 0
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", MODULES + SERVICE)
 def test_every_module_says_what_it_is_for(name):
     assert importlib.import_module(name).__doc__
 

@@ -1,6 +1,6 @@
-"""The backends, and the table that a DSN's scheme picks one from.
+"""The backends, and the table in which the scheme of a DSN finds one.
 
-An installed package adds a scheme by an entry point of the group ``rstored.backends``; docs/backends.md tells how.
+An installed package adds a scheme by an entry point of the group ``rstored.backends``; docs/backends.md says how.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rstored.problems import Problem
 
 __all__ = ["BACKENDS", "backend_class"]
 
-# scheme → "module:class"; imported only when picked, so a driver that is not used need not be installed.
+# scheme → "module:class". A module is imported when it is needed, so only its driver must be installed.
 BACKENDS: Final[dict[str, str]] = {
     "sqlite": "rstored.backends.sqlite:SQLiteBackend",
     "postgresql": "rstored.backends.postgresql:PostgreSQLBackend",
@@ -33,7 +33,7 @@ _GROUP: Final = "rstored.backends"
 
 
 def backend_class(dsn: str) -> type[Backend]:
-    """The backend class for a DSN; raises :class:`Problem` that names the schemes there are, or what to install."""
+    """The backend class for a DSN. Raises :class:`Problem`, which names the known schemes, or what to install."""
     scheme, separator, _ = dsn.partition("://")
     if separator and scheme in BACKENDS:
         backend = EntryPoint(scheme, BACKENDS[scheme], _GROUP)

@@ -1,22 +1,22 @@
-"""What a storage backend is: one model, a handful of reads and writes, no rules.
+"""The contract of a storage backend: one model, and a few reads and writes. A backend has no rules.
 
-The model. A **record** has a unique place ``(namespace, kind, key)``, a **head** and, for series and
-sequences, any number of **rows**. Rows live in numbered **lanes** of their record; in a lane they are ordered
-by ``sort`` (bytes, unique in the lane) and can also be found in order of ``by`` (bytes or None, unique in
-the lane where it is not None). Bytes compare as unsigned bytes, shorter first. A **namespace** is itself a
-record, of kind ``NAMESPACE``, in namespace ``""``; deleting it deletes every record in it.
+The model. A **record** has a unique place ``(namespace, kind, key)``, a **head**, and any number of **rows**, which
+only series and sequences use. Rows are in numbered **lanes** of their record. In a lane they are ordered by ``sort``,
+which is bytes and unique in the lane. They can also be found in order of ``by``, which is bytes or None, and unique in
+the lane where it is not None. Bytes compare as unsigned bytes, and a prefix comes first. A **namespace** is a record
+too, of kind ``NAMESPACE``, in namespace ``""``. Deleting it deletes every record in it.
 
-What these records mean (entries, blocks, events, policies, expiry) is the engine's business alone. A backend
-never looks inside ``meta``, ``value``, ``sort`` or ``by``, and decides nothing from them.
+Only the engine knows what these records mean (entries, blocks, events, policies, expiry). A backend never looks inside
+``meta``, ``value``, ``sort`` or ``by``, and decides nothing by them.
 
 Reading. A *query* is a tuple of reads that see one snapshot. ``Backend.read`` takes a batch of independent
 queries and answers them in order.
 
-Writing. An :class:`Update` names the records that it may change and a *plan*: a pure generator function that
-receives their heads, may yield further queries, and returns a :class:`Commit`. ``Backend.update`` takes a batch of
-independent updates; each is atomic, isolated from every other one (serialisable over the records it names),
-and durable when the call returns. A backend locks the named records or compares and retries, so a plan can
-be started more than once and must have no side effects.
+Writing. An :class:`Update` names the records that it may change, and has a *plan*. This is a pure generator function.
+It gets the heads of the records, may yield further queries, and returns a :class:`Commit`. ``Backend.update`` takes a
+batch of independent updates. Each is atomic, isolated from every other one (serialisable over the records it names),
+and durable when the call returns. A backend locks the named records, or compares them and tries again. So it may start
+a plan more than once, and a plan must have no side effects.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ class Kind(enum.IntEnum):
 
 
 COUNTED: Final = (Kind.KV, Kind.TS, Kind.ES)
-"""The kinds that are counted. Those of kind WRITE come and go with every write, which would all meet at a counter."""
+"""The kinds that are counted. Every write adds a record of kind WRITE, so all writes would wait for one counter."""
 
 
 class Place(NamedTuple):
-    """Where a record is. ``key`` obeys ``rstore.core.names``; keys are ordered by their UTF-8 bytes.
+    """Where a record is. ``key`` obeys ``rstore.core.names``, and keys are ordered by their UTF-8 bytes.
 
-    A key of kind WRITE is an id, a space and another key; it can be changed in one step with a record at that key.
+    A key of kind WRITE is an id, a space and another key. An update can change it together with a record at that key.
     """
 
     namespace: str
@@ -89,12 +89,16 @@ class Place(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def namespace_place(namespace: str) -> Place:
-    """The place of the record that is the namespace itself."""
+    """The place of the record that is the namespace itself.
+
+    >>> namespace_place("zoo")
+    Place(namespace='', kind=<Kind.NAMESPACE: 0>, key='zoo')
+    """
     return Place("", Kind.NAMESPACE, namespace)
 
 
 class Head(NamedTuple):
-    """A record without its rows. ``expires_ms`` is POSIX milliseconds or None; a backend stores and indexes it."""
+    """A record without its rows. A backend stores and indexes ``expires_ms``, in POSIX milliseconds or None."""
 
     meta: bytes
     value: bytes = b""
@@ -110,7 +114,7 @@ class Row(NamedTuple):
 
 
 class RowOrder(enum.IntEnum):
-    """Which order a scan follows. ``BY`` sees only the rows that have a ``by``."""
+    """The order of a scan. ``BY`` finds only the rows that have a ``by``."""
 
     SORT = 0
     BY = 1
@@ -120,7 +124,7 @@ T = TypeVar("T")
 
 
 class Slice(NamedTuple, Generic[T]):
-    """A part of an ordered sequence, and whether a limit cut it (then ``items`` holds at least one)."""
+    """A part of an ordered sequence, and whether a limit cut it. If so, ``items`` has at least one item."""
 
     items: list[T]
     more: bool
@@ -132,7 +136,7 @@ class Slice(NamedTuple, Generic[T]):
 class HeadRead(NamedTuple):
     """→ ``Head | None``: None if the record (or its namespace) does not exist. Expired heads are returned.
 
-    A value of more than ``bytes_max`` bytes is left out: it is not read, and the head comes with an empty one.
+    A value of more than ``bytes_max`` bytes is not read, and the head has an empty value instead.
     """
 
     place: Place
@@ -140,11 +144,11 @@ class HeadRead(NamedTuple):
 
 
 class RowScan(NamedTuple):
-    """→ ``Slice[Row]``: the rows of one lane from ``low`` to ``high``, both inclusive, None meaning open.
+    """→ ``Slice[Row]``: the rows of one lane from ``low`` to ``high``, both inclusive. None means open.
 
-    With ``floor`` (``SORT`` only) the scan begins at the greatest ``sort`` ≤ ``low`` if there is one, so the row
-    that ``low`` falls into comes first. ``descending`` reverses the order (and is never used with ``floor``).
-    It stops after ``limit`` rows, or after the row with which the values reach ``bytes_max`` bytes.
+    With ``floor`` (only with ``SORT``) the scan begins at the greatest ``sort`` ≤ ``low`` if there is one, so the row
+    that ``low`` falls into comes first. ``descending`` reverses the order, and is never used with ``floor``.
+    The scan stops after ``limit`` rows, or after the row with which the values reach ``bytes_max`` bytes.
     A record that does not exist has no rows.
     """
 
@@ -162,8 +166,8 @@ class RowScan(NamedTuple):
 class Listing(NamedTuple):
     """→ ``Slice[tuple[str, Head]]``: records of one kind in key order, after ``after``, starting with ``prefix``.
 
-    Without ``values`` the heads come with empty values, and the values are not read. Stops as a RowScan does.
-    Expired heads are included. Namespaces are listed with ``namespace=""``, ``kind=Kind.NAMESPACE``.
+    Without ``values``, the values are not read, and the heads have empty ones. It stops as a RowScan does, and includes
+    expired heads. Namespaces are listed with ``namespace=""`` and ``kind=Kind.NAMESPACE``.
     """
 
     namespace: str
@@ -176,9 +180,9 @@ class Listing(NamedTuple):
 
 
 class CountRead(NamedTuple):
-    """→ ``dict[Kind, int]``: how many records of each kind are in a namespace, but for those expired at ``now_ms``.
+    """→ ``dict[Kind, int]``: how many records of each kind a namespace has, without those expired at ``now_ms``.
 
-    Every kind in :data:`COUNTED` is present, 0 included. The cost does not grow with the number of records.
+    Every kind in :data:`COUNTED` is present, even with 0. The cost does not grow with the number of records.
     """
 
     namespace: str
@@ -186,7 +190,7 @@ class CountRead(NamedTuple):
 
 
 class ExpiredRead(NamedTuple):
-    """→ ``list[Place]``: at most ``limit`` records with ``expires_ms`` ≤ ``now_ms``, the longest expired first."""
+    """→ ``list[Place]``: at most ``limit`` records with ``expires_ms`` ≤ ``now_ms``, in order of expiry."""
 
     now_ms: int
     limit: int
@@ -200,23 +204,23 @@ Query: TypeAlias = tuple[Read, ...]
 
 
 class PutHead(NamedTuple):
-    """Create the record or replace its head; its rows stay."""
+    """Create the record, or replace its head. Its rows stay."""
 
     place: Place
     head: Head
 
 
 class DeleteRecord(NamedTuple):
-    """Delete head and rows (of a namespace: every record in it). Nothing happens if it does not exist.
+    """Delete head and rows, and with a namespace every record in it. Nothing happens if the record does not exist.
 
-    The record is gone for every later read; its rows may be erased a little later by :meth:`Backend.purge`.
+    No later read finds the record. :meth:`Backend.purge` may erase its rows a little later.
     """
 
     place: Place
 
 
 class PutRow(NamedTuple):
-    """Add the row or replace the one with the same ``sort``. The record exists or is created in the same commit."""
+    """Add the row, or replace the one with the same ``sort``. The record exists, or the same commit creates it."""
 
     place: Place
     lane: int
@@ -224,7 +228,7 @@ class PutRow(NamedTuple):
 
 
 class DeleteRow(NamedTuple):
-    """Delete the row with this ``sort``; nothing happens if there is none."""
+    """Delete the row with this ``sort``. Nothing happens if there is none."""
 
     place: Place
     lane: int
@@ -232,7 +236,7 @@ class DeleteRow(NamedTuple):
 
 
 class DeleteRows(NamedTuple):
-    """Delete the rows of a lane from ``low`` to ``high``, both inclusive, None meaning open."""
+    """Delete the rows of a lane from ``low`` to ``high``, both inclusive. None means open."""
 
     place: Place
     lane: int
@@ -244,7 +248,7 @@ Write: TypeAlias = PutHead | DeleteRecord | PutRow | DeleteRow | DeleteRows
 
 
 class Commit(NamedTuple, Generic[T]):
-    """What a plan ends with: the writes, carried out in order, and the answer to its caller."""
+    """The end of a plan: the writes, to be carried out in order, and the answer to its caller."""
 
     writes: Sequence[Write]
     answer: T
@@ -256,12 +260,12 @@ Plan: TypeAlias = Callable[[Mapping[Place, Head | None]], Generator[Query, list[
 class Update(NamedTuple, Generic[T]):
     """An atomic read-modify-write of the records at ``places``: records of one namespace, or namespaces.
 
-    ``plan(heads)`` gets the head (or None), with an empty value, of each place and of each place's namespace record;
-    the places are locked for it, their namespaces are held against deletion. It may yield queries over those places
-    and be sent their results, and returns a Commit that writes only to them (and creates their namespaces). It raises
-    :class:`Problem` to refuse: then nothing is written and the problem is the update's result.
-    ``DeleteRecord`` of a namespace is given with that namespace's place in ``places``.
-    A plan may find a namespace that it does not name absent although another update of the batch creates it: both do.
+    ``plan(heads)`` gets the head, with an empty value, of each place and of the namespace of each place, or None. While
+    it runs, nobody else writes to the places or deletes their namespaces. It may yield queries over the places, and
+    gets their results. It returns a Commit that writes only to the places, and may create their namespaces. To refuse,
+    it raises :class:`Problem`: then nothing is written, and the problem is the result of the update. An update that
+    deletes a namespace has the place of that namespace in ``places``. A plan may find that a namespace is absent
+    although another update of the batch creates it. Then both create it.
     """
 
     places: tuple[Place, ...]
@@ -272,15 +276,14 @@ class Update(NamedTuple, Generic[T]):
 
 
 class Capabilities(NamedTuple):
-    """What truly differs between backends. The engine and the tests ask these, never a backend's name.
+    """How backends differ. The engine and the tests look at this, and never at the name of a backend.
 
-    ``local_reads``: a read returns without waiting for another machine, so it is run at once on the event loop
-    and gathering several into a batch gains nothing.
-    ``atomic_batches``: an update may name any records of one namespace. Without it the backend refuses, with the
-    problem ``batch-not-atomic``, updates of records that it cannot change in one step; keys with a common ``{part}``
-    in braces it always can.
-    ``prompt_batches``: a batch is so much work elsewhere, while the event loop goes on, that to begin the next one
-    at once gains more than to wait until it is large.
+    ``local_reads``: a read does not wait for another machine. So it runs at once on the event loop, and batches of
+    reads gain nothing. ``atomic_batches``: an update may name any records of one namespace. Without it, the backend
+    refuses updates of records that it cannot change in one step, with the problem ``batch-not-atomic``. It can always
+    change keys with a common ``{part}`` in braces in one step. ``prompt_batches``: most of the work of a batch is done
+    elsewhere while the event loop goes on. So beginning the next batch at once gains more than waiting until it is
+    large.
     """
 
     local_reads: bool = False
@@ -289,17 +292,17 @@ class Capabilities(NamedTuple):
 
 
 class SchemaVersions(NamedTuple):
-    """The version of a storage's schema, 0 if it is empty or not there, and the version that this program makes."""
+    """The version of the storage's schema, 0 if there is none, and the version that this program makes."""
 
     present: int
     known: int
 
 
 class UnfitStorage(Problem):
-    """The storage answers, but must not be used: the store that was opened is gone, or another one is in its place, or
-    it is a copy that may be behind.
+    """The storage answers, but must not be used. The store that was opened is gone, or another one is in its place, or
+    the storage is a copy that may be behind.
 
-    While that is so, nothing is read or written; whatever was, would be lost or out of date.
+    Meanwhile nothing is read or written, because reads would be out of date and writes would be lost.
     """
 
     def __init__(self, detail: str) -> None:
@@ -309,9 +312,9 @@ class UnfitStorage(Problem):
 class Backend(abc.ABC):
     """A place where records are kept. All methods are called on the event loop that called :meth:`open`.
 
-    Failures that are not the caller's are raised as :class:`Problem`: ``backend-unavailable`` (it does not answer;
-    nothing is known of a write under way), ``storage-full``, ``backend-corrupt``. Each backend translates its
-    driver's errors in exactly one place.
+    If the storage fails, methods raise :class:`Problem`: ``backend-unavailable`` (it does not answer, and a write under
+    way may have taken place), ``storage-full`` or ``backend-corrupt``. Each backend translates the errors of its driver
+    in exactly one place.
     """
 
     capabilities: Capabilities
@@ -322,51 +325,50 @@ class Backend(abc.ABC):
     @classmethod
     @abc.abstractmethod
     async def open(cls, dsn: str) -> Backend:
-        """Connect, migrate the schema under a lock, and return. Raises :class:`Problem` with one clear line."""
+        """Connect, migrate the schema under a lock, and return. Raises :class:`Problem` with a message of one line."""
 
     @classmethod
     @abc.abstractmethod
     async def schema_versions(cls, dsn: str) -> SchemaVersions:
-        """The versions, having changed nothing. Raises as :meth:`open` does."""
+        """The versions of the schema. It changes nothing, and raises what :meth:`open` raises."""
 
     @abc.abstractmethod
     async def close(self) -> None:
-        """Finish what is under way and let go of every connection, file and thread. Idempotent."""
+        """Finish what is under way, and release every connection, file and thread. Idempotent."""
 
     @abc.abstractmethod
     async def ping(self) -> None:
-        """Return if the backend answers, within a second or so; otherwise raise :class:`Problem`.
+        """Return if the backend answers within about a second; otherwise raise :class:`Problem`.
 
         Raises :class:`UnfitStorage` if it is certain that the store must not be used. The engine asks once a second.
         """
 
     @abc.abstractmethod
     def describe(self) -> dict[str, str]:
-        """What ``/`` says of it: ``name``, ``version``, ``durability`` (a sentence: what an acknowledgement means).
+        """What ``/`` says about the backend: ``name``, ``version``, and ``durability`` of acknowledged writes.
 
-        A backend that may lose what it acknowledged adds a ``warning``: why, and what to set.
+        A backend that may lose acknowledged writes adds a ``warning``, which says why and what to set.
         """
 
     @abc.abstractmethod
     async def read(self, queries: Sequence[Query]) -> list[list[Any] | Problem]:
-        """Answer each query with the list of its reads' results, in order, or with the problem it met."""
+        """For each query the list of the results of its reads, in order, or its problem."""
 
     def renew(self) -> None:  # noqa: B027 (most backends have nothing to renew)
-        """What is read from now on is no older than now.
+        """Make sure that later reads see everything that is committed by now.
 
-        Without it, it may be as old as the present round of the event loop: a backend may read at one moment for all
-        who ask in one round.
+        Without this call, a backend may use one snapshot for all reads of one round of the event loop.
         """
 
     @abc.abstractmethod
     async def update(self, updates: Sequence[Update[Any]]) -> list[Any | Problem]:
-        """Carry out each update and return its answer or the problem it met, in order.
+        """Carry out each update, and return its answer or its problem, in order.
 
-        Updates of one batch take effect as if one after the other, in order. One that fails leaves no trace and
-        does not disturb its neighbours. Calls do not overlap: the engine has one batch under way at a time.
-        An exception of a plan that is no Problem is a bug: it is returned as that update's result as it is.
+        Updates of one batch take effect as if one after the other, in order. An update that fails leaves no trace, and
+        does not disturb the others. Calls do not overlap, because the engine has one batch under way at a time.
+        If a plan raises an exception other than Problem, that is a bug, and the exception is the result of the update.
         """
 
     @abc.abstractmethod
     async def purge(self) -> bool:
-        """Erase a bounded part of what deleted records left behind; True if there may be more to erase."""
+        """Erase a bounded part of what deleted records left. True if there may be more to erase."""

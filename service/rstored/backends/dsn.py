@@ -1,4 +1,4 @@
-"""What DSNs of every backend have in common: how a part is decoded, and what is said of a wrong one."""
+"""What DSNs of all backends share: how a part is decoded, and the problem of a wrong DSN."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ __all__ = ["decoded", "wrong"]
 
 
 def wrong(what: str) -> Problem:
-    """The problem of a DSN. ``what`` continues "the DSN …" and holds nothing of it that could be a password."""
+    """The problem of a wrong DSN. ``what`` continues "the DSN …", and quotes nothing that could be a password."""
     return Problem("backend-unavailable", f"the DSN {what}")
 
 
 def decoded(text: str, name: str) -> str:
-    """A percent-encoded part of a DSN, whose name is said if it does not decode."""
+    """A percent-encoded part of a DSN, decoded. If it does not decode, the problem says ``name``."""
     try:
         found = unquote(text, errors="strict")
-        # A command line holds other bytes too, as surrogates.
+        # Bytes of a command line that are not UTF-8 are surrogates here.
         found.encode()
         return found
     except UnicodeError:

@@ -1,6 +1,6 @@
-"""How the plans of a batch are run by a backend behind a network: in step, so that their reads travel together.
+"""How a backend behind a network runs the plans of a batch: in step, so that their reads travel together.
 
-What is read, and how what was planned is written, is the backend's; the order in which it happens is decided here.
+The backend reads and writes. This module decides in which order that happens.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from rstored.backends.abc import Commit, Head, Kind, Place, Query, Update, Write
 __all__ = ["RACED", "Executor", "pause", "waves"]
 
 RACED: Final = "other processes keep writing the same records: try again"
-"""What is said of an update that others got in the way of too often."""
+"""The message for an update that other processes disturbed too often."""
 
 _Planning: TypeAlias = Generator[Query, list[Any], Commit[Any]]
 
 
 async def pause(tries: int, seconds_max: float) -> None:
-    """Wait before a batch is tried again that others got in the way of: longer each time, and never all equally."""
+    """Wait before trying again a batch that others disturbed: longer each time, and for a random time."""
     await asyncio.sleep(random.random() * min(0.001 * 2**tries, seconds_max))  # noqa: S311 - not a secret
 
 
 class Executor(abc.ABC):
-    """A batch of updates as a backend carries it out.
+    """A batch of updates that a backend carries out.
 
-    ``results`` takes each update's answer, or the exception that its plan raised. A backend sets ``stopped`` when what
-    is planned from then on cannot be carried out; no further plan is begun.
+    ``results`` gets the answer of each update, or the exception that its plan raised. A backend sets ``stopped`` when
+    it cannot carry out further plans. Then no other plan begins.
     """
 
     def __init__(self, updates: Sequence[Update[Any]], results: list[Any]) -> None:
@@ -41,21 +41,21 @@ class Executor(abc.ABC):
 
     @abc.abstractmethod
     def heads(self, update: Update[Any]) -> Mapping[Place, Head | None]:
-        """What the update's plan begins with: the heads of its places and of their namespaces, as they are by now."""
+        """The present heads of the update's places and of their namespaces, with which its plan begins."""
 
     @abc.abstractmethod
     async def ask(self, asked: Sequence[tuple[int, Query]]) -> Sequence[list[Any] | Exception]:
-        """Answer the queries of some updates' plans, after all that was taken before, in one round trip if possible.
+        """Answer queries of the plans of some updates, in one round trip if possible.
 
-        An exception becomes the result of that update alone.
+        The answers show all writes that were taken before. An exception becomes the result of its update alone.
         """
 
     @abc.abstractmethod
     async def take(self, ended: Sequence[tuple[int, Sequence[Write]]]) -> None:
-        """Take over, in order, what plans that have ended want written. A plan that raised wants nothing written."""
+        """Take over, in order, the writes of plans that have ended. A plan that raised an exception has none."""
 
     async def execute(self, positions: Sequence[int]) -> list[int]:
-        """Run the plans of the updates at these positions; returns those that were not begun."""
+        """Run the plans of the updates at these positions. Returns the positions of those that were not begun."""
         left: list[int] = []
         for wave in waves([self.updates[position] for position in positions]):
             wanted = [positions[number] for number in wave]
@@ -66,7 +66,7 @@ class Executor(abc.ABC):
         return left
 
     async def _run(self, wave: Sequence[int]) -> None:
-        """Run the plans of a wave, which touch different records."""
+        """Run the plans of a wave. They touch different records."""
         ended: dict[int, Sequence[Write]] = {}
         asking: list[tuple[int, _Planning, Query]] = []
         results = self.results
@@ -85,7 +85,7 @@ class Executor(abc.ABC):
             advance(position, update.plan(self.heads(update)), None)
         unended = deque(wave)
         while True:
-            # What comes before all who still ask is there for them to see.
+            # Plans that still ask must see the writes of all updates before them.
             first = asking[0][0] if asking else None
             taken: list[tuple[int, Sequence[Write]]] = []
             while unended and unended[0] != first:
@@ -107,12 +107,17 @@ class Executor(abc.ABC):
 
 
 def waves(updates: Sequence[Update[Any]]) -> list[list[int]]:
-    """The updates' positions in waves: those of one wave share no record, and those that do keep their order.
+    """The positions of the updates, in waves. Updates that share a record are in different waves, in their order.
 
-    A namespace is shared by all who use it, unless one of them names its record.
+    Updates of one namespace may be in one wave, unless one of them names the record of the namespace.
+
+    >>> def update(*keys):
+    ...     return Update(tuple(Place("zoo", Kind.KV, key) for key in keys), lambda heads: iter(()))
+    >>> waves([update("a"), update("b"), update("a", "c")])
+    [[0, 1], [2]]
     """
     found: list[list[int]] = []
-    # The first wave that may touch a record, and that may name a namespace's record.
+    # The first wave that may touch a record, and the first that may name the record of a namespace.
     free: dict[Place, int] = {}
     unused: dict[str, int] = {}
     for position, update in enumerate(updates):

@@ -1,11 +1,11 @@
 """The tables and statements of every SQL backend, declared once with SQLAlchemy Core.
 
-Every record is a row of ``record``. Namespaces are the children of the root record (id 0), all else the children
-of its namespace, so deleting a namespace is deleting one row: its children can no longer be found by name. Ids are
-never used again, so what a deleted record left behind (listed in ``trash``) can be erased later and in pieces.
+Every record is a row of ``record``. Namespaces are the children of the root record (id 0), and all other records are
+children of their namespaces. So one deleted row deletes a namespace, because nobody can find its children by name any
+more. Ids are never used again. So what a deleted record left, which ``trash`` lists, can be erased later and in pieces.
 
-Statements are compiled to SQL once, with positional parameters in the order that each method's docstring gives, and
-run on the raw driver: SQLAlchemy's own execution would cost several times what a small statement does.
+Statements are compiled to SQL once. Each docstring gives the order of their positional parameters. They run on the raw
+driver, because SQLAlchemy's own execution takes several times as long as a small statement.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ record: Final = sa.Table(
     sa.Column("key", _KEY, nullable=False),
     sa.Column("expires_ms", sa.BigInteger),
     sa.Column("meta", sa.LargeBinary, nullable=False),
-    # The value stands last: SQLite reads the columns before it without touching a large value's pages.
+    # The value is the last column, so SQLite reads the others without touching the pages of a large value.
     sa.Column("value", sa.LargeBinary, nullable=False),
     sa.UniqueConstraint("parent_id", "kind", "key"),
     sqlite_autoincrement=True,
@@ -71,7 +71,7 @@ sa.Index(
     postgresql_where=record_row.c.by_key.is_not(None),
 )
 
-# Deleted records whose rows or children are still to be erased.
+# Deleted records whose rows or children have not been erased yet.
 trash: Final = sa.Table("trash", metadata, sa.Column("record_id", _ID, primary_key=True, autoincrement=False))
 
 # How many records of each counted kind a namespace has, expired ones included.
@@ -93,12 +93,12 @@ def prefix_end(prefix: str) -> str | None:
     for position in range(len(prefix) - 1, -1, -1):
         point = ord(prefix[position])
         if point < 0x10FFFF:
-            # Surrogates are no characters of UTF-8, so U+E000 follows U+D7FF.
+            # UTF-8 has no surrogates, so U+E000 follows U+D7FF.
             return prefix[:position] + chr(0xE000 if point == 0xD7FF else point + 1)
     return None
 
 
-# Without an offset of its own, a limit brings a further parameter for it.
+# A limit without an offset would add a parameter for the offset.
 _ZERO: Final[sa.ColumnElement[int]] = sa.literal_column("0")
 
 
@@ -107,7 +107,7 @@ def _bind(name: str) -> sa.BindParameter[Any]:
 
 
 def _namespace_id(namespace: sa.ColumnElement[Any]) -> sa.ScalarSelect[Any]:
-    """The id of a namespace; the root, being its own parent and named "", is found in the same way."""
+    """The id of a namespace. This also finds the root, which is its own parent and has the name ""."""
     parent = record.alias("parent")
     found = sa.select(parent.c.id).where(
         parent.c.parent_id == sa.literal_column(str(ROOT_ID)),
@@ -135,11 +135,11 @@ _AT_PLACE: Final = ("namespace", "kind", "key")
 
 
 class Statements:
-    """SQL text for one dialect. In each docstring: the parameters in order → the columns."""
+    """SQL text for one dialect. Each docstring lists the parameters in order, and the columns after an arrow."""
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
-        # SQLite takes a negative limit for none, PostgreSQL a NULL.
+        # For SQLite a negative limit means no limit, and for PostgreSQL NULL does.
         self._no_limit = -1 if dialect.name == "sqlite" else None
         insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[dialect.name]
 
@@ -173,7 +173,7 @@ class Statements:
             "record_id",
             "record_id",
         )
-        """id, id, id: into the trash if it has rows or children"""
+        """id, id, id. Puts the record into the trash if it has rows or children."""
 
         counted = insert(record_count).values(parent_id=_bind("parent_id"), kind=_bind("kind"), n=_bind("n"))
         self.add_count = self._sql(
@@ -228,7 +228,7 @@ class Statements:
 
         self.expired_counts = self._sql(
             sa.select(record.c.kind, sa.func.count())
-            # The sum keeps SQLite from searching all of the namespace by the parent's index.
+            # The sum keeps SQLite from searching the whole namespace by the index of the parent.
             .where(record.c.expires_ms <= _bind("now"), record.c.parent_id + _ZERO == _namespace_id(_bind("namespace")))
             .group_by(record.c.kind),
             "now",
@@ -265,7 +265,7 @@ class Statements:
         )
         """record_id, limit → lane, sort_key, size"""
 
-        # In order, so that a planner that has learnt of one parent with most records still goes by the index.
+        # The order makes the planner use the index, even if it knows that one parent has most records.
         self.some_children = self._sql(
             sa.select(record.c.id, sa.func.length(record.c.value))
             .where(record.c.parent_id == _bind("parent"))
@@ -282,7 +282,7 @@ class Statements:
 
         too_long = sa.func.length(record.c.value) > _bind("n")
         self.bounded_head = self._head(sa.case((too_long, _value(False)), else_=record.c.value), "n")
-        """the most bytes of a value that is read, namespace, kind, key → meta, value or empty, expires_ms"""
+        """bytes_max, namespace, kind, key → meta, value (empty if it is longer), expires_ms"""
 
     @functools.cache  # noqa: B019 - there is one object for each backend, and it lives as long as the process
     def listing(self, *, values: bool, exclusive: bool, bounded: bool) -> str:
@@ -351,20 +351,20 @@ class Statements:
         return self._sql(statement, *names)
 
     def listing_query(self, listing: Listing) -> tuple[str, list[Any]]:
-        """The statement of a listing, and its parameters; it fetches one more than is wanted."""
+        """The statement of a listing, and its parameters. It fetches one more row than the limit."""
         after, prefix = listing.after, listing.prefix
         high = prefix_end(prefix)
         exclusive = after is not None and after >= prefix
         text = self.listing(values=listing.values, exclusive=exclusive, bounded=high is not None)
-        # The root record, named "", is its own parent: it is no namespace and must not be listed as one.
+        # The root record has the name "" and is its own parent. It is not a namespace, and must not be listed.
         low = after if exclusive else prefix or "\x01"
         bounds = [low] if high is None else [low, high]
         return text, [listing.namespace, int(listing.kind), *bounds, listing.limit + 1]
 
     def scan_query(self, scan: RowScan) -> tuple[str, list[Any]]:
-        """The statement of a scan, and its parameters; it fetches one more than is wanted."""
+        """The statement of a scan, and its parameters. It fetches one more row than the limit."""
         namespace, kind, key = scan.place
-        # An int of a subclass takes sqlite3 a slower way, so kinds are bound as plain ones.
+        # Kinds are bound as plain integers, because sqlite3 is slower with subclasses of int.
         place = (namespace, int(kind), key, scan.lane)
         text = self.scan(
             along=scan.along,
@@ -390,7 +390,7 @@ class Statements:
         return self._sql(statement, *names, *_AT_PLACE)
 
     def _sql(self, statement: Any, *names: str) -> str:
-        """The SQL text, having made sure that its parameters stand in the order of ``names``."""
+        """The SQL text. Raises AssertionError unless its parameters have the order of ``names``."""
         compiled = statement.compile(dialect=self._dialect)
         if tuple(compiled.positiontup or ()) != names:
             raise AssertionError(f"parameters in another order: {compiled.positiontup} in {compiled}")
@@ -402,5 +402,5 @@ _ROW_COLUMNS: Final = ("record_id", "lane", "sort_key", "by_key", "value")
 
 
 def _value(wanted: bool) -> Any:
-    """The value's column, or an empty value in its place."""
+    """The column of the value, or an empty value instead."""
     return record.c.value if wanted else sa.cast(sa.literal_column("''"), sa.LargeBinary)

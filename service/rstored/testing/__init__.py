@@ -1,6 +1,6 @@
-"""The contract of :mod:`rstored.backends.abc` as tests that every backend passes, also one from elsewhere.
+"""The contract of :mod:`rstored.backends.abc` as tests. Every backend passes them, even one from another package.
 
-``pip install 'rstore[service,testing]'`` brings what they need. The page docs/backends.md tells how to use them.
+``pip install 'rstore[service,testing]'`` installs what they need. The page docs/backends.md says how to use them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-# Before the cases are imported, so that a failed assertion of theirs says what was there instead.
+# This precedes the import of the cases, so that their failed assertions show what was found.
 for _module in ("generated", "heads", "life", "listings", "records", "rows", "tools", "updates"):
     pytest.register_assert_rewrite(f"{__name__}.{_module}")
 
@@ -29,8 +29,8 @@ __all__ = ["BackendContract"]
 class BackendContract(HeadCases, UpdateCases, RowCases, ListingCases, RecordCases, LifeCases, GeneratedCases):
     """What every backend does. Inherit it in a class whose name begins with ``Test``, and supply two fixtures.
 
-    ``dsn``: the DSN of a store that is not there yet, another one for each test. ``backend_type``: the class, unless
-    the DSN's scheme finds it.
+    ``dsn`` is the DSN of a store that does not exist yet, a different one for each test. ``backend_type`` is the class
+    of the backend. It is needed only if the scheme of the DSN does not find the class.
     """
 
     pytestmark = pytest.mark.anyio

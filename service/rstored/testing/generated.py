@@ -1,4 +1,4 @@
-"""Cases of batches that are generated: what they leave is what they would leave one after the other."""
+"""Cases with generated batches. A batch leaves what its updates leave if they are carried out one after the other."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from rstored.testing.tools import GENERATED, Heads, Planning, read
 
 __all__ = ["GeneratedCases"]
 
-# What has a common part in braces can be changed in one step on every backend.
+# Every backend can change keys with a common part in braces in one step.
 _RECORDS = [(Kind.KV, "{k}1"), (Kind.KV, "{k}2"), (Kind.TS, "{k}"), (Kind.ES, "{k}")]
 _LANES = (0, 1)
 _NOW_MS = 5
@@ -48,7 +48,7 @@ _BOUNDS = st.none() | _SORTS
 
 
 class Step(NamedTuple):
-    """A write that is planned, without the record that it is of: ``kind`` says which, with its arguments."""
+    """A planned write. ``kind`` says which write it is, and ``record`` is the position of its record in the update."""
 
     kind: str
     record: int
@@ -72,7 +72,7 @@ _STEPS = st.builds(
 
 
 class Planned(NamedTuple):
-    """An update: the records that it names (none: the namespace, which it deletes), its reads, and its steps."""
+    """An update: the records that it names, its reads and its steps. Without records it deletes the namespace."""
 
     records: tuple[int, ...]
     asks: int
@@ -90,7 +90,7 @@ _UPDATES = st.builds(
 
 
 class _Refusal(Exception):
-    """What some of the plans raise."""
+    """The exception that some of the plans raise."""
 
 
 def _update(namespace: str, planned: Planned) -> Update[Any]:
@@ -138,7 +138,7 @@ def _row_writes(place: Place, step: Step) -> list[Write]:
 
 
 class _Model:
-    """What the contract says that records are, in the plainest words."""
+    """The contract in its simplest form: records in a dict."""
 
     def __init__(self) -> None:
         self.heads: dict[Place, Head] = {}

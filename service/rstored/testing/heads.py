@@ -56,7 +56,7 @@ class HeadCases:
         assert [head.meta for head in heads] == [repr(place).encode() for place in places]
 
     async def test_a_plan_sees_heads_without_values_and_those_of_the_namespaces(self, backend: Backend) -> None:
-        # Keys with a common part in braces can be changed in one step on every backend.
+        # Every backend can change keys with a common part in braces in one step.
         present, absent, other = kv("{k}1"), kv("{k}2"), kv("{k}1", "other")
         await commit(backend, PutHead(NS, Head(b"p")), PutHead(present, Head(b"m", b"v", 5)))
         seen: list[Any] = []

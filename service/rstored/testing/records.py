@@ -1,4 +1,4 @@
-"""Cases of what becomes of a backend's records: counts, expiry, deletion."""
+"""Cases of a backend's records: counts, expiry and deletion."""
 
 from __future__ import annotations
 
@@ -92,15 +92,15 @@ class RecordCases:
         ]
         nothing: list[Any] = [None, Slice([], False), Slice([], False), {Kind.KV: 0, Kind.TS: 0, Kind.ES: 0}]
         assert await read(backend, *gone) == nothing
-        await commit(backend, PutHead(NS, Head(b"anew")))
+        await commit(backend, PutHead(NS, Head(b"again")))
         assert await read(backend, *gone) == nothing
-        # A new record at an old place must survive the erasure of what the old one left.
+        # A new record must survive when the rest of an old record at its place is erased.
         new = Place("ns", Kind.TS, "s")
-        await commit(backend, PutHead(NS, Head(b"anew")), PutHead(new, Head(b"")), PutRow(new, 0, Row(b"2", b"y")))
+        await commit(backend, PutHead(NS, Head(b"again")), PutHead(new, Head(b"")), PutRow(new, 0, Row(b"2", b"y")))
         await purge(backend)
         assert await read(backend, RowScan(new, 0), HeadRead(NS), HeadRead(kv("k", "other"))) == [
             Slice([Row(b"2", b"y")], False),
-            Head(b"anew"),
+            Head(b"again"),
             Head(b"m", b"v"),
         ]
         assert (await read(backend, RowScan(Place("other", Kind.TS, "s"), 0)))[0].items == [Row(b"1", b"x")]

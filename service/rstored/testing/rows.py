@@ -29,7 +29,12 @@ BOUND = st.none() | st.integers(0, 99).map(lambda n: b"%02d" % n)
 
 
 def expected(scan: RowScan) -> Slice[Row]:
-    """What the contract says of a scan over ROWS, in the plainest words."""
+    """The result of a scan over ROWS by the contract, in its simplest form.
+
+    >>> found = expected(RowScan(SERIES, 0, b"07", b"20", limit=2))
+    >>> [row.sort for row in found.items], found.more
+    ([b'07', b'08'], True)
+    """
     order = [row for row in ROWS if scan.along is RowOrder.SORT or row.by is not None]
 
     def key(row: Row) -> bytes:

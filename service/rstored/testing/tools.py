@@ -1,4 +1,4 @@
-"""What the cases are written with."""
+"""Functions with which the cases are written."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["GENERATED", "NS", "SERIES", "Heads", "Planning", "commit", "fill", "
 GENERATED: Final = settings(
     max_examples=60,
     deadline=None,
-    # A case that is inherited runs in several classes, and examples that only read may share a backend.
+    # An inherited case runs in several classes, and examples that only read may share a backend.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
 )
 
@@ -41,7 +41,12 @@ SERIES: Final = Place("ns", Kind.TS, "series")
 
 
 def writing(*writes: Write, answer: Any = None) -> Update[Any]:
-    """An update that makes the writes whatever it finds."""
+    """An update that makes the writes unconditionally.
+
+    >>> update = writing(PutHead(kv("a"), Head(b"")), PutHead(kv("b"), Head(b"")), answer=2)
+    >>> [place.key for place in update.places]
+    ['a', 'b']
+    """
 
     def plan(heads: Heads) -> Planning:
         return Commit(writes, answer)
@@ -51,7 +56,7 @@ def writing(*writes: Write, answer: Any = None) -> Update[Any]:
 
 
 async def commit(backend: Backend, *writes: Write) -> None:
-    """Make the writes, in as few updates as the backend is bound to take: one, unless that would not be atomic."""
+    """Make the writes in one update, or in one for each record if the backend has no atomic batches."""
     together: dict[Any, list[Write]] = {}
     for write in writes:
         namespace = write.place.namespace or write.place.key
@@ -60,23 +65,30 @@ async def commit(backend: Backend, *writes: Write) -> None:
 
 
 async def read(backend: Backend, *reads: Read) -> list[Any]:
+    """The results of one query."""
     (results,) = await backend.read([reads])
     assert not isinstance(results, Problem)
     return results
 
 
 def kv(key: str, namespace: str = "ns") -> Place:
+    """The place of a key/value pair.
+
+    >>> kv("color")
+    Place(namespace='ns', kind=<Kind.KV: 1>, key='color')
+    """
     return Place(namespace, Kind.KV, key)
 
 
 async def fill(backend: Backend, *rows: Row, lane: int = 0) -> None:
+    """Create the record ``SERIES`` with these rows."""
     puts = [PutRow(SERIES, lane, row) for row in rows]
     await commit(backend, PutHead(NS, Head(b"")), PutHead(SERIES, Head(b"m")), *puts)
 
 
 async def purge(backend: Backend) -> None:
-    """Purge until there is no more to erase."""
+    """Purge until nothing is left to erase."""
     for _ in range(10_000):
         if not await backend.purge():
             return
-    raise AssertionError("there is always more to purge")
+    raise AssertionError("purge() never says that nothing is left to erase")

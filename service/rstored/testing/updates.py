@@ -90,7 +90,7 @@ class UpdateCases:
     async def test_updates_of_several_processes_are_isolated(
         self, backend: Backend, backend_type: type[Backend], dsn: str
     ) -> None:
-        """Each is an open backend of its own, as a process of the service has it."""
+        """Each process of the service has an open backend of its own, so two open backends stand for two processes."""
         await commit(backend, PutHead(NS, Head(b"")))
 
         def add(heads: Heads) -> Planning:

@@ -255,7 +255,10 @@ async def test_a_server_that_evicts_is_refused_unless_that_is_accepted(
     async with opened(own.dsn) as backend:
         engine = Engine(backend)
         await engine.start()
-        for policy, logged in (("allkeys-lru", "maxmemory-policy allkeys-lru"), ("noeviction", "acknowledges again")):
+        for policy, logged in (
+            ("allkeys-lru", "maxmemory-policy allkeys-lru"),
+            ("noeviction", "again keeps what it acknowledges"),
+        ):
             own.cli("CONFIG", "SET", "maxmemory-policy", policy)
             async with asyncio.timeout(SECONDS_MAX):
                 while logged not in caplog.text:

@@ -1,7 +1,7 @@
-"""The versions of the SQL schema, and what brings a database to the present one.
+"""The versions of the SQL schema, and the statements that bring a database to the present version.
 
-A backend takes a lock that keeps other processes out, reads the version that the database has, runs what
-:func:`pending` returns, and commits it together with the version, so processes that start at once migrate it once.
+A backend takes a lock that keeps other processes out, reads the version of the database, runs the statements of
+:func:`pending`, and commits them together with the new version. So processes that start together migrate it once.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from rstored.problems import Problem
 __all__ = ["ROOT_OF_STORE", "SCHEMA_VERSION", "pending"]
 
 
-# The function at position n brings version n to n + 1. One that has been released never changes again, so each stands
-# in a module of its own with its statements written out. When the tables in schema.py change, one is added.
+# The function at position n brings version n to n + 1. After its release it never changes, so each has a module of its
+# own, with its statements written out. A change of the tables in schema.py adds another one.
 _MIGRATIONS: Final[tuple[Callable[[Dialect], list[str]], ...]] = (version_1.statements,)
 
 SCHEMA_VERSION: Final = len(_MIGRATIONS)
@@ -28,7 +28,7 @@ _TABLES: Final = ", ".join(f"(SELECT NULL FROM {name} LIMIT 0)" for name in sort
 ROOT_OF_STORE: Final = (
     f"SELECT value, {_TABLES} FROM record, schema_version WHERE id = {ROOT_ID} AND version = {SCHEMA_VERSION}"  # noqa: S608
 )
-"""Finds the value of the root record, if every table is there and their version is the present one."""
+"""Finds the value of the root record, if every table exists and the version is the present one."""
 
 
 def pending(version: int, dialect: Dialect) -> list[str]:
@@ -39,7 +39,7 @@ def pending(version: int, dialect: Dialect) -> list[str]:
     if version > SCHEMA_VERSION:
         raise Problem(
             "backend-unavailable",
-            f"the database has schema version {version}, made by a newer rstored; this one knows versions up to "
-            f"{SCHEMA_VERSION}: run that newer one",
+            f"the database has schema version {version}, made by a newer rstored; this rstored knows versions up to "
+            f"{SCHEMA_VERSION}: run the newer rstored",
         )
     return [statement for migration in _MIGRATIONS[version:] for statement in migration(dialect)]

@@ -1,4 +1,4 @@
-"""Version 1 of the SQL schema, written out: what an old database is brought from does not change with ``schema.py``."""
+"""Version 1 of the SQL schema. It is written out, because it must not change when ``schema.py`` does."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ _STATEMENTS: Final = (
     "INSERT INTO record (id, parent_id, kind, key, meta, value) VALUES (0, 0, 0, '', '', '')",
 )
 
-# Blocks come compressed where that helps; PostgreSQL trying it again would take most of the time of a write.
+# Blocks are compressed already if that helps. Compressing them again would take PostgreSQL most of the time of a write.
 _UNCOMPRESSED: Final = "ALTER TABLE record_row ALTER COLUMN value SET STORAGE EXTERNAL"
 
 
 def statements(dialect: Dialect) -> list[str]:
-    """What makes an empty database one of version 1: every table, and the root record."""
+    """The statements that bring an empty database to version 1: every table, and the root record."""
     made = [statement.format(**_TYPES[dialect.name]) for statement in _STATEMENTS]
     return [*made, _UNCOMPRESSED] if dialect.name == "postgresql" else made

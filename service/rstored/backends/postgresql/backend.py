@@ -1,8 +1,8 @@
 """The PostgreSQL backend: a few pooled connections, one round trip for a batch of reads.
 
-A batch of updates is one transaction of two round trips: one locks the heads (and pins their namespaces), one
-writes and commits. Plans that read rows add a round trip for each step that they take, together. Only heads are
-locked: every writer of a record locks its head first, so its rows need no locks of their own.
+A batch of updates is one transaction of two round trips. The first locks the heads and keeps their namespaces from
+being deleted, and the second writes and commits. Plans that read rows add one round trip for each step, which all of
+them share. Only heads are locked, because every writer of a record locks its head first.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ from rstored.problems import Problem
 __all__ = ["PostgreSQLBackend"]
 
 _PING_SECONDS: Final = 2.0
-# All of what is done on a connection before it goes back; a server that hangs keeps no statement's time.
+# How long one use of a connection may take. A server that hangs does not enforce its own limits on statements.
 _HANG_UP_SECONDS: Final = 12.0
-# When a batch is taken apart since one of it spoiled it: how long that goes on, and how long each waits for a lock.
+# If one request spoils a batch, each is sent alone: how long that may take in all.
 _ALONE_SECONDS: Final = 8.0
 _PURGE_ROWS_MAX: Final = 1_000
 _TRIES_MAX: Final = 10
@@ -84,8 +84,8 @@ class PostgreSQLBackend(Backend):
         self._store_id = store_id
         self._description = description
         self._closed = False
-        # Ids taken from the sequence ahead of need, so that a new record costs no round trip for its id. They end with
-        # the connection that they came over: after a failover the new primary may give them to others.
+        # Ids are reserved in advance, so that a new record needs no round trip for its id. They are dropped with their
+        # connection, because after a failover the new primary may give them to other records.
         self._ids: WeakKeyDictionary[Connection, list[int]] = WeakKeyDictionary()
 
     @classmethod
@@ -106,7 +106,7 @@ class PostgreSQLBackend(Backend):
 
     @classmethod
     async def schema_versions(cls, dsn: str) -> SchemaVersions:
-        """Read from the database; where nothing of the store is there, the version is 0."""
+        """The versions, read from the database. A database without a store has version 0."""
         parsed = parse_dsn(dsn)
         table = f"{quoted(parsed.schema)}.schema_version"
         try:
@@ -134,9 +134,9 @@ class PostgreSQLBackend(Backend):
             raise
         except Problem as problem:
             if isinstance(problem, UnfitStorage):
-                # They were reserved in the store as it was; one that is restored may give them to others.
+                # These ids were reserved in the old store. A restored store may give them to other records.
                 self._ids.clear()
-            # A new connection may be to another server, where the store is.
+            # A new connection may lead to another server, which has the store.
             await self._pool.drain()
             raise
 
@@ -152,12 +152,12 @@ class PostgreSQLBackend(Backend):
             except Rejected as problem:
                 if len(queries) == 1:
                     return [problem]
-                # One of them spoiled the batch: alone, each gets its own answer.
+                # One query spoiled the batch. Sent alone, each gets its own answer.
                 return await self._each(queries, lambda query: self.read([query]))
             except Problem as problem:
                 if last_try or isinstance(problem, NoConnection | HungUp | Lost):
                     return [Problem(problem.code, problem.detail) for _ in queries]
-                # A restarted server leaves broken connections behind; this replaces them.
+                # The connections to a restarted server are broken. This replaces them.
                 await self._pool.drain()
         raise AssertionError("unreachable")
 
@@ -181,7 +181,7 @@ class PostgreSQLBackend(Backend):
                     continue
                 failure: Exception = Problem(problem.code, problem.detail)
             except Demoted as problem:
-                # Each of the connections may still be to the old primary; new ones find its successor.
+                # All connections may lead to the old primary. New ones find its successor.
                 if tries > 1:
                     return [Problem(problem.code, problem.detail) for _ in updates]
                 await self._pool.drain()
@@ -189,7 +189,7 @@ class PostgreSQLBackend(Backend):
             except Rejected as problem:
                 failure = problem
             except Problem as problem:
-                # Once the commit was sent nobody knows what became of it, so it is not sent again.
+                # Once the commit was sent, nobody knows whether it took place, so it is not sent again.
                 committing = transaction is not None and transaction.committing
                 if tries > 1 or committing or isinstance(problem, NoConnection | HungUp | Lost):
                     return [Problem(problem.code, problem.detail) for _ in updates]
@@ -199,12 +199,12 @@ class PostgreSQLBackend(Backend):
                 failure = error
             if len(updates) == 1:
                 return [failure]
-            # One of them spoiled the transaction: alone, each gets its own.
+            # One update spoiled the transaction. Each gets a transaction of its own.
             return await self._each(updates, lambda update: self._update([update], alone=True))
         raise AssertionError("unreachable")
 
     async def _each(self, items: Sequence[T], send: Callable[[T], Awaitable[list[Any]]]) -> list[Any]:
-        """What becomes of each item alone. Those for which there is no time left are refused."""
+        """The result of each item, sent alone. Items for which no time is left are refused."""
         deadline = time.monotonic() + _ALONE_SECONDS
         results: list[Any] = []
         for item in items:
@@ -235,15 +235,15 @@ class PostgreSQLBackend(Backend):
     async def _connection(
         self, wait_seconds: float = POOL_WAIT_SECONDS, seconds: float = _HANG_UP_SECONDS
     ) -> AsyncIterator[Connection]:
-        """A connection of the pool, for so long at most. Every error of the driver leaves here translated."""
+        """A connection of the pool, for a bounded time. It translates every error of the driver."""
         self._check_open()
         watch: Watch | None = None
         try:
-            # Not the pool's own context: at its end it commits, through psycopg, what is committed already.
+            # The pool's own context is not used, because it ends with a second commit.
             connection = await self._pool.getconn(wait_seconds)
             try:
                 if connection.store_id != self._store_id:
-                    # The next one may be to where the store is.
+                    # The next connection may lead to the store.
                     await connection.close()
                     raise UnfitStorage(LOST)
                 with Watch(connection, seconds) as watch:
@@ -252,7 +252,7 @@ class PostgreSQLBackend(Backend):
                 await self._pool.putconn(connection)
         except psycopg.Error as error:
             if watch is not None and watch.hung_up:
-                # The others are likely to hang as well.
+                # The other connections probably hang too.
                 await self._pool.drain()
                 raise HungUp("backend-unavailable", "PostgreSQL took too long to answer: try again") from error
             raise translated(error) from error

@@ -1,4 +1,4 @@
-"""What a transaction of the PostgreSQL backend is to write, as few statements."""
+"""The writes of a transaction of the PostgreSQL backend, gathered into few statements."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ __all__ = ["Changes", "count_requests"]
 
 _ROWS_BYTES_MAX: Final = 16 * 2**20
 
-# An id that another record has was reserved before the schema was restored from a dump; meta is never null.
+# If another record has the id, the schema was restored from a dump after the id was reserved. Then meta becomes null,
+# which PostgreSQL refuses.
 _PUT_HEADS: Final = """
     INSERT INTO record (id, parent_id, kind, key, expires_ms, meta, value)
     SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::bigint[], %s::bytea[], %s::bytea[])
@@ -42,19 +43,19 @@ _DELETE_ROWS: Final = """
 
 
 class Changes:
-    """What is to be written, gathered so that it takes a few statements however many updates there are."""
+    """Writes of any number of updates, gathered so that a few statements make them."""
 
     def __init__(self, counts: dict[tuple[int, int], int] | None = None) -> None:
         self._heads: dict[int, tuple[int, Place, Head]] = {}
-        # Those of them that are not there yet.
+        # The ids of those records that do not exist yet.
         self._new: set[int] = set()
         self._deleted: list[int] = []
         self._deleted_namespaces: list[int] = []
         self._deleted_ranges: list[tuple[int, DeleteRows]] = []
-        # By how much the number of a parent's children of a kind changes. It is written last, for it is what batches
-        # of several processes would wait for each other over.
+        # By how much the number of children of a kind changes, for each parent. Counts are written last, because
+        # batches of several processes wait for each other there.
         self.counts: dict[tuple[int, int], int] = {} if counts is None else counts
-        # None: the row is to be deleted.
+        # None means that the row is deleted.
         self.rows: dict[tuple[int, int, bytes], Row | None] = {}
 
     def put(self, record_id: int, parent_id: int, place: Place, head: Head, *, new: bool) -> None:
@@ -117,7 +118,7 @@ class Changes:
 
 
 def count_requests(counts: dict[tuple[int, int], int]) -> list[Request]:
-    # In order, so that two processes that count in the same namespaces never wait for each other in a circle.
+    # The order keeps two processes that count in the same namespaces from a deadlock.
     return [(SQL.add_count, (parent_id, kind, n)) for (parent_id, kind), n in sorted(counts.items()) if n]
 
 
@@ -135,7 +136,7 @@ def _positions(rows: Sequence[tuple[int, int, bytes]]) -> tuple[bytes, bytes, by
 
 
 def _chunks(rows: list[tuple[tuple[int, int, bytes], Row]]) -> Iterator[list[tuple[tuple[int, int, bytes], Row]]]:
-    """The rows in runs that hold a bounded number of bytes each."""
+    """The rows in runs. Each run has a bounded number of bytes."""
     start = size = 0
     for position, (_, row) in enumerate(rows):
         size += len(row.value)

@@ -1,7 +1,7 @@
 """A connection to PostgreSQL over which libpq itself sends many statements in one round trip.
 
-psycopg makes the connection, keeps it in its pool and knows the errors. Its cursors are left out: what they do for each
-statement, in Python, costs more than all else of a small write.
+psycopg makes the connection, keeps it in its pool and defines the errors. Its cursors are not used, because their work
+in Python for each statement costs more than all the rest of a small write.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ __all__ = ["OPTIONS", "Connection", "Parameter", "Request", "Rows", "blobs", "in
 
 Rows: TypeAlias = list[tuple[Any, ...]]
 Parameter: TypeAlias = str | int | bytes | None
-"""What a statement takes in place of a ``%s``. Arrays are made by :func:`texts`, :func:`integers` and :func:`blobs`."""
+"""The value for a ``%s`` of a statement. :func:`texts`, :func:`integers` and :func:`blobs` make arrays."""
 Request: TypeAlias = tuple[str, Sequence[Parameter]]
 """A statement and its parameters."""
 
 OPTIONS: Final[dict[str, Any]] = {"autocommit": True, "client_encoding": "utf8", "prepare_threshold": None}
-"""How a :class:`Connection` is to be made.
+"""How a :class:`Connection` is made.
 
-Text is sent in UTF-8. psycopg must prepare nothing: it would have the server forget all prepared statements after a
-rollback, and those that :meth:`Connection.exchange` has prepared with them.
+Text is sent in UTF-8. psycopg must prepare nothing. After a rollback it would make the server forget all prepared
+statements, including those of :meth:`Connection.exchange`.
 """
 
 _BYTEA_OID: Final = 17
 _INT8_OID: Final = 20
 _TEXT_OID: Final = 25
-# The server finds out what a parameter is, but an integer's size must be agreed upon.
+# The server infers the type of a parameter, but both sides must agree on the size of an integer.
 _ANY_OID: Final = 0
 
 _PLACEHOLDER: Final = re.compile("%[sb]")
@@ -46,27 +46,27 @@ _size: Final = struct.Struct("!i").pack
 _array_head: Final = struct.Struct("!5i").pack
 _NULL: Final = _size(-1)
 _INT8_SIZE: Final = _size(8)
-# It is given one result after the other, and has forgotten it when the next one comes.
+# It gets one result after the other, and keeps none of them.
 _loaders: Final = Transformer()
 
 
 class Connection(psycopg.AsyncConnection[tuple[Any, ...]]):
-    """A connection of psycopg, made with :data:`OPTIONS`, that has each statement prepared once.
+    """A connection of psycopg, made with :data:`OPTIONS`. It prepares each statement once.
 
-    ``store_id`` is the id of the store that was found over it, None if there was none.
+    ``store_id`` is the id of the store that it leads to, or None if there is no store.
     """
 
     def __init__(self, pgconn: PGconn, row_factory: AsyncRowFactory[tuple[Any, ...]] = tuple_row) -> None:
         super().__init__(pgconn, row_factory)
         self.store_id: bytes | None = None
-        # What each text is called on the server, which has prepared it.
+        # The names of the statements that the server has prepared, by their texts.
         self._names: dict[str, bytes] = {}
         self._new_names = map(b"s%d".__mod__, itertools.count())
 
     async def exchange(self, requests: Sequence[Request]) -> list[Rows]:
-        """Send the statements in one round trip; returns the rows of each. After one that fails none is carried out.
+        """Send the statements in one round trip. Returns the rows of each. After one that fails, none is carried out.
 
-        Raises :class:`psycopg.Error`. A connection that is left in the middle of an exchange is closed.
+        Raises :class:`psycopg.Error`. If the exchange is broken off, the connection is closed.
         """
         pgconn = self.pgconn
         try:
@@ -92,7 +92,7 @@ class Connection(psycopg.AsyncConnection[tuple[Any, ...]]):
         return rows
 
     def _send(self, requests: Sequence[Request]) -> list[str | None]:
-        """Put it all on its way. For each answer that is to come: the text that is being prepared, None for rows."""
+        """Send everything. For each expected answer, returns the text that is being prepared, or None for rows."""
         pgconn = self.pgconn
         sent: list[str | None] = []
         for text, parameters in requests:
@@ -111,11 +111,11 @@ class Connection(psycopg.AsyncConnection[tuple[Any, ...]]):
         return sent
 
     async def _results(self) -> list[PGresult]:
-        """What the server answers until all that was sent is done. Raises OperationalError if the connection breaks."""
+        """All answers to the statements that were sent. Raises OperationalError if the connection breaks."""
         pgconn = self.pgconn
         results: list[PGresult] = []
         while pgconn.flush():
-            # The server may first want to be rid of answers.
+            # The server may have to send answers before it reads on.
             await self._ready(writing=True)
             pgconn.consume_input()
         while True:
@@ -124,7 +124,7 @@ class Connection(psycopg.AsyncConnection[tuple[Any, ...]]):
                 pgconn.consume_input()
             result = pgconn.get_result()
             if result is None:
-                # So ends the answer to one statement, and so answers a lost connection for ever.
+                # None ends the answer to a statement. A lost connection answers None for ever.
                 if pgconn.status == pq.ConnStatus.BAD:
                     raise psycopg.OperationalError("the connection is lost")
             elif result.status == pq.ExecStatus.PIPELINE_SYNC:
@@ -133,7 +133,7 @@ class Connection(psycopg.AsyncConnection[tuple[Any, ...]]):
                 results.append(result)
 
     async def _ready(self, *, writing: bool = False) -> None:
-        """Wait until the server has sent something or, if ``writing``, takes more."""
+        """Wait until the server has sent something. If ``writing``, also return when it can take more."""
         loop = asyncio.get_running_loop()
         ready = loop.create_future()
         descriptor = self.pgconn.socket
@@ -181,7 +181,7 @@ def integers(items: Sequence[int | None]) -> bytes:
     """An array for ``%s::bigint[]``."""
     if None in items:
         return _array(_INT8_OID, [None if item is None else _int8(item) for item in items])
-    # All have one size, which can stand between them.
+    # All have one size, which also separates them.
     return b"".join((_head(_INT8_OID, len(items)), _INT8_SIZE.join((b"", *map(_int8, items)))))
 
 
@@ -191,7 +191,7 @@ def blobs(items: Sequence[bytes | None]) -> bytes:
 
 
 def _head(oid: int, count: int) -> bytes:
-    # One dimension, nulls allowed, counted from 1; an empty array has no dimension.
+    # One dimension, with nulls allowed, that begins at 1. An empty array has no dimension.
     return _array_head(1, 1, oid, count, 1) if count else _array_head(0, 0, oid, 0, 0)[:12]
 
 

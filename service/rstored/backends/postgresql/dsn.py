@@ -1,4 +1,4 @@
-"""What a PostgreSQL DSN says: what libpq is to connect to, and the schema that the store is in."""
+"""A PostgreSQL DSN says how libpq connects, and which schema has the store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rstored.problems import Problem
 __all__ = ["PostgreSQLDSN", "parse_dsn", "reason_of"]
 
 _SCHEMA: Final = "rstore"
-# The server cuts longer names short, so that two would mean one schema.
+# The server cuts longer names, so two of them could mean one schema.
 _SCHEMA_BYTES_MAX: Final = 63
 _KNOWN: Final = frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults())
 _SECRETS: Final = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
@@ -23,7 +23,7 @@ _REASON_LENGTH_MAX: Final = 400
 
 
 class PostgreSQLDSN(NamedTuple):
-    """A DSN, taken apart. ``conninfo`` is in libpq's form of names and values; ``secrets`` is what no message shows."""
+    """A DSN, taken apart. ``conninfo`` has libpq's form of names and values. No message shows the ``secrets``."""
 
     conninfo: str
     schema: str
@@ -37,7 +37,7 @@ def parse_dsn(dsn: str) -> PostgreSQLDSN:
     ('dbname=store host=db sslmode=require', 'shop')
     """
     rest = dsn.partition("://")[2]
-    # As libpq has it: before the first @, if that comes before any slash, only : and % mean something.
+    # As in libpq, only : and % are special before the first @, if no slash precedes it.
     slash = rest.find("/")
     login_end = rest.find("@", 0, len(rest) if slash < 0 else slash) + 1
     place, _, query = rest[login_end:].partition("?")
@@ -60,14 +60,14 @@ def parse_dsn(dsn: str) -> PostgreSQLDSN:
         # A limit there would count until the session is given the service's own.
         options["options"] += " -c statement_timeout=0"
     if "," in hosts:
-        # Of several servers the one that takes writes is meant.
+        # Of several servers, the DSN means the one that takes writes.
         options = {"target_session_attrs": "read-write"} | options
     secrets = [options[name] for name in _SECRETS if name in options]
     return PostgreSQLDSN(make_conninfo(**options), schema, secrets)
 
 
 def reason_of(error: BaseException, secrets: list[str]) -> str:
-    """What the driver or the server says, in one line."""
+    """The message of the driver or the server, in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     for secret in filter(None, secrets):
         text = text.replace(secret, "***")
@@ -82,17 +82,17 @@ def _unparsed() -> Problem:
 
 
 def _parameters(query: str) -> dict[str, str]:
-    """The parameters, which libpq itself would take only with each = and space in a value percent-encoded."""
+    """The parameters. Unlike libpq, this does not require that each = and space in a value is percent-encoded."""
     found: dict[str, str] = {}
     for part in filter(None, query.split("&")):
         name, separator, text = part.partition("=")
         if name == "ssl":
-            # An old name that libpq knows in URIs.
+            # libpq knows this old name in URIs.
             name, text = "sslmode", "require" if text == "true" else text
         if name not in _KNOWN and name != "schema":
-            raise wrong("has a parameter that is neither schema nor one of libpq's: see its name")
+            raise wrong("has a parameter that is neither schema nor one of libpq's: check its name")
         if name == "replication":
-            raise wrong("asks for replication, over which no store is served")
+            raise wrong("asks for replication, which cannot serve a store")
         if name in found:
             raise wrong(f"gives {name} twice")
         found[name] = decoded(text, name)
@@ -111,7 +111,7 @@ def _check_schema(name: str) -> None:
 
 
 def _check_addresses(options: dict[str, str], hosts: str) -> None:
-    # A name with an @ in it is what stands behind an @ of a password; one that begins so is a socket's.
+    # A host with an @ in it follows an @ of a password. One that begins with @ is a socket.
     if any("@" in host[1:] for host in hosts.split(",")):
         raise _unparsed()
     ports = options.get("port", "").split(",")
@@ -119,4 +119,4 @@ def _check_addresses(options: dict[str, str], hosts: str) -> None:
         if re.fullmatch("[0-9]{1,5}", port) is None or not 0 < int(port) < 2**16:
             raise wrong("has a port that is not a number from 1 to 65535")
     if len(ports) not in (1, len(hosts.split(","))):
-        raise wrong("has another number of ports than of hosts")
+        raise wrong("has a different number of ports than of hosts")

@@ -1,4 +1,4 @@
-"""What PostgreSQL's failures mean."""
+"""The problems that PostgreSQL's failures mean."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ __all__ = [
 
 
 class Raced(Problem):
-    """Another process wrote the same records first; nothing was kept, and the same batch can be tried again."""
+    """Another process wrote the same records first. Nothing was kept, and the same batch can be tried again."""
 
 
 class Misplaced(Raced):
-    """An id that was reserved belongs to another record, so nothing was kept; with other ids it can be tried again."""
+    """A reserved id belongs to another record. Nothing was kept, and the batch can be tried again with other ids."""
 
 
 class Rejected(Problem):
-    """The server refused a statement, so nothing was kept; of a batch, most updates may still be possible."""
+    """The server refused a statement. Nothing was kept, but most updates of the batch may still be possible."""
 
 
 class Demoted(Problem):
-    """The server takes no writes any more, so nothing was kept."""
+    """The server does not take writes any more. Nothing was kept."""
 
 
 class Lost(Problem):
-    """The store that was opened is not there, so nothing was kept."""
+    """The store that was opened is gone. Nothing was kept."""
 
 
 class HungUp(Problem):
@@ -52,31 +52,31 @@ class HungUp(Problem):
 
 
 class NoConnection(Problem):
-    """There was no connection to be had, so nothing was sent."""
+    """There was no connection. Nothing was sent."""
 
 
 UNAVAILABLE: Final = "PostgreSQL does not answer or turns connections away: try again"
 LOST: Final = (
-    "the store that was opened is not in the database any more, or the DSN's user may not use it: restore it, or "
-    "restart the service to use what is there now"
+    "the store that was opened is not in the database any more, or the user of the DSN may not use it: restore it, "
+    "or restart the service to use the store that is there now"
 )
-TOO_LONG: Final = "PostgreSQL took too long over a statement: try again"
+TOO_LONG: Final = "PostgreSQL took too long for a statement: try again"
 
 
 def translated(error: psycopg.Error) -> Exception:
-    """The problem that a driver's error means; the error itself if it can only be a mistake in this program."""
+    """The problem that an error of the driver means, or the error itself if it can only be a mistake of ours."""
     state = error.sqlstate or ""
     if isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name == "record_row_by":
         return error
     if isinstance(error, psycopg.errors.NotNullViolation):
-        return Misplaced("backend-unavailable", "ids of records keep being taken: try again")
+        return Misplaced("backend-unavailable", "other records keep taking the reserved ids: try again")
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return Problem(
             "backend-unavailable",
             "PostgreSQL refuses the DSN's user: grant it the schema and its tables, or CREATE on the database",
         )
     if isinstance(error, psycopg.errors.InvalidSchemaName | psycopg.errors.DivisionByZero) or (
-        # Tables, columns or types are not those that the statements were written for.
+        # The tables, columns or types are not those of this program.
         state.startswith(("42", "0A")) and not isinstance(error, psycopg.errors.SyntaxError)
     ):
         return Lost("backend-unavailable", LOST)
@@ -89,7 +89,7 @@ def translated(error: psycopg.Error) -> Exception:
     if state.startswith("XX"):
         return Rejected("backend-corrupt", "PostgreSQL reports damaged data: see its log")
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
-        return Demoted("backend-unavailable", "PostgreSQL takes no writes: try again when a primary is there")
+        return Demoted("backend-unavailable", "PostgreSQL takes no writes: try again when there is a primary")
     if isinstance(error, PoolTimeout | PoolClosed | TooManyRequests):
         return NoConnection("backend-unavailable", UNAVAILABLE)
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) or state[:2] in ("08", "25", "53", "57"):

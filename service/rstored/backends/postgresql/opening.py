@@ -1,4 +1,4 @@
-"""How a store in PostgreSQL is opened: connections, the schema, and what the server is."""
+"""How a store in PostgreSQL is opened: the connections, the schema, and what the server says of itself."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ __all__ = [
 _CONNECTIONS_MAX: Final = 4
 _CONNECT_SECONDS: Final = 3
 POOL_WAIT_SECONDS: Final = 3.0
-# How long the pool goes on trying by itself, ever more slowly; after that each request has it try at once.
+# How long the pool tries again by itself, with growing pauses. After that, each request makes it try at once.
 _RECONNECT_SECONDS: Final = 2.0
 _LOCK_SECONDS: Final = 3
 _STATEMENT_SECONDS: Final = 10
-# Every statement is prepared for ever, and is written so that the planner can only go by an index, from the parameters
-# to what they name: left to itself it goes through whole tables while they are small, or most of their records have one
-# parent, and does so still when they have grown.
+# Every statement is prepared once for all, and written so that the planner must use an index from the parameters on.
+# Otherwise the planner would scan whole tables while they are small, or most of their records have one parent, and
+# would still do so when they have grown.
 _SETTINGS: Final = {
     "statement_timeout": f"{_STATEMENT_SECONDS}s",
     "lock_timeout": f"{_LOCK_SECONDS}s",
@@ -51,10 +51,10 @@ _SETTINGS: Final = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
-    # Plans without an alternative may look costly, and are not.
+    # These plans may look costly to PostgreSQL, but they are not.
     "jit": "off",
-    # Of these the defaults are what is wanted, but a role, a database or the DSN's options may say otherwise. A wait
-    # for a replica that somebody cancels is told by a warning alone.
+    # The defaults of these would be right, but a role, a database or the options of the DSN may change them. Of a
+    # cancelled wait for a replica, only a warning tells.
     "client_encoding": "UTF8",
     "client_min_messages": "warning",
     "default_transaction_isolation": "read committed",
@@ -71,7 +71,7 @@ _GIVE_STORE_ID: Final = f"UPDATE record SET value = %s WHERE id = {ROOT_ID} AND 
 
 
 class Watch:
-    """Bounds the time that is spent on a connection: the driver itself would wait for a silent server for ever."""
+    """Bounds the time of one use of a connection. The driver would wait for a silent server for ever."""
 
     def __init__(self, connection: Connection, seconds: float) -> None:
         self.hung_up = False
@@ -86,7 +86,7 @@ class Watch:
         self._timer.cancel()
 
     def _hang_up(self) -> None:
-        """Let the tasks that wait on the connection know that it is over."""
+        """Wake the tasks that wait on the connection. They find it broken."""
         self.hung_up = True
         with (
             contextlib.suppress(OSError, psycopg.Error),
@@ -96,7 +96,7 @@ class Watch:
 
 
 async def connect(dsn: PostgreSQLDSN) -> Connection:
-    """A first connection, to a database that can hold a store. What keeps it from that may be in the DSN."""
+    """The first connection, to a database that can hold a store. If it fails, the DSN may be wrong."""
     try:
         connection = await Connection.connect(dsn.conninfo, **_OPTIONS)
     except (psycopg.Error, OSError, ValueError) as error:
@@ -107,14 +107,14 @@ async def connect(dsn: PostgreSQLDSN) -> Connection:
         await connection.close()
         raise Problem(
             "backend-unavailable",
-            f"the database's encoding is {encoding}, which cannot hold every key: take a database that was made by "
+            f"the encoding of the database is {encoding}, which cannot hold every key: use a database that was made by "
             "CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0",
         )
     return connection
 
 
 def connection_pool(dsn: PostgreSQLDSN) -> AsyncConnectionPool[Connection]:
-    """The connections to the store that the DSN names, not yet opened."""
+    """The connections to the store that the DSN names. They are not open yet."""
     return AsyncConnectionPool[Connection](
         dsn.conninfo,
         connection_class=Connection,
@@ -130,7 +130,7 @@ def connection_pool(dsn: PostgreSQLDSN) -> AsyncConnectionPool[Connection]:
 
 
 async def configure(connection: Connection, schema: str) -> None:
-    """Make the session's settings those of a store in this schema, and learn which store is there."""
+    """Set up a session for the store in this schema, and read the id of the store."""
     settings = {"search_path": quoted(schema), **_SETTINGS}
     with Watch(connection, _CONNECT_SECONDS):
         await connection.execute(
@@ -146,9 +146,9 @@ def quoted(name: str) -> str:
 
 
 async def migrate(connection: Connection, schema: str) -> bytes:
-    """Bring the schema to the present version; returns the store's id, which it is given when it is made."""
+    """Bring the schema to the present version. Returns the id of the store. A new store gets a random one."""
     async with connection.transaction():
-        # The lock keeps other processes that start now waiting; the transaction's end releases it.
+        # With this lock, other processes that start now wait. The end of the transaction releases it.
         await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('rstore ' || %s, 0))", (schema,))
         exists = await (await connection.execute("SELECT to_regnamespace(%s)", (quoted(schema),))).fetchone()
         if exists == (None,):
@@ -166,22 +166,22 @@ async def migrate(connection: Connection, schema: str) -> bytes:
         await connection.execute(_GIVE_STORE_ID, (secrets.token_bytes(16),))
         store_id = await read_store_id(connection)
         if store_id is None:
-            raise Problem("backend-corrupt", "the schema's tables have lost what every store has: restore a backup")
+            raise Problem("backend-corrupt", "the schema has lost a record that every store has: restore a backup")
         return store_id
 
 
 async def read_store_id(connection: Connection) -> bytes | None:
-    """The id of the store that is there; None if there is none, or none with the present schema."""
+    """The id of the store in the schema; None if there is no store, or none with the present schema."""
     try:
         row = await (await connection.execute(_STORE_ID)).fetchone()
     except psycopg.ProgrammingError:
-        # A table is not there or may not be read, or a column is another program's.
+        # A table does not exist or may not be read, or a column belongs to another program.
         return None
     return None if row is None else row[0]
 
 
 async def description_of(connection: Connection, clock: Clock) -> dict[str, str]:
-    """What ``/`` says, the durability read from the live server; ``clock`` takes over the server's time.
+    """What ``/`` says about the server, with its present durability. ``clock`` takes over the time of the server.
 
     Raises :class:`UnfitStorage` on a standby.
     """

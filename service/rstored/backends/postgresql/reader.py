@@ -1,4 +1,4 @@
-"""How the PostgreSQL backend answers reads: all of a batch in one round trip."""
+"""How the PostgreSQL backend answers reads. A batch takes one round trip."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from rstored.problems import Problem, of_storage
 
 __all__ = ["Asked", "answers"]
 
-# A statement, its parameters, and what makes the read's result of the rows.
+# A statement, its parameters, and the function that turns its rows into the result of the read.
 Question: TypeAlias = tuple[str, Sequence[Parameter], Callable[[Rows], Any]]
-# Positions among the reads, and what was found for each.
+# Positions of reads, and the result of each.
 Found: TypeAlias = Iterable[tuple[int, Any]]
 
 _BEGIN_READING: Final[Request] = ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", ())
@@ -43,7 +43,7 @@ _HEADS: Final = f"""
         WITH ORDINALITY AS place (namespace, kind, key, bytes_max, position)
     {OWNED}
 """  # noqa: S608 - made of constants
-# The limit, which is none, has the server see that the rows can come in order.
+# The limit is NULL, hence none. It shows the server that the rows can be read in order.
 _LANES: Final = f"""
     SELECT place.position, lane_row.sort_key, lane_row.value, lane_row.by_key
     FROM unnest(%s::text[], %s::bigint[], %s::text[], %s::bigint[])
@@ -59,7 +59,7 @@ _LANES: Final = f"""
 
 
 async def answers(connection: Connection, queries: Sequence[Query]) -> list[list[Any] | Problem]:
-    """Answer the queries in one round trip; several statements see one snapshot."""
+    """Answer the queries in one round trip. Several statements see one snapshot."""
     asked = Asked(queries)
     if len(asked.requests) == 1:
         return asked.answers(await connection.exchange(asked.requests))
@@ -68,7 +68,7 @@ async def answers(connection: Connection, queries: Sequence[Query]) -> list[list
 
 
 class Asked:
-    """Queries as statements: all reads of heads share one, and so do all scans of whole lanes."""
+    """Queries as statements. All reads of heads share one statement, and so do all scans of whole lanes."""
 
     def __init__(self, queries: Sequence[Query]) -> None:
         self.requests: list[Request] = []
@@ -91,7 +91,7 @@ class Asked:
             self._ask_lanes(lanes)
 
     def answers(self, rows: Sequence[Rows]) -> list[Any]:
-        """The queries' answers, or the problems that they met, given the rows of every statement."""
+        """The answers to the queries, or their problems, from the rows of all statements."""
         found: list[Any] = [None] * sum(self._lengths)
         for decode, some in zip(self._decoders, rows, strict=True):
             for position, answer in decode(some):
@@ -161,7 +161,7 @@ def _listing_question(listing: Listing) -> Question:
 
 
 def _bounded(text: str, columns: str, order: str, bytes_max: int | None, parameters: list[Any]) -> str:
-    """The statement cut after the row with which the values reach ``bytes_max``; its last column counts all rows."""
+    """The statement, which ends after the row with which the values reach ``bytes_max``. Its last column counts all."""
     if bytes_max is None:
         return text
     parameters.append(bytes_max)

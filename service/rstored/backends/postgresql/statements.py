@@ -1,4 +1,4 @@
-"""The statements of the PostgreSQL backend, beside those that all SQL backends share."""
+"""The statements that only the PostgreSQL backend has."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SQL: Final = Statements(DIALECT)
 
 COMMIT: Final[Request] = ("COMMIT", ())
 
-# What a place names. Each is looked up alone, by its whole key. Here and below a column that stands beside one of a
-# query around it has its table's name: without it, a column that is not there would be taken for the other one.
+# The record at a place. Each is looked up alone, by its whole key. Columns have the names of their tables here and
+# below. Without them, PostgreSQL would take a column of the outer query for one that is missing in the inner table.
 OWNER: Final = (
     f"SELECT * FROM record WHERE record.parent_id = {ROOT_ID} AND record.kind = {int(Kind.NAMESPACE)} "  # noqa: S608
     "AND record.key = place.namespace"

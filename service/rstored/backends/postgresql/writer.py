@@ -35,7 +35,7 @@ __all__ = ["Transaction"]
 _LOCK_ALONE: Final[Request] = ("SET LOCAL lock_timeout = '100ms'", ())
 _IDS_RESERVED: Final = 1_000
 
-# Both lock in the order of their parameters, which is the same for everybody.
+# Both lock in the order of their parameters, which is the same for all processes.
 _LOCK_NAMESPACES: Final = f"""
     SELECT owner.key, owner.id, owner.meta, owner.expires_ms
     FROM unnest(%s::text[]) AS place (namespace)
@@ -53,14 +53,14 @@ _RESERVE_IDS: Final = "SELECT nextval(pg_get_serial_sequence('record', 'id')) FR
 # Fails if the store has another id.
 _CHECK_STORE_ID: Final = f"SELECT 1 / count(*) FROM record WHERE id = {ROOT_ID} AND value = %s"  # noqa: S608
 
-# The SQLSTATE of a warning, which comes beside an answer that is no error.
+# The SQLSTATE of a warning, which accompanies an answer without error.
 _WARNING: Final = "01000"
 
 
 class Transaction(Executor):
     """One batch of updates on one connection.
 
-    ``committing`` is set when COMMIT goes out: if the connection breaks after that, nobody knows what became of it.
+    ``committing`` is set when COMMIT is sent. If the connection then breaks, nobody knows whether it took place.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class Transaction(Executor):
         self.committing = False
         self._connection = connection
         self._store_id = store_id
-        # Whether namespaces are made. Whatever is not in one that was there before is written after one is made, so to
-        # look at the store then is enough to write into no other.
+        # Whether the transaction makes namespaces. All its records are in namespaces that it makes, or that it found in
+        # the store that was opened. So the id of the store must be checked only if it makes some.
         self._founding = False
         self._spare_ids = spare_ids
         self._ids: dict[Place, int | None] = {}
@@ -79,9 +79,9 @@ class Transaction(Executor):
         self._changes = Changes()
 
     async def run(self, *, alone: bool) -> list[Any]:
-        """Carry out the updates in order and commit; returns their answers and the exceptions of their plans.
+        """Carry out the updates in order and commit. Returns their answers and the exceptions of their plans.
 
-        What runs ``alone`` hardly waits for locks: it has waited with others before.
+        An update that runs ``alone`` waits only briefly for locks, because it has waited with others before.
         """
         notices: list[str | None] = []
 
@@ -103,12 +103,12 @@ class Transaction(Executor):
         finally:
             self._connection.remove_notice_handler(note)
         if _WARNING in notices:
-            # Somebody cancelled the wait for the synchronous replica, and the server calls that a success.
+            # Somebody cancelled the wait for the synchronous replica. The server reports a success all the same.
             raise Problem("backend-unavailable", "PostgreSQL has committed, but maybe not on its replica: try again")
         return self.results
 
     async def _lock(self, places: list[Place], *, alone: bool) -> None:
-        """Begin, lock the heads of the places, pin their namespaces, and learn both, all in one round trip."""
+        """Begin, lock the heads of the places, keep their namespaces in place, and read both, in one round trip."""
         parents = sorted({place.namespace for place in places if place.kind is not Kind.NAMESPACE})
         requests: list[Request] = [(_LOCK_NAMESPACES, (texts(parents),)), (_LOCK_HEADS, place_columns(places))]
         beginning = [_BEGIN, _LOCK_ALONE] if alone else [_BEGIN]
@@ -180,7 +180,7 @@ class Transaction(Executor):
         parent_id = self._ids[namespace_place(place.namespace)]
         if parent_id is None:
             if not place.namespace:
-                # The root record is there as long as the store is.
+                # The root record exists as long as the store does.
                 raise Lost("backend-unavailable", LOST)
             raise AssertionError("a record was put into a namespace that does not exist")
         return parent_id

@@ -44,9 +44,9 @@ _PENDING_SECONDS: Final = 600
 class RedisBackend(Backend):
     """A store under one prefix of a Redis server or Redis Cluster.
 
-    The DSN takes ``prefix`` (``rstore``), ``buckets`` (1; a power of two; fixed when the store is first opened), and
-    ``eviction=accept``, without which a server that may evict the store's keys is refused; other
-    parameters are of the connection, see :mod:`rstored.backends.redis.dsn`.
+    The DSN has three parameters for the store. ``prefix`` is ``rstore`` by default. ``buckets`` is a power of two, 1 by
+    default, and fixed when the store is first opened. Without ``eviction=accept``, a server is refused if it may evict
+    the store's keys. Other parameters are for the connection, see :mod:`rstored.backends.redis.dsn`.
     """
 
     def __init__(self, store: Store, description: dict[str, str]) -> None:
@@ -61,7 +61,7 @@ class RedisBackend(Backend):
 
     @classmethod
     async def open(cls, dsn: str) -> RedisBackend:
-        """Connect, and create the store or see that it is one of ours."""
+        """Connect, and create the store, or check that it is one of ours."""
         servers, prefix, wanted, accepts_eviction = configured(dsn)
         try:
             description = await description_of(servers, accepts_eviction=accepts_eviction)
@@ -78,7 +78,7 @@ class RedisBackend(Backend):
 
     @classmethod
     async def schema_versions(cls, dsn: str) -> SchemaVersions:
-        """The versions of the layout that ``layout.py`` draws."""
+        """The versions of the layout that ``layout.py`` describes."""
         servers, prefix, _, _ = configured(dsn)
         try:
             await description_of(servers)
@@ -104,7 +104,7 @@ class RedisBackend(Backend):
                 self._description = await description_of(self._servers)
                 await self.store.look()
         except UnfitStorage:
-            # A new connection may be to another server, where the store is.
+            # A new connection may lead to another server, which has the store.
             await self._servers.close()
             raise
         except FAILURES as error:
@@ -122,7 +122,7 @@ class RedisBackend(Backend):
             if not waiting:
                 return answers
         for position in waiting:
-            answers[position] = Problem("backend-unavailable", "the namespace keeps being replaced: try again")
+            answers[position] = Problem("backend-unavailable", "others keep replacing the namespace: try again")
         return answers
 
     async def update(self, updates: Sequence[Update[Any]]) -> list[Any | Problem]:
@@ -184,7 +184,7 @@ class RedisBackend(Backend):
 
 
 def _purge_keys(store: Store, bucket: Bucket) -> list[bytes]:
-    """The keys of a bucket that tell whether there is still something in it (cluster)."""
+    """The keys of a bucket that show whether something is still in it (cluster)."""
     if not store.servers.cluster:
         return []
     return [bucket.ns_key, *(b"%b:%b:%d" % (bucket.tag, part, kind) for part in (b"i", b"x") for kind in Kind if kind)]

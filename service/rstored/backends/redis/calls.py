@@ -1,4 +1,4 @@
-"""What is sent to Redis: commands and scripts."""
+"""Calls to Redis: commands and scripts."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Script(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A script's or, without one, a plain command's arguments, and the slot that it is about.
+    """The arguments of a script, or of a plain command, and the slot that it is about.
 
-    In a cluster ``keys`` are all the keys that a script is going to touch: while their slot moves from one node to
-    another, Redis then refuses to run it on a node that has not all of them. What is to be sent at most ``once`` is
-    not sent again when the connection breaks before the answer.
+    In a cluster ``keys`` are all the keys that a script touches. So, while their slot moves from one node to another,
+    Redis refuses to run the script on a node that does not have all of them. A call with ``once`` is not sent again if
+    the connection breaks before the answer.
     """
 
     slot: int
@@ -41,7 +41,7 @@ class Call(NamedTuple):
     once: bool = False
 
     def command(self, unloaded: bool) -> tuple[Argument, ...]:
-        """As it goes over the wire; a server that does not know the script has to be sent its source."""
+        """The call as it is sent. A server to which the script is ``unloaded`` gets its source."""
         if self.script is None:
             return tuple(self.arguments)
         if unloaded:
@@ -49,5 +49,5 @@ class Call(NamedTuple):
         return ("EVALSHA", self.script.sha, len(self.keys), *self.keys, *self.arguments)
 
 
-# redis-py's own way to do this takes several times as long; hiredis takes any number of arguments in its one tuple.
+# redis-py's own packing takes several times as long. hiredis takes one tuple with any number of arguments.
 packed: Final[Callable[[tuple[Argument, ...]], bytes]] = pack_command  # type: ignore[assignment]

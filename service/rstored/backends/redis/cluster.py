@@ -18,8 +18,8 @@ from rstored.backends.redis.servers import Node, Servers, Unsent, answers_of, wi
 
 __all__ = ["Cluster"]
 
-# How long calls are tried again that a cluster cannot serve for a moment, because a slot moves or a master is being
-# replaced; after how many tries with pauses; and how often nodes are tried that do not answer.
+# For a moment a cluster may not serve a call, because a slot moves or a master is replaced. These say for how long such
+# a call is tried again, after how many tries there are pauses, and how often nodes are tried that do not answer.
 _PATIENCE_SECONDS: Final = 1.0
 _REDIRECTIONS_MAX: Final = 3
 _FAILURES_MAX: Final = 1
@@ -27,7 +27,7 @@ _PAUSE_SECONDS: Final = 0.05
 
 
 class Cluster(Servers):
-    """The masters of a Redis Cluster. It learns which slots they have from any node, and again when one moved."""
+    """The masters of a Redis Cluster. Any node tells which slots they have. It is asked again when a slot has moved."""
 
     cluster = True
 
@@ -46,7 +46,7 @@ class Cluster(Servers):
     async def exchange(self, calls: Sequence[Call]) -> list[Any]:
         answers: list[Any] = [None] * len(calls)
         waiting: Sequence[int] = range(len(calls))
-        # Calls that a node asked to be tried at another one, and those whose script has to be sent along.
+        # Calls that a node has redirected to another node, and calls that need the source of their script.
         asked: dict[int, Address] = {}
         unloaded: set[int] = set()
         failures = 0
@@ -56,7 +56,7 @@ class Cluster(Servers):
             for position in waiting:
                 batches.setdefault(asked.get(position) or self._slots[calls[position].slot], []).append(position)
             sending = [self._send(to, batch, calls, asked, unloaded, answers) for to, batch in batches.items()]
-            # One batch alone is not worth a task.
+            # A single batch is not worth a task.
             broken = [await sending[0]] if len(sending) == 1 else await asyncio.gather(*sending)
             again = []
             moved = busy = False
@@ -84,7 +84,7 @@ class Cluster(Servers):
                 again.append(position)
             if any(broken):
                 failures += 1
-            # Also when nothing is left to do here: what comes next must not meet the same dead node.
+            # This is done even if no call is left, so that later calls do not meet the same dead node.
             if moved or any(broken):
                 await self._reload()
             if not again or time.monotonic() > deadline:
@@ -119,7 +119,7 @@ class Cluster(Servers):
         unloaded: set[int],
         answers: list[Any],
     ) -> bool:
-        """Have one node answer some of the calls; True if the connection failed."""
+        """Send some of the calls to one node. True if the connection failed."""
         if address is None:
             for position in batch:
                 answers[position] = ClusterDownError("the slot is not served")
@@ -145,7 +145,7 @@ class Cluster(Servers):
         return False
 
     def _redirection(self, error: AskError, call: Call) -> Address:
-        # A node that does not know the name it goes by leaves it out: then it is the one that answered.
+        # A node that does not know its own name leaves it out. The name is then that of the node that answered.
         current = self._slots[call.slot]
         return error.host or (current[0] if current else self._startup[0][0]), error.port
 
@@ -156,7 +156,7 @@ class Cluster(Servers):
         return node
 
     async def _reload(self) -> None:
-        """Learn again which node serves which slot; calls that come meanwhile share it. A failure changes nothing."""
+        """Ask again which node serves which slot. Concurrent calls share one question. A failure changes nothing."""
         if self._loading is None:
             self._loading = asyncio.get_running_loop().create_task(self._load())
         try:
@@ -170,7 +170,7 @@ class Cluster(Servers):
     async def _load(self) -> None:
         failure: BaseException | None = None
         known = dict.fromkeys([*self._masters, *self._nodes, *self._startup])
-        # Those that did not answer last time are asked last.
+        # Nodes that did not answer last time are asked last.
         for address in sorted(known, key=self._failing.__contains__):
             try:
                 (ranges,) = await self._node(address).exchange([("CLUSTER", "SLOTS")])

@@ -1,4 +1,4 @@
-"""What the scripts take: updates for ``commit.lua``, and the keys that it and ``read.lua`` touch."""
+"""The arguments of the scripts: updates for ``commit.lua``, and the keys that it and ``read.lua`` touch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMMIT: Final = Script.load("commit.lua")
 def packed_update(
     checks: Iterable[tuple[bytes, bytes]], claims: Sequence[Argument], writes: Sequence[Argument]
 ) -> list[Argument]:
-    """One update, as ``commit.lua`` takes it."""
+    """One update, in the form of ``commit.lua``."""
     flat = [part for check in checks for part in check]
     counted = [len(flat) // 2, *flat, len(claims) // 3, *claims, *writes]
     return [len(counted), *counted]
@@ -60,7 +60,7 @@ def _kind_keys(arguments: Sequence[Any]) -> list[bytes]:
     return [b"%b:%b:%d" % (arguments[0], part, kind) for kind in Kind for part in (b"i", b"x")]
 
 
-# By the letter of a read or write: how many arguments it has, and which keys they mean.
+# By the letter of a read or write: the number of its arguments, and the keys that they mean.
 _READS: Final[dict[Any, _Keys]] = {
     **dict.fromkeys("hvip", (1, _first)),
     "b": (2, _first),
@@ -91,7 +91,7 @@ def _keys(meanings: Mapping[Any, _Keys], arguments: Sequence[Argument], found: d
 
 
 def read_keys(arguments: Sequence[Argument]) -> Collection[bytes]:
-    """The keys that a call of ``read.lua`` touches, but for those of the records of a listing."""
+    """The keys that a call of ``read.lua`` touches, without those of the records in a listing."""
     found: dict[bytes, None] = {}
     _keys(_READS, arguments, found)
     return found

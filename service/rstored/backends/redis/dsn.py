@@ -1,7 +1,7 @@
-"""What a Redis DSN says: where the servers are, how to connect to them, and parameters of the store's own.
+"""A Redis DSN says where the servers are and how to connect to them, and has parameters of the store.
 
-The driver would take any of its arguments as a parameter, and some of them break the service (another protocol,
-decoded answers) or fail only when they are used. So the parameters that may be given stand here, with what each takes.
+The driver would take any of its arguments as a parameter. Some of them break the service (another protocol, decoded
+answers), or fail only when they are used. So this module lists the possible parameters, and what each takes.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ __all__ = ["PARAMETERS", "Address", "RedisDSN", "parse_dsn"]
 Address: TypeAlias = tuple[str, int]
 
 _PORT: Final = 6379
-# user:password, hosts, database and parameters. A # would begin something in other URLs, but not here.
+# user:password, hosts, database and parameters. There is no fragment, so a # is not special.
 _PARTS: Final = re.compile(r"(?:([^/?#]*)@)?([^/?#@]*)(?:/([^?#]*))?(?:\?([^#]*))?")
 _ADDRESS: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]\s]*))(?::([0-9]{1,5}))?", re.ASCII)
 _DATABASE: Final = re.compile(r"[0-9]{1,6}\Z", re.ASCII)
 _NAME: Final = re.compile(r"[!-~]{1,64}\Z")
 _TLS_VERSIONS: Final = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
-# The driver itself takes their numbers.
+# The driver takes the numbers of the versions.
 _TLS_VERSIONS_BY_NUMBER: Final = {str(int(version)): version for version in _TLS_VERSIONS.values()}
 
 
 class RedisDSN(NamedTuple):
     """A DSN, taken apart.
 
-    ``connection`` are the driver's arguments beside the address; ``own`` are the store's parameters.
+    ``connection`` has the arguments of the driver without the address. ``own`` has the parameters of the store.
     """
 
     addresses: list[Address]
@@ -44,10 +44,10 @@ class RedisDSN(NamedTuple):
 
 
 def parse_dsn(dsn: str, own: Collection[str]) -> RedisDSN:
-    """Take a DSN apart; ``own`` are the names of the store's parameters.
+    """Take a DSN apart. ``own`` has the names of the store's parameters.
 
-    Several addresses, which only a cluster has, are separated by commas. Raises Problem with one line that says what
-    is wrong and shows no password.
+    Commas separate several addresses, which only a cluster has. Raises Problem with one line that says what is wrong
+    and shows no password.
 
     >>> parse_dsn("rediss://me@db:7000/3?ssl_cert_reqs=none", ()).connection
     {'ssl_cert_reqs': 'none', 'ssl_password': '', 'username': 'me', 'db': 3}
@@ -66,7 +66,7 @@ def parse_dsn(dsn: str, own: Collection[str]) -> RedisDSN:
     if database:
         connection["db"] = _database(database)
     if cluster and connection.get("db"):
-        raise wrong("names a database, and a cluster has none but 0")
+        raise wrong("names a database, but a cluster has only database 0")
     addresses = [_address(host) for host in hosts.split(",")]
     if len(addresses) > 1 and not cluster:
         raise wrong("names several servers, which only a cluster has: write redis+cluster://host:port,host:port")
@@ -95,7 +95,7 @@ def _address(text: str) -> Address:
 
 
 def _parameters(query: str, own: Collection[str], *, tls: bool) -> tuple[dict[str, Any], dict[str, str]]:
-    """The arguments of the driver, and the store's own parameters."""
+    """The arguments of the driver, and the parameters of the store."""
     found: dict[str, str] = {}
     for part in filter(None, query.split("&")):
         # As in a form, a plus sign is a space.
@@ -103,7 +103,7 @@ def _parameters(query: str, own: Collection[str], *, tls: bool) -> tuple[dict[st
         if name in found:
             raise wrong(f"gives {name} twice")
         if name not in own and name not in PARAMETERS:
-            # It is not shown: it might be a part of a password.
+            # The name is not shown, because it might be a part of a password.
             raise wrong(f"has a parameter that is none of {', '.join([*own, *PARAMETERS])}")
         found[name] = decoded(value, name)
         if not found[name]:
@@ -113,19 +113,19 @@ def _parameters(query: str, own: Collection[str], *, tls: bool) -> tuple[dict[st
         if name in own:
             continue
         if name.startswith("ssl_") and not tls:
-            raise wrong(f"has {name} and no TLS: begin it with rediss:// or rediss+cluster://")
+            raise wrong(f"has {name} and no TLS: begin the DSN with rediss:// or rediss+cluster://")
         try:
             options[name] = PARAMETERS[name](value)
         except _Refused as refused:
             raise wrong(f"has a {name} that is not {refused}") from None
     if tls:
-        # Without one OpenSSL would ask at the terminal for that of a key.
+        # Without a password, OpenSSL would ask for that of a key on the terminal.
         options.setdefault("ssl_password", "")
     return options, {name: value for name, value in found.items() if name in own}
 
 
 class _Refused(Exception):
-    """A value that a parameter does not take; the text says what it takes."""
+    """A parameter does not take the value. The message says what it takes."""
 
 
 def _text(value: str) -> str:
@@ -134,7 +134,7 @@ def _text(value: str) -> str:
 
 def _database(value: str) -> int:
     if _DATABASE.match(value) is None:
-        raise wrong("names a database by something else than its number: write redis://host:port/0")
+        raise wrong("names a database, but not by its number: write redis://host:port/0")
     return int(value)
 
 
@@ -213,4 +213,4 @@ PARAMETERS: Final[dict[str, Callable[[str], Any]]] = {
     "ssl_min_version": _tls_version,
     "ssl_ciphers": _ciphers,
 }
-"""The driver's parameters that may be given, and what makes an argument of each."""
+"""The possible parameters of the driver, and the function that turns the text of each into an argument."""

@@ -1,4 +1,4 @@
-"""What Redis's failures mean."""
+"""The problems that Redis's failures mean."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from rstored.problems import Problem, damaged
 
 __all__ = ["FAILURES", "IS_REPLICA", "LOST", "Stale", "lost", "not_atomic", "problem_of", "translated", "unusable"]
 
-# redis-py's own errors and those of the sockets below it; asyncio's TimeoutError is an OSError.
+# The errors of redis-py, and those of the sockets below it. asyncio's TimeoutError is an OSError.
 FAILURES: Final = (RedisError, OSError)
 
 LOST: Final = (
-    "the store that was opened is not in Redis any more: restore it, or restart the service to use what is there now"
+    "the store that was opened is not in Redis any more: restore it, or restart the service to use the present one"
 )
 
 
 def lost() -> Problem:
-    """The problem of a request that needs a store which is not there any more."""
+    """The problem of a request whose store does not exist any more."""
     return Problem("backend-unavailable", LOST)
 
 
 class Stale(Exception):
-    """A bucket does not have the namespace (``name``) that it was taken to belong to."""
+    """A bucket does not belong to the namespace ``name`` any more."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -48,22 +48,23 @@ def not_atomic() -> Problem:
 
 
 def problem_of(error: Exception) -> Exception:
-    """As :func:`translated`, but a new exception for each waiting request."""
+    """The same as :func:`translated`, but as a new exception for each waiting request."""
     return Problem(error.code, error.detail) if isinstance(error, Problem) else translated(error)
 
 
 def translated(error: BaseException) -> Exception:
-    """The problem that a driver's or a server's error means; the error itself if it can only be a mistake in here."""
+    """The problem that an error means. An error that can only be a mistake of ours comes back as it is."""
     text = str(error)
     if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
         return Problem("storage-full", "Redis has reached its maxmemory: give it more or delete something")
     if isinstance(error, AuthenticationError | NoPermissionError) or _REFUSED.match(text):
-        return Problem("backend-unavailable", "Redis refuses the DSN's user or password, or what it may do")
+        detail = "Redis refuses the user or password of the DSN, or the user may not run every command"
+        return Problem("backend-unavailable", detail)
     if text.startswith("DAMAGED"):
         return damaged("a record")
     if "WRONGTYPE" in text:
         return Problem(
-            "backend-corrupt", "a key of the store holds something else: is the prefix used by another program?"
+            "backend-corrupt", "a key of the store has another type: another program may use the same prefix"
         )
     if text.startswith("MISCONF"):
         return Problem("backend-unavailable", "Redis cannot write to its disk and takes no writes: see its log")
@@ -76,7 +77,7 @@ def translated(error: BaseException) -> Exception:
     return Problem("backend-unavailable", _UNAVAILABLE)
 
 
-# The last three are the errors of a script whose user may not run a command or touch a key.
+# The last three are errors of a script whose user may not run a command or touch a key.
 _REFUSED: Final = re.compile(
     "NOAUTH|WRONGPASS|NOPERM|.*(ACL failure in script|can't run this command|can't access at least one of the keys)"
 )
@@ -85,7 +86,7 @@ _UNAVAILABLE: Final = "Redis does not answer or turns requests away: try again"
 
 
 def unusable(error: Exception) -> Problem:
-    """The problem of a store that cannot be opened, which is as likely to be in the DSN as in the server."""
+    """The problem of a store that cannot be opened. The DSN or the server may be wrong."""
     problem = problem_of(error)
     if isinstance(problem, Problem) and problem.detail != _UNAVAILABLE:
         return problem

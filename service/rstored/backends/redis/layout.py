@@ -1,9 +1,10 @@
-"""How a store lies in Redis's keys.
+"""How the keys of Redis hold a store.
 
 **The model.** Namespaces are records of the *registry*, whose keys all carry the tag ``{prefix}``. A namespace has a
 random id that is never used again, and ``buckets`` buckets. A record lives in the bucket that the CRC16 of its key
 picks, or of the ``{part}`` of it in braces (Redis Cluster's own rule, so users can keep keys together). The tag of a
-bucket is ``{prefix/id/bucket}``; as all its keys carry it, they lie in one slot. T is the registry's or a bucket's tag:
+bucket is ``{prefix/id/bucket}``. All its keys carry the tag, so they are in one slot. T is the
+tag of the registry or of a bucket:
 
     T:h:<kind>:<key>          hash: ``h`` the head (version 8 bytes, expiry 8 bytes, meta), ``v`` the value if it is not
                               empty, ``l`` the lanes that were ever used (``0,2``); of a namespace ``i``: its id
@@ -12,18 +13,18 @@ bucket is ``{prefix/id/bucket}``; as all its keys carry it, they lie in one slot
     T:s:<kind>:<lane>:<key>   sorted set of the rows' ``sort``, all of score 0
     T:b:<kind>:<lane>:<key>   sorted set of the rows' ``by``, all of score 0
     T:d:<kind>:<lane>:<key>   hash of the rows: ``s``+sort → value, ``y``+sort → by, ``b``+by → sort
-    T:ns                      hash in each bucket: ``h`` a copy of the namespace's head, ``n`` its name. It is there as
-                              long as the namespace lives: it says whether an id is still that of the namespace.
+    T:ns                      hash in each bucket: ``h`` a copy of the namespace's head, ``n`` its name. It exists as
+                              long as the namespace: it shows whether the namespace still has this id.
 
     {prefix}:store            hash: the version of this layout, the number of buckets, and ``h``: the store's id, of 8
-                              random bytes; all are fixed by whoever came first
-    {prefix}:trash            set of ids whose buckets are still to be erased
+                              random bytes; the first process fixes all of them
+    {prefix}:trash            set of ids whose buckets have not been erased yet
     {prefix}:due              sorted set of buckets (id/bucket) that have records with an expiry, by a time in ms before
                               which none of them expires
     {prefix}:pending          sorted set of ids that are being made (cluster), by when in seconds
     {prefix}:unsettled        set of names whose new head may not yet be in every bucket (cluster)
 
-Order comes from members at one score, never from scores: those are doubles and would confuse int64 beyond 2^53.
+Members of one score give the order. Scores do not, because they are doubles, which cannot tell int64 apart beyond 2^53.
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ EXACT: Final = 2**53
 
 
 class Bucket:
-    """A part of a namespace (or the registry, which has no ``ns_key``) that lies in one slot.
+    """A part of a namespace in one slot, or the registry, which has no ``ns_key``.
 
-    ``life_key`` is the key that is there as long as the namespace, or the store, is.
+    ``life_key`` is the key that exists as long as the namespace or the store does.
     """
 
     __slots__ = ("life_key", "ns_key", "slot", "tag")
@@ -104,7 +105,11 @@ def record_hash(place: Place) -> int:
 
 
 def bounds(low: bytes | None, high: bytes | None) -> tuple[bytes, bytes]:
-    """Both inclusive, as ZRANGEBYLEX takes them."""
+    """Both bounds, inclusive, in the form of ZRANGEBYLEX.
+
+    >>> bounds(b"a", None)
+    (b'[a', b'+')
+    """
     return b"-" if low is None else b"[" + low, b"+" if high is None else b"[" + high
 
 
@@ -123,15 +128,15 @@ def packed_expiry(expires_ms: int | None) -> bytes:
 
 
 def expiry_bound(expires_ms: int) -> bytes:
-    """The bound, not included, below which all expire that do so before this moment."""
+    """The exclusive bound below which everything is that expires before this moment."""
     return b"+" if expires_ms >= _SIGN else b"(" + packed_expiry(expires_ms)
 
 
 def _score(expires_ms: int) -> int:
-    """The moment as a score, which is exact only so far; one that is less is as good."""
+    """The moment as a score. Scores are exact only up to 2^53, and a lower one is as good."""
     return max(-EXACT, min(expires_ms, EXACT))
 
 
 def due_member(bucket: Bucket) -> bytes:
-    """How ``due`` names a bucket: id/number; the registry is the empty name."""
+    """The name of a bucket in ``due``: id/number. The registry has the empty name."""
     return bucket.tag[bucket.tag.index(b"/") + 1 : -1] if bucket.ns_key else b""

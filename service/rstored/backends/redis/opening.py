@@ -1,4 +1,4 @@
-"""How a store in Redis is opened: what the DSN asks for, what the servers are, and the store's own record."""
+"""How a store in Redis is opened: the DSN, the servers, and the record of the store itself."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _PREFIX: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 _VERSION_MIN: Final = (6, 2)
 
 _FACTS: Final = (("INFO", "server"), ("INFO", "memory"), ("INFO", "replication"), ("CONFIG", "GET", "append*"))
-# Policies under which Redis keeps what has no time to live, and no key of a store has one.
+# Policies under which Redis keeps keys without a time to live. No key of a store has one.
 _KEEPING: Final = re.compile(r"noeviction|volatile-[a-z-]+")
 
 
 def configured(dsn: str) -> tuple[Servers, bytes, int | None, bool]:
-    """The servers, the prefix, the number of buckets if the DSN says one, and whether eviction is accepted."""
+    """The servers, the prefix, the number of buckets if the DSN has one, and whether eviction is accepted."""
     parsed = parse_dsn(dsn, ("prefix", "buckets", "eviction"))
     servers, options = open_servers(parsed), parsed.own
     prefix, text, eviction = options.get("prefix", "rstore"), options.get("buckets"), options.get("eviction")
@@ -55,7 +55,7 @@ def layout_at(prefix: bytes) -> tuple[bytes, str]:
 
 
 async def claim(servers: Servers, prefix: bytes, wanted: int | None) -> tuple[int, bytes]:
-    """Make the store if it is not there; returns its number of buckets and its id."""
+    """Make the store if it does not exist. Returns its number of buckets and its id."""
     (key, layout_field), slot = layout_at(prefix), servers.slot(registry_tag(prefix))
     known, namespaces = await servers.exchange(
         [
@@ -64,8 +64,8 @@ async def claim(servers: Servers, prefix: bytes, wanted: int | None) -> tuple[in
         ]
     )
     if (known, namespaces, wanted) == (0, 1, None):
-        # With another number of them, nothing of what is there would be found, and what is written would lie beside it.
-        detail = "Redis has lost the record of how many buckets the store has: say so in the DSN, or restore a backup"
+        # With another number of buckets, no old record would be found, and new ones would be written beside them.
+        detail = "Redis has lost how many buckets the store has: give the number in the DSN, or restore a backup"
         raise Problem("backend-corrupt", detail)
     preset = wanted or _BUCKETS
     replies = await servers.exchange(
@@ -84,11 +84,11 @@ async def claim(servers: Servers, prefix: bytes, wanted: int | None) -> tuple[in
     if layout > LAYOUT:
         raise Problem(
             "backend-unavailable",
-            f"the store has layout {layout}, made by a newer rstored; this one knows layouts up to {LAYOUT}: "
-            "run that newer one",
+            f"the store has layout {layout}, made by a newer rstored; this rstored knows layouts up to {LAYOUT}: "
+            "run the newer rstored",
         )
     if wanted is not None and wanted != buckets:
-        detail = f"the store has {buckets} buckets for good: say so in the DSN, leave it out, or use another prefix"
+        detail = f"the store has {buckets} buckets, which cannot change: give none in the DSN, or another prefix"
         raise Problem("backend-unavailable", detail)
     return buckets, store_id
 
@@ -99,7 +99,7 @@ def stored_number(field: bytes) -> int:
 
 
 async def description_of(servers: Servers, *, accepts_eviction: bool = True) -> dict[str, str]:
-    """What ``/`` says, read from the live servers. Raises Problem if one of them is not fit for a store."""
+    """What ``/`` says about the servers, as they are now. Raises Problem if one of them is not fit for a store."""
     described: dict[str, str] = {}
     settings = set()
     policies = set()
@@ -108,7 +108,7 @@ async def description_of(servers: Servers, *, accepts_eviction: bool = True) -> 
         for info in infos:
             facts |= facts_of(info)
         if facts.get("redis_mode") == "cluster" and not servers.cluster:
-            detail = "the server is part of a cluster: the DSN begins with redis+cluster://"
+            detail = "the server is part of a cluster: begin the DSN with redis+cluster://"
             raise Problem("backend-unavailable", detail)
         if facts.get("role") == "slave" and not servers.cluster:
             raise UnfitStorage(IS_REPLICA)
@@ -118,7 +118,7 @@ async def description_of(servers: Servers, *, accepts_eviction: bool = True) -> 
         name = "valkey" if "valkey_version" in facts else "redis"
         described["name"] = f"{name} cluster" if servers.cluster else name
         described["version"] = facts.get("valkey_version", version)
-        # CONFIG may be refused; then this stays empty. INFO tells the policy all the same.
+        # If CONFIG is refused, this stays empty. INFO still tells the policy.
         known = [] if isinstance(config, Exception) else [part.decode() for part in config]
         values = dict(zip(known[::2], known[1::2], strict=True))
         settings.add((values.get("appendonly", "unknown"), values.get("appendfsync", "unknown")))
@@ -133,11 +133,11 @@ async def description_of(servers: Servers, *, accepts_eviction: bool = True) -> 
     evicting = sorted(policy for policy in policies if _KEEPING.fullmatch(policy) is None)
     if evicting:
         eviction = (
-            f"Redis may evict keys of the store when its memory is full (maxmemory-policy {evicting[0]}), the record "
-            "by which the store is closed among them: set maxmemory-policy noeviction"
+            f"Redis may evict keys of the store when its memory is full (maxmemory-policy {evicting[0]}), even "
+            "the record that closes the store: set maxmemory-policy noeviction"
         )
         if not accepts_eviction:
-            raise Problem("backend-unavailable", f"{eviction}, or accept it by eviction=accept in the DSN")
+            raise Problem("backend-unavailable", f"{eviction}, or accept it with eviction=accept in the DSN")
         warning = f"{eviction}; {warning}" if warning else eviction
     if warning:
         described["warning"] = warning
@@ -145,7 +145,7 @@ async def description_of(servers: Servers, *, accepts_eviction: bool = True) -> 
 
 
 def _durability(appendonly: str, appendfsync: str) -> tuple[str, str | None]:
-    """The sentence on what an acknowledgement means, and a warning where that is less than it should be."""
+    """The sentence that says what an acknowledgement means, and a warning if it means less than it should."""
     said = f"(appendonly={appendonly}, appendfsync={appendfsync})"
     if appendonly == "yes" and appendfsync == "always":
         return f"an acknowledged write is synced to Redis's append-only file {said}: it survives a crash", None
@@ -157,11 +157,11 @@ def _durability(appendonly: str, appendfsync: str) -> tuple[str, str | None]:
         meaning = f"an acknowledged write is in Redis's memory {said}: a crash or restart may lose it"
         return meaning, f"Redis keeps acknowledged writes in memory only: {remedy}"
     meaning = "an acknowledged write is in Redis's memory; the server does not say whether it keeps an append-only file"
-    return meaning, f"Redis does not tell how durable it is (CONFIG is refused): {remedy}"
+    return meaning, f"Redis does not say how durable it is (CONFIG is refused): {remedy}"
 
 
 def open_servers(dsn: RedisDSN) -> Servers:
-    """The servers that a DSN names, not yet connected to. Of a cluster's addresses one that answers is enough."""
+    """The servers that a DSN names. They are not connected yet. One address of a cluster that answers is enough."""
     if dsn.cluster:
         return Cluster(dsn)
     return SingleServer(dsn)

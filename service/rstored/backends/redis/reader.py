@@ -1,7 +1,7 @@
 """How the Redis backend answers reads.
 
-All reads of a batch that concern one slot (on a single server: all of it) are one call of ``read.lua``, or a few, so a
-query is one snapshot. Only a query over several slots of a cluster is not.
+All reads of a batch in one slot are one call of ``read.lua``, or a few. A single server is one slot. So a query is one
+snapshot, unless it reads several slots of a cluster.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Reader:
     async def read(
         self, queries: Sequence[Query], positions: Sequence[int], answers: list[Any], *, heal: bool
     ) -> list[int]:
-        """Answer some of the queries; returns those to be asked again, for their namespace was not what it was."""
+        """Answer some of the queries. Returns those to ask again, because their namespace has changed."""
         names = {namespace_of(read) for position in positions for read in queries[position]}
         owners = await self.store.owners(names)
         reading = self.store.reading(check=True)
@@ -82,7 +82,7 @@ class Reader:
                 stale.add(error.name)
                 again.append(position)
             except FAILURES as error:
-                # One bad read spoils the call that it is in: alone, each gets its own answer.
+                # One bad read spoils its whole call. Sent alone, each query gets its own answer.
                 if isinstance(error, ResponseError):
                     alone.append(position)
                 answers[position] = problem_of(error)
@@ -102,7 +102,7 @@ class Reader:
         return again
 
     def part(self, read: Read, owners: Mapping[str, Any], reading: Reading) -> Part:
-        """Put a read among those of ``reading``; what is returned finds its answer in the replies."""
+        """Add a read to ``reading``. The part that is returned finds the answer in the replies."""
         if isinstance(read, ExpiredRead):
             return Part((), None, lambda: self.store.expired(read))
         owner = owners[namespace_of(read)]
@@ -145,7 +145,7 @@ class Reader:
         return Part((reading.ask(bucket, "l", bucket.tag, *arguments),), lambda replies: _listed(replies, read.values))
 
     async def _list_buckets(self, listing: Listing, owner: Owner) -> Slice[tuple[str, Head]]:
-        """Merge what the buckets list: keys and sizes first, then the values of those that the page has room for."""
+        """Merge the listings of the buckets. It reads keys and sizes first, then the values that fit into the page."""
         low, high = _listing_bounds(listing)
         lows = dict.fromkeys(owner.buckets, low)
         each = min(listing.limit, 2 * listing.limit // len(owner.buckets) + 8)
@@ -171,7 +171,7 @@ class Reader:
                     lows[bucket] = b"(" + items[-3]
                 else:
                     del lows[bucket]
-            # Beyond the least key up to which some bucket has told, it may have more to tell.
+            # Each bucket has listed its keys up to some key. Beyond the least of these, keys may be missing.
             horizon = min((start[1:] for start in lows.values()), default=None)
             found.sort(key=lambda item: item[0])
             known = [item for item in found if horizon is None or item[0] <= horizon]

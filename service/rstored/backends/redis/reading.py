@@ -14,18 +14,18 @@ __all__ = ["Part", "Reading", "Ref"]
 _READS_PER_CALL: Final = 64
 
 Ref: TypeAlias = tuple[int, int]
-"""Where an answer is found: the number of the call, and of the answer in it."""
+"""The place of an answer: the number of its call, and its number in the call."""
 
 
 class Part(NamedTuple):
-    """A read that is under way: where its answers will be and what makes its result of them, or else how to get it."""
+    """A read under way: the places of its answers and the function that makes its result, or a way to get it."""
 
     refs: tuple[Ref, ...]
     decode: Callable[[list[Any]], Any] | None
     fetch: Callable[[], Coroutine[Any, Any, Any]] | None = None
 
     async def answer(self, replies: list[Any]) -> Any:
-        """The result; raises the problem that the read met."""
+        """The result. Raises the problem of the read."""
         if self.decode is None:
             assert self.fetch is not None
             return await self.fetch()
@@ -39,9 +39,9 @@ class Part(NamedTuple):
 
 
 class Reading:
-    """Reads on their way, gathered into one call for each slot, or a few if they are many.
+    """Reads on their way, gathered into one call for each slot, or a few calls if they are many.
 
-    With ``check`` each bucket that is read is also asked whether its namespace lives.
+    With ``check``, each bucket is also asked whether its namespace exists.
     """
 
     def __init__(self, *, declare: bool, check: bool) -> None:
@@ -57,7 +57,7 @@ class Reading:
         return bool(self._calls)
 
     def fence(self) -> None:
-        """What is asked up to the next fence is answered together; between fences a call may end."""
+        """Keep the reads up to the next fence in one call. A call may end at a fence."""
         for slot in [slot for slot, call in self._open.items() if self._sizes[call] >= _READS_PER_CALL]:
             del self._open[slot]
 
@@ -73,19 +73,19 @@ class Reading:
         return call, number
 
     def check(self, owner: Owner, bucket: Bucket) -> None:
-        """Have the query under way depend on the namespace, or the store, being there."""
+        """Make the present query depend on the existence of the namespace or the store."""
         if self._check:
             self._checks.append((owner.name, self.life(bucket)))
 
     def life(self, bucket: Bucket) -> Ref:
-        """Ask for the head of the namespace in its bucket, or for the id of the store, once in a call."""
+        """Ask once in a call for the head of the namespace in its bucket, or for the id of the store."""
         ref = self._checked.get(bucket.tag)
         if ref is None or ref[0] != self._open.get(bucket.slot):
             ref = self._checked[bucket.tag] = self.ask(bucket, "h", bucket.life_key)
         return ref
 
     def checks(self) -> list[tuple[str, Ref]]:
-        """What the query that was just put together depends on."""
+        """The namespaces that the last query depends on, with the places of their heads."""
         checks, self._checks = self._checks, []
         return checks
 

@@ -1,4 +1,4 @@
-"""What updates are going to do, as it is gathered and sent."""
+"""The writes of updates, while they are gathered and sent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CALL_BYTES_MAX: Final = 16 * 2**20
 
 
 class Section(NamedTuple):
-    """What an update is going to do. In a cluster, what it does to namespaces is done step by step, and first."""
+    """The writes of one update. In a cluster, its changes of namespaces come first, and step by step."""
 
     position: int
     bucket: Bucket
@@ -27,7 +27,7 @@ class Section(NamedTuple):
 
 
 class NamespaceChanges:
-    """What an update does to namespaces: to the registry, and to the buckets before and after that."""
+    """The changes of namespaces by an update: in the registry, and in the buckets before and after that."""
 
     def __init__(self) -> None:
         self.before: list[tuple[Bucket, tuple[Argument, ...]]] = []
@@ -39,28 +39,28 @@ class NamespaceChanges:
 
 
 class Writing:
-    """The writes of one update to records, as they are gathered."""
+    """The writes of one update to records, while they are gathered."""
 
     def __init__(self, version: bytes) -> None:
         self.version = version
         self.arguments: list[Argument] = []
         self.claims: list[Argument] = []
         self.size = 0
-        # Records whose rows are written: they get the new version too.
+        # Records whose rows are written. They get the new version too.
         self.touched: dict[Place, None] = {}
-        # Which row was given which `by`, and the lanes that rows were deleted from.
+        # The rows that got a `by`, and the lanes from which rows were deleted.
         self.claimed: dict[tuple[Place, int, bytes], bytes] = {}
         self.freed: set[tuple[Place, int]] = set()
 
     def claim(self, place: Place, lane: int, data_key: bytes, by: bytes, sort: bytes) -> None:
-        """A row takes a ``by``, which must be free. One that was freed before in the same update is taken on trust."""
+        """A row takes a ``by``, which must be free. It is not checked if the update deleted from the lane before."""
         if self.claimed.setdefault((place, lane, by), sort) != sort and (place, lane) not in self.freed:
             raise AssertionError("two rows of a lane have the same by")
         if (place, lane) not in self.freed:
             self.claims += (data_key, by, sort)
 
     def forget(self, place: Place) -> None:
-        """The record is deleted, and all that was in it."""
+        """The record and everything in it is deleted."""
         self.touched.pop(place, None)
         for place_, lane, by in [at for at in self.claimed if at[0] == place]:
             del self.claimed[place_, lane, by]
@@ -72,7 +72,7 @@ def expires(head: Head | None) -> bool:
 
 
 def grouped(sections: list[Section]) -> list[list[Section]]:
-    """The sections by slot, in order, in groups of bounded size: what becomes one call."""
+    """The sections by slot, in order, in groups of bounded size. Each group becomes one call."""
     groups: list[list[Section]] = []
     latest: dict[int, tuple[int, int]] = {}
     for section in sections:
@@ -86,7 +86,7 @@ def grouped(sections: list[Section]) -> list[list[Section]]:
 
 
 def statuses(groups: list[list[Section]], replies: list[Any]) -> list[Any]:
-    """What became of each section: 1, 0 or an exception, in the order of the groups."""
+    """The result of each section: 1, 0 or an exception, in the order of the groups."""
     statuses: list[Any] = []
     for group, reply in zip(groups, replies, strict=True):
         if isinstance(reply, Exception):

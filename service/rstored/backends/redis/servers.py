@@ -1,8 +1,8 @@
 """Connections to Redis servers.
 
-What is here carries calls to where their slot lives and knows nothing of records. It uses redis-py's connections
-(TLS, login, the protocol), but neither its clients nor their pipelines: those repeat whatever failed, and a commit
-whose outcome is not known must not be sent twice; and they spend more on a command than Redis does.
+This module sends calls to the server of their slot, and knows nothing of records. It uses redis-py's connections (TLS,
+login, the protocol), but neither its clients nor their pipelines. Those repeat every command that fails, but a commit
+whose outcome is unknown must not be sent twice. They also take longer for a command than Redis does.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from rstored.backends.redis.failures import FAILURES
 
 __all__ = ["ANSWER_SECONDS", "Node", "Servers", "SingleServer", "Unsent", "answers_of", "facts_of", "with_followers"]
 
-# To get a connection: a free one or a new one, greeted and logged in.
+# How long it may take to get a connection, login included.
 _CONNECT_SECONDS: Final = 2.0
 ANSWER_SECONDS: Final = 10.0
 _CONNECTIONS_MAX: Final = 8
 
 
 class Unsent(Exception):
-    """There was no connection to send anything over; its cause says why."""
+    """There was no connection, so nothing was sent. The cause says why."""
 
 
 class Node:
     """One server, and a few connections to it."""
 
     def __init__(self, address: Address, dsn: RedisDSN) -> None:
-        # The driver's pool would cost more than sending a command does.
+        # The pool of the driver would take longer than sending a command.
         self._make_connection: Callable[[], AbstractConnection] = functools.partial(
             SSLConnection if dsn.tls else Connection,
             host=address[0],
@@ -50,13 +50,13 @@ class Node:
             **dsn.connection,
         )
         self._permits = asyncio.Semaphore(_CONNECTIONS_MAX)
-        # Those that nobody uses. Another list takes its place when what is in use is not to be used again.
+        # The connections that nobody uses. A new list replaces it when those in use must not be used again.
         self._free: list[AbstractConnection] = []
 
     async def exchange(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
-        """Send the commands at once and return their answers, errors of the server among them.
+        """Send the commands together. Returns their answers, which may be errors of the server.
 
-        Raises :class:`Unsent`, or what broke the connection while the answers were awaited.
+        Raises :class:`Unsent`, or the error that broke the connection before all answers came.
         """
         loop = asyncio.get_running_loop()
         connection: AbstractConnection | None = None
@@ -74,7 +74,7 @@ class Node:
                         except ResponseError as error:
                             answers.append(error)
                 except BaseException:
-                    # Answers may still be under way on it.
+                    # Answers to these commands may still arrive on it.
                     await connection.disconnect(nowait=True)
                     raise
         except FAILURES as error:
@@ -82,7 +82,7 @@ class Node:
                 raise Unsent from error
             raise
         if any(isinstance(answer, ReadOnlyError) for answer in answers):
-            # It was demoted; a new connection finds its successor.
+            # The server was demoted. A new connection finds its successor.
             await self.close()
         if free is self._free:
             free.append(connection)
@@ -91,7 +91,7 @@ class Node:
         return answers
 
     async def _connected(self) -> AbstractConnection:
-        """A connection that nobody uses, the one that was used last, or a new one."""
+        """The free connection that was used last, or a new one."""
         while self._free:
             connection = self._free.pop()
             try:
@@ -99,7 +99,7 @@ class Node:
                     return connection
             except FAILURES:
                 pass
-            # The server has closed it, or has answered what was not asked.
+            # The server has closed it, or has sent something that nobody asked for.
             await connection.disconnect(nowait=True)
         connection = self._make_connection()
         try:
@@ -110,35 +110,35 @@ class Node:
         return connection
 
     async def close(self) -> None:
-        """Let go of every connection; those in use go when they are not needed any more."""
+        """Close every connection. Those in use are closed after their use."""
         free, self._free = self._free, []
         for connection in free:
             await connection.disconnect(nowait=True)
 
 
 class Servers(abc.ABC):
-    """Where calls go."""
+    """The servers to which calls go."""
 
     cluster: bool
 
     @abc.abstractmethod
     def slot(self, key: bytes) -> int:
-        """What a call about this key gives as its slot. Calls with one slot can be one call."""
+        """The slot of a call about this key. Calls with the same slot can be put into one."""
 
     @abc.abstractmethod
     async def exchange(self, calls: Sequence[Call]) -> list[Any]:
-        """The answers to the calls, in order, or the exceptions (of :data:`FAILURES`) that they met.
+        """The answers to the calls, in order, or their exceptions, which are of :data:`FAILURES`.
 
-        Calls with one slot are carried out in order. Calls that differ in slot do not wait for each other.
+        Calls with one slot are carried out in order. Calls with different slots do not wait for each other.
         """
 
     @abc.abstractmethod
     async def on_every_server(self, *commands: tuple[Argument, ...]) -> list[list[Any]]:
-        """The answers of each server (of a cluster, each master) to some commands. Raises what went wrong."""
+        """The answers of each server, or of each master of a cluster, to some commands. Raises the first failure."""
 
     @abc.abstractmethod
     async def close(self) -> None:
-        """Let go of every connection."""
+        """Close every connection."""
 
 
 class SingleServer(Servers):
@@ -158,7 +158,8 @@ class SingleServer(Servers):
                 answers = await self._node.exchange([call.command(unloaded=False) for call in calls])
                 break
             except FAILURES as error:
-                # A connection that broke may only have been old; a server that does not answer would not a second time.
+                # A broken connection may only have been old. A server that does not answer will not do so the next
+                # time.
                 if last_try or isinstance(error, TimeoutError) or any(call.once for call in calls):
                     return [error] * len(calls)
             except Unsent as unsent:
@@ -187,9 +188,9 @@ class SingleServer(Servers):
 
 
 def with_followers(again: Sequence[int], calls: Sequence[Call], answers: Sequence[Any]) -> list[int]:
-    """The calls that are sent again, and those behind them in their slot: these were to see what the others do.
+    """The calls that are sent again, and the later calls in their slots, which must see the effects of the others.
 
-    A call that is to be sent once and was carried out is not among them.
+    A call with ``once`` that was carried out is not among them.
     """
     first: dict[int, int] = {}
     for position in again:
@@ -210,7 +211,7 @@ async def answers_of(node: Node, commands: Sequence[tuple[Argument, ...]]) -> li
 
 
 def facts_of(info: bytes | Exception) -> dict[str, str]:
-    """The fields of an answer to INFO; an error that came in its place is raised."""
+    """The fields of an answer to INFO. If the answer is an error, it is raised."""
     if isinstance(info, Exception):
         raise info
     return dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)

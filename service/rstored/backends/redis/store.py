@@ -1,4 +1,4 @@
-"""What is in a Redis store beside its records: namespaces, and which buckets have something that expires."""
+"""The parts of a Redis store beside its records: namespaces, and the buckets in which something expires."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ID: Final = re.compile(rb"[A-Za-z0-9_-]{11}")
 
 
 class Store:
-    """The records under one prefix: where they are, and how they are read."""
+    """A store under one prefix: where its records are, and how they are read."""
 
     def __init__(self, servers: Servers, prefix: bytes, buckets: int, store_id: bytes, clock: Clock) -> None:
         self.servers = servers
@@ -42,15 +42,15 @@ class Store:
         self.root = Owner("", b"", [self.registry])
         self._versions = itertools.count(secrets.randbits(64))
         self._known: dict[str, Owner] = {"": self.root}
-        # The time before which nothing in a bucket expires, as this process last told `due`.
+        # The time before which nothing in a bucket expires, as this process last wrote it to `due`.
         self._due: dict[bytes, int] = {}
 
     # --- the store -----------------------------------------------------------------------------------------
 
     async def look(self) -> None:
-        """Take over the time of the server that has the registry, and see whether the store is still there.
+        """Take over the time of the server with the registry, and check that the store still exists.
 
-        Raises :class:`UnfitStorage` if it is not. In a cluster each master has a clock; this is the one for all.
+        Raises :class:`UnfitStorage` if it does not. In a cluster each master has a clock, but only this one counts.
         """
         slot = self.registry.slot
         asked = time.monotonic()
@@ -79,11 +79,11 @@ class Store:
         return 0 if self.buckets == 1 else record_hash(place) & (self.buckets - 1)
 
     def reading(self, *, check: bool = False) -> Reading:
-        """Reads to be put together. With ``check`` each bucket that is read is asked whether its namespace lives."""
+        """An empty :class:`Reading`. With ``check``, it asks each bucket whether its namespace exists."""
         return Reading(declare=self.servers.cluster, check=check)
 
     def commit_call(self, bucket: Bucket, updates: Iterable[Sequence[Argument]]) -> Call:
-        """What carries out updates, each made by :func:`packed_update`, that all lie in the slot of ``bucket``."""
+        """The call that carries out updates in the slot of ``bucket``. :func:`packed_update` makes each of them."""
         arguments = list(itertools.chain.from_iterable(updates))
         return Call(bucket.slot, COMMIT, arguments, commit_keys(arguments) if self.servers.cluster else (), once=True)
 
@@ -97,12 +97,12 @@ class Store:
         self._known[owner.name] = owner
 
     def forget(self, name: str) -> None:
-        """Look the namespace up again before it is used again."""
+        """Forget the namespace. Its next use looks it up again."""
         if name:
             self._known.pop(name, None)
 
     async def owners(self, names: Iterable[str]) -> dict[str, Owner | Exception | None]:
-        """The namespaces of these names; None for one that does not exist, a problem for one that is not found out."""
+        """The namespaces of these names: None if one does not exist, a problem if the lookup failed."""
         found: dict[str, Owner | Exception | None] = {}
         asked: dict[str, Ref] = {}
         reading = self.reading()
@@ -136,12 +136,12 @@ class Store:
         return found
 
     def is_lost(self, replies: Sequence[Any], life: Ref) -> bool:
-        """Whether an answer to :meth:`Reading.life` of the registry says that the store is not there any more."""
+        """Whether an answer to :meth:`Reading.life` of the registry says that the store does not exist any more."""
         call, number = life
         return not isinstance(replies[call], Exception) and replies[call][number] != self.id
 
     async def heal(self, name: str) -> None:
-        """Give a namespace's buckets back the copies of its head that a failover of the cluster lost."""
+        """Write the copies of a namespace's head again that a failover of the cluster has lost."""
         owner = (await self.owners([name]))[name]
         if not isinstance(owner, Owner):
             return
@@ -162,7 +162,7 @@ class Store:
                     for bucket in owner.buckets
                 )
             elif not alive:
-                # It was deleted meanwhile.
+                # The namespace was deleted meanwhile.
                 await self.exchange(
                     self.commit_call(bucket, [packed_update((), (), no_copy(bucket))]) for bucket in owner.buckets
                 )
@@ -182,7 +182,7 @@ class Store:
             raise damaged("a namespace's record")
 
     async def settle(self, name: str) -> None:
-        """See that every bucket of a namespace has its present head (cluster)."""
+        """Give every bucket of a namespace its present head (cluster)."""
         record_key = self.registry.record_key(0, name.encode())
         reading = self.reading()
         call, number = reading.ask(self.registry, "i", record_key)
@@ -201,16 +201,16 @@ class Store:
     # --- expiry --------------------------------------------------------------------------------------------
 
     async def tell_due(self, due: Mapping[bytes, int]) -> None:
-        """Note when the first of some records that were written expires, by bucket, where that is not noted yet.
+        """Note by bucket when the first of some written records expires, unless an earlier time is noted.
 
-        What is noted is no later than what expires first: a write lowers it after the record is there, and whoever
-        raises it looks at the bucket afterwards. It is never taken away while the namespace lives.
+        The noted time is never later than the first expiry in the bucket. A write lowers it after it has written the
+        record, and whoever raises it looks at the bucket afterwards. It stays as long as the namespace exists.
         """
         now = self.clock()
         news = {}
         for member, expires_ms in due.items():
             known = self._due.get(member)
-            # What lies in the past others may have raised.
+            # Other processes may have raised a time in the past.
             if known is None or known > expires_ms or known <= now:
                 news[member] = expires_ms
         if not news:
@@ -218,7 +218,7 @@ class Store:
         calls = [self._lower_due(member, expires_ms) for member, expires_ms in news.items()]
         for (member, expires_ms), reply in zip(news.items(), await self.servers.exchange(calls), strict=True):
             if isinstance(reply, Exception):
-                # The records are there; they only may be erased late.
+                # The records are written. They may only be erased late.
                 self._due.pop(member, None)
             else:
                 if len(self._due) > _NAMESPACES_KNOWN_MAX:
@@ -254,7 +254,7 @@ class Store:
     async def _due_in(
         self, members: Iterable[bytes], now_ms: int, limit: int
     ) -> dict[bytes, tuple[int | None, list[tuple[bytes, Place]]]]:
-        """When something expires next in each of these buckets, and what has expired; gone buckets are left out."""
+        """When something expires next in each of these buckets, and what has expired. Deleted buckets are left out."""
         reading = self.reading()
         refs = {}
         bound = expiry_bound(now_ms + 1)
@@ -280,12 +280,12 @@ class Store:
         try:
             await self.heal(name)
         except Problem as problem:
-            # Whoever needs the namespace meets any other problem as well.
+            # Whoever needs the namespace gets any other problem too.
             return problem if problem.code == "backend-corrupt" else None
         return None
 
     async def exchange(self, calls: Iterable[Call]) -> list[Any]:
-        """The answers to the calls; the first failure among them is raised, translated."""
+        """The answers to the calls. Raises the first failure among them, translated."""
         calls = list(calls)
         replies = await self.servers.exchange(calls) if calls else []
         for reply in replies:
@@ -309,5 +309,5 @@ def _expiring(name: bytes | None, kinds: list[list[bytes | None]]) -> tuple[int 
 
 
 def _score(expires_ms: int) -> int:
-    """The moment as a score, which is exact only so far; one that is less is as good."""
+    """The moment as a score. Scores are exact only up to 2^53, and a lower one is as good."""
     return max(-EXACT, min(expires_ms, EXACT))

@@ -1,13 +1,14 @@
-"""How the Redis backend carries out updates: optimistically, each atomic over the records that it names.
+"""How the Redis backend carries out updates: optimistically. Each is atomic over the records that it names.
 
 Heads are read with their versions, plans run in step, and ``commit.lua`` writes an update if no head has changed. An
-update that lost is started again, its neighbours are not. Plans after the first on one record see what those before
-them are going to write, so a batch costs two round trips (and one for each step of reading) however often it touches a
-record. Versions start at random and count, hence none is seen twice.
+update that lost is started again, and the others are not. A later plan on a record sees what the earlier plans will
+write. So a batch takes two round trips, and one for each step of reading, however often it touches a record. Versions
+start at random and count up, so none occurs twice.
 
-In a cluster only what lies in one slot can be atomic: an update of records in several buckets is refused with
-``batch-not-atomic``, and a namespace is created, changed or deleted in steps: what others decide by comes last on the
-way in and first on the way out, and :meth:`RedisBackend.purge` completes what a crash cut short.
+In a cluster only writes in one slot can be atomic. An update of records in several buckets is refused with
+``batch-not-atomic``. A namespace is created, changed or deleted in steps. Other processes decide by its record in the
+registry, which is written last when it is created and first when it is deleted. After a crash,
+:meth:`RedisBackend.purge` completes these steps.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ __all__ = ["Attempt"]
 
 
 class Attempt(Executor):
-    """One go at a batch of updates, or at those of it that others got in the way of."""
+    """One attempt at a batch of updates, or at those of them that other processes disturbed."""
 
     def __init__(
         self, reader: Reader, updates: Sequence[Update[Any]], positions: list[int], results: list[Any]
@@ -57,7 +58,7 @@ class Attempt(Executor):
         self._registry = reader.store.registry
         self._positions = positions
         self._again: set[int] = set()
-        # What is there as far as this process knows: as it was read, and as the updates so far are going to leave it.
+        # The present heads as they were read, with the changes of the updates so far.
         self._owners: dict[str, Any] = {}
         self._heads: dict[Place, Head | None] = {}
         self._versions: dict[Place, bytes] = {}
@@ -68,13 +69,13 @@ class Attempt(Executor):
         self._asked: set[int] = set()
         self._pending: list[Section] = []
         self._due: dict[bytes, int] = {}
-        # Tags of buckets of namespaces that were not made in the end.
+        # Tags of the buckets of namespaces that could not be made.
         self._unmade: set[bytes] = set()
-        # Updates whose heads could not be read together with the others'.
+        # Updates whose heads could not be read together with those of the others.
         self._alone: list[int] = []
 
     async def run(self, *, heal: bool) -> list[int]:
-        """Carry out the updates; returns, in order, those to be started again."""
+        """Carry out the updates. Returns, in order, the positions of those to start again."""
         loaded = await self._load(heal=heal)
         self._again.update(await self.execute(loaded))
         await self._flush(self._store.reading())
@@ -90,7 +91,7 @@ class Attempt(Executor):
     # Reading.
 
     async def _load(self, *, heal: bool) -> list[int]:
-        """Read the heads of all places; returns the updates that can be started."""
+        """Read the heads of all places. Returns the positions of the updates that can start."""
         store, registry = self._store, self._registry
         names = {
             place.namespace
@@ -102,7 +103,7 @@ class Attempt(Executor):
         reading = store.reading()
         refs: dict[Place, Ref] = {}
         copies: dict[str, dict[bytes, Ref]] = {}
-        # The store's id, as it is read with each namespace's record.
+        # The places of the store's id, which is read with the record of each namespace.
         lives: dict[Place, Ref] = {}
         confined: list[int] = []
         for position in self._positions:
@@ -152,7 +153,7 @@ class Attempt(Executor):
         return loaded
 
     def _places(self, position: int) -> tuple[Place, ...]:
-        """The places of an update. In a cluster the namespace of a record is held by its copy beside the record."""
+        """The places of an update. In a cluster, the copy of a namespace beside the record stands for the namespace."""
         places = self.updates[position].places
         if not self._store.servers.cluster or len(places) == 1:
             return places
@@ -160,7 +161,7 @@ class Attempt(Executor):
         return tuple(place for place in places if place.kind is not Kind.NAMESPACE or place.key not in inside)
 
     def _refusal(self, places: tuple[Place, ...]) -> Exception | None:
-        """Why an update of these places cannot be carried out, if so."""
+        """Why an update of these places cannot be carried out; None if it can."""
         for place in places:
             owner = self._owners.get(place.namespace)
             if isinstance(owner, Exception):
@@ -175,7 +176,7 @@ class Attempt(Executor):
     def _take(
         self, refs: dict[Place, Ref], copies: dict[str, dict[bytes, Ref]], replies: list[Any]
     ) -> dict[Place, Exception]:
-        """Take over what was read; returns the places that it could not be read of."""
+        """Take over the replies. Returns the places whose heads could not be read."""
         failed: dict[Place, Exception] = {}
         gone: dict[str, Stale] = {}
         damaged_copies: dict[bytes, Problem] = {}
@@ -215,7 +216,7 @@ class Attempt(Executor):
         return failed
 
     def _take_record(self, place: Place, packed: bytes | None, further: bytes | None, gone: dict[str, Stale]) -> None:
-        """Take over a record's head, and its lanes or, of a namespace, its id. Raises Problem ``backend-corrupt``."""
+        """Take over the head of a record, and its lanes or the id of a namespace. Raises Problem ``backend-corrupt``."""
         head = None if packed is None else unpacked(packed, b"")
         if place.kind is not Kind.NAMESPACE:
             if further:
@@ -229,7 +230,7 @@ class Attempt(Executor):
         self._heads[place], self._versions[place] = head, ABSENT if packed is None else packed[:8]
 
     def _take_owner(self, name: str, owner_id: bytes | None, gone: dict[str, Stale]) -> None:
-        """A namespace that an update names was found under this id; where another was expected, all begins again."""
+        """Take over the id of a namespace that an update names. If another id was expected, its updates start again."""
         expected = self._owners.get(name)
         if isinstance(expected, Owner) and expected.id == owner_id:
             return
@@ -269,7 +270,7 @@ class Attempt(Executor):
             try:
                 answers.append([await part.answer(replies) for part in query_parts])
             except Stale:
-                answers.append(Problem("backend-unavailable", "the namespace was replaced meanwhile: try again"))
+                answers.append(Problem("backend-unavailable", "another process has replaced the namespace: try again"))
             except Exception as error:
                 answers.append(problem_of(error))
         return answers
@@ -284,9 +285,9 @@ class Attempt(Executor):
                 self._take_update(position, writes)
 
     def _take_update(self, position: int, writes: Sequence[Write]) -> None:
-        """Put what an update wants written, and checked, among what is to be sent."""
+        """Add the writes of an update, and what they depend on, to what will be sent."""
         update = self.updates[position]
-        # What was decided by one moment's heads alone needs no check; all else has to be still so.
+        # A decision by heads of one moment needs no check. Everything else must still be true at the commit.
         if (
             writes
             or position in self._asked
@@ -296,7 +297,7 @@ class Attempt(Executor):
             try:
                 self._pending.append(self._section(position, writes))
             except Exception as error:
-                # A mistake in the plan; what was noted for it up to there is thrown away with the whole attempt.
+                # The plan has a mistake. What was noted for it is dropped with the whole attempt.
                 self.results[position] = error
                 self.stopped = True
 
@@ -316,7 +317,7 @@ class Attempt(Executor):
                 checks[home.ns_key] = self._copies[home.tag][0]
                 checks[home.record_key(place.kind, key)] = self._versions.get(place, ABSENT)
         if changes.checks:
-            # Nothing is made in a store that is not the one that was opened.
+            # A namespace is made only in the store that was opened.
             changes.checks[self._registry.life_key] = self._store.id
         writing = Writing(self._store.new_version())
         for write in writes:
@@ -331,15 +332,15 @@ class Attempt(Executor):
                 writing.arguments += ("t", bucket.record_key(place.kind, place.key.encode()), packed)
                 self._versions[place] = writing.version
         if home is self._registry:
-            # What lies outside of every namespace is written with what becomes of them.
+            # Records outside of every namespace are written together with the changes of namespaces.
             changes.registry += writing.arguments
             writing.arguments = []
         if self._store.servers.cluster:
             if not changes.registry and changes.checks and not checks:
-                # Nothing is written; that there is no such namespace is checked where it would be.
+                # Nothing is written. The registry checks that the namespace does not exist.
                 return Section(position, self._registry, packed_update(changes.checks.items(), (), ()), 0)
             if writing.arguments and not checks:
-                # The namespace is made right before; then others may see it.
+                # The namespace is made just before, and others may see it then.
                 for place in places:
                     home = self._owners[place.namespace].bucket(place)
                     checks[home.ns_key] = self._copies[home.tag][0]
@@ -357,7 +358,7 @@ class Attempt(Executor):
         return Section(position, home, arguments, writing.size, changes if changes.registry else None)
 
     def _write(self, write: Write, writing: Writing) -> Bucket | None:
-        """Note a write to a record and what it leaves behind; returns the bucket, if it does anything."""
+        """Note a write to a record, and the head after it. Returns the bucket, or None if the write does nothing."""
         place = write.place
         owner = self._owners[place.namespace]
         key = place.key.encode()
@@ -410,7 +411,7 @@ class Attempt(Executor):
         return bucket
 
     def _write_namespace(self, write: Write, changes: NamespaceChanges, *, named: bool) -> None:
-        """Note what becomes of a namespace, which the update may name or have only in mind."""
+        """Note a write to a namespace. ``named`` says whether the update names it among its places."""
         place, registry = write.place, self._registry
         name = place.key.encode()
         record_key = registry.record_key(0, name)
@@ -445,7 +446,7 @@ class Attempt(Executor):
             self._owners[place.key] = owner
         else:
             if not named and not head.value and head in self._heads_known(place, owner):
-                # The plan only made sure that there is a namespace.
+                # The plan only made sure that the namespace exists.
                 return
             if place not in self._versions:
                 raise not_atomic()
@@ -463,7 +464,7 @@ class Attempt(Executor):
         self._written.add(place)
 
     def _heads_known(self, place: Place, owner: Owner) -> list[Head | None]:
-        """What is known to be the head of a namespace."""
+        """The known heads of a namespace."""
         if place in self._versions:
             return [self._heads[place]]
         return [self._copies[bucket.tag][1] for bucket in owner.buckets if bucket.tag in self._copies]
@@ -475,7 +476,7 @@ class Attempt(Executor):
     # Sending.
 
     async def _flush(self, reading: Reading) -> list[Any]:
-        """Carry out what is to be written, then the reads; returns the replies to these."""
+        """Send the writes and then the reads. Returns the replies to the reads."""
         pending, self._pending = self._pending, []
         servers = self._store.servers
         sections: list[Section] = []
@@ -486,7 +487,7 @@ class Attempt(Executor):
                 self._settle(groups, await servers.exchange(self._calls(groups)))
                 sections = []
                 if not await self._change_namespaces(section):
-                    # Another process made the namespace; what is meant for the one that was not made starts again.
+                    # Another process made the namespace. Updates for the one that could not be made start again.
                     unmade.update(bucket.tag for owner in section.changes.made for bucket in owner.buckets)
                     continue
             if section.bucket.tag in unmade:
@@ -506,7 +507,7 @@ class Attempt(Executor):
         return [self._store.commit_call(group[0].bucket, (section.arguments for section in group)) for group in groups]
 
     def _settle(self, groups: list[list[Section]], replies: list[Any]) -> None:
-        """Take what became of the updates."""
+        """Take over the results of the updates."""
         sections = [section for group in groups for section in group]
         for section, status in zip(sections, statuses(groups, replies), strict=True):
             if status == 1:
@@ -519,11 +520,11 @@ class Attempt(Executor):
                 self._again.add(section.position)
             else:
                 self.results[section.position] = problem_of(status)
-                # It may yet be done, so nothing that was planned to come after it may be.
+                # It may still take place, so no later plan may be carried out.
                 self.stopped = True
 
     async def _change_namespaces(self, section: Section) -> bool:
-        """Carry out, step by step, what an update does to the namespaces of a cluster; True if it is done."""
+        """Carry out the changes of an update to namespaces of a cluster, step by step. True if they took place."""
         store, registry, changes = self._store, self._registry, section.changes
         assert changes is not None
         try:

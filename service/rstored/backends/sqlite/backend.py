@@ -1,8 +1,7 @@
 """The SQLite backend: one file, read on the event loop, written by one thread.
 
-The file is in WAL mode, so a read sees the last commit and waits for nobody, and a page in memory is read in less
-time than a hop to a thread takes. All writes of a batch are one transaction (group commit). Several processes may
-use one file.
+The file is in WAL mode, so a read sees the last commit and waits for nobody. Reading a page in memory takes less time
+than a hop to a thread. All writes of a batch are one transaction (group commit). Several processes may use one file.
 """
 
 from __future__ import annotations
@@ -50,9 +49,9 @@ class SQLiteBackend(Backend):
         """Open or create the file that ``dsn`` names (see :func:`database_path`)."""
         path = database_path(dsn)
         check_path(path)
-        # The writer thread needs the interpreter's lock again after every statement. A busy event loop lets go of it
-        # often but for an instant, and with Python's default of 5 ms the thread would hardly ever get it: measured
-        # under load, a write then took seconds instead of milliseconds.
+        # The writer thread needs the interpreter's lock again after every statement. A busy event loop releases it
+        # often, but only for an instant. With Python's default interval of 5 ms, the thread would seldom get it. Under
+        # load, a write then took seconds instead of milliseconds.
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_SECONDS))
         executor = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
         try:
@@ -67,7 +66,7 @@ class SQLiteBackend(Backend):
 
     @classmethod
     async def schema_versions(cls, dsn: str) -> SchemaVersions:
-        """Read from the file; one that is not there, or is empty, has version 0."""
+        """The versions, read from the file. A missing or empty file has version 0."""
         path = database_path(dsn)
         check_path(path)
         if not path.exists() or path.stat().st_size == 0:
@@ -96,7 +95,7 @@ class SQLiteBackend(Backend):
         except sqlite3.Error as error:
             failure = translated(error)
             if isinstance(failure, Problem) and failure.code == "backend-corrupt":
-                # What is written to such a file may not be there when it is opened again.
+                # Writes to such a file may be lost when it is opened again.
                 failure = UnfitStorage(failure.detail)
             raise failure from error
 
@@ -114,9 +113,9 @@ class SQLiteBackend(Backend):
         for query in queries:
             try:
                 if not reader.connection.in_transaction:
-                    # Half of what a read costs is to begin and end its transaction, so those of one round of the event
-                    # loop share one. It sees at least what was committed when the round began, and whoever asks in
-                    # it began to ask before, or else calls renew(): no answer to a later write has reached them.
+                    # Beginning and ending a transaction is half of the cost of a read, so all reads of one round of the
+                    # event loop share one. It sees at least what was committed when the round began. Whoever reads in
+                    # this round sent the request before it, or calls renew(). So no reader can know of a later write.
                     reader.begin()
                     self._loop.call_soon(self.renew)
                 answers.append(reader.answer(query))

@@ -1,4 +1,4 @@
-"""Connections to a SQLite file: how they are set up, and the schema that they find or make."""
+"""Connections to a SQLite file: their settings, and the schema that they find or make."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=512
     )
-    # KiB, negated. Each of the two connections may come to hold as much; more gains nothing that the system's own
-    # cache does not give, and a long series going through would fill it.
+    # A negative size is in KiB. Each of the two connections may use so much memory. More would gain nothing over the
+    # cache of the system, and one read of a long series would fill it.
     connection.execute("PRAGMA cache_size = -8192")
     return connection
 
@@ -40,7 +40,7 @@ def connect_both(path: Path) -> tuple[Files, sqlite3.Connection, sqlite3.Connect
     try:
         reading = connect(path)
         reading.execute("PRAGMA query_only = ON")
-        # A first read opens the log.
+        # The first read opens the log.
         reading.execute("SELECT version FROM schema_version").fetchone()
         files = Files(path)
         if before not in (None, identity(path.stat())):
@@ -54,22 +54,23 @@ def connect_both(path: Path) -> tuple[Files, sqlite3.Connection, sqlite3.Connect
 
 
 def _connect_for_writing(path: Path) -> sqlite3.Connection:
-    """Connect for writing, having made sure that the file is ours, is writable and has the present schema."""
+    """Connect for writing. Make sure that the file is one of ours and writable, and bring it to the present schema."""
     connection = connect(path)
     try:
         connection.execute("PRAGMA synchronous = FULL")
-        # The lock keeps other processes that start now waiting, and shows that the file can be written.
+        # With this lock, other processes that start now wait. It also shows that the file can be written.
         connection.execute(BEGIN)
         _migrate(connection)
         connection.execute("COMMIT")
         _use_wal(connection)
         hide_from_others(path)
-        # Pages of the log before it is copied into the file; a smaller log is copied more often than it helps.
+        # How many pages the log has before SQLite copies it into the file. Copying a smaller log costs more than it
+        # gains.
         connection.execute("PRAGMA wal_autocheckpoint = 4000")
         connection.execute(f"PRAGMA journal_size_limit = {64 * 2**20}")
-        # What is deleted is overwritten where that costs no further write.
+        # SQLite overwrites deleted content if that costs no further write.
         connection.execute("PRAGMA secure_delete = FAST")
-        # From here on it waits for one lock only, at the beginning of each transaction, in a way of our own.
+        # From here on, only the beginning of a transaction waits for a lock, and when_free() does that.
         connection.execute("PRAGMA busy_timeout = 0")
     except BaseException:
         connection.close()
@@ -89,7 +90,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 
 def check_schema(connection: sqlite3.Connection) -> None:
-    """Return if the tables are there, as this program made them; otherwise raise :class:`UnfitStorage`."""
+    """Return if the tables exist as this program made them; otherwise raise :class:`UnfitStorage`."""
     try:
         found = connection.execute(ROOT_OF_STORE).fetchone()
     except sqlite3.OperationalError as error:
@@ -126,8 +127,8 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 def when_free(connection: sqlite3.Connection, statement: str) -> sqlite3.Cursor:
     """Execute a statement as soon as no other process holds the lock that it needs.
 
-    SQLite does not wait for some locks at all, and for the others ever longer, up to a tenth of a second at a time:
-    so it would seldom come upon the moment that a busy process leaves between two of its batches.
+    SQLite does not wait for some locks at all. For the others it waits longer each time, up to a tenth of a second. So
+    it would seldom meet the short moment between two batches of a busy process.
     """
     deadline = time.monotonic() + BUSY_SECONDS
     while True:

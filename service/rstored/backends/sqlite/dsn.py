@@ -1,4 +1,4 @@
-"""What a SQLite DSN says: the file that the store is in."""
+"""A SQLite DSN names the file of the store."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["database_path"]
 
 
 def database_path(dsn: str) -> Path:
-    """The file that a DSN names; raises :class:`Problem` if it names none.
+    """The file that a DSN names. Raises :class:`Problem` if it names none.
 
-    ``sqlite:///data/store.db`` and ``sqlite://store.db`` are relative to the working directory; an absolute path
-    takes four slashes.
+    ``sqlite:///data/store.db`` and ``sqlite://store.db`` are relative to the working directory. An absolute path has
+    four slashes.
 
     >>> database_path("sqlite:////var/lib/rstore/store.db")
     PosixPath('/var/lib/rstore/store.db')
@@ -32,5 +32,5 @@ def database_path(dsn: str) -> Path:
     try:
         os.fsencode(name)
     except UnicodeEncodeError:
-        raise Problem("backend-unavailable", "the DSN names a file by something that is not text") from None
+        raise Problem("backend-unavailable", "the name of the file in the DSN is not text") from None
     return Path(name)

@@ -1,4 +1,4 @@
-"""What SQLite's failures mean."""
+"""The problems that SQLite's failures mean."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rstored.problems import Problem, damaged
 __all__ = ["CHANGED", "FAILURES", "translated"]
 
 _FULL: Final = ("storage-full", "the disk that holds {file} is full: free some space and try again")
-# By primary code, but for one that has a meaning of its own: there is no room for the index of the log.
+# By primary code. One extended code has a meaning of its own: there is no room for the index of the log.
 FAILURES: Final[dict[int, tuple[str, str]]] = {
     sqlite3.SQLITE_FULL: _FULL,
     sqlite3.SQLITE_IOERR_SHMSIZE: _FULL,
@@ -20,7 +20,7 @@ FAILURES: Final[dict[int, tuple[str, str]]] = {
     sqlite3.SQLITE_PERM: ("backend-unavailable", "{file} may not be opened: give the service's user access to it"),
     sqlite3.SQLITE_CANTOPEN: (
         "backend-unavailable",
-        "{file} cannot be opened: it has to be a file, in a folder that the service's user may write to",
+        "{file} cannot be opened: it must be a file, in a folder that the user of the service may write to",
     ),
     sqlite3.SQLITE_BUSY: ("backend-unavailable", "another process keeps {file} locked: try again"),
     sqlite3.SQLITE_LOCKED: ("backend-unavailable", "another process keeps {file} locked: try again"),
@@ -29,13 +29,13 @@ FAILURES: Final[dict[int, tuple[str, str]]] = {
 
 
 CHANGED: Final = (
-    "the tables in the database file are not those that were opened, as another program or a newer rstored changed "
-    "them: restore the file, or restart the service to use what is there now"
+    "another program or a newer rstored has changed the tables in the database file since it was opened: "
+    "restore the file, or restart the service to use the file as it is now"
 )
 
 
 def translated(error: sqlite3.Error, file: str = "the database file") -> Exception:
-    """The problem that a driver's error means; the error itself if it can only be a mistake in this program."""
+    """The problem that an error of the driver means, or the error itself if it can only be a mistake of ours."""
     extended = getattr(error, "sqlite_errorcode", 0)
     if extended == sqlite3.SQLITE_ERROR and str(error).startswith(("no such ", "table ")):
         return Problem("backend-unavailable", CHANGED)

@@ -1,4 +1,4 @@
-"""The files of a SQLite database: made for their owner alone, and watched for being replaced."""
+"""The files of a SQLite database. Only their owner may open them, and replacing them is noticed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PRIVATE: Final = stat.S_IRUSR | stat.S_IWUSR
 
 
 def check_path(path: Path) -> None:
-    """Refuse a missing folder, and a short file that SQLite did not write, which SQLite would take for an empty one."""
+    """Refuse a missing folder, and a short file of another program. SQLite would treat that one as empty."""
     try:
         size = path.stat().st_size if path.is_file() else 0
         folder_is_there = path.parent.is_dir()
@@ -32,13 +32,13 @@ def check_path(path: Path) -> None:
     if not folder_is_there:
         hint = "" if path.is_absolute() else "; an absolute path takes four slashes: sqlite:////…"
         raise Problem("backend-unavailable", f"there is no folder {str(path.parent)!r}: create it{hint}")
-    # A longer one is left to SQLite: if this process has it open, to open and close it here would drop the locks on it.
+    # SQLite checks a longer file. If this process has it open, closing it here would drop the locks on it.
     if not 0 < size < _HEADER_BYTES:
         return
     try:
         begins = path.read_bytes()[: len(_MAGIC)]
     except OSError:
-        # SQLite fails on it too, and the reason that it gives is translated like any other.
+        # SQLite fails too, and its error is translated like any other.
         return
     if begins != _MAGIC:
         code, detail = FAILURES[sqlite3.SQLITE_NOTADB]
@@ -46,22 +46,22 @@ def check_path(path: Path) -> None:
 
 
 def create(path: Path) -> None:
-    """Make the file if it is not there, for its owner alone. SQLite would make it for whomever the umask lets in."""
+    """Make the file if it does not exist, for its owner alone. SQLite would heed only the umask."""
     try:
-        # Opened only if it is new: to close a file drops the locks that this process has on it.
+        # It is opened only if it is new. Closing an old one would drop the locks that this process has on it.
         file = os.open(os.path.realpath(path), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _PRIVATE)
     except OSError:
-        # It is there, or cannot be made; then SQLite fails too, and the reason that it gives is translated.
+        # It exists, or cannot be made. In that case SQLite fails too, and its error is translated.
         return
     os.fchmod(file, _PRIVATE)
     os.close(file)
 
 
 def hide_from_others(path: Path) -> None:
-    """Take from a store that is there what accounts may do that neither own it nor are in its group.
+    """Take all rights on an existing store from accounts that neither own it nor are in its group.
 
-    An earlier release made it for whomever the umask let in. What the group may do stays: somebody may have set it. New
-    files beside it get its mode from SQLite.
+    An earlier release made the file with the mode that the umask allowed. The rights of the group stay, because
+    somebody may have set them. SQLite gives the mode of the file to the new files beside it.
     """
     path = Path(os.path.realpath(path))
     for file in (path, *(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))):
@@ -78,15 +78,15 @@ def hide_from_others(path: Path) -> None:
 class Files:
     """The files of an open database: the file itself, its log and the log's index.
 
-    SQLite keeps them open and goes on with them when they were deleted, renamed, replaced or emptied: what is written
-    then is lost with the process, or with the next one that opens what is there instead. So they are compared with what
-    is under their names. ``gone`` says whether they differed when they were compared last.
+    SQLite keeps them open, and goes on using them after they are deleted, renamed, replaced or emptied. Later writes
+    are lost when the process ends, or when another process opens the files that are there instead. So these are
+    compared with the files under their names. ``gone`` says whether they differed in the last comparison.
     """
 
     def __init__(self, path: Path) -> None:
         self.gone = False
         self._path = path
-        # SQLite follows links, and names the others after what it finds.
+        # SQLite follows links, and names the log and its index after the real file.
         real = os.path.realpath(path)
         self._names = (str(path), f"{real}-wal", f"{real}-shm")
         try:
@@ -95,7 +95,7 @@ class Files:
             raise Problem("backend-unavailable", f"the file {str(path)!r} was deleted while it was opened") from error
 
     def check(self) -> None:
-        """Return if all of them are where they were; otherwise raise :class:`UnfitStorage`."""
+        """Return if all files are still in their places; otherwise raise :class:`UnfitStorage`."""
         try:
             self.gone = self._look() != self._found
         except OSError:
@@ -103,7 +103,7 @@ class Files:
         if self.gone:
             raise UnfitStorage(
                 "the database file, or its -wal or -shm, was deleted, moved, replaced or emptied while in use: put it "
-                "back, or restart the service to use what is there now"
+                "back, or restart the service to use the files that are there now"
             )
 
     def check_mode(self) -> None:
@@ -112,11 +112,11 @@ class Files:
             raise UnfitStorage("the database file was made read-only while in use: make it writable again")
 
     def _look(self) -> tuple[list[tuple[int, int]], bool]:
-        """Which files are there, and whether the first is empty, as it is while a copy is written over it."""
+        """Which files exist, and whether the first is empty, as it is while somebody copies another file over it."""
         found = [os.stat(name) for name in self._names]
         return list(map(identity, found)), found[0].st_size == 0
 
 
 def identity(status: os.stat_result) -> tuple[int, int]:
-    """What tells a file from any other one that has been, or will be, under its name."""
+    """The identity of a file, by which another file under the same name differs."""
     return status.st_dev, status.st_ino

@@ -36,9 +36,9 @@ class Reader:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
-        # What finds one row at most is at its end at once, so one cursor does for all of that.
+        # A statement that finds at most one row ends at once, so all of these share a cursor.
         self._execute = connection.cursor().execute
-        # A scan may stop before its end, so each has a cursor of its own.
+        # A scan may stop before its end, so each scan has a cursor of its own.
         self._scan = connection.execute
         self._answers: dict[type[Any], Callable[[Any], Any]] = {
             HeadRead: self._head,
@@ -49,12 +49,12 @@ class Reader:
         }
 
     def begin(self) -> None:
-        """Answer from one snapshot, which is taken with the first read from now on."""
+        """Answer the following reads from one snapshot. The first of them takes it."""
         self._execute("BEGIN")
 
     def end(self) -> None:
-        """Let go of the snapshot."""
-        # SQLite itself ends the transaction after some failures; and a damaged file can only be rolled back.
+        """Release the snapshot."""
+        # SQLite ends the transaction itself after some failures. On a damaged file only a rollback works.
         if self.connection.in_transaction:
             self._execute("ROLLBACK")
 
@@ -82,7 +82,7 @@ class Reader:
     def _head(self, read: HeadRead) -> Head | None:
         (namespace, kind, key), bytes_max = read
         sql, bound = (SQL.head, ()) if bytes_max is None else (SQL.bounded_head, (bytes_max,))
-        # An int of a subclass takes sqlite3 a slower way, so kinds are bound as plain ones.
+        # Kinds are bound as plain integers, because sqlite3 is slower with subclasses of int.
         row = self._execute(sql, (*bound, namespace, int(kind), key)).fetchone()
         return None if row is None else stored_head(*row)
 
@@ -149,12 +149,12 @@ def _counts(present: list[Any], expired: list[Any]) -> dict[Kind, int]:
 
 
 def _heads_alike(read: Read) -> tuple[str, Kind, int | None] | None:
-    """What reads of heads have in common if one statement can answer them; None for any other read."""
+    """The properties that reads of heads must share for one statement to answer them; None for any other read."""
     return (read.place.namespace, read.place.kind, read.bytes_max) if type(read) is HeadRead else None
 
 
 def _slice(rows: Iterable[T], limit: int | None, bytes_max: int | None, size_of: Callable[[T], int]) -> Slice[T]:
-    """The first rows within the limits. It reads to the end or leaves the statement to be reset as it is dropped."""
+    """The first rows within the limits. A statement that is not at its end is reset when it is dropped."""
     if bytes_max is None:
         items = list(rows)
         more = limit is not None and len(items) > limit

@@ -1,4 +1,4 @@
-"""The statements of the SQLite backend, beside those that all SQL backends share."""
+"""The statements that only the SQLite backend has."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["BOUNDED_HEADS", "CHILDREN", "DIALECT", "HEADS", "NAMESPACE", "SQL", 
 DIALECT: Final = sqlite_dialect.dialect(paramstyle="qmark")
 SQL: Final = Statements(DIALECT)
 
-# Many records of one kind in one namespace are found by one statement, from as many on as make up for its cost.
+# From so many records of one kind in one namespace on, one statement for all of them is quicker.
 TOGETHER_MIN: Final = 4
 CHILDREN: Final = """
     SELECT wanted.key, record.id, meta, expires_ms
@@ -31,7 +31,7 @@ HEADS: Final = """
 BOUNDED_HEADS: Final = HEADS.replace(
     "record.value", "CASE WHEN length(record.value) > ? THEN x'' ELSE record.value END", 1
 )
-# To look a member up in its class takes longer than to find a row.
+# Looking up a member of an enumeration takes longer than finding a row.
 NAMESPACE: Final = Kind.NAMESPACE
 
 

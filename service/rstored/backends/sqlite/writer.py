@@ -47,13 +47,13 @@ class Writer:
         self._reader = Reader(connection)
         cursor = connection.cursor()
         self._execute, self._execute_many = cursor.execute, cursor.executemany
-        # Ids and heads of namespaces, as the transaction under way found them.
+        # Ids and heads of namespaces, as the present transaction found them.
         self._namespaces: dict[Place, tuple[int | None, Head | None]] = {}
-        # What it adds to record_count, by parent and kind.
+        # What the transaction adds to record_count, by parent and kind.
         self._counted: dict[tuple[int, int], int] = {}
 
     def update(self, updates: Sequence[Update[Any]]) -> list[Any | Problem]:
-        """Carry out the updates in one transaction, or, if a statement fails in it, each in one of its own."""
+        """Carry out the updates in one transaction. If a statement fails, each update gets a transaction of its own."""
         try:
             if self._files.gone:
                 self._files.check()
@@ -66,7 +66,7 @@ class Writer:
         try:
             results = [self._run(update) for update in updates]
             self._commit()
-            # What was committed to a file that is gone is lost with it, so it is not acknowledged.
+            # A commit to a file that is gone is lost, so it is not acknowledged.
             self._files.check()
         except UnfitStorage as problem:
             return [UnfitStorage(problem.detail) for _ in updates]
@@ -78,7 +78,7 @@ class Writer:
         return results
 
     def purge(self) -> bool:
-        """Erase a bounded part of what is in the trash; True if there may be more."""
+        """Erase a bounded part of the trash. True if there may be more."""
         self._files.check()
         if self._execute(SQL.some_trash).fetchone() is None:
             return False
@@ -107,12 +107,12 @@ class Writer:
 
     def _roll_back(self) -> None:
         self._counted.clear()
-        # SQLite itself rolls back after some failures.
+        # SQLite rolls back by itself after some failures.
         if self.connection.in_transaction:
             self._execute("ROLLBACK")
 
     def _run(self, update: Update[Any]) -> Any:
-        """Run one plan and what it wants written; returns its answer, or the exception that it raised."""
+        """Run one plan and make its writes. Returns its answer, or the exception that it raised."""
         ids: dict[Place, int | None] = {}
         heads: dict[Place, Head | None] = {}
         if len(update.places) < TOGETHER_MIN:
@@ -161,7 +161,7 @@ class Writer:
     def _find_parent(
         self, namespace: str, kind: Kind, ids: dict[Place, int | None], heads: dict[Place, Head | None]
     ) -> int | None:
-        """The id of the namespace that a record is in, which is found with it unless the record is one itself."""
+        """The id of the namespace that a record is in. Unless the record is a namespace itself, enter its head too."""
         parent = namespace_place(namespace)
         found = self._namespaces.get(parent)
         if found is None:
@@ -194,9 +194,9 @@ class Writer:
         ids: dict[Place, int | None],
         replaced: list[tuple[int | None, bytes, bytes, int]],
     ) -> None:
-        """Carry out a write, but for a head that replaces one: those are gathered in ``replaced``, to be one call.
+        """Carry out a write. A head that replaces another one is only added to ``replaced``, for one later call.
 
-        That may come last, as nothing else needs a head, and ids of deleted records are not used again.
+        That call may come last, because no other write needs a head, and ids of deleted records are not used again.
         """
         place = write.place
         record_id = ids[place]
@@ -234,7 +234,7 @@ class Writer:
             ids[place] = None
 
     def _erase(self, record_id: int, rows_max: int) -> int:
-        """Erase at most ``rows_max`` rows or children of a deleted record; returns how many, counting itself."""
+        """Erase at most ``rows_max`` rows or children of a deleted record. Returns how many, with the record itself."""
         rows = _within_bytes(self._execute(SQL.some_rows, (record_id, rows_max)).fetchall())
         for lane, sort_key, _ in rows:
             self._execute(SQL.delete_row, (record_id, lane, sort_key))
@@ -262,7 +262,7 @@ def _parent_id(place: Place, ids: dict[Place, int | None]) -> int:
 
 
 def _within_bytes(rows: list[Any]) -> list[Any]:
-    """As many of the first rows, at least one, as together hold few enough bytes; each row ends with its size."""
+    """The first rows, at least one, that together have few enough bytes. The last column of a row is its size."""
     size = 0
     for position, row in enumerate(rows):
         size += row[-1]
