@@ -1,8 +1,8 @@
-"""Who may do what: bearer tokens into grants, and what each operation needs.
+"""Who may do what: how a bearer token becomes a grant, and which access each operation needs.
 
 A store is closed if a setting says so, if a service with an admin token ever ran on it, or if a token was ever made in
-it; otherwise it is open, and every request is allowed. What the backend said of a token counts for a bounded time, so a
-revoked one ends within it, and a busy one costs a hash and a look into a dict.
+it. Otherwise it is open, and every request is allowed. A verified token is remembered for a bounded time. So a revoked
+token ends within that time, and verifying a busy token takes a hash and a lookup in a dict.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ T = TypeVar("T")
 
 _BEARER: Final = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] +([\x21-\x7e]+)\Z")
 _ADMIN_ID: Final = "RSTORED_ADMIN_TOKEN"
-# Entries of each of the caches. They are small, and what falls out costs a read of the backend.
+# The number of entries in each cache. They are small, and a dropped entry costs one read of the backend.
 CACHED_MAX: Final = 10_000
 _MINUTE: Final = 60.0
 
 
 class Rate:
-    """How often something may happen: ``per_second`` times, and as often at once. Holds one number: when it is due."""
+    """How often something may happen: ``per_second`` times, in bursts of as many. It stores when the next is due."""
 
     __slots__ = ("_due", "_per_second")
 
@@ -46,9 +46,9 @@ class Rate:
         self._due = 0.0
 
     def take(self, now: float) -> None:
-        """Count one at the time ``now``. Raises Problem ``rate-limited``."""
+        """Count one event at the time ``now``. Raises Problem ``rate-limited``."""
         due = max(self._due, now)
-        # What is due at most a second from now is the burst.
+        # A burst may be due up to a second from now.
         wait = due - now - 1 + 1 / self._per_second
         if wait > 1e-9:
             detail = f"this token has sent more than {self._per_second} requests within a second"
@@ -69,7 +69,7 @@ class Grant:
         self.globs = [compile_glob(glob) for glob in namespaces]
 
     def reaches(self, namespace: str) -> bool:
-        """Whether the holder may know that there is, or is not, such a namespace."""
+        """Whether the holder may know whether this namespace exists."""
         if self.everywhere:
             return True
         for glob in self.globs:  # noqa: SIM110 (half the time of any(), and every request asks)
@@ -82,33 +82,33 @@ class Grant:
         return access <= self._access
 
     def allows(self, namespace: str | None, access: Access) -> bool:
-        """Whether the holder may do what takes this access to a namespace, or to the whole service (None)."""
+        """Whether the holder has this access to a namespace, or to the whole service (None)."""
         if access > self._access:
             return False
         return self.everywhere or (namespace is not None and self.reaches(namespace))
 
 
 OPEN: Final = Grant("", ("*",), Access.ADMIN)
-"""What everybody may do in an open store."""
+"""The grant of everybody in an open store."""
 
 NOBODY: Final = Grant("", (), Access.METRICS)
-"""What a request may do that needs no token: nothing of what tokens allow."""
+"""The grant of a request that needs no token. It allows nothing that takes a token."""
 
 
 class Reach(enum.Enum):
-    """To what an operation takes access: the namespace of the request, any one namespace, or the whole service."""
+    """Where an operation needs access: to the namespace of the request, to any namespace, or to the whole service."""
 
     NAMESPACE = enum.auto()
     ANY_NAMESPACE = enum.auto()
     SERVICE = enum.auto()
 
 
-# Every request compares with it, and a member is looked up more slowly than a name.
+# Every request compares with it, and looking up a member of an enumeration takes longer than a name.
 _NAMESPACE: Final = Reach.NAMESPACE
 
 
 class Rule(NamedTuple):
-    """What it takes to be let in: this access to all that ``reach`` says, or, unless it ``needs_token``, nothing."""
+    """Who may carry out an operation: whoever has this access within ``reach``, or everybody if no token is needed."""
 
     access: Access
     reach: Reach = Reach.NAMESPACE
@@ -128,13 +128,13 @@ class Rule(NamedTuple):
 
 
 ANY_READER: Final = Rule(Access.READ, Reach.ANY_NAMESPACE)
-"""For every token but one for metrics."""
+"""The rule that lets in every token except one for metrics."""
 
 PUBLIC: Final = Rule(Access.METRICS, Reach.SERVICE, needs_token=False)
 
 
 def denied() -> Problem:
-    """The one answer to whatever is beyond a grant, be it there or not."""
+    """The one answer to everything beyond a grant. It does not show whether the thing exists."""
     return Problem("access-denied", "the token does not reach this namespace with this operation")
 
 
@@ -156,7 +156,7 @@ class Authentication:
         admin_token: SecretStr | None = None,
         cache_seconds: float = 5,
     ) -> None:
-        """``clock`` gives POSIX milliseconds. A store that is ``closed`` stays so, whatever its storage says."""
+        """``clock`` gives POSIX milliseconds. With ``closed``, the store is closed whatever its storage says."""
         self._tokens = tokens
         self._limits = limits
         self._clock = clock
@@ -171,7 +171,7 @@ class Authentication:
         self._under_way: dict[bytes, asyncio.Task[Any]] = {}
 
     async def is_closed(self) -> bool:
-        """Whether a token is needed; asks the backend if what is known is too old."""
+        """Whether a token is needed. It asks the backend if the last answer is too old."""
         now = time.perf_counter()
         if not self._closed and now >= self._open_until:
             if await self._once(b"", self._tokens.exist):
@@ -183,13 +183,13 @@ class Authentication:
     async def check_storage(self) -> None:
         """Raises Problem ``tokens-lost`` if the store is closed and its storage has no record of that.
 
-        The storage then is another one, or was emptied. Nobody is let in, but nothing in it says to keep them out.
+        Then the storage is another one, or was emptied. The service lets nobody in, but the storage itself looks open.
         """
         if await self.is_closed() and not await self._once(b"", self._tokens.exist):
             raise tokens_lost()
 
     def known(self, header: bytes | None, now: float) -> Grant | None:
-        """The grant of the header if it is known at the time ``now``."""
+        """The grant of the header, if it is in the cache at the time ``now``."""
         if self._closed:
             known = None if header is None else self._known.get(_digest(header))
             return known.grant if known is not None and now < known.until else None
@@ -198,8 +198,8 @@ class Authentication:
     async def authenticate(self, header: bytes | None, client: str) -> Grant:
         """The grant of the header, sent from the address ``client``.
 
-        Raises Problem ``unauthenticated``, ``rate-limited`` where too many attempts failed, and ``tokens-lost`` or
-        ``backend-unavailable``: a token that cannot be verified lets nobody in.
+        Raises Problem ``unauthenticated``, ``rate-limited`` if too many attempts failed, and ``tokens-lost`` or
+        ``backend-unavailable``, because a token that cannot be verified lets nobody in.
         """
         if not await self.is_closed():
             return OPEN
@@ -211,7 +211,7 @@ class Authentication:
             grant = await self._once(digest, self._verify, _token(header), digest)
             if grant is not None:
                 return grant
-        # Only a token that failed counts, and only against itself: a valid one is let in whatever others at its
+        # Only failed tokens count, and only against failed tokens. A valid token is let in whatever others at its
         # address send.
         self._failures.take(client, now)
         if not _token(header):
@@ -243,24 +243,24 @@ class Authentication:
         return self._rates[token_id]
 
     async def _once(self, name: bytes, ask: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-        """What ``ask`` returns; who comes while somebody asks the same waits for that answer."""
+        """What ``ask`` returns. Callers that ask for the same name meanwhile share the answer."""
         task = self._under_way.get(name)
         if task is None:
             task = asyncio.ensure_future(ask(*arguments))
             self._under_way[name] = task
             task.add_done_callback(lambda done: self._ended(name, done))
         try:
-            # One who goes away must not take the answer from the others.
+            # A caller that is cancelled must not cancel the question of the others.
             answer: T = await asyncio.shield(task)
         except Problem as problem:
-            # Each caller gets its own: an exception that is raised twice collects both tracebacks.
+            # Each caller gets an exception of its own. One that is raised twice would collect both tracebacks.
             raise Problem(problem.code, problem.detail, **problem.members) from None
         return answer
 
     def _ended(self, name: bytes, task: asyncio.Task[Any]) -> None:
         del self._under_way[name]
         if not task.cancelled():
-            # Looked at, or it would be reported as forgotten when all who waited have gone away.
+            # If all callers are gone, asyncio would otherwise report that nobody looked at the exception.
             task.exception()
 
 
@@ -273,7 +273,7 @@ class _Failures:
         self._end = 0.0
 
     def take(self, client: str, now: float) -> None:
-        """Count one from this address. Raises Problem ``rate-limited`` if there were too many."""
+        """Count a failure of this address. Raises Problem ``rate-limited`` if there were too many."""
         if now >= self._end:
             self._counts.clear()
             self._end = now + _MINUTE
@@ -286,16 +286,16 @@ class _Failures:
         self._counts[name] = count + 1
 
     def _name(self, client: str) -> str:
-        """What the client is counted under."""
+        """The name under which the client is counted."""
         network = _network(client)
         if network not in self._counts and len(self._counts) >= CACHED_MAX:
-            # So many addresses are one attack; the count that it shares bounds it as a whole.
+            # So many addresses are one attack. They share one count, which bounds all of them together.
             return ""
         return network
 
 
 def _network(client: str) -> str:
-    """What one client may have many addresses of: an IPv6 network; else the address itself."""
+    """The IPv6 network of an address, since one client may have all its addresses. For IPv4 the address itself."""
     if ":" not in client:
         return client
     try:
@@ -305,13 +305,13 @@ def _network(client: str) -> str:
 
 
 def _token(header: bytes) -> bytes:
-    """The token in an ``Authorization`` header; empty, which none is, if there is none."""
+    """The token in an ``Authorization`` header. Empty if there is none; no token is empty."""
     match = _BEARER.match(header)
     return match[1] if match else b""
 
 
 def _digest(header: bytes) -> bytes:
-    """What a header is known under: its token's digest, however it is spaced."""
+    """The name of a header in the cache: the digest of its token, however the header is spaced."""
     return _hash(_token(header))
 
 
@@ -320,7 +320,7 @@ def _hash(data: bytes) -> bytes:
 
 
 def _remember(cache: dict[Any, Any], name: Any, value: Any) -> None:
-    """Keep ``value`` at the end of the cache; what was written longest ago makes room."""
+    """Keep ``value`` at the end of the cache. If it is full, the oldest entry is dropped."""
     cache.pop(name, None)
     if len(cache) >= CACHED_MAX:
         del cache[next(iter(cache))]

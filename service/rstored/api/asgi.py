@@ -1,4 +1,4 @@
-"""The front door as an ASGI app, for any server that speaks ASGI. The service's own server needs none of this."""
+"""The front door as an ASGI app, for any server that speaks ASGI. The service's own server does not use it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 class ASGIApp:
     """Serves requests through ``front_door``. The lifespan opens and closes it, or enter :meth:`running` yourself.
 
-    A server begins each request in a task. So it begins after the renewal of reads (``Backend.renew``) that any read
-    before it has scheduled, and needs none of its own.
+    A server runs each request in a task. A read schedules the end of its snapshot on the event loop, and a task that is
+    made later begins after that. So the reads of a request are fresh without ``Backend.renew``.
     """
 
     def __init__(self, front_door: FrontDoor) -> None:
@@ -33,12 +33,12 @@ class ASGIApp:
 
     @property
     def state(self) -> State:
-        """What the running service owns; ``RuntimeError`` if it is not running."""
+        """What the running service owns. ``RuntimeError`` if it is not running."""
         return self.front_door.state
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[State]:
-        """Open what the service needs; close it at the end."""
+        """Open what the service needs, and close it at the end."""
         async with self.front_door.running() as state:
             yield state
 
@@ -48,7 +48,7 @@ class ASGIApp:
             return
         if scope["type"] != "http":
             raise RuntimeError(f"the service does not speak {scope['type']}")
-        # A server that knows no raw path has decoded it: then %2F in a key cannot be told from a slash.
+        # A server without a raw path gives the decoded one, in which %2F in a key looks like a slash.
         raw_path: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
         client = scope.get("client")
         request = Request(
@@ -122,8 +122,8 @@ async def _send_whole(request: Request, reply: Reply, body: bytes, send: Send) -
     if request.method == "HEAD":
         body = b""
     if len(body) > UNCOUNTED_BYTES_MAX:
-        # The end is sent apart, and the server takes it when the client has read most of the rest: until then the
-        # answer is in memory, and the request under way.
+        # The end is a message of its own, which the server takes when the client has read most of the rest. Until then
+        # the answer is in memory, and the request is under way.
         await _send_part(body, send)
         body = b""
     await send({"type": "http.response.body", "body": body})

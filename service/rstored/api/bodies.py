@@ -1,6 +1,6 @@
-"""JSON and msgpack bodies: read strictly into structs, written from structs, values included.
+"""JSON and msgpack bodies, with the values in them. They are read strictly into structs, and written from structs.
 
-Each shape of ``docs/rest.md`` is one msgspec struct, which decodes, encodes and describes it in OpenAPI.
+Each shape of ``docs/rest.md`` is one msgspec struct, which decodes it, encodes it and describes it in OpenAPI.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def encode_body(body: Any, form: str) -> bytes:
 
 
 def answer(request: Request, body: Any, status: int = 200, *headers: Header) -> Reply:
-    """The reply that carries ``body`` in the form the request asked for."""
+    """The reply with ``body`` in the form that the request asked for."""
     form = request.form
     return Reply(status, (_CONTENT_TYPES[form], *headers), _ENCODE[form](body))
 
@@ -65,7 +65,7 @@ def answer(request: Request, body: Any, status: int = 200, *headers: Header) -> 
 async def answer_sized(
     request: Request, size: int, make: Callable[[str], Any], status: int = 200, *headers: Header
 ) -> Reply:
-    """The reply that carries the body which ``make`` makes for a form, out of ``size`` bytes of values.
+    """The reply with the body that ``make`` makes for a form, out of ``size`` bytes of values.
 
     Values in msgpack are parsed and encoded again, which takes a while if there are many.
     """
@@ -75,10 +75,10 @@ async def answer_sized(
 
 
 class MsgpackArray:
-    """A msgpack body that is a map of one array, gathered part by part, and counted and bounded while it grows.
+    """A msgpack body that is a map of one array. It is gathered part by part, and bounded while it grows.
 
-    The array begins with its length, so it cannot be streamed. What is gathered is bytes: a million rows as Python
-    objects would take ten times the room.
+    The array begins with its length, so it cannot be streamed. It is gathered as bytes, because a million rows would
+    take ten times the room as Python objects.
     """
 
     def __init__(self, name: str, request: Request) -> None:
@@ -103,7 +103,7 @@ class MsgpackArray:
 
     def body(self) -> bytes:
         """The whole body."""
-        # As many items of a byte each make the right head.
+        # The head is that of an array of as many items, each of one byte.
         head = msgspec.msgpack.encode({self._name: [None] * self._count})
         return head[: len(head) - self._count] + self._parts
 
@@ -111,8 +111,8 @@ class MsgpackArray:
 def wire_value(value: Value, form: str) -> tuple[Raw, EncodingLabel | UnsetType]:
     """A value as the members ``value`` and ``encoding`` (absent for JSON) of a body.
 
-    In msgpack a JSON value with an integer beyond 64 bits, or a number that would become 0, stays JSON text, with
-    encoding ``json``.
+    In msgpack, a JSON value stays JSON text, with encoding ``json``, if it has an integer beyond 64 bits, or a number
+    that would become 0.
     """
     encoding, data = value
     if encoding is Encoding.JSON:
@@ -125,7 +125,7 @@ def wire_value(value: Value, form: str) -> tuple[Raw, EncodingLabel | UnsetType]
         except (InvalidJSON, OverflowError):
             return Raw(msgspec.msgpack.encode(data)), "json"
     label: EncodingLabel = encoding.label  # type: ignore[assignment]
-    # msgspec writes bytes as a base64 string in JSON and as they are in msgpack: just what is wanted.
+    # msgspec writes bytes as a base64 string in JSON, and unchanged in msgpack.
     return Raw(_ENCODE[form](data)), label
 
 
@@ -145,15 +145,15 @@ _stored_json: Final = of_storage("a value")(msgspec.json.decode)
 
 
 def body_form(request: Request, forms: Sequence[str] = JSON_FORMS) -> str:
-    """The media type of the body, which is one of ``forms``; JSON if the request names none.
+    """The media type of the body, which is one of ``forms``. It is JSON if the request names none.
 
-    Raises Problem ``unsupported-media-type``. A page of another origin has to name the type: a browser sends a body
-    without one for any page, without asking the service whether the page may.
+    Raises Problem ``unsupported-media-type``. A page of another origin must name the type, because a browser sends a
+    body without a type for any page, and does not first ask the service whether the page may.
     """
     media_type = _named_type(request)
     if media_type is None:
         if is_cross_origin(request.fields):
-            raise Problem("unsupported-media-type", "a page of another origin has to name the body's Content-Type")
+            raise Problem("unsupported-media-type", "a page of another origin must name the Content-Type of the body")
         return JSON_MEDIA_TYPE
     if media_type.essence not in forms:
         raise Problem("unsupported-media-type", f"send one of {', '.join(forms)} as Content-Type")
@@ -161,7 +161,7 @@ def body_form(request: Request, forms: Sequence[str] = JSON_FORMS) -> str:
 
 
 def _named_type(request: Request) -> ContentType | None:
-    """The body's media type, if the request names one; a form is refused."""
+    """The media type of the body, if the request names one. A form is refused."""
     media_type = request.content_type
     if media_type is not None and media_type.is_form:
         raise form_refused(f"-H 'Content-Type: {JSON_MEDIA_TYPE}', if the body is JSON")
@@ -181,7 +181,7 @@ async def read_body(request: Request, shape: type[BodyT]) -> BodyT:
 
 
 async def read_optional_body(request: Request, shape: type[BodyT]) -> BodyT | None:
-    """As :func:`read_body`; None if the request has no body or an empty one."""
+    """Like :func:`read_body`, but None if the request has no body or an empty one."""
     _named_type(request)
     body = await request.body()
     return decode_body(body, body_form(request), shape) if body else None
@@ -212,7 +212,7 @@ def _decoder(form: str, shape: Any) -> msgspec.json.Decoder[Any] | msgspec.msgpa
 
 
 class _Envelope(NamedTuple):
-    """The names of all members that a shape has, with those of its parts; and which members are arrays of parts."""
+    """The names of all members of a shape and of its parts, and the members that are arrays of parts."""
 
     names: tuple[bytes, ...]
     parts: dict[str, _Envelope]
@@ -243,8 +243,8 @@ _ITEMS: Final = {
 
 
 def _check_members(body: bytes, form: str, envelope: _Envelope) -> None:
-    """Raise Problem ``invalid-body`` if a member stands twice in one object. The decoder has kept the last of them."""
-    # Whether a name stands once says enough of a body of one part. An escape could hide it.
+    """Raise Problem ``invalid-body`` if a member occurs twice in one object. The decoder has kept only the last."""
+    # A name that occurs once in the whole body is in no object twice. An escape could hide another occurrence.
     if form != JSON_MEDIA_TYPE or b"\\" in body or any(body.count(name) > 1 for name in envelope.names):
         _check_object(body, form, envelope, "")
 
@@ -266,9 +266,9 @@ def _is_object(raw: Raw, form: str) -> bool:
 
 
 def read_value(raw: Raw, encoding: EncodingLabel | UnsetType, form: str, limits: Limits, pointer: str) -> Value:
-    """The value in the members ``value`` and ``encoding`` of a body; ``pointer`` is where they stand.
+    """The value in the members ``value`` and ``encoding`` of a body. ``pointer`` is their place.
 
-    JSON is not parsed here but by the engine, as every value that is written. Raises Problem ``invalid-body``,
+    JSON is not parsed here, because the engine parses every value that is written. Raises Problem ``invalid-body``,
     ``invalid-value`` or ``value-too-large``.
     """
     if form == JSON_MEDIA_TYPE:
@@ -285,16 +285,16 @@ def _bytes_of(raw: Raw, decode: Any, what: str, pointer: str) -> bytes:
     try:
         data: bytes = decode(raw, type=bytes)
     except msgspec.DecodeError as error:
-        # A string that does not decode is a wrong value; anything else there is a body of another shape.
+        # A string that does not decode is a wrong value. Anything else is a body of another shape.
         code = "invalid-value" if "base64" in str(error) else "invalid-body"
-        raise Problem(code, f"a value with this encoding stands as {what}", pointer=pointer) from None
+        raise Problem(code, f"a value with this encoding must be {what}", pointer=pointer) from None
     return data
 
 
 def _json_text(raw: Raw, limits: Limits, *, may_be_text: bool, pointer: str) -> bytes:
     size, size_max = memoryview(raw).nbytes, limits.value_bytes_max
     if size > size_max:
-        # A byte of msgpack may become an object of 72, so the text is not the first to be measured.
+        # A byte of msgpack may become an object of 72 bytes, so the size is checked before decoding.
         raise Problem.beyond("value-too-large", f"the value has {size} bytes of msgpack", size_max, pointer=pointer)
     try:
         value = msgspec.msgpack.decode(raw)
@@ -310,7 +310,13 @@ def _json_text(raw: Raw, limits: Limits, *, may_be_text: bool, pointer: str) -> 
 
 
 def nothing_but_json(value: Any) -> None:
-    """Return if the decoded msgpack ``value`` is what JSON can say; ``ValueError`` that names the type if not."""
+    """Raise ``ValueError`` if the decoded msgpack ``value`` has something that JSON cannot express.
+
+    >>> nothing_but_json({"a": [1, None, "text"]})
+    >>> nothing_but_json([b"binary"])
+    Traceback (most recent call last):
+    ValueError: JSON has no bytes
+    """
     if isinstance(value, dict):
         for name, member in value.items():
             if type(name) is not str:

@@ -65,7 +65,7 @@ def etag_header(etag: str) -> Header:
 
 
 def _tags(text: str, name: str, *, weak: bool) -> tuple[str, ...]:
-    """The bare tags of a list; weak ones only where they may match. Raises Problem ``invalid-parameter``."""
+    """The bare tags of a list. Weak tags are left out unless ``weak``. Raises Problem ``invalid-parameter``."""
     text = text.strip(" \t")
     if text == "*":
         return ("*",)
@@ -76,7 +76,7 @@ def _tags(text: str, name: str, *, weak: bool) -> tuple[str, ...]:
         if match is None:
             detail = f'{name}: write `*` or entity tags in double quotes, such as "abc", with commas between them'
             raise Problem("invalid-parameter", detail, parameter=name)
-        # The tag "*" in quotes would be taken for the wildcard; no ETag of this service is one.
+        # The tag "*" in quotes would look like the wildcard. No ETag of this service is "*".
         if (weak or not match[1]) and match[2] != "*":
             found.append(match[2])
         position = match.end()
@@ -106,11 +106,11 @@ def digests_of(request: Request) -> tuple[str, ...] | None:
 
 
 def write_id_of(request: Request) -> str | None:
-    """The id of the write that the Idempotency-Key makes it, or None. Raises Problem ``invalid-parameter``.
+    """The id of the write, made from the Idempotency-Key, or None without one. Raises Problem ``invalid-parameter``.
 
-    It is one of the token's own (in an open store of everybody's): what a write is answered depends on what its token
-    may do, and nobody may be told, or have in place of his own, what became of another's. A token keeps its id when it
-    is rotated, so a repeat is known for one.
+    The id has the id of the token in it, because the answer depends on what the token may do, and nobody may get the
+    answer to the write of another token. In an open store, all clients share their ids. A rotated token keeps its id,
+    so a repeat is still recognised.
     """
     value = request.fields.get(b"idempotency-key")
     if value is None:
@@ -122,14 +122,14 @@ def write_id_of(request: Request) -> str | None:
 
 
 def not_modified(condition: Condition, etag: str) -> bool:
-    """Whether a reader with this condition has what the ETag stands for. Raises Problem ``precondition-failed``."""
+    """Whether the reader already has the value with this ETag. Raises Problem ``precondition-failed``."""
     if condition.match is not None and etag not in condition.match and "*" not in condition.match:
         raise Problem("precondition-failed", "If-Match: the key has another ETag", etag=etag)
     return condition.none_match is not None and (etag in condition.none_match or "*" in condition.none_match)
 
 
 def bare_condition(if_match: str | None, if_none_match: str | None) -> Condition:
-    """The condition in the members of an object, each a bare ETag or ``*``. Raises Problem ``invalid-body``."""
+    """The condition in two members of an object, each a bare ETag or ``*``. Raises Problem ``invalid-body``."""
     if if_match is None and if_none_match is None:
         return ANY
     for name, tag in (("if_match", if_match), ("if_none_match", if_none_match)):

@@ -76,7 +76,7 @@ class EventPart(Struct, forbid_unknown_fields=True):
 class Apply(Struct, forbid_unknown_fields=True):
     """Events to apply at one timestamp, by default `max(now, last + 1)`.
 
-    `revision`: apply only if the sequence is at this revision; 0 means that the sequence must not exist.
+    With `revision` they are applied only if the sequence has this revision. 0 means that it must not exist.
     """
 
     events: list[EventPart]
@@ -115,7 +115,7 @@ class StateBody(Struct):
 
 
 class Prune(Struct, forbid_unknown_fields=True):
-    """`remove`: whether to delete the whole sequence if its state is empty."""
+    """What to prune. `remove` says whether to delete the whole sequence if its state is empty."""
 
     remove: bool = True
 
@@ -175,7 +175,7 @@ class SequenceList(Struct):
 
 
 class EventsQuery(Query):
-    """The parameters of a reading of events."""
+    """The parameters for reading events."""
 
     start: StartParameter = None
     end: EndParameter = None
@@ -190,14 +190,14 @@ class EventsQuery(Query):
 
 
 class PastQuery(Query):
-    """The parameters of a look back."""
+    """The parameters for reading a past state."""
 
     t: Int64 = Field(description="the state as of this timestamp, inclusive", examples=[1700000000000])
 
 
 _EVENT: Final[dict[str, Any]] = {"timestamp": 1700000000000, "item": "apples", "op": "add", "value": 3}
 _STATE: Final[dict[str, Any]] = {"timestamp": 1700000000000, "revision": 2, "state": {"apples": 8}, "events": []}
-# To render an item or an event costs what so many bytes of its value cost.
+# Rendering an item or an event takes as long as so many bytes of its value.
 _EVENT_COST_BYTES: Final = 64
 
 # --- events ------------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def _on_one_line(body: EventBody) -> EventBody:
 
 
 async def _whole(request: Request, parts: AsyncIterator[list[StoredEvent]]) -> bytes:
-    """The msgpack body, which cannot be streamed: it begins with the number of events."""
+    """The msgpack body. It cannot be streamed, because it begins with the number of events."""
     array = MsgpackArray("events", request)
     async with closed(parts):
         async for part in parts:
@@ -358,7 +358,7 @@ async def delete(request: Request) -> Reply:
     problems=("sequence-not-found", "backend-unavailable"),
 )
 async def current(request: Request) -> Reply:
-    """The state now. The cost depends on the size of the state, not on the length of the history."""
+    """The current state. The cost depends on the size of the state, not on the length of the history."""
     return await _state_reply(request, await request.engine.es.current(request.namespace, request.key))
 
 
@@ -383,11 +383,11 @@ async def _state_reply(request: Request, state: State | None) -> Reply:
 
 
 def _not_found() -> Problem:
-    return Problem("sequence-not-found", "there is no such sequence in this namespace, or it had no event by then")
+    return Problem("sequence-not-found", "there is no such sequence in this namespace, or it had no event at that time")
 
 
 def _state_body(state: State, form: str) -> StateBody:
-    # In `state` there is no place for an encoding, but none is needed: what the service folded is JSON.
+    # The items in `state` need no encoding, because the service folds only JSON.
     items = {item: wire_value(value, form)[0] for item, value in state.items.items()}
     return StateBody(state.timestamp, state.revision, items, [_event_body(event, form) for event in state.events])
 
@@ -411,7 +411,7 @@ def _event_body(event: StoredEvent, form: str) -> EventBody:
 )
 async def prune(request: Request) -> Reply:
     """Delete the events that the current state no longer needs: those before the last setitem or delitem of their item.
-    Sealed events too."""
+    Sealed events are deleted too."""
     body = await read_optional_body(request, Prune)
     remove = True if body is None else body.remove
     result = await request.engine.es.prune(request.namespace, request.key, remove=remove, write_id=write_id_of(request))
@@ -449,10 +449,10 @@ async def prune(request: Request) -> Reply:
     headers=IDEMPOTENCY_HEADER,
 )
 async def reseal(request: Request) -> Reply:
-    """For the change of a key: only the bytes of the values change, and the revision stays the same.
+    """Clients use this to change a key. Only the bytes of the values change, and the revision stays the same.
 
-    If an event no longer exists, or has another value than the one named, the answer is 412 with a `pointer` to it,
-    and no value changes.
+    If an event no longer exists, or has another value than the one that `replaces` names, the answer is 412 with a
+    `pointer` to the event, and no value changes.
     """
     body = await read_body(request, ResealBody)
     request.engine.es.check_count(len(body.events))

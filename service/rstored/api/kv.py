@@ -1,4 +1,4 @@
-"""``/kv``: key/value pairs. Bodies are the values themselves; listings and batches are JSON or msgpack."""
+"""``/kv``: key/value pairs. Bodies are the values themselves. Listings and batches are JSON or msgpack."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ T = TypeVar("T")
 PartT = TypeVar("PartT")
 
 _SECONDS: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?\Z", re.ASCII)
-# A value is whatever its writer says, a web page too: a browser may not guess at it, nor let it act as the service.
+# A value may be anything, even a web page. A browser may not let it act as a page of the service.
 _KEPT_APART: Final[tuple[Header, ...]] = ((b"content-security-policy", b"sandbox"),)
 
 # --- shapes ------------------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ TtlSeconds = Annotated[float, Meta(gt=0, le=TTL_SECONDS_MAX)]
 
 
 class KeyItem(Struct):
-    """A pair in a listing; it has `value` and `encoding` only if the request has `values=true`."""
+    """A pair in a listing. It has `value` and `encoding` only if the request has `values=true`."""
 
     key: str
     media_type: str
@@ -95,7 +95,7 @@ class DeletePart(Struct, forbid_unknown_fields=True):
 
 
 class KeyBatch(Struct, forbid_unknown_fields=True):
-    """Reads and writes that happen together or not at all; the reads see the state before the writes."""
+    """Reads and writes that happen together or not at all. The reads see the values from before the writes."""
 
     get: list[KeyName] = []
     set: list[SetPart] = []
@@ -250,14 +250,14 @@ async def put(request: Request, query: PutQuery) -> Reply:
 
 
 async def _form_refused(request: Request) -> Problem:
-    """The problem of a value that is called a form, which says what to call it instead."""
+    """The problem of a value with the media type of a form. It says which header to send instead."""
     limits = request.state.limits
     data = await request.body(limits.value_bytes_max, "value-too-large")
     try:
         await run_sized(len(data), functools.partial(parse_json, data, nesting_max=limits.nesting_max))
     except InvalidJSON:
         return form_refused(f"-H 'Content-Type: {OCTET_STREAM}' (or what the value is), and --data-binary for -d")
-    return form_refused(f"-H 'Content-Type: {JSON_MEDIA_TYPE}', since it is JSON")
+    return form_refused(f"-H 'Content-Type: {JSON_MEDIA_TYPE}', because the body is JSON")
 
 
 @operations.add(
@@ -283,7 +283,7 @@ def _expiry(ttl: float | str | UnsetType | None) -> float | Expiry:
 
 
 def _stored_media_type(essence: str, text: str) -> str:
-    """The media type that is kept: parameters mean nothing to the encodings of our own, and belong to all others."""
+    """The media type to store. It has no parameters for our own encodings, and keeps them for all other types."""
     return essence if encoding_of(essence) is not Encoding.BYTES else text
 
 
@@ -299,7 +299,7 @@ def _stored_media_type(essence: str, text: str) -> str:
 )
 async def list_keys(request: Request, query: KeyListQuery) -> Reply:
     """Pairs in key order. Send the `cursor` of one page to get the next; it is null on the last page. A page may be
-    short, or empty, and still have a cursor, because the service searches only so far for one page."""
+    short, or empty, and still have a cursor, because the service does not search without bound for one page."""
     page = await request.engine.kv.list(
         request.namespace,
         match=query.match,
@@ -333,7 +333,7 @@ def _item(key: str, entry: Entry, form: str, *, values: bool) -> KeyItem:
     summary="Read and write many keys at once",
     answers={
         200: Answer(
-            "All of it was done",
+            "Every part was carried out",
             json_content(
                 KeyBatchResult,
                 {
@@ -367,7 +367,7 @@ def _item(key: str, entry: Entry, form: str, *, values: bool) -> KeyItem:
     rule=Rule(Access.READ),
 )
 async def batch(request: Request) -> Reply:
-    """One atomic batch: either all of it happens or nothing, and the gets see the state before it.
+    """One atomic batch: either all of it happens or nothing. The gets see the values from before the batch.
 
     If a part fails, the problem's `pointer` names it (`/set/3`). A batch may write a key only once. A batch that has
     only gets needs read access, and any other batch needs write access.
@@ -401,7 +401,7 @@ async def batch(request: Request) -> Reply:
 
 
 def _parts(bodies: Sequence[T], pointer: str, part_of: Callable[[T], PartT]) -> list[PartT]:
-    """What each of the parts asks for; the ``pointer`` of a problem with one becomes that from the whole body."""
+    """What each part asks for. A problem gets the pointer from the whole body."""
     parts: list[PartT] = []
     try:
         for body in bodies:

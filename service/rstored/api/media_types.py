@@ -1,4 +1,4 @@
-"""Media types: what a Content-Type says, and which of the offered forms an Accept asks for."""
+"""Media types: reading a Content-Type, and choosing the offered form that an Accept asks for."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = [
 
 MEDIA_TYPE_LENGTH_MAX: Final = 255
 
-# In order of preference: the first is the answer when nothing, or everything alike, is asked for.
+# In order of preference. The first is used if the request asks for no form, or likes all equally.
 JSON_FORMS: Final = (JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE)
 
 _NAME: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-# A blank belongs to one place of the pattern only: could it belong to two, a match that fails would try every choice.
+# A blank can match only one place of the pattern. Otherwise a failing match would try every choice.
 _PARAMETER: Final = rf';[ \t]*(?:({_NAME})=({_NAME}|"(?:[ !#-\[\]-~]|\\[ -~])*")[ \t]*)?'
 _MEDIA_TYPE: Final = re.compile(rf"({_NAME}/{_NAME})[ \t]*((?:{_PARAMETER})*)\Z")
 _PARAMETERS: Final = re.compile(_PARAMETER)
@@ -33,7 +33,7 @@ _PARAMETERS: Final = re.compile(_PARAMETER)
 class ContentType(NamedTuple):
     """A media type: ``essence`` (``type/subtype``, lower case) and the ``text`` as it was sent.
 
-    ``is_form`` says whether it is what browsers send forms as, and curl whatever ``-d`` is given.
+    ``is_form`` says whether it is the type of forms, which curl also gives to everything that it sends with ``-d``.
     """
 
     essence: str
@@ -43,7 +43,7 @@ class ContentType(NamedTuple):
 
 @lru_cache(maxsize=512)
 def parse_content_type(text: str) -> ContentType:
-    """Read a Content-Type; raises Problem ``unsupported-media-type`` if it is none, or text that is not UTF-8 JSON.
+    """Read a Content-Type. Raises Problem ``unsupported-media-type`` if it is none, or text that is not UTF-8 JSON.
 
     >>> parse_content_type("Application/JSON; charset=utf-8").essence
     'application/json'
@@ -69,7 +69,7 @@ def _is_form(essence: str) -> bool:
 
 
 def form_refused(remedy: str) -> Problem:
-    """The problem of a body that is called a form; ``remedy`` are the options of curl that call it something else."""
+    """The problem of a body with the media type of a form. ``remedy`` has the options of curl for another type."""
     detail = (
         f"forms are refused, and curl declares every body to be a form unless a header says otherwise: send {remedy}"
     )
@@ -78,7 +78,7 @@ def form_refused(remedy: str) -> Problem:
 
 @lru_cache(maxsize=512)
 def negotiate(accept: str, offered: tuple[str, ...]) -> str | None:
-    """The offered form that ``accept`` likes best, the earlier of equals; None if it takes none of them.
+    """The offered form that ``accept`` prefers, and the first one of equals. None if it takes none of them.
 
     >>> negotiate("text/csv;q=0.5, application/msgpack", ("application/json", "application/msgpack"))
     'application/msgpack'
@@ -106,5 +106,9 @@ def negotiate(accept: str, offered: tuple[str, ...]) -> str | None:
 
 
 def _quality(text: str) -> float:
-    """The weight of a media range; one that is no weight counts as a refusal rather than as a wish."""
+    """The weight of a media range. A malformed weight counts as a refusal.
+
+    >>> _quality("0.5"), _quality("high")
+    (0.5, 0.0)
+    """
     return float(text) if re.fullmatch(r"0(\.\d{0,3})?|1(\.0{0,3})?", text) else 0.0

@@ -1,4 +1,4 @@
-"""What ``/metrics`` tells, in a registry of its own for each app, so that two apps in a process do not mix."""
+"""The metrics of ``/metrics``. Each app has a registry of its own, so two apps in a process do not mix."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Series:
 
 
 class _Histogram(Collector):
-    """A histogram for one thread, the event loop's: it needs no locks, which are most of what the library's costs."""
+    """A histogram for the thread of the event loop only. It needs no locks, which are slow."""
 
     def __init__(self, name: str, documentation: str, labels: tuple[str, ...], bounds: tuple[float, ...]) -> None:
         self._about = (name, documentation)
@@ -61,7 +61,7 @@ class _Histogram(Collector):
 
 
 class _Labelled(Collector):
-    """What a registry collects, with further labels."""
+    """The metrics of a registry, with more labels."""
 
     def __init__(self, registry: CollectorRegistry, **labels: str) -> None:
         self._registry = registry
@@ -74,10 +74,10 @@ class _Labelled(Collector):
 
 
 class Metrics(Collector):
-    """The service's histograms; the count of each is the number of requests, batches or backend calls.
+    """The histograms of the service. The count of each is the number of requests, batches or backend calls.
 
-    With ``worker`` every series carries that label, since each scrape reaches one of several processes. ``clock`` is
-    what this machine's clock is compared with.
+    With ``worker``, every series has that label, because each scrape reaches one of several processes. This machine's
+    clock is compared with ``clock``.
     """
 
     def __init__(self, worker: int | None = None) -> None:
@@ -106,14 +106,14 @@ class Metrics(Collector):
         self._calls: dict[str, tuple[_Series, _Series]] = {}
 
     def observe_request(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count one request, by the template of its route, and how long it took."""
+        """Count one request by the template of its route, with the time that it took."""
         series = self._answers.get((route, method, status))
         if series is None:
             series = self._answers[route, method, status] = self._requests.labelled(route, method, str(status))
         series.observe(seconds)
 
     def observe_backend(self, operation: str, size: int, seconds: float) -> None:
-        """Count one call of the backend: how many requests it served and how long it took."""
+        """Count one call of the backend, with the number of its requests and the time that it took."""
         series = self._calls.get(operation)
         if series is None:
             series = self._batches.labelled(operation), self._backend.labelled(operation)
@@ -126,7 +126,7 @@ class Metrics(Collector):
         self._closed[reason] += 1
 
     def collect(self) -> Iterator[Metric]:
-        """What is not a histogram."""
+        """The metrics that are not histograms."""
         yield GaugeMetricFamily("rstored_connections", "Open connections, at the last second", self.connections)
         yield GaugeMetricFamily("rstored_requests_in_flight", "Requests under way", self.requests_in_flight)
         yield GaugeMetricFamily(
@@ -142,7 +142,7 @@ class Metrics(Collector):
         yield closed
 
     def render(self) -> bytes:
-        """Everything in Prometheus text form."""
+        """All metrics in Prometheus text form."""
         if self._worker is None:
             return generate_latest(self._registry)
         labelled = CollectorRegistry()

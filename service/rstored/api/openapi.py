@@ -27,11 +27,11 @@ FEATURES: Final = (service, namespaces, kv, ts, es, tokens)
 _DESCRIPTION: Final = """\
 A networked store for key/value pairs, time series and event sequences. Every data route exists twice: under
 `/ns/{namespace}`, and without that prefix for the namespace `default`. A key is one percent-encoded path segment.
-JSON routes also take and answer `application/msgpack`. A store is closed once a token was made in it. A closed store
+JSON routes also take and return `application/msgpack`. A store is closed once a token was made in it. A closed store
 answers 401 without a valid token, and 403 beyond what the token reaches.
 The answer to every failure is a problem document (RFC 9457) with a stable `code`."""
 
-# The page is text and styles of our own: it may load nothing, run nothing, and be framed by nobody.
+# The page is our own text and styles. It may load nothing and run nothing, and nobody may frame it.
 _PAGE_HEADERS: Final[tuple[Header, ...]] = (
     content_type("text/html; charset=utf-8"),
     (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
@@ -39,15 +39,15 @@ _PAGE_HEADERS: Final[tuple[Header, ...]] = (
 
 
 def declare_routes(*, docs: bool = True, root_path: str = "") -> fastapi.FastAPI:
-    """An app with every route declared; with ``docs`` also ``/openapi.json`` and ``/docs``.
+    """An app that declares every route; with ``docs`` also ``/openapi.json`` and ``/docs``.
 
-    Nothing is served by it: the front door calls the endpoints.
+    It serves nothing. The front door calls the endpoints.
     """
     app = fastapi.FastAPI(title="rstored", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
     for feature in FEATURES:
         feature.operations.declare_on(app)
     if docs:
-        # Made when first asked for: most processes are never asked, and a start should not wait for it.
+        # It is made at the first request, because most processes never get one, and a start should not wait for it.
         text = functools.cache(lambda: msgspec.json.encode(document(app, root_path)))
         page = functools.cache(lambda: reference_page(document(app, root_path)).encode())
 
@@ -63,7 +63,7 @@ def declare_routes(*, docs: bool = True, root_path: str = "") -> fastapi.FastAPI
 
 
 def document(app: fastapi.FastAPI, root_path: str = "") -> dict[str, Any]:
-    """The OpenAPI 3.1 document of the routes, with the schemas of every body; the same for the same routes."""
+    """The OpenAPI 3.1 document of the routes, with the schemas of all bodies. Equal routes give equal documents."""
     described = get_openapi(
         title="rstored",
         version=__version__,
@@ -93,7 +93,7 @@ def document(app: fastapi.FastAPI, root_path: str = "") -> dict[str, Any]:
 
 
 def _drop_nulls(parameters: list[dict[str, Any]]) -> None:
-    """Take the null out of what parameters may be: a header or a query has no way to say it but to be absent."""
+    """Remove null from the types of parameters. A header or a query parameter cannot be null, but only absent."""
     for parameter in parameters:
         schema = parameter["schema"]
         others = [kind for kind in schema.pop("anyOf", []) if kind != {"type": "null"}]
@@ -101,7 +101,7 @@ def _drop_nulls(parameters: list[dict[str, Any]]) -> None:
 
 
 def _add_examples(declared: dict[str, Any], operation: Operation) -> dict[str, type]:
-    """Put the example into each body of a declared operation; returns the shapes of these bodies by name."""
+    """Put the examples into the bodies of a declared operation. Returns the shapes of these bodies by name."""
     bodies = [(declared["responses"][str(status)], answer.content) for status, answer in operation.answers.items()]
     bodies.append((declared.get("requestBody", {}), operation.body))
     shapes: dict[str, type] = {}

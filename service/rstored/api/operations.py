@@ -1,4 +1,4 @@
-"""How an operation is declared: once, with all that serving it and describing it in OpenAPI needs."""
+"""How an operation is declared: once, with everything that is needed to serve it and to describe it in OpenAPI."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Answer", "Content", "Operation", "Operations", "RequestHeader", "jso
 
 Endpoint: TypeAlias = Callable[..., Awaitable[Reply]]
 
-# What any operation may be answered with.
+# The problem codes that every operation may answer with.
 _ANYWHERE: Final = (
     "malformed-request",
     "unsupported-http-version",
@@ -59,14 +59,14 @@ _TOKEN_ID: Final = Annotated[
 
 
 class Content(NamedTuple):
-    """A body in one media type: ``shape`` is a struct, or None for bytes without a schema; ``example`` shows it."""
+    """A body in one media type, with an example. ``shape`` is a struct, or None for bytes without a schema."""
 
     shape: type | None
     example: Any
 
 
 class Answer(NamedTuple):
-    """A successful answer: what it means, its bodies by media type, and the headers that it carries."""
+    """A successful answer: its meaning, its bodies by media type, and its headers."""
 
     description: str
     content: Mapping[str, Content] = {}
@@ -74,7 +74,7 @@ class Answer(NamedTuple):
 
 
 class RequestHeader(NamedTuple):
-    """A header that an operation takes: what it means, and the pattern of what it may be."""
+    """A header that an operation takes: its meaning, and the pattern of its values."""
 
     description: str
     pattern: str
@@ -87,15 +87,15 @@ def json_content(shape: type, example: Any) -> dict[str, Content]:
 
 
 def schema_of(shape: type) -> dict[str, Any]:
-    """The reference to a struct's schema; ``openapi.py`` puts the schema itself where it points."""
+    """The reference to the schema of a struct. ``openapi.py`` puts the schema there."""
     return {"$ref": f"#/components/schemas/{shape.__name__}"}
 
 
 class Operation:
-    """One method of one route, as FastAPI's endpoint and as the front door's.
+    """One method of one route, as an endpoint for FastAPI and for the front door.
 
-    FastAPI reads the signature, for OpenAPI; the front door calls ``endpoint(request)``,
-    or ``endpoint(request, query)`` if it takes a query. Nothing else ever calls it.
+    FastAPI reads its signature for OpenAPI. The front door calls ``endpoint(request)``, or ``endpoint(request, query)``
+    if the operation takes a query. Nobody else calls it.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ def _signature(
 
 
 class Operations:
-    """The operations of one feature. ``declare_on`` hands them to FastAPI, each in both its forms."""
+    """The operations of one feature. ``declare_on`` passes them to FastAPI, each in both its forms."""
 
     def __init__(self, tag: str, description: str) -> None:
         self.tag = {"name": tag, "description": description}
@@ -167,13 +167,13 @@ class Operations:
         both_forms: bool = True,
         rule: Rule | None = None,
     ) -> Callable[[Endpoint], Endpoint]:
-        """Declare the decorated endpoint; its docstring is the operation's description.
+        """Declare the decorated endpoint. Its docstring is the description of the operation.
 
-        ``path`` has no namespace; with ``both_forms`` the route stands under ``/ns/{namespace}`` as well. ``problems``
-        are the codes that are this operation's own; those that its parameters and bodies bring are added.
+        ``path`` has no namespace. With ``both_forms``, the route also exists under ``/ns/{namespace}``. ``problems``
+        are the codes of this operation. The codes of its parameters and bodies are added.
 
-        ``rule`` is what it takes to be let in; by default GET and HEAD need to read the namespace and all else to
-        write to it. A route that belongs to no namespace has to say.
+        ``rule`` says who may carry it out. By default GET and HEAD need read access to the namespace, and all other
+        methods need write access. A route without a namespace must give a rule.
         """
         if rule is None:
             if not both_forms and "{namespace}" not in path:
@@ -231,7 +231,7 @@ def _codes(
     body: Mapping[str, Content] | None,
     headers: Collection[str],
 ) -> set[str]:
-    """The problem codes of an operation: its own, and those that what it takes and gives brings with it."""
+    """The problem codes of an operation: its own, and those of its parameters, bodies and answers."""
     codes = {*problems, *_ANYWHERE}
     if operation.takes_query or headers:
         codes.add("invalid-parameter")

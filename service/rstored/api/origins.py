@@ -1,8 +1,8 @@
-"""Pages in a browser: which may use an open store, and which of other origins may read answers (CORS).
+"""Pages in a browser: which of them may use an open store, and which of other origins may read answers (CORS).
 
-An open store trusts whoever reaches it, and a browser lets every page reach whatever its machine reaches. So an open
+An open store trusts everybody who reaches it, and a browser lets every page reach what its machine reaches. So an open
 store answers only at names that nobody else can point to it, and does nothing for a page of another origin. That does
-not depend on the address it listens on, or on what stands in front of it.
+not depend on the address on which it listens, or on a proxy before it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PREFLIGHT: Final[tuple[Header, ...]] = (
 
 
 def is_cross_origin(fields: Mapping[bytes, bytes]) -> bool:
-    """Whether a browser says that a page of another origin sent the request. Nothing else says anything."""
+    """Whether a browser says that a page of another origin sent the request. Other clients say nothing about pages."""
     origin = fields.get(b"origin")
     if origin is None:
         return fields.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin")
@@ -39,7 +39,7 @@ def is_cross_origin(fields: Mapping[bytes, bytes]) -> bool:
 
 
 class Origins:
-    """What the settings say of pages: the names of an open store, and the origins whose pages may read answers."""
+    """The settings for pages: the names of an open store, and the origins whose pages may read answers."""
 
     def __init__(self, settings: Settings) -> None:
         self._names = {"localhost", "127.0.0.1", "::1", *settings.host_list}
@@ -53,26 +53,26 @@ class Origins:
         }
 
     def headers(self, fields: Mapping[bytes, bytes]) -> tuple[Header, ...]:
-        """The headers that let a page of a configured origin read the answer; none for any other."""
+        """The headers that let a page of a configured origin read the answer. Other pages get none."""
         return self._cors.get(fields.get(b"origin", b""), ())
 
     def preflight(self, fields: Mapping[bytes, bytes], allow: bytes) -> tuple[Header, ...]:
-        """The headers for a browser that asks before it sends for a page of a configured origin."""
+        """The headers for a browser that asks before it sends a request for a page of a configured origin."""
         if b"access-control-request-method" not in fields or not self.headers(fields):
             return ()
         return ((b"access-control-allow-methods", allow), *_PREFLIGHT)
 
     def check_open(self, method: str, fields: Mapping[bytes, bytes]) -> None:
-        """Raises Problem ``misdirected-request`` or ``cross-origin-request`` for what may be a stranger's page."""
+        """Raises Problem ``misdirected-request`` or ``cross-origin-request`` if another page may have sent this."""
         if not self._is_ours(fields.get(b"host", b"localhost").decode("latin-1").lower()):
             raise Problem(
                 "misdirected-request",
                 "an open store answers only at localhost, addresses of loopback, and the names in RSTORED_HOSTS",
             )
         if method in _SAFE:
-            # A page sees whether a picture or a script that it embeds is there; whether what it prefetches is; and
-            # whether a window that it opened shows an answer, as of a key that is absent, or downloads it. Only a
-            # script's request with CORS shows nothing.
+            # A page can find out whether a picture, a script or a prefetched document exists. It can also find out
+            # whether a window that it opened shows an answer or downloads it, as for a missing key. Only the request
+            # of a script with CORS shows nothing.
             foreign = fields.get(b"sec-fetch-site") == b"cross-site" and (
                 fields.get(b"sec-fetch-dest", b"empty") != b"empty" or fields.get(b"sec-fetch-mode") == b"no-cors"
             )
@@ -85,17 +85,17 @@ class Origins:
             )
 
     def _is_ours(self, host: str) -> bool:
-        # A Host that was sent twice does not match: whatever stands between may have believed the other one.
+        # A Host that was sent twice does not match, because a proxy may have used the other value.
         match = _HOST.match(host)
         if match is None:
             return False
         if match[1]:
-            # Browsers send the shortest form, but people type others.
+            # Browsers send the shortest form, but people type other forms.
             try:
                 name = canonical_address(match[1])
             except ValueError:
                 return False
         else:
-            # The dot at the end of a name says that it is complete, and not that it is another (RFC 3986, 3.2.2).
+            # A dot at the end says that the name is complete. It is the same name (RFC 3986, 3.2.2).
             name = match[2].removesuffix(".")
         return name in self._names or name.endswith(".localhost") or is_loopback(name)

@@ -60,7 +60,7 @@ def _switch(value: Any) -> Any:
     return value
 
 
-# An integer is decimal digits and nothing else: no ``1e3``, ``1_000``, ``+1``. Bounds stand before the validator, or
+# An integer has only decimal digits: no ``1e3``, ``1_000``, ``+1``. The bounds precede the validator, because otherwise
 # the JSON schema would not have them.
 Int64 = Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX), BeforeValidator(_integer)]
 Step = Annotated[int, Field(ge=1, le=INT64_MAX), BeforeValidator(_integer)]
@@ -68,7 +68,7 @@ Count = Annotated[int, Field(ge=0, le=INT64_MAX), BeforeValidator(_integer)]
 PageSize = Annotated[int, Field(ge=1, le=INT64_MAX), BeforeValidator(_integer)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 
-# What the document says of a key or an item in a body. `checked_key` decides, under a code of its own.
+# The schema of a key or an item in a body. `checked_key` decides, with a code of its own.
 KEY_PATTERN: Final = r"^[^\u0000]+$"
 KeyName = Annotated[str, Meta(extra_json_schema={"minLength": 1, "pattern": KEY_PATTERN})]
 
@@ -77,13 +77,13 @@ EndParameter = Annotated[Int64 | None, Field(description="last timestamp, inclus
 
 
 class Query(BaseModel):
-    """The query parameters of a route; this one has none. A parameter that a route does not have is refused."""
+    """The query parameters of a route. This class has none. Unknown parameters are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class PageQuery(Query):
-    """What asks for one page after the other."""
+    """The parameters of every route that answers in pages."""
 
     limit: PageSize | None = Field(
         default=None, description="at most this many items; the limit `page_size_max` is the default and the maximum"
@@ -96,11 +96,11 @@ class PageQuery(Query):
 
 
 class ListQuery(PageQuery):
-    """What every listing of names takes."""
+    """The parameters of every listing of names."""
 
     match: str | None = Field(
         default=None,
-        description="glob over the whole name: `*` matches any characters, also none, and `?` exactly one",
+        description="glob over the whole name: `*` matches any characters, even none, and `?` matches exactly one",
         examples=["user:*"],
     )
     prefix: str = Field(default="", description="only names that begin with this")
@@ -110,7 +110,7 @@ QueryT = TypeVar("QueryT", bound=Query)
 
 
 def decode_text(raw: bytes) -> str:
-    """Undo percent-encoding, strictly: ``ValueError`` that says what is wrong with it.
+    """Decode percent-encoding strictly. Raises ``ValueError``, which says what is wrong.
 
     >>> decode_text(b"a%2Fb")
     'a/b'
@@ -159,7 +159,7 @@ def _unknown_parameter(name: str, model: type[Query]) -> Problem:
 
 
 def checked_key(key: str, limits: Limits, what: str = "key", **members: Any) -> str:
-    """``key`` if it may be a key (or what ``what`` says); else Problem ``invalid-key``, with these ``members``."""
+    """``key``, if it may be a key. Otherwise raises Problem ``invalid-key``, which says ``what`` it is."""
     try:
         check_key(key, f"the {what}")
     except InvalidName as error:
@@ -171,7 +171,7 @@ def checked_key(key: str, limits: Limits, what: str = "key", **members: Any) -> 
 
 
 def checked_namespace(name: str, limits: Limits) -> str:
-    """``name`` if it may be a namespace; else Problem ``invalid-namespace``."""
+    """``name``, if it may be a namespace. Otherwise raises Problem ``invalid-namespace``."""
     try:
         check_namespace(name)
     except InvalidName as error:
@@ -183,7 +183,7 @@ def checked_namespace(name: str, limits: Limits) -> str:
 
 
 def page_size(query: PageQuery, limits: Limits) -> int:
-    """How many items a page may have. Raises Problem ``invalid-parameter`` if more are asked for than the limit."""
+    """How many items a page may have. Raises Problem ``invalid-parameter`` if the request asks for too many."""
     if query.limit is None:
         return limits.page_size_max
     if query.limit > limits.page_size_max:
@@ -193,12 +193,16 @@ def page_size(query: PageQuery, limits: Limits) -> int:
 
 
 def write_cursor(key: str | None) -> str | None:
-    """The opaque form of the key that the next page begins after."""
+    """The cursor for a page after this key, in its opaque form.
+
+    >>> write_cursor("user:1"), read_cursor("dXNlcjox")
+    ('dXNlcjox', 'user:1')
+    """
     return None if key is None else base64.urlsafe_b64encode(key.encode()).decode("ascii").rstrip("=")
 
 
 def read_cursor(cursor: str | None) -> str | None:
-    """The key in a cursor; raises Problem ``invalid-parameter`` if no page gave it."""
+    """The key in a cursor. Raises Problem ``invalid-parameter`` if it did not come from a page."""
     if cursor is None:
         return None
     try:

@@ -1,7 +1,7 @@
 """Bodies of points, read piece by piece.
 
-A decoder holds the interpreter for as long as it works, and its rows, as Python objects, take ten times the room of
-the body. So a long body is cut between rows, and each piece becomes columns before the next is read.
+Nothing else runs while a decoder works, and its rows, as Python objects, take ten times the room of the body. So a long
+body is cut between rows, and each piece becomes columns before the next one is read.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _TAIL_BYTES: Final = 64
 
 
 def read_points(body: bytes, form: Form, *, points_max: int, bytes_max: int, piece_bytes: int = _PIECE_BYTES) -> Points:
-    """What :func:`rstore.core.point_rows.parse_rows` says of the body, raised errors included."""
+    """The result of :func:`rstore.core.point_rows.parse_rows` for the body. It raises the same errors."""
     if len(body) > piece_bytes and form in (Form.JSON, Form.NDJSON):
         parts = _parts_of_array(body, piece_bytes) if form is Form.JSON else _parts_of_lines(body, piece_bytes)
         try:
             joined = concatenate(list(parts))
         except InvalidPoints:
-            # Only the whole body tells where in it the mistake is.
+            # Only parsing the whole body tells where the mistake is.
             pass
         else:
             if len(joined) <= points_max:
@@ -49,8 +49,9 @@ def _parts_of_lines(body: bytes, piece_bytes: int) -> Iterator[Points]:
 
 
 def _parts_of_array(body: bytes, piece_bytes: int) -> Iterator[Points]:
-    """A place that looks like the end of a row is one if what stands before it parses: then it is in no string and in
-    no value. Raises InvalidPoints also where no such place is found."""
+    """The points of a JSON array, cut at ends of rows. A place that looks like the end of a row is one if the text
+    before it parses, because then it is not inside a string or a value. Raises InvalidPoints if it finds no such place.
+    """
     opening, closing = _OPENING.match(body), _CLOSING.search(body, max(len(body) - _TAIL_BYTES, 0))
     if opening is None or closing is None or body.count(b'"points"') > 1:
         raise InvalidPoints("the body is no plain list of points")

@@ -1,4 +1,4 @@
-"""Problems as answers: RFC 9457 documents, made in this one place."""
+"""Problems as answers. This is the only place that makes the documents of RFC 9457."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rstored.problems import Problem
 __all__ = ["PROBLEM_SCHEMA", "problem_document", "problem_example", "problem_reply", "problem_type"]
 
 _HEADERS: Final[tuple[Header, ...]] = (content_type(PROBLEM_MEDIA_TYPE),)
-# What fails with 503 is over in a moment; if it is not, asking more often would not help.
+# A cause of 503 is often over in a moment. If it is not, asking more often would not help.
 _RETRY_AFTER_SECONDS: Final = 1
 
 PROBLEM_SCHEMA: Final[dict[str, Any]] = {
@@ -23,7 +23,7 @@ PROBLEM_SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
     "required": ["type", "title", "status", "detail", "code", "request_id"],
     "properties": {
-        "type": {"type": "string", "format": "uri", "description": "names the code, does not resolve"},
+        "type": {"type": "string", "format": "uri", "description": "a name for the code, not an address"},
         "title": {"type": "string", "description": "the same for every problem with this code"},
         "status": {"type": "integer", "description": "the HTTP status"},
         "detail": {"type": "string", "description": "what is wrong this time and what to do"},
@@ -57,12 +57,12 @@ def problem_document(problem: Problem, request_id: str) -> dict[str, Any]:
 
 
 def problem_example(code: str) -> dict[str, Any]:
-    """A document with this code, for the OpenAPI document."""
+    """A problem document with this code, as an example for the OpenAPI document."""
     return problem_document(Problem(code, f"{PROBLEMS[code].title}."), "6f3a9c2e51d0-1")
 
 
 def problem_reply(problem: Problem, request_id: str, *headers: Header) -> Reply:
-    """The answer for a problem; always JSON, whatever Accept says, so that every client can read why."""
+    """The answer for a problem. It is JSON whatever Accept says, so that every client can read it."""
     body = msgspec.json.encode(problem_document(problem, request_id))
     status = problem.type.status
     if status in (429, 503):

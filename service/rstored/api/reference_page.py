@@ -1,4 +1,4 @@
-"""``/docs``: the OpenAPI document as one page, without scripts and without anything from another place."""
+"""``/docs``: the OpenAPI document as one page, without scripts, which loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -100,6 +100,6 @@ def _example(example: Any) -> str:
 
 
 def _prose(text: str) -> str:
-    """Text with its `code` shown as code."""
+    """Text as HTML, with its `code` in code elements."""
     parts = escape(text).split("`")
     return "".join(f"<code>{part}</code>" if index % 2 else part for index, part in enumerate(parts))

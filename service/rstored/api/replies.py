@@ -1,4 +1,4 @@
-"""What an endpoint returns: a status, headers that are ready to send, and a body that is whole or streamed."""
+"""What an endpoint returns: a status, headers that are ready to send, and a whole or streamed body."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ __all__ = ["CLIENT_GONE", "NO_CONTENT", "ON_ALL", "Header", "Reply", "content_ty
 
 Header: TypeAlias = tuple[bytes, bytes]
 
-# No answer is to be guessed at, kept by whatever stands between, told of to the next site, shown in a frame, or
-# embedded by a page of another site. Browsers obey the last two also where they say nothing of the page.
+# A browser must not guess the type of an answer, send its address to the next site, show it in a frame, or embed it in
+# a page of another site. No cache may keep it.
 ON_ALL: Final[tuple[Header, ...]] = (
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store"),
@@ -20,16 +20,16 @@ ON_ALL: Final[tuple[Header, ...]] = (
 )
 
 
-# The status of a reply that nobody gets, since the client is gone; it stands in metrics and log alone.
+# The status of a reply that nobody gets, because the client is gone. Only metrics and log show it.
 CLIENT_GONE: Final = 499
 _WITHOUT_BODY: Final = frozenset({204, 304})
 
 
 class Reply:
-    """An answer. ``body`` is the bytes, or a generator of chunks, which the front door always closes.
+    """An answer. ``body`` is bytes, or a generator of chunks, which the front door always closes.
 
-    ``begun`` are the first chunks of a generator that has begun. What is written also has the headers of
-    :meth:`~rstored.api.requests.Request.headers_of`, and what says where the body ends.
+    ``begun`` has the first chunks of a generator that has begun. The server adds the headers of
+    :meth:`~rstored.api.requests.Request.headers_of`, and those that say where the body ends.
     """
 
     __slots__ = ("begun", "body", "headers", "status")
@@ -48,12 +48,12 @@ class Reply:
 
     @property
     def has_length(self) -> bool:
-        """Whether it says how long its whole body is (RFC 9110, 8.6)."""
+        """Whether it has a Content-Length for its whole body (RFC 9110, 8.6)."""
         return self.status not in _WITHOUT_BODY
 
 
 def content_type(media_type: str) -> Header:
-    """The Content-Type header of a media type that is known to be printable ASCII."""
+    """The Content-Type header for a media type of printable ASCII."""
     return (b"content-type", media_type.encode("ascii"))
 
 

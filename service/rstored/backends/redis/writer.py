@@ -216,7 +216,7 @@ class Attempt(Executor):
         return failed
 
     def _take_record(self, place: Place, packed: bytes | None, further: bytes | None, gone: dict[str, Stale]) -> None:
-        """Take over the head of a record, and its lanes or the id of a namespace. Raises Problem ``backend-corrupt``."""
+        """Take over the head of a record, and its lanes or namespace id. Raises Problem ``backend-corrupt``."""
         head = None if packed is None else unpacked(packed, b"")
         if place.kind is not Kind.NAMESPACE:
             if further:
