@@ -199,7 +199,7 @@ def test_a_wrong_file_ends_the_start_with_one_line(authority, tmp_path):
     for options, said in (
         (["--tls-cert", cert, "--tls-key", str(tmp_path / "absent.key")], "--tls-key: cannot read"),
         (["--tls-cert", str(tmp_path / "absent.pem"), "--tls-key", key], "--tls-cert: cannot read"),
-        (["--tls-cert", cert, "--tls-key", other_key], "the key is not the certificate's"),
+        (["--tls-cert", cert, "--tls-key", other_key], "the key does not belong to the certificate"),
         (["--tls-cert", cert], "not in PEM form"),
         (["--tls-cert", nothing, "--tls-key", key], "not in PEM form"),
         (["--tls-cert", locked[0], "--tls-key", locked[1]], "RSTORED_TLS_KEY_PASSWORD"),

@@ -1,4 +1,4 @@
-"""IP addresses, each in one form however it was written, so that one client is one client."""
+"""IP addresses, each in one form however it was written, so that one client counts as one."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["Network", "canonical_address", "forwarded_address", "is_loopback", "
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# An address and, where it is clear which is which, a port. A zone (RFC 4007) means nothing on another machine.
+# An address, and a port if the two can be told apart. A zone (RFC 4007) means nothing on another machine.
 _FORWARDED: Final = re.compile(r"(?:\[([0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)\]|([0-9.]+))(?::[0-9]{1,5})?\Z|([0-9A-Fa-f:.]+)\Z")
 _MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
 
 
 @lru_cache(maxsize=4096)
 def canonical_address(text: str) -> str:
-    """The address in its shortest form; an IPv4-mapped IPv6 address as IPv4. Raises ``ValueError`` for any other text.
+    """The address in its shortest form, with IPv4-mapped IPv6 addresses as IPv4. ``ValueError`` for any other text.
 
     >>> canonical_address("2001:DB8:0::1"), canonical_address("::ffff:192.0.2.1")
     ('2001:db8::1', '192.0.2.1')
@@ -28,7 +28,7 @@ def canonical_address(text: str) -> str:
 
 
 def forwarded_address(text: str) -> str | None:
-    """The address in an entry of ``X-Forwarded-For``, where a port may follow it; None if there is none.
+    """The address in an entry of ``X-Forwarded-For``, without its port; None if the entry has no address.
 
     >>> forwarded_address("[2001:db8::1]:443"), forwarded_address("192.0.2.1:80"), forwarded_address("unknown")
     ('2001:db8::1', '192.0.2.1', None)
@@ -43,7 +43,11 @@ def forwarded_address(text: str) -> str | None:
 
 
 def network(text: str) -> Network:
-    """The network, or the one address as a network; an IPv4-mapped one as IPv4. Raises ``ValueError``."""
+    """The network, or a single address as a network, with IPv4-mapped ones as IPv4. Raises ``ValueError``.
+
+    >>> network("::ffff:10.0.0.0/104"), network("192.0.2.7")
+    (IPv4Network('10.0.0.0/8'), IPv4Network('192.0.2.7/32'))
+    """
     found = ipaddress.ip_network(text)
     if isinstance(found, ipaddress.IPv6Network) and found.subnet_of(_MAPPED):
         mapped = found.network_address.ipv4_mapped
@@ -52,7 +56,7 @@ def network(text: str) -> Network:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether the host is an address or name of this machine alone."""
+    """Whether only this machine itself can reach this address or name."""
     if host == "localhost":
         return True
     try:

@@ -1,4 +1,4 @@
-"""The app: opens the backend, starts the engine, and owns both for as long as it runs."""
+"""The app. It opens the backend, starts the engine, and owns both as long as it runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rstored.settings import Settings, load_settings
 __all__ = ["app", "create_app", "running_app"]
 
 app: ASGIApp
-"""The app with the settings of the environment, made when it is first asked for."""
+"""The app with the settings of the environment. It is made at its first use."""
 
 
 @functools.cache
@@ -33,7 +33,7 @@ def __getattr__(name: str) -> ASGIApp:
 def create_app(settings: Settings | None = None, worker: int | None = None) -> ASGIApp:
     """The ASGI app, by default with the settings of the environment.
 
-    Nothing is opened yet: the server's lifespan does that, or ``async with app.running()``.
+    It opens nothing yet. The lifespan of a server does that, or ``async with app.running()``.
     """
     settings = settings or load_settings()
     declared = declare_routes(docs=settings.docs, root_path=settings.root_path)
@@ -42,9 +42,9 @@ def create_app(settings: Settings | None = None, worker: int | None = None) -> A
 
 @contextlib.asynccontextmanager
 async def running_app(settings: Settings, worker: int | None = None) -> AsyncIterator[ASGIApp]:
-    """The app, opened; for tests, and for whoever runs their own server. Raises :class:`~rstored.problems.Problem`.
+    """The open app, for tests and for servers of others. Raises :class:`~rstored.problems.Problem`.
 
-    ``worker`` is this process's number where several serve together; its metrics are told apart by it.
+    ``worker`` is the number of this process if several serve together. Its metrics have it as a label.
     """
     app = create_app(settings, worker)
     async with app.running():
@@ -61,7 +61,7 @@ async def _open_state(settings: Settings, worker: int | None) -> AsyncIterator[S
         await engine.start()
         try:
             if settings.admin_token is not None:
-                # Otherwise it would be open to a process that does not have the token, beside this one or after it.
+                # Otherwise the store would be open in another process, now or later, that does not have the token.
                 await engine.tokens.close_store()
             yield State(
                 backend,

@@ -1,7 +1,7 @@
 """``python -m rstored.health`` exits with 0 if the service that has this environment answers ``/healthz``, else with 1.
 
-It is the health check of the container image: a container's engine starts it every few seconds. So it imports the
-standard library alone, which takes a fifth of the time that the settings would, and reads the few it needs by itself.
+It is the health check of the container image, and the container engine starts it every few seconds. So it imports only
+the standard library, which takes a fifth of the time that the settings would take, and reads its few settings itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 def check(environment: Mapping[str, str]) -> None:
     """Ask the service that these ``RSTORED_…`` variables describe.
 
-    Raises OSError or HTTPException if it does not answer, and ValueError for a port that is no number.
+    Raises OSError or HTTPException if it does not answer, and ValueError if the port is not a number.
     """
     host = environment.get("RSTORED_HOST", "127.0.0.1")
     address = (_ANY.get(host, host), int(environment.get("RSTORED_PORT", "8000")))
@@ -36,8 +36,8 @@ def check(environment: Mapping[str, str]) -> None:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         with context.wrap_socket(connection) as encrypted:
-            # A service that asks for certificates closes a connection that has none. Its half of the handshake is a
-            # sign of life too.
+            # A service that requires certificates closes a connection without one. Its half of the handshake is enough
+            # as a sign of life.
             if "RSTORED_TLS_CLIENT_CA" not in environment:
                 _ask(encrypted)
 

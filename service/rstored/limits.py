@@ -1,4 +1,4 @@
-"""Every limit of the service with its default. ``/`` publishes them; ``docs/operating.md`` explains them."""
+"""Every limit of the service, with its default. ``/`` publishes them, and ``docs/operating.md`` explains them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["Limits"]
 
 
 class Limits(BaseModel):
-    """Bounds on what one request may bring, ask for or cost, and on all of them together.
+    """Bounds on the size and the cost of one request, and on all requests together.
 
-    Bytes are bytes, counts are counts. A client is an address.
+    A client is an address.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

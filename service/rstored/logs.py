@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line on standard error, with request ids and never a value."""
+"""Logs: one JSON object per line on standard error, with request ids and without values."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 
 
 class JSONFormatter(logging.Formatter):
-    """A record as one line: time, level, logger, message, and whatever ``extra`` held.
+    """A record as one line: time, level, logger, message, and everything in ``extra``.
 
-    An exception is shown by its type and frames. Its message is left out: it may quote a value.
+    An exception is shown by its type and frames. Its message is left out, because it may quote a value.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -44,21 +44,21 @@ def _frames(trace: TracebackType | None) -> list[str]:
 
 
 def log_token_change(change: TokenChange, token: TokenInfo | str, **by: Any) -> None:
-    """Log that a token was made, given another secret or revoked: which one it is, never its text.
+    """Log that a token was made, rotated or revoked. The line has its id, and never its text.
 
-    ``token`` is its id where no more is known. ``by`` says who did it, and from where. That is logged even if not every
-    request is logged.
+    ``token`` is only the id if no more is known. ``by`` says who did it, and from where. The line is written even if
+    requests are not logged.
     """
     if isinstance(token, str):
-        told: dict[str, Any] = {"changed_token_id": token}
+        shown: dict[str, Any] = {"changed_token_id": token}
     else:
-        told = {
+        shown = {
             "changed_token_id": token.id,
             "access": token.access.name.lower(),
             "namespaces": token.namespaces,
             "expires": token.expires_ms,
         }
-    logging.getLogger("rstored.tokens").info("token %s", change, extra=told | by)
+    logging.getLogger("rstored.tokens").info("token %s", change, extra=shown | by)
 
 
 def configure_logging(level: str) -> None:
@@ -66,5 +66,5 @@ def configure_logging(level: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JSONFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Its warnings are about clients: one is gone while something is still written to it, once for each write.
+    # asyncio warns of each write to a client that is gone.
     logging.getLogger("asyncio").setLevel("ERROR")

@@ -1,4 +1,4 @@
-"""The one exception that carries a failure from any layer to the answer: a problem with a stable code."""
+"""The one exception that carries a failure from any layer to the answer. It has a stable code."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class Problem(Exception):
-    """A failure with a ``code`` out of :data:`rstore.core.errors.PROBLEMS` and a ``detail`` that says what to do.
+    """A failure with a ``code`` of :data:`rstore.core.errors.PROBLEMS` and a ``detail`` that says what to do.
 
-    ``members`` are extra members of the problem document (``pointer``, ``limit``, ``revision``, …); neither
-    they nor the detail may hold a value, a token or a path of the machine.
+    ``members`` are more members of the problem document (``pointer``, ``limit``, ``revision``, …). Neither they nor the
+    detail may contain a value, a token or a path of the machine.
     """
 
     def __init__(self, code: str, detail: str, **members: Any) -> None:
@@ -29,7 +29,7 @@ class Problem(Exception):
 
     @classmethod
     def beyond(cls, code: str, found: str, limit: int, remedy: str = "", **members: Any) -> Problem:
-        """What is more, larger or longer than a limit allows.
+        """The problem of something that is more, larger or longer than a limit allows.
 
         >>> Problem.beyond("batch-too-large", "the batch has 11 parts", 10).detail
         'the batch has 11 parts; at most 10 are allowed'

@@ -1,4 +1,4 @@
-"""The service's settings: command line over environment over defaults."""
+"""The settings of the service. The command line overrides the environment, and that overrides the defaults."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _HOST_NAME: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a
 
 
 class InvalidSettings(ValueError):
-    """A setting that cannot be; the message names it, and where it came from, in one line."""
+    """A setting is wrong. The message names it, as an option or a variable, in one line."""
 
 
 class Settings(BaseSettings):
-    """What ``rstored`` can be told, by ``RSTORED_…`` variables; those of the limits are ``RSTORED_LIMITS__…``."""
+    """The settings of ``rstored``, from variables ``RSTORED_…``, and ``RSTORED_LIMITS__…`` for the limits."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, hide_input_in_errors=True
@@ -48,7 +48,7 @@ class Settings(BaseSettings):
         default=5,
         ge=0,
         le=300,
-        description="for how long a verified token is not checked again, even if it is revoked meanwhile",
+        description="how long a verified token is not checked again, even if it is revoked meanwhile",
     )
     insecure: bool = Field(
         default=False, description="listen beyond this machine although anybody may then do anything"
@@ -93,12 +93,12 @@ class Settings(BaseSettings):
 
     @property
     def host_list(self) -> list[str]:
-        """The names of an open store, in lower case and without a last dot, and its addresses in their one form."""
+        """The names of an open store, in lower case without a last dot, and its addresses in canonical form."""
         return [_host(name) for name in _listed(self.hosts)]
 
     @property
     def trusted_proxy_list(self) -> list[Network]:
-        """The addresses and networks of the proxies that are believed."""
+        """The addresses and networks of trusted proxies."""
         return list(map(network, _listed(self.trusted_proxies)))
 
     @property
@@ -139,7 +139,7 @@ class Settings(BaseSettings):
 
 
 def _host(name: str) -> str:
-    """A host's name or address as it is compared. Raises ``ValueError`` if it is neither."""
+    """The name or address of a host, in the form in which hosts are compared. ``ValueError`` if it is neither."""
     name = name.lower()
     if _HOST_NAME.match(name.removesuffix(".")):
         return name.removesuffix(".")
@@ -154,11 +154,11 @@ def _listed(text: str) -> list[str]:
 
 
 def load_settings(**given: Any) -> Settings:
-    """The settings of the environment, under those ``given`` that are not None. Raises :class:`InvalidSettings`."""
-    # Taken silently for no setting at all, a misspelt or an empty one would be believed to hold.
+    """The settings of the environment. Those ``given`` that are not None override them. Raises :class:`InvalidSettings`."""
+    # If a misspelt or empty variable were ignored silently, people would believe that it works.
     for name in sorted(name for name in os.environ if name.upper().startswith(PREFIX)):
         if name.upper().removeprefix(PREFIX).lower().partition("__")[0] not in Settings.model_fields:
-            raise InvalidSettings(f"{name} is no setting; see docs/operating.md")
+            raise InvalidSettings(f"{name} is not a setting; see docs/operating.md")
         if not os.environ[name].strip():
             raise InvalidSettings(f"{name} is set and empty: give it a value, or unset it")
     for option, value in given.items():

@@ -1,8 +1,9 @@
-"""Long work goes piece by piece: one begins between two looks at the connections, and the clients take turns.
+"""Long work goes piece by piece. One piece begins between two looks at the connections, and the clients take turns.
 
-That each of many long requests lets others in after a piece would not do: with a hundred of them, a hundred pieces
-would come before the next look, and whoever asks for little would wait for all. Nor would it do to go by requests: who
-sends a hundred would have a hundred turns for each of another client's.
+It would not be enough if each long request let others in after each piece. With a hundred long requests, a hundred
+pieces would come before the next look at the connections, and short requests would wait for all of them. Requests do
+not take turns, because a client with a hundred requests would then have a hundred turns for each turn of another
+client.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from typing import Final
 __all__ = ["CLIENT", "SHORT", "Turns"]
 
 CLIENT: Final[ContextVar[str]] = ContextVar("client", default="")
-"""On whose behalf this runs: the client of the request, by its address."""
+"""The client on whose behalf this runs, by its address."""
 
 SHORT: Final = 100
-"""So many keys are read without waiting for a turn."""
+"""Up to so many keys are read without waiting for a turn."""
 
 
 class Turns:
-    """Whose turn it is. Costs next to nothing while nobody else has long work.
+    """Whose turn it is. It takes almost no time while nobody else has long work.
 
-    Turns of a size last at once as far as all of them fit into ``room``, and one that would never fit lasts alone.
-    ``async with turns:`` holds a turn of size 1; :meth:`begin` and :meth:`end` hold one of any size.
+    Turns have sizes. Several may last at once if all of them fit into ``room``, and a turn that would never fit lasts
+    alone. ``async with turns:`` holds a turn of size 1, and :meth:`begin` and :meth:`end` hold a turn of any size.
     """
 
     def __init__(self, room: int = 1) -> None:
@@ -36,12 +37,12 @@ class Turns:
         self._waiting: dict[str, deque[tuple[asyncio.Future[None], int]]] = {}
 
     async def take(self) -> None:
-        """Return when it is this one's turn, which is over when it next waits."""
+        """Return when it is the caller's turn. The turn ends when the caller next waits."""
         async with self:
             pass
 
     async def begin(self, size: int = 1) -> None:
-        """Return when it is this one's turn, which lasts until :meth:`end` is called with the same size."""
+        """Return when it is the caller's turn. The turn lasts until :meth:`end` is called with the same size."""
         turn = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(CLIENT.get(), deque()).append((turn, size))
         self._pass_on()
@@ -55,7 +56,7 @@ class Turns:
             raise
 
     def end(self, size: int = 1) -> None:
-        """The turn is over."""
+        """End a turn of this size."""
         self._free += min(size, self._room)
         self._pass_on()
 
@@ -66,7 +67,7 @@ class Turns:
         self.end()
 
     def _look(self) -> None:
-        # Called once between two looks at the connections, as long as pieces begin.
+        # The event loop calls this once between two looks at the connections, as long as pieces begin.
         self._begun = False
         self._pass_on()
 
@@ -76,10 +77,10 @@ class Turns:
             turn, size = turns[0]
             taken = min(size, self._room)
             if taken > self._free and not turn.done():
-                # A smaller turn does not overtake it; otherwise there might never be room for this one.
+                # A smaller turn does not overtake it. Otherwise there might never be room for it.
                 return
             turns.popleft()
-            # Once for each client, and then the first again.
+            # The client goes to the end, behind all others.
             del self._waiting[client]
             if turns:
                 self._waiting[client] = turns

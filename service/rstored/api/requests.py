@@ -1,4 +1,4 @@
-"""A request: what arrived, what the front door finds out of it for an endpoint, and its body, read under a bound."""
+"""A request: what arrived, what the front door adds to it for an endpoint, and its body, which is read with a bound."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from rstored.problems import Problem
 
 __all__ = ["DEFAULT_NAMESPACE", "UNCOUNTED_BYTES_MAX", "ClientGone", "Receive", "Request"]
 
-# Gives the next part of the body, and whether more follows. Raises ClientGone.
+# It returns the next part of the body, and whether more follows. Raises ClientGone.
 Receive: TypeAlias = Callable[[], Awaitable[tuple[bytes, bool]]]
 
 DEFAULT_NAMESPACE: Final = "default"
 
-# Bodies and answers up to this size are bounded by the number of requests; those beyond it are counted.
+# The number of requests bounds bodies and answers up to this size. Larger ones are counted.
 UNCOUNTED_BYTES_MAX: Final = 64 * 2**10
 
-# Nor do bodies up to this size wait for a turn.
+# Bodies up to this size do not wait for a turn.
 _SHORT_BODY_BYTES: Final = 16 * 2**10
 
-# Lists that may arrive as several fields; a repeat of any other field is joined too and then fails to parse.
+# Lists may arrive as several fields, which are joined. Any other field that is repeated then fails to parse.
 _JOINED: Final = b", "
 
 _CLOSE: Final[Header] = (b"connection", b"close")
 
 
 class ClientGone(Exception):
-    """The client closed the connection before its request was complete; there is nobody to answer."""
+    """The client closed the connection before its request was complete. Nobody waits for an answer."""
 
 
 class Request:
-    """One request. A server makes it of what arrived: ``raw_path`` and ``query_string`` are as they were sent,
-    ``headers`` have lower-case names, ``receive`` gives the body, ``client`` is the address of whoever asks.
+    """One request. A server makes it from what arrived. ``raw_path`` and ``query_string`` are as the client sent them,
+    ``headers`` have lower-case names, ``receive`` returns the body, and ``client`` is the address of the client.
 
-    The rest is the front door's. ``namespace`` and ``key`` are checked names; a route without a namespace means the
-    default one. ``grant`` is what whoever sent it may do. ``fields`` are the header fields by lower-case name; the
-    values of a repeated field are joined with a comma. ``form`` is the media type that the answer shall have, out
-    of those that the operation offers. ``body_unread`` is true while there is a body that nobody has read to its end.
-    ``on_all`` are the headers that its answer has whatever it is. ``late`` is the problem that it ends in
-    because it took too long: then its ``task`` is cancelled, which a server sets once there is one. ``route`` is the
-    path and method that it is counted under, and ``subject`` the namespace that it is logged with.
+    The front door sets the rest. ``namespace`` and ``key`` are checked names, and a route without a namespace means the
+    default one. ``grant`` says what the client may do. ``fields`` has the header fields by lower-case name, and the
+    values of a repeated field are joined with a comma. ``form`` is the media type of the answer, out of those that the
+    operation offers. ``body_unread`` is true while nobody has read the body to its end. ``on_all`` has the headers that
+    every answer gets. ``late`` is the problem of a request that took too long. Then its ``task`` is cancelled, which
+    the server sets as soon as there is one. The request is counted under the path and method of ``route``, and logged
+    with the namespace ``subject``.
     """
 
     __slots__ = (
@@ -120,7 +120,7 @@ class Request:
         self._window = (0.0, 0)
 
     def headers_of(self, reply: Reply) -> list[Header]:
-        """The headers of the reply, and those that every answer to this request has; not where its body ends."""
+        """The headers of the reply, and those that every answer to this request has, but not the length of its body."""
         headers = [*reply.headers, *self.on_all, (b"x-request-id", self.id)]
         if self.body_unread and (reply.status >= 400 or b"expect" in self.fields) and not self._body_is_short:
             headers.append(_CLOSE)
@@ -129,8 +129,8 @@ class Request:
     def hold(self, size: int) -> None:
         """Count so many bytes of this request or its answer as held until it ends.
 
-        Few are not counted: the number of requests bounds them. Raises Problem ``overloaded`` if there is no room, at
-        all or for this client.
+        Small sizes are not counted, because the number of requests bounds them. Raises Problem ``overloaded`` if there
+        is no room in all or for this client.
         """
         more = size - self._bytes_held
         if size <= UNCOUNTED_BYTES_MAX or more <= 0:
@@ -138,15 +138,15 @@ class Request:
         state = self.state
         of_client = state.bytes_held_of.get(self.client, 0) + more
         if state.bytes_held + more > state.limits.in_flight_bytes_max:
-            raise Problem("overloaded", "the bodies and answers under way take too much memory for this one: try again")
+            raise Problem("overloaded", "the bodies and answers under way leave too little memory for it: try again")
         if of_client > state.limits.in_flight_bytes_per_client_max:
-            raise Problem("overloaded", "this client's bodies and answers take too much memory for this one: try again")
+            raise Problem("overloaded", "this client's bodies and answers leave too little memory for it: try again")
         state.bytes_held += more
         state.bytes_held_of[self.client] = of_client
         self._bytes_held = size
 
     def release(self) -> None:
-        """Give back what :meth:`hold` took."""
+        """Release what :meth:`hold` has counted."""
         if not self._bytes_held:
             return
         state = self.state
@@ -157,30 +157,31 @@ class Request:
         self._bytes_held = 0
 
     async def begin_turn(self, size: int) -> None:
-        """Return when a body of so many bytes may be parsed: only so much of the long ones is, until the answer.
+        """Return when a body of so many bytes may be parsed. A long body keeps its turn until the answer is made.
 
-        What a body becomes takes many times its room, and a backend's batch of many long ones keeps others waiting.
+        Only so many bytes of long bodies are worked on at once. A parsed body takes many times its size, and a batch
+        with many long ones would keep others waiting.
         """
         if size > _SHORT_BODY_BYTES and not self._turn_bytes:
             await self.state.long_bodies.begin(size)
             self._turn_bytes = size
 
     def end_turn(self) -> None:
-        """The answer is made, or there will be none."""
+        """End the turn: the answer is made, or there will be none."""
         size, self._turn_bytes = self._turn_bytes, 0
         if size:
             self.state.long_bodies.end(size)
 
     def lateness(self, now: float) -> Problem | None:
-        """The problem of a request that takes longer than it may, or whose body arrives more slowly; or None.
+        """The problem of a request that takes too long, or whose body arrives too slowly; otherwise None.
 
-        To be asked time and again: the rate of the body is that between two times that it is asked.
+        It is called again and again. The rate of the body is measured between two calls.
         """
         limits = self.state.limits
         if now - self.started > limits.request_seconds_max:
             return Problem(
                 "deadline-exceeded",
-                f"the request took longer than {limits.request_seconds_max} seconds; a write may still have happened",
+                f"the request took longer than {limits.request_seconds_max} seconds, and a write may have taken place",
                 limit=limits.request_seconds_max,
             )
         since = self._body_since
@@ -197,7 +198,7 @@ class Request:
         return None
 
     def require(self, access: Access) -> None:
-        """Return if whoever sends this may do what takes this access here; else Problem ``access-denied``."""
+        """Raise Problem ``access-denied`` unless the client has this access to the namespace."""
         if not self.grant.allows(self.namespace, access):
             raise denied()
 
@@ -208,16 +209,16 @@ class Request:
 
     @property
     def content_type(self) -> ContentType | None:
-        """The Content-Type, or None if there is none; raises Problem ``unsupported-media-type``."""
+        """The Content-Type, or None if there is none. Raises Problem ``unsupported-media-type``."""
         value = self.fields.get(b"content-type")
         return parse_content_type(value.decode("latin-1")) if value is not None else None
 
     async def body(self, size_max: int | None = None, code: str = "body-too-large", *, frames: bool = False) -> bytes:
-        """The whole body. Raises Problem ``code`` as soon as it is known to exceed ``size_max`` bytes.
+        """The whole body. Raises Problem ``code`` as soon as it exceeds ``size_max`` bytes.
 
         The limit on bodies, or on those of points ``frames``, holds in any case. Raises Problem ``overloaded`` if all
-        bodies together are too large, and :class:`ClientGone` if the client goes away before it has arrived. The front
-        door ends what takes too long.
+        bodies together are too large, and :class:`ClientGone` if the client goes away before the body has arrived. The
+        front door ends a request that takes too long.
         """
         if self.fields.get(b"content-encoding", b"identity").lower() != b"identity":
             raise Problem(
@@ -257,7 +258,7 @@ class Request:
 
     @property
     def _body_is_short(self) -> bool:
-        """Whether the body is announced as one that is sooner read than its connection closed."""
+        """Whether the announced body is so short that reading it is quicker than closing the connection."""
         size = self.fields.get(b"content-length", b"")
         return size.isdigit() and int(size) <= UNCOUNTED_BYTES_MAX and b"expect" not in self.fields
 

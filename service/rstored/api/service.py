@@ -1,4 +1,4 @@
-"""``/``, ``/healthz``, ``/readyz`` and ``/metrics``: the service about itself."""
+"""``/``, ``/healthz``, ``/readyz`` and ``/metrics``: what the service says about itself."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ async def index(request: Request) -> Reply:
     rule=PUBLIC,
 )
 async def healthz(request: Request) -> Reply:
-    """Answers as long as the process can answer at all. It does not ask the backend."""
+    """The process answers as long as it can answer at all. It does not ask the backend."""
     return answer(request, Status("ok"))
 
 
@@ -125,7 +125,7 @@ async def healthz(request: Request) -> Reply:
     rule=PUBLIC,
 )
 async def readyz(request: Request) -> Reply:
-    """Answers 503 when the backend does not answer, the service is stopping, or a closed store has lost its tokens."""
+    """503 if the backend does not answer, the service is stopping, or a closed store has lost its tokens."""
     if request.state.stopping:
         raise Problem("shutting-down", "the service is stopping; send requests elsewhere")
     await request.engine.ping()

@@ -1,4 +1,4 @@
-"""Everything that lives as long as the service does; every request sees it."""
+"""Everything that lives as long as the service does. Every request has access to it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rstored.turns import Turns
 
 __all__ = ["State"]
 
-# So many bytes of long bodies are worked on at once: many of some KiB still go into one commit, while of the longest
-# there is one alone, which no commit keeps waiting long.
+# So many bytes of long bodies are worked on at once. Many bodies of some KiB still share a commit, but one of the
+# longest is worked on alone, so that no commit waits long for it.
 _LONG_BODIES_BYTES: Final = 256 * 2**10
 
 
@@ -24,8 +24,8 @@ _LONG_BODIES_BYTES: Final = 256 * 2**10
 class State:
     """What the service owns while it runs, and the settings that requests ask for.
 
-    ``stopping`` turns true when it has been told to stop. ``bytes_held`` counts the large bodies and answers of the
-    requests under way, ``bytes_held_of`` those of each client. ``long_bodies`` are the turns of long bodies.
+    ``stopping`` becomes true when the service begins to stop. ``bytes_held`` counts the large bodies and answers of the
+    requests under way, and ``bytes_held_of`` counts those of each client. ``long_bodies`` has the turns of long bodies.
     """
 
     backend: Backend

@@ -1,4 +1,4 @@
-"""Streams from the engine, which hold on to reads until they are closed."""
+"""Streams from the engine. They keep reads open until they are closed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["closed"]
 
 @contextlib.asynccontextmanager
 async def closed(stream: AsyncIterator[Any]) -> AsyncIterator[None]:
-    """Close ``stream`` at the end, also when its reader stops early."""
+    """Close ``stream`` at the end, even if its reader stops early."""
     try:
         yield
     finally:

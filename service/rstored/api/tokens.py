@@ -1,4 +1,4 @@
-"""``/tokens``: access tokens, for those who have admin access to every namespace."""
+"""``/tokens``: access tokens, for clients with admin access to every namespace."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Globs = Annotated[
     list[Annotated[str, Meta(extra_json_schema={"pattern": GLOB_PATTERN})]],
     Meta(
         description="names or globs of the namespaces that the token reaches; `*` means all of them, and the access "
-        "`metrics` needs it",
+        "`metrics` requires it",
         extra_json_schema={"minItems": 1, "maxItems": NAMESPACES_MAX},
     ),
 ]
@@ -134,7 +134,7 @@ def _log(request: Request, change: TokenChange, token: TokenInfo | str) -> None:
 
 
 def _check_closed(request: Request) -> None:
-    """In an open store whoever made the first token would shut all others out, and could keep it for later."""
+    """Refuse to make tokens in an open store. Whoever made the first one would shut out everybody else."""
     if request.grant is OPEN:
         raise Problem(
             "access-denied",
@@ -172,7 +172,8 @@ async def list_tokens(request: Request, query: PageQuery) -> Reply:
     rule=_RULE,
 )
 async def create(request: Request) -> Reply:
-    """Do not send this again when the answer is lost, since that makes another token. List the tokens and revoke it."""
+    """If the answer is lost, do not send this again, because that makes another token. List the tokens and revoke the
+    one whose text you do not have."""
     _check_closed(request)
     body = await read_body(request, TokenRequest)
     token = await request.engine.tokens.create(
@@ -208,10 +209,10 @@ async def describe(request: Request) -> Reply:
     rule=_RULE,
 )
 async def revoke(request: Request) -> Reply:
-    """Every process refuses it within `RSTORED_TOKEN_CACHE_SECONDS`. The store stays closed even without any token.
+    """Every process refuses the token within `RSTORED_TOKEN_CACHE_SECONDS`. The store stays closed even without tokens.
 
-    Unlike other deletes, this one answers 404 if there is no such token, so that nobody takes a token for revoked
-    because of a wrong id.
+    Unlike other deletes, this one answers 404 if there is no such token. Otherwise a wrong id could make somebody
+    believe that a token is revoked.
     """
     _check_closed(request)
     if not await request.engine.tokens.revoke(request.key, write_id=write_id_of(request)):

@@ -1,4 +1,4 @@
-"""``/ts``: time series. Points come and go in five forms; answers are streamed."""
+"""``/ts``: time series. Points are sent and answered in five forms. Answers are streamed."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Completeness(Struct):
 
 
 class SeriesItem(Struct):
-    """A series in a listing: how many points it has, the first and the last timestamp."""
+    """A series in a listing: its number of points, and its first and last timestamp."""
 
     key: str
     points: int
@@ -182,24 +182,24 @@ async def read_range(request: Request, query: RangeQuery) -> Reply:
 
 
 async def _rendered(parts: AsyncIterator[Points], form: Form, *, descending: bool) -> AsyncGenerator[bytes, None]:
-    """The body, chunk by chunk. Opening, separator and closing never travel alone."""
+    """The body, chunk by chunk. Opening, separator and closing are never chunks of their own."""
     waiting = form.opening
     async with closed(parts):
         async for points in parts:
             yield waiting + render_points(points, form, descending=descending)
             waiting = form.separator
-    # Without a single point the opening is still to be sent, and there is nothing to separate.
+    # If there was no point, the opening has not been sent yet, and no separator is needed.
     end = (waiting if waiting == form.opening else b"") + form.closing
     if end:
         yield end
 
 
 async def _whole(request: Request, parts: AsyncIterator[Points], *, descending: bool) -> bytes:
-    """The msgpack body, which cannot be streamed: it begins with the number of points."""
+    """The msgpack body. It cannot be streamed, because it begins with the number of points."""
     array = MsgpackArray("points", request)
     async with closed(parts):
         async for points in parts:
-            # No name for the rows: they are ten times the bytes, and would be there until the next page is.
+            # The rows get no name, because they would then stay until the next page. They take ten times their bytes.
             array.extend(msgpack_rows(points)[:: -1 if descending else 1])
     return array.body()
 
@@ -225,24 +225,24 @@ async def _whole(request: Request, parts: AsyncIterator[Points], *, descending: 
     headers=IF_UNCHANGED_HEADER | IDEMPOTENCY_HEADER,
 )
 async def extend(request: Request, query: SpanQuery) -> Reply:
-    """Write points, in any order, all or none. A point replaces the stored one with its timestamp; of two points with
-    the same timestamp in the body, the last wins.
+    """Write points, in any order, all or none. A point replaces the stored one with its timestamp. Of two points with
+    the same timestamp in the body, the last counts.
 
-    `start` and `end` need If-Match: then all points must lie between them, and are stored only if the points that are
-    there now have the digest in If-Match.
+    `start` and `end` need If-Match. Then all points must be between them, and they are stored only if the present
+    points between them have the digest in If-Match.
     """
     unchanged = _unchanged(request, query)
     form = Form(body_form(request, _FORM_NAMES))
     limits = request.state.limits
     body = await request.body(frames=form is Form.FRAMES)
-    # What was compressed becomes no more than another body could be.
+    # Compressed points may become as large as an uncompressed body may be.
     bounds = {"points_max": limits.points_per_call_max, "bytes_max": max(limits.body_bytes_max, len(body))}
     await request.begin_turn(len(body))
     try:
         points = await run_sized(len(body), read_points, body, form, **bounds)
     except InvalidPoints as error:
         raise points_problem(error) from None
-    # Not kept while the points are written.
+    # The body is not needed while the points are written.
     del body
     count = await request.engine.ts.extend(
         request.namespace, request.key, points, unchanged=unchanged, write_id=write_id_of(request)
@@ -311,7 +311,7 @@ def _one_point(request: Request, points: Points | None) -> Reply:
 
 # --- the grid ----------------------------------------------------------------------------------------------
 
-# What a timestamp counts as while many are gathered: its text. The number takes twice as much.
+# The bytes that a timestamp counts as while many are gathered: those of its text. As a number it takes twice as many.
 _TIMESTAMP_BYTES: Final = 20
 
 

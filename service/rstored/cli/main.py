@@ -1,4 +1,4 @@
-"""The ``rstored`` command: its commands, and the two that are nothing but a line."""
+"""The command ``rstored``: its commands, two of which are one line each."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def migrate(
         typer.Option("--check", help="Change nothing; exit with 1 if the storage has another schema."),
     ] = False,
 ) -> None:
-    """Bring the storage to this version's schema, and exit; `serve` does that too."""
+    """Bring the storage to the schema of this version, and exit. `serve` does that too."""
     try:
         settings = load_settings(dsn=dsn)
         asyncio.run(_check_schema(settings) if check else _migrate(settings))

@@ -1,4 +1,4 @@
-"""How a command of ``rstored`` says what went wrong."""
+"""How a command of ``rstored`` reports a failure."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ __all__ = ["fail"]
 
 
 def fail(reason: str) -> NoReturn:
-    """End with one line that says why."""
+    """End the command with one line that says why."""
     print(f"rstored: {reason}", file=sys.stderr)  # noqa: T201
     raise typer.Exit(1)

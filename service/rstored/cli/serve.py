@@ -74,13 +74,13 @@ def serve(
     configure_logging(settings.log_level)
     settings = settings.model_copy(update={"limits": within_open_files(settings.limits)})
     try:
-        # The port comes first: a second start must not touch the data of the first.
+        # The port comes first, because a second service on this port must not touch the data of the first.
         listener = bind(settings.host, settings.port, shared=settings.workers > 1)
     except OSError as error:
         fail(f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}")
     with listener:
         if settings.workers == 1:
             raise typer.Exit(serving.serve(settings, tls, listener))
-        # This socket only keeps the port: each worker listens on one of its own.
+        # This socket only reserves the port. Each worker listens on a socket of its own.
         settings = settings.model_copy(update={"port": listener.getsockname()[1]})
         raise typer.Exit(run_workers(settings.workers, functools.partial(serving.serve_as_worker, settings, tls)))

@@ -1,4 +1,4 @@
-"""``rstored token``: access tokens, straight in the storage."""
+"""``rstored token``: access tokens. The command works on the storage, not through a service."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ __all__ = ["token"]
 T = TypeVar("T")
 
 token = typer.Typer(
-    help="Access tokens, straight in the storage, while services run on it or not.",
+    help="Access tokens, directly in the storage. Services may run on it or not.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-_IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The token's id, as `list` tells it.")]
+_IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The id of the token, as `list` prints it.")]
 
 
 @token.command("create")
 def token_create(
     namespace: Annotated[
-        list[str], typer.Option(help="A namespace that it reaches, or a glob; may be given again. '*' is all.")
+        list[str], typer.Option(help="A namespace that it reaches, or a glob; may be repeated. '*' means all.")
     ],
-    access: Annotated[AccessLevel, typer.Option(help="What it allows; metrics is /metrics alone, of '*'.")],
+    access: Annotated[AccessLevel, typer.Option(help="What it allows; metrics allows only /metrics, and needs '*'.")],
     expires: Annotated[str | None, typer.Option(help="How long it lasts, like 90d; by default until revoked.")] = None,
     label: Annotated[str, typer.Option(help="What it is for.")] = "",
     dsn: Annotated[str | None, DSN_OPTION] = None,
 ) -> None:
-    """Make a token and print it, this once. From the first one on, nobody is let in without."""
+    """Make a token and print it. It is never printed again. With the first token, the store is closed."""
     lifetime = None if expires is None else _seconds(expires)
     made = _in_storage(
         dsn,
@@ -82,7 +82,7 @@ def token_list(dsn: Annotated[str | None, DSN_OPTION] = None) -> None:
 
 @token.command("revoke")
 def token_revoke(token_id: _IdArgument, dsn: Annotated[str | None, DSN_OPTION] = None) -> None:
-    """End a token. Services that run forget it within RSTORED_TOKEN_CACHE_SECONDS."""
+    """End a token. Running services refuse it within RSTORED_TOKEN_CACHE_SECONDS."""
     if not _in_storage(dsn, lambda engine: engine.tokens.revoke(token_id)):
         fail("there is no token with this id")
     _log("revoked", token_id)
@@ -91,10 +91,10 @@ def token_revoke(token_id: _IdArgument, dsn: Annotated[str | None, DSN_OPTION] =
 @token.command("rotate")
 def token_rotate(
     token_id: _IdArgument,
-    grace: Annotated[str, typer.Option(help="How much longer the old secret counts, like 1h.")] = "0",
+    grace: Annotated[str, typer.Option(help="How much longer the old secret is valid, like 1h.")] = "0",
     dsn: Annotated[str | None, DSN_OPTION] = None,
 ) -> None:
-    """Give a token another secret and print it, this once."""
+    """Give a token a new secret and print it. It is never printed again."""
     seconds = _seconds(grace)
     made = _in_storage(dsn, lambda engine: engine.tokens.rotate(token_id, grace_seconds=seconds))
     _log("rotated", made.info)
@@ -102,7 +102,7 @@ def token_rotate(
 
 
 def _in_storage(dsn: str | None, work: Callable[[Engine], Awaitable[T]]) -> T:
-    """What ``work`` returns of an engine on the storage."""
+    """What ``work`` returns, called with an engine on the storage."""
 
     async def run(settings: Settings) -> T:
         backend = await backend_class(settings.dsn).open(settings.dsn)
@@ -121,7 +121,7 @@ def _in_storage(dsn: str | None, work: Callable[[Engine], Awaitable[T]]) -> T:
 
 
 def _log(change: TokenChange, changed: TokenInfo | str) -> None:
-    """Log what was done to a token, and as which user of this machine."""
+    """Log what was done to a token, and by which user of this machine."""
     log_token_change(change, changed, uid=os.getuid())
 
 
@@ -133,7 +133,7 @@ def _seconds(text: str) -> int:
 
 
 def _print_token(made: NewToken) -> None:
-    """The text alone on standard output, so that it can be piped to where it is kept."""
-    # The id comes first: if the text cannot be written, it says which token to revoke.
+    """Print the text alone on standard output, so that it can be piped."""
+    # The id is printed first. It says which token to revoke if the text cannot be written.
     print(f"rstored: this is token {made.info.id}; it is not shown again", file=sys.stderr)  # noqa: T201
     print(made.text)  # noqa: T201

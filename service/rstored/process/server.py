@@ -1,4 +1,4 @@
-"""Serving in this process: what listens, which signals stop it, and how it then drains."""
+"""The server of this process: how it listens, which signals stop it, and how it drains."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ logger = logging.getLogger("rstored.server")
 _GARBAGE_OBJECTS_MAX: Final = 10_000
 _MMAP_THRESHOLD: Final = -3  # as malloc.h names it
 _LARGE_BYTES: Final = 2**20
-# Open beside the connections: the backend's, the log, what listens, and what is opened for a moment.
+# Open files that are no connections of clients: those of the backend, the log, listeners, and files open for a moment.
 _OTHER_FILES: Final = 100
 
 
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """A bound socket; ``OSError`` if the address is taken or is not one of this machine.
+    """A bound socket. ``OSError`` if the address is taken or does not belong to this machine.
 
-    Sockets that are all ``shared`` may have one address, and the system spreads new connections over those that listen.
+    If all sockets are ``shared``, they may have one address, and the system spreads new connections over the listeners.
     """
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -52,7 +52,7 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
 
 
 def within_open_files(limits: Limits) -> Limits:
-    """The limits with no more connections than this process may have; it may have as many as the system lets it."""
+    """The limits, with no more connections than the system allows after this process has raised its limit on files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = limits.connections_max + _OTHER_FILES
     allowed = max(soft, wanted) if hard == resource.RLIM_INFINITY else hard
@@ -71,7 +71,7 @@ def within_open_files(limits: Limits) -> Limits:
 
 
 class Server:
-    """Serves ``app`` until SIGTERM or SIGINT; then ``/readyz`` says so, and after the drain it stops.
+    """Serves ``app`` until SIGTERM or SIGINT. Then ``/readyz`` answers 503, and after the drain the server stops.
 
     Requests under way may finish within the grace period. A second signal ends drain and grace at once.
     """
@@ -87,7 +87,7 @@ class Server:
         self._told_again = asyncio.Event()
 
     async def serve(self, listener: socket.socket) -> None:
-        """Serve what arrives at a bound socket; returns when all is answered, or the grace period is over."""
+        """Serve connections to a bound socket. Returns when everything is answered, or the grace period is over."""
         settings = self._settings
         state = self._app.state
         proxies = Proxies(settings.trusted_proxy_list)
@@ -102,7 +102,7 @@ class Server:
             entrance.close()
             listener.close()
             connections.shut_down()
-            # Whoever is too slow is looked for all the while.
+            # The sweep still ends clients that are too slow.
             if not await self._unless_told_again(connections.wait_until_gone(), settings.shutdown_grace_seconds):
                 if not self._told_again.is_set():
                     counts = {"requests": len(connections.tasks), "connections": len(connections.connections)}
@@ -112,7 +112,7 @@ class Server:
             self._app.sweeps.remove(connections.sweep)
 
     async def _unless_told_again(self, waiting: Coroutine[Any, Any, None], seconds_max: float | None) -> bool:
-        """Whether ``waiting`` ended within so many seconds, before a second signal came."""
+        """Whether ``waiting`` ended within so many seconds, before a second signal arrived."""
         waits = asyncio.create_task(waiting)
         signalled = asyncio.create_task(self._told_again.wait())
         await asyncio.wait((waits, signalled), timeout=seconds_max, return_when=asyncio.FIRST_COMPLETED)
@@ -123,7 +123,7 @@ class Server:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Signals stop the service in order, so the exit code is 0."""
+        """Signals stop the service properly, so the exit code is 0."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop)
@@ -142,8 +142,8 @@ class Server:
 
 
 def _settle_memory() -> None:
-    # What has been imported and built by now lives as long as the process: never look at it again. And a request
-    # makes hundreds of objects that leave no cycles behind, so to look after every 700 costs a tenth of all time.
+    # Everything imported and built by now lives as long as the process, so the collector need not look at it. A request
+    # makes hundreds of objects without cycles, and a collection after every 700 objects takes a tenth of all time.
     gc.collect()
     gc.freeze()
     gc.set_threshold(_GARBAGE_OBJECTS_MAX)
@@ -151,10 +151,10 @@ def _settle_memory() -> None:
 
 
 def _give_large_memory_back() -> None:
-    """Let the C library give large blocks back to the system as soon as they are free, where it is glibc.
+    """Make glibc return large blocks to the system as soon as they are free.
 
-    Else the first large body teaches it to keep blocks of that size, in each thread, and to copy what grows.
+    Otherwise it would keep blocks of the size of the first large body, in each thread, and copy blocks that grow.
     """
-    # Neither macOS nor musl has this, nor needs it.
+    # macOS and musl do not have this function, and do not need it.
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)

@@ -1,4 +1,4 @@
-"""Serving in this process: from settings and a listening socket to an exit code."""
+"""How this process serves: from settings and a socket to an exit code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def serve_as_worker(settings: Settings, tls: ssl.SSLContext | None, worker: Work
 
 
 def serve(settings: Settings, tls: ssl.SSLContext | None, listener: socket.socket, worker: Worker | None = None) -> int:
-    """Serve in this process until a signal stops it; the exit code."""
+    """Serve in this process until a signal stops it. Returns the exit code."""
     try:
         uvloop.run(_serve(settings, tls, listener, worker))
     except (Problem, _OpenToAll) as error:
@@ -43,11 +43,11 @@ def serve(settings: Settings, tls: ssl.SSLContext | None, listener: socket.socke
 
 
 class _OpenToAll(Exception):
-    """The service would be reachable from other machines, and nothing would keep anybody out."""
+    """Other machines could reach the service, and nothing would keep anybody out."""
 
     def __init__(self, host: str) -> None:
         super().__init__(
-            f"{host} can be reached from other machines, and nothing keeps anybody out: make a token "
+            f"other machines can reach {host}, and nothing keeps anybody out: make a token "
             "(`rstored token create --namespace '*' --access admin`), or set RSTORED_ADMIN_TOKEN, or listen on "
             "127.0.0.1, or give --insecure if that is what you want"
         )
@@ -60,7 +60,7 @@ async def _serve(
     if reachable and not (settings.insecure or settings.closed or settings.admin_token):
         versions = await backend_class(settings.dsn).schema_versions(settings.dsn)
         if not versions.present:
-            # Without a store there is no token, and who is refused leaves none behind.
+            # A store that does not exist has no token, and a refused start must not make it.
             raise _OpenToAll(settings.host)
     async with running_app(settings, worker=None if worker is None else worker.number) as app:
         authentication = app.state.authentication
@@ -87,7 +87,7 @@ async def _serve(
             if "warning" in backend:
                 logger.warning(backend["warning"], extra={"backend": backend["name"]})
             if reachable and is_closed and tls is None:
-                logger.warning("tokens and data go over the network in clear, unless a proxy adds TLS")
+                logger.warning("tokens and data cross the network unencrypted, unless a proxy adds TLS")
 
         server = Server(app.front_door, settings, tls, started)
         if worker is not None:
@@ -97,12 +97,12 @@ async def _serve(
 
 
 def _stop_without(parent: int) -> None:
-    """Stop, as nobody else would tell a worker to whose parent is gone."""
+    """Stop this worker. Its parent is gone, and nobody else would stop it."""
     asyncio.get_running_loop().remove_reader(parent)
     signal.raise_signal(signal.SIGTERM)
 
 
 def without_password(dsn: str) -> str:
-    # To the last @: a password may hold one unescaped. Drivers take passwords as parameters too.
+    # Everything up to the last @ is hidden, because a password may have an @. A parameter may be a password too.
     without = re.sub(r"(://[^/@:]*):.*@", r"\1:***@", dsn)
     return re.sub(r"((?:password|secret|_key)=)[^&]*", r"\1***", without, flags=re.IGNORECASE)

@@ -1,4 +1,4 @@
-"""Several worker processes that serve together, and the process that looks after them."""
+"""Several worker processes that serve together, and the process that supervises them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _RESTART_SECONDS: Final = 1.0
 class Worker(NamedTuple):
     """What a worker process knows of itself.
 
-    The first one writes a byte to the pipe ``serves`` once it does; the others wait for that. ``parent`` is readable
-    when the process that looks after the worker is gone.
+    The first worker writes a byte to the pipe ``serves`` as soon as it serves. The others wait for that. ``parent`` is
+    readable when the supervising process is gone.
     """
 
     number: int
@@ -33,8 +33,8 @@ class Worker(NamedTuple):
 def run_workers(count: int, work: Callable[[Worker], int]) -> int:
     """Run ``work`` in ``count`` processes until SIGTERM or SIGINT, and return the exit code.
 
-    The first worker starts alone: what keeps it from starting is reported once, and what it does to the storage is done
-    when the others come. One that ends is replaced, after a second if it had just begun.
+    The first worker starts alone. So a failure to start is reported once, and the storage is ready when the others
+    start. A worker that ends is replaced, after a second if it had just begun.
     """
     return _Supervisor(work).run(count)
 
@@ -45,13 +45,13 @@ class _Supervisor:
         self._numbers: dict[int, int] = {}
         self._begun: dict[int, float] = {}
         self._stopping = False
-        # Nothing is ever written: it ends with this process, and the workers see that.
+        # Nothing is ever written to this pipe. It ends with this process, and the workers notice that.
         self._parent, self._alive = os.pipe()
 
     def run(self, count: int) -> int:
         for told in (signal.SIGTERM, signal.SIGINT):
             signal.signal(told, self._pass_on)
-        # What is there by now is the same for all; the collector would copy its pages into each.
+        # The workers share the objects that exist by now. The collector would copy their pages into each worker.
         gc.collect()
         gc.freeze()
         ready, serves = os.pipe()
@@ -74,7 +74,7 @@ class _Supervisor:
         return 0
 
     def _start(self, number: int, serves: int | None = None) -> None:
-        """Start a worker; the first writes to ``serves`` when it serves."""
+        """Start a worker. The first one writes to ``serves`` when it serves."""
         self._begun[number] = time.monotonic()
         pid = os.fork()
         if pid == 0:
@@ -84,10 +84,10 @@ class _Supervisor:
             os.kill(pid, signal.SIGTERM)
 
     def _become(self, worker: Worker) -> NoReturn:
-        """Be a worker, in the new process."""
+        """Run as a worker, in the new process."""
         code = 1
         try:
-            # A Ctrl-C reaches this process by the other one alone; otherwise it would come twice.
+            # Only the supervisor passes a Ctrl-C on to this process. Otherwise it would arrive twice.
             os.setpgid(0, 0)
             os.close(self._alive)
             for told in (signal.SIGTERM, signal.SIGINT):
