@@ -154,7 +154,7 @@ def _listed(text: str) -> list[str]:
 
 
 def load_settings(**given: Any) -> Settings:
-    """The settings of the environment. Those ``given`` that are not None override them. Raises :class:`InvalidSettings`."""
+    """The settings of the environment, overridden by those ``given``. Raises :class:`InvalidSettings`."""
     # If a misspelt or empty variable were ignored silently, people would believe that it works.
     for name in sorted(name for name in os.environ if name.upper().startswith(PREFIX)):
         if name.upper().removeprefix(PREFIX).lower().partition("__")[0] not in Settings.model_fields:

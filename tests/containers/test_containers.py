@@ -411,7 +411,7 @@ def test_nothing_is_passed_that_nobody_set(project):
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"RSTORED_ADMIN_TOKN": TOKEN}, "RSTORED_ADMIN_TOKN is no setting"),
+        ({"RSTORED_ADMIN_TOKN": TOKEN}, "RSTORED_ADMIN_TOKN is not a setting"),
         ({"RSTORED_WORKERS": "many"}, "RSTORED_WORKERS: "),
         ({"RSTORED_LIMITS__IDLE_SECONDS_MAX": ""}, "RSTORED_LIMITS__IDLE_SECONDS_MAX"),
     ],

@@ -1,4 +1,4 @@
-"""Every open connection of the process, and what bounds them: their number, their idle time, and one look a second."""
+"""Every open connection of the process, and the bounds on their number and on their idle time."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ __all__ = ["Connections"]
 
 logger = logging.getLogger("rstored.server")
 
-# What one read takes of a connection. A client that sends ahead of its turn has as much in the service's memory.
+# The most bytes of one read. A client that sends ahead of its turn has so many bytes in the memory of the service.
 _READ_BYTES: Final = 64 * 1024
-# How many malformed requests a second get a line in the log; of the others it gets the count.
+# So many malformed requests per second get a line each in the log. The log counts the others.
 _REFUSALS_LOGGED_MAX: Final = 50
 
 
 class Connections:
     """Every open connection: which are idle, the longest idle first, and how many each client has.
 
-    A connection is idle while it has no request under way, also during a TLS handshake and while a head arrives. So
-    whoever sends a head byte by byte has no more time than an idle connection, and makes room for others as one.
+    A connection is idle while it has no request under way, even during a TLS handshake and while a head arrives. So a
+    client that sends a head byte by byte gets no more time than one that sends nothing, and makes room for others too.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class Connections:
         renew: Callable[[], None] = lambda: None,
         proxies: Proxies = NO_PROXIES,
     ) -> None:
-        """``renew`` is called where what is read next may not be older than that moment (``Backend.renew``).
-        ``proxies`` are believed, and may have as many connections as they like."""
+        """``renew`` makes later reads see everything that is committed by then (``Backend.renew``). ``proxies`` are
+        trusted, and no bound on the connections of one client applies to them."""
         self.connections: set[Connection] = set()
         # The rest of each request that could not be answered at once.
         self.tasks: set[asyncio.Task[None]] = set()
@@ -50,7 +50,7 @@ class Connections:
         self.renew = renew
         self.idle: dict[Connection, float] = {}
         self.proxies = proxies
-        # All connections read into the same buffer, since each takes out what it read at once.
+        # All connections read into one buffer, because each at once takes out what it has read.
         self.read_buffer = bytearray(_READ_BYTES)
         self.metrics = metrics
         self.of_client: Counter[str] = Counter()
@@ -61,10 +61,10 @@ class Connections:
         self.default_headers = _date_header()
 
     def join_round(self) -> None:
-        """Called before the app answers: what it reads may not be older than this round of reading.
+        """Make sure that the app reads nothing older than this round of the event loop. Called before the app answers.
 
-        The requests of one round may share what the storage showed at one moment of it. A task may have looked at the
-        storage before the round, and what it saw would stay until the round is over. So the first request renews.
+        The requests of one round may share a snapshot of the storage. A task may have taken one before the round, and
+        it would last until the end of the round. So the first request of a round renews it.
         """
         if not self._in_round:
             self._in_round = True
@@ -76,8 +76,7 @@ class Connections:
         self._in_round = False
 
     def admit(self, connection: Connection, now: float) -> bool:
-        """Whether a new connection may stay, which then is one of these. If there are too many, the longest idle one
-        is closed for it."""
+        """Take in a new connection. False if it may not stay. If there are too many, the longest idle one is closed."""
         client = connection.address
         if self.of_client[client] >= self.limits.connections_per_client_max and client not in self.proxies:
             self.count_closed("client-connections")
@@ -97,12 +96,12 @@ class Connections:
             return False
         self.count_closed(reason)
         del self.idle[longest_idle]
-        # With TLS a proper close would wait for the client, and the connection would be there as long.
+        # With TLS, a proper close would wait for the client, and the connection would stay as long.
         longest_idle.abort()
         return True
 
     def forget(self, connection: Connection) -> None:
-        """The connection is closed; nothing happens if it was no longer one of these."""
+        """Drop a closed connection. Nothing happens if it was dropped before."""
         if connection in self.connections:
             self.connections.remove(connection)
             self.idle.pop(connection, None)
@@ -113,12 +112,12 @@ class Connections:
             self._changed.set()
 
     def end_task(self, task: asyncio.Task[None]) -> None:
-        """The task is done."""
+        """Drop a task that is done."""
         self.tasks.discard(task)
         self._changed.set()
 
     async def wait_until_gone(self) -> None:
-        """Return when no connection is open and no request under way."""
+        """Return when no connection is open and no request is under way."""
         while self.connections or self.tasks:
             self._changed.clear()
             await self._changed.wait()
@@ -129,19 +128,19 @@ class Connections:
             connection.shutdown()
 
     def count_closed(self, reason: str) -> None:
-        """One connection was closed by the service; the log gets one line for those of a second."""
+        """Count a connection that the service closed. The log gets one line for all of a second."""
         self._closed[reason] += 1
         self.metrics.count_closed_connection(reason)
 
     def log_refusal(self, request_id: str, client: str) -> None:
-        """What arrived was no request. Of those of a second the log gets the first few, and how many there were."""
+        """Log a malformed request. The log gets the first few of each second, and the number of all."""
         self._refused += 1
         if self._refused <= _REFUSALS_LOGGED_MAX:
             logger.info("malformed request", extra={"request_id": request_id, "client": client})
 
     def sweep(self) -> None:
-        """End what was idle too long, whose reader is too slow, and what has no owner. The front door's sweep calls it
-        once a second."""
+        """End connections that were idle too long, whose clients read too slowly, or that nobody owns. The sweep of the
+        front door calls this once a second."""
         now = asyncio.get_running_loop().time()
         self.default_headers = _date_header()
         for idle, since in list(self.idle.items()):

@@ -17,9 +17,9 @@ __all__ = ["Entrance"]
 
 logger = logging.getLogger("rstored.server")
 
-# How many connections are accepted before the others have a turn.
+# How many connections are accepted before the open ones have a turn.
 _ACCEPTED_AT_ONCE: Final = 16
-# How long none is accepted when one could not be, with a connection closed for it and without.
+# How long no connection is accepted after a failure: the first if a connection was closed for it, otherwise the second.
 _EVICTION_SECONDS: Final = 0.1
 _ACCEPT_PAUSE_SECONDS: Final = 1.0
 _HANDSHAKE_SECONDS: Final = 10
@@ -28,8 +28,8 @@ _HANDSHAKE_SECONDS: Final = 10
 class Entrance:
     """Accepts connections on a socket, over TLS or not.
 
-    It stands where the event loop's own server would. That one tells of a connection when the handshake is over, so
-    those who never finish one would be in no count; and it may close for good when no file can be opened.
+    It replaces the server of the event loop. That one reports a connection only after its handshake, so connections
+    that never finish one would not be counted. It may also close for good when no file can be opened.
     """
 
     def __init__(
@@ -58,7 +58,8 @@ class Entrance:
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
-                # Without files it fails even if nobody waits any more; that somebody does is known of the first alone.
+                # Without free files, accept fails even if no client waits. Only at the first call is it certain that
+                # one does.
                 if number == 0:
                     self._pause(error)
                 return
@@ -75,7 +76,7 @@ class Entrance:
         task.add_done_callback(functools.partial(self._arrived, connection))
 
     def _pause(self, error: OSError) -> None:
-        """Files lack, of this process or the system, or memory: what is idle makes room, one after the other."""
+        """Pause, because the process or the system lacks files or memory. Close an idle connection to make room."""
         pause = _EVICTION_SECONDS
         if not self._connections.evict("open-files"):
             logger.warning("no connection can be accepted", extra={"reason": error.strerror})
@@ -90,10 +91,10 @@ class Entrance:
     def _arrived(self, connection: Connection, task: asyncio.Task[Any]) -> None:
         self.arriving.discard(task)
         if task.cancelled() or task.exception() is not None:
-            # What a client does in a handshake is no failure of the service.
+            # A failed handshake is the fault of the client, so it is not logged.
             self._connections.forget(connection)
 
     def close(self) -> None:
-        """Accept no more."""
+        """Accept no more connections."""
         self._is_open = False
         self._loop.remove_reader(self._listener)

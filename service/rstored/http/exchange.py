@@ -1,4 +1,4 @@
-"""A request's body as it arrives, and its answer as it is sent."""
+"""The body of a request while it arrives, and its answer while it is sent."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["STATUS_LINES", "UNSENT_BYTES_MAX", "App", "Exchange", "header_lines"]
 
-# What answers requests: it is given one and what writes its reply, as FrontDoor.serve is.
+# It answers a request. It gets the request and the function that writes the reply, like FrontDoor.serve.
 App: TypeAlias = Callable[[Request, Write], Coroutine[Any, Any, None]]
 
-# How much may wait in this process for the client to read before more is written. A longer answer keeps its request
-# under way until the client has read the rest of it, so the number of requests under way bounds what waits.
+# So many bytes may wait in this process for the client to read them. Before more is written, they must get fewer. A
+# longer answer keeps its request under way until the client has read the rest. So the number of requests bounds the
+# memory.
 UNSENT_BYTES_MAX: Final = 4 * 1024
-# To copy a longer answer behind its head would cost more than a second write.
+# Copying a longer answer behind its head would take longer than a second write.
 _JOINED_BYTES_MAX: Final = 64 * 1024
 
 _LAST_CHUNK: Final = b"0\r\n\r\n"
@@ -31,14 +32,16 @@ STATUS_LINES: Final = {status.value: b"HTTP/1.1 %d %b" % (status, status.phrase.
 
 
 class Exchange:
-    """What the connection knows of a request under way: :meth:`receive` its body, and :meth:`write` its reply.
+    """What the connection knows of a request under way. :meth:`receive` reads its body, :meth:`write` sends its reply.
 
-    The app has ``returned``, or still runs, in ``task`` unless it does all at once. The request has its
-    ``complete_body``; the answer has ``started``, or is ``answered`` to its end. ``keep_alive``: the connection may go
-    on afterwards. ``knows_chunks``: the client is not an old one.
+    ``returned`` says whether the app has returned. Until then it runs, in ``task`` if it could not answer at once.
+    ``complete_body`` says whether the whole body has arrived, ``started`` whether the answer has begun, and
+    ``answered`` whether it is complete. ``keep_alive`` says whether the connection may go on afterwards, and
+    ``knows_chunks`` whether the client speaks HTTP/1.1.
     """
 
-    # It knows no request, since that knows it: a cycle would keep both, with what they hold, until the collector comes.
+    # The request refers to its exchange, so the exchange must not refer to the request. A cycle would keep both until
+    # the collector runs.
     __slots__ = (
         "_arrival",
         "_connection",
@@ -62,7 +65,7 @@ class Exchange:
         self.expects_continue = False
         self.returned = False
         self.task: asyncio.Task[None] | None = None
-        # The body, as far as it has arrived and the app has not received it.
+        # The part of the body that has arrived and that the app has not received.
         self._pieces: list[bytes] = []
         self.unread_bytes = 0
         self.complete_body = False
@@ -73,19 +76,19 @@ class Exchange:
         self._lost = False
 
     def feed(self, body: bytes) -> None:
-        """A part of the body has arrived."""
+        """Take a part of the body that has arrived."""
         self.unread_bytes += len(body)
         if not self.answered:
             self._pieces.append(body)
             self._wake()
 
     def complete(self) -> None:
-        """The body has arrived to its end."""
+        """Note that the whole body has arrived."""
         self.complete_body = True
         self._wake()
 
     def lose(self) -> None:
-        """The client is gone, or treated so."""
+        """Note that the client is gone, or is treated as gone."""
         self._lost = True
         self._wake()
 
@@ -111,7 +114,7 @@ class Exchange:
         raise ClientGone
 
     async def write(self, request: Request, reply: Reply) -> None:
-        """Send the reply; returns when the client has read most of it. Raises ClientGone where that breaks a stream."""
+        """Send the reply. Returns when the client has read most of it. Raises ClientGone if a stream is cut off."""
         body = reply.body
         if not isinstance(body, bytes):
             await self._stream(request, reply, body)
@@ -129,7 +132,7 @@ class Exchange:
             transport.write(head)
             transport.write(body)
         if connection.drained is not None and len(body) > UNSENT_BYTES_MAX:
-            # Until then the answer is in memory, and the request under way.
+            # Until the client has read most of it, the answer is in memory and the request is under way.
             await asyncio.shield(connection.drained)
             if self._lost:
                 return
@@ -139,7 +142,7 @@ class Exchange:
         connection = self._connection
         in_chunks = self.knows_chunks and request.method != "HEAD"
         if not self.knows_chunks:
-            # An old client knows the end of the body by the end of the connection.
+            # For an old client, the end of the connection is the end of the body.
             self.keep_alive = False
         written = self._head(request, reply, b"transfer-encoding: chunked\r\n" if in_chunks else b"")
         for part in reply.begun:
@@ -167,7 +170,7 @@ class Exchange:
         self._wake()
 
     def _head(self, request: Request, reply: Reply, framing: bytes) -> bytes:
-        """The head of the answer; it says how the body ends and whether the connection does."""
+        """The head of the answer. It says where the body ends, and whether the connection ends."""
         self.started = True
         connection = self._connection
         lines = header_lines([*connection.server.default_headers, *request.headers_of(reply)])
@@ -180,7 +183,11 @@ class Exchange:
 
 
 def header_lines(headers: list[Header]) -> bytes:
-    """The header fields, each between two line breaks: that before the first one is the end of the status line."""
+    """The header fields as lines. The line break before the first one ends the status line.
+
+    >>> header_lines([(b"etag", b'"5f1c"'), (b"date", b"today")])
+    b'\\r\\netag: "5f1c"\\r\\ndate: today\\r\\n'
+    """
     lines = b"\r\n".join([b"", *map(b": ".join, headers), b""])
     if lines.count(b"\n") != len(headers) + 1 or lines.count(b"\r") != len(headers) + 1:
         raise RuntimeError("a header holds a line break")

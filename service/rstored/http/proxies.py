@@ -1,4 +1,4 @@
-"""The proxies in front of the service, and what they say of those who sent a request."""
+"""The trusted proxies before the service, and what they say about the client of a request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ADDRESSES_KEPT: Final = 4096
 
 
 class Proxies:
-    """The addresses of proxies that are believed. It holds the address of each of them, in its canonical form."""
+    """The addresses of the trusted proxies. ``address in proxies`` takes an address in its canonical form."""
 
     def __init__(self, networks: Iterable[Network]) -> None:
         self._networks = list(networks)
@@ -36,8 +36,12 @@ class Proxies:
     def client_of(self, proxy: str, forwarded: str) -> str:
         """The address of the client for whom ``proxy`` sent a request with this ``X-Forwarded-For``.
 
-        Each proxy appends whom it saw, so the last address that is no proxy is the client's. What stands before it is
-        the client's own claim, and so is nothing. Where a proxy appended no address, it is itself the client.
+        Each proxy appends the address that it saw. So the last address that is not a trusted proxy is the client's. The
+        addresses before it are only claims of the client. A proxy that appended no address counts as the client.
+
+        >>> proxies = Proxies([ipaddress.ip_network("10.0.0.0/8")])
+        >>> proxies.client_of("10.0.0.1", "1.1.1.1, 192.0.2.7, 10.0.0.2")
+        '192.0.2.7'
         """
         client = proxy
         for entry in reversed(forwarded.split(",")):
@@ -52,7 +56,7 @@ class Proxies:
     def origin(self, proxy: str, headers: Iterable[Header], *, is_tls: bool) -> tuple[str, bool]:
         """The address of the client for whom ``proxy`` sent a request with these headers, and whether it used TLS.
 
-        ``is_tls`` is whether the proxy itself did, which counts where it says nothing.
+        ``is_tls`` says whether the proxy itself used TLS. It counts if the proxy says nothing about the client.
         """
         forwarded: list[bytes] = []
         scheme = b""
