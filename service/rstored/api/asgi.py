@@ -70,7 +70,7 @@ class ASGIApp:
                 return
             gone = asyncio.create_task(_until_gone(receive))
             try:
-                await _start(reply.status, request.headers_of(reply), send)
+                await _start(reply.status, [*request.headers_of(reply), *request.on_all], send)
                 for chunk in reply.begun:
                     await _send_part(chunk, send)
                 async for chunk in body:
@@ -115,7 +115,7 @@ async def _send_part(body: bytes, send: Send) -> None:
 
 
 async def _send_whole(request: Request, reply: Reply, body: bytes, send: Send) -> None:
-    headers = request.headers_of(reply)
+    headers = [*request.headers_of(reply), *request.on_all]
     if reply.has_length:
         headers.append((b"content-length", b"%d" % len(body)))
     await _start(reply.status, headers, send)

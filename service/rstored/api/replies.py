@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Final, TypeAlias
 
-__all__ = ["CLIENT_GONE", "NO_CONTENT", "ON_ALL", "Header", "Reply", "content_type"]
+__all__ = ["CLIENT_GONE", "CLOSE", "NO_CONTENT", "ON_ALL", "Header", "Reply", "content_type"]
 
 Header: TypeAlias = tuple[bytes, bytes]
 
@@ -18,7 +18,8 @@ ON_ALL: Final[tuple[Header, ...]] = (
     (b"x-frame-options", b"DENY"),
     (b"cross-origin-resource-policy", b"same-site"),
 )
-
+# The connection ends with this answer.
+CLOSE: Final[Header] = (b"connection", b"close")
 
 # The status of a reply that nobody gets, because the client is gone. Only metrics and log show it.
 CLIENT_GONE: Final = 499

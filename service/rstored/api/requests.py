@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 
 from rstored.api.access import NOBODY, Grant, denied
 from rstored.api.media_types import ContentType, parse_content_type
-from rstored.api.replies import ON_ALL, Header, Reply
+from rstored.api.replies import CLOSE, ON_ALL, Header, Reply
 from rstored.api.state import State
 from rstored.engine.engine import Engine
 from rstored.engine.model import Access
@@ -30,8 +30,6 @@ _SHORT_BODY_BYTES: Final = 16 * 2**10
 
 # Lists may arrive as several fields, which are joined. Any other field that is repeated then fails to parse.
 _JOINED: Final = b", "
-
-_CLOSE: Final[Header] = (b"connection", b"close")
 
 
 class ClientGone(Exception):
@@ -120,10 +118,11 @@ class Request:
         self._window = (0.0, 0)
 
     def headers_of(self, reply: Reply) -> list[Header]:
-        """The headers of the reply, and those that every answer to this request has, but not the length of its body."""
-        headers = [*reply.headers, *self.on_all, (b"x-request-id", self.id)]
+        """The headers of the reply, and those of this request alone. The answer also has those of ``on_all``, and what
+        says how long its body is."""
+        headers = [*reply.headers, (b"x-request-id", self.id)]
         if self.body_unread and (reply.status >= 400 or b"expect" in self.fields) and not self._body_is_short:
-            headers.append(_CLOSE)
+            headers.append(CLOSE)
         return headers
 
     def hold(self, size: int) -> None:

@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection: parsed by httptools, answered by the app.
+"""One HTTP/1.1 connection: requests are read off it in turn and answered by the app.
 
 It spends less than a general server: a body that comes with its head is here before the app is asked for the answer;
 an app that can answer at once runs at once, without a task; a short answer is one write; nothing has a timer.
@@ -13,20 +13,18 @@ import asyncio
 import contextlib
 import logging
 import math
-import re
 import secrets
 import socket
 from collections.abc import Coroutine, Generator
 from typing import Any, Final, cast
 
-import httptools
-
 from rstored.addresses import canonical_address
 from rstored.api.problems import problem_reply
-from rstored.api.replies import ON_ALL
+from rstored.api.replies import CLOSE, ON_ALL
 from rstored.api.requests import Request
 from rstored.http.connections import Connections
 from rstored.http.exchange import STATUS_LINES, UNSENT_BYTES_MAX, App, Exchange, header_lines
+from rstored.http.parser import RequestHead, RequestParser
 from rstored.problems import Problem
 
 __all__ = ["FAREWELL_SECONDS", "Connection"]
@@ -46,14 +44,6 @@ FAREWELL_SECONDS: Final = 10.0
 # Where more have something to say at once (1024 in libuv), the event loop looks again before the round is over.
 _CONNECTIONS_A_ROUND_MAX: Final = 1_000
 
-_BLANK_LINE: Final = b"\r\n\r\n"
-# What the parser says of versions that it does not know, and of the preface of HTTP/2.
-_OTHER_VERSIONS: Final = frozenset(
-    {"Invalid HTTP version", "Pause on PRI/Upgrade", "Expected HTTP/2 Connection Preface"}
-)
-# What stands before and behind the authority in a target that is a whole URL.
-_BESIDE_AUTHORITY: Final = re.compile(rb"\A[^:/?#]*://|[/?#].*\Z", re.DOTALL)
-_NOTHING: Final = bytearray()
 # Where a transport is not to know its connection any more.
 _NOBODY: Final = asyncio.BufferedProtocol()
 
@@ -86,23 +76,12 @@ class Connection(asyncio.BufferedProtocol):
         # The request that has not begun, and what is known of the one that arrives or is under way.
         self._request: Request | None = None
         self.exchange: Exchange | None = None
-        # What has arrived, and how much of that has been parsed.
-        self._data = _NOTHING
-        self._parsed = 0
         self._reading = True
-        # There is none before there is a transport, since it knows the connection.
-        self._parser: httptools.HttpRequestParser
-        self._url = b""
-        # Of the head that arrives, or the trailers.
-        self._fields: list[tuple[bytes, bytes]] = []
-        # How much of the body is to come, or -1 where that is not known since it comes in chunks.
-        self._body_left = 0
-        # How much was parsed since the last message ended, or since the last part of its body.
-        self._silent_bytes = 0
-        # The end of what was parsed, where a blank line may have begun.
-        self._seam = _NOTHING
+        # There is none before there is a transport, since it is to be closed with that.
+        self._parser: RequestParser
         # What arrives from now on is no request any more.
         self._deaf = False
+        self._ignored_bytes = 0
         # What arrived and is no request, to be told when the app has returned.
         self.refusal: Problem | None = None
         self._stopping = False
@@ -119,7 +98,7 @@ class Connection(asyncio.BufferedProtocol):
         self.transport = cast("asyncio.Transport", transport)  # uvloop's does not derive from it
         self.transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
         self._accepted = None
-        self._parser = self._new_parser()
+        self._parser = RequestParser(self._limits)
         self._is_tls = transport.get_extra_info("sslcontext") is not None
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -129,11 +108,10 @@ class Connection(asyncio.BufferedProtocol):
         if exchange is not None:
             exchange.lose()
         self._unowned = None
-        self._data = _NOTHING
         self._let_write()
         # No cycle may be left, or the buffers of its TLS, a quarter of a mebibyte and more, would be there until the
         # collector comes, which is seldom.
-        del self._parser
+        self._parser.close()
         self.transport.set_protocol(_NOBODY)
 
     def get_buffer(self, sizehint: int) -> bytearray:
@@ -141,8 +119,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._deaf:
-            self._silent_bytes += nbytes
-            if self._silent_bytes > _LINGER_BYTES:
+            self._ignored_bytes += nbytes
+            if self._ignored_bytes > _LINGER_BYTES:
                 self._close()
             return
         if self._stopping:
@@ -150,9 +128,7 @@ class Connection(asyncio.BufferedProtocol):
             if self.exchange is not None and self.exchange.complete_body:
                 return
             self._takes_no_more = True
-        arrived = self.server.read_buffer[:nbytes]
-        self._data = self._data[self._parsed :] + arrived if self._data else arrived
-        self._parsed = 0
+        self._parser.feed(self.server.read_buffer[:nbytes])
         self._proceed(pipelined=False)
 
     def eof_received(self) -> bool:
@@ -190,6 +166,7 @@ class Connection(asyncio.BufferedProtocol):
         the connection in nobody's care, so that is the end of it.
         """
         turns = _REQUESTS_A_TURN
+        parser = self._parser
         try:
             while not self.transport.is_closing():
                 exchange = self.exchange
@@ -197,14 +174,16 @@ class Connection(asyncio.BufferedProtocol):
                     if exchange is None:
                         if not turns or self.drained is not None:
                             break
-                        self._read_head()
-                        exchange = self.exchange
-                        if exchange is None:
+                        head = parser.read_head()
+                        if head is None:
                             break
+                        exchange = self._expect(head)
                     if not exchange.complete_body:
                         self._read_body(exchange)
-                except (Problem, httptools.HttpParserError) as error:
-                    self._refuse(_problem_of(error))
+                except Problem as problem:
+                    # It may be kept. Its traceback and its context lead to frames that hold this connection.
+                    problem.__context__ = None
+                    self._refuse(problem.with_traceback(None))
                     continue
                 if self._request is not None:
                     self._begin(self._request, exchange, pipelined)
@@ -214,13 +193,11 @@ class Connection(asyncio.BufferedProtocol):
                     break
             else:
                 return
-            if self._parsed < len(self._data):
+            if parser.has_unread:
                 self._pause_reading()
                 if not turns:
                     self.loop.call_soon(self._proceed)
                 return
-            self._data = _NOTHING
-            self._parsed = 0
             exchange = self.exchange
             if not self._reading and (exchange is None or exchange.unread_bytes <= _UNREAD_BYTES_MAX):
                 self.resume_reading()
@@ -229,6 +206,35 @@ class Connection(asyncio.BufferedProtocol):
         except BaseException:
             self.abort()
             raise
+
+    def _expect(self, head: RequestHead) -> Exchange:
+        """The exchange of the request with this head, which is begun when what has arrived of its body is read."""
+        method, raw_path, query, headers, keep_alive, knows_chunks = head
+        exchange = Exchange(self, keep_alive=keep_alive, knows_chunks=knows_chunks)
+        client, is_tls = self.address, self._is_tls
+        if self._proxies is not None:
+            client, is_tls = self._proxies.origin(client, headers, is_tls=is_tls)
+        request = Request(method, raw_path, query, headers, exchange.receive, client, is_tls=is_tls)
+        if b"expect" in request.fields:
+            exchange.expects_continue = (b"expect", b"100-continue") in headers
+        exchange.complete_body = self._parser.complete
+        self._request = request
+        self.exchange = exchange
+        return exchange
+
+    def _read_body(self, exchange: Exchange) -> None:
+        """Hand over what has arrived of the body. Raises Problem."""
+        parser = self._parser
+        body = parser.read_body()
+        if body:
+            exchange.feed(body)
+            if exchange.answered:
+                if exchange.unread_bytes > _LINGER_BYTES:
+                    self._close()
+            elif exchange.unread_bytes > _UNREAD_BYTES_MAX:
+                self._pause_reading()
+        if parser.complete:
+            exchange.complete()
 
     def _begin(self, request: Request, exchange: Exchange, pipelined: bool) -> None:
         """Run the app until it waits for something, which often is to its end; the rest of it is a task."""
@@ -277,7 +283,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._ends_at = math.inf
                 self.server.idle[self] = self.loop.time()
                 return True
-            if self._parsed < len(self._data):
+            if self._parser.has_unread:
                 self._linger()
             else:
                 self._close()
@@ -289,7 +295,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def is_last(self, exchange: Exchange) -> bool:
         """Whether the connection ends with this request."""
-        return not exchange.keep_alive or self._takes_no_more or (self._stopping and self._parsed == len(self._data))
+        return not exchange.keep_alive or self._takes_no_more or (self._stopping and not self._parser.has_unread)
 
     def _refuse(self, problem: Problem) -> None:
         """Answer what no app can answer with a problem, after what has begun, and end the connection."""
@@ -309,7 +315,7 @@ class Connection(asyncio.BufferedProtocol):
         reply = problem_reply(problem, request_id)
         body = reply.body
         assert isinstance(body, bytes)
-        headers = [*reply.headers, *ON_ALL, (b"x-request-id", request_id.encode()), (b"connection", b"close")]
+        headers = [*reply.headers, *ON_ALL, (b"x-request-id", request_id.encode()), CLOSE]
         headers.append((b"content-length", b"%d" % len(body)))
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINES[reply.status], header_lines(headers), body))
         self._linger()
@@ -332,194 +338,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _ignore_the_rest(self) -> None:
         self._deaf = True
-        self._data = _NOTHING
-        self._parsed = 0
-
-    # --- parsing -------------------------------------------------------------------------------------------
-
-    def _new_parser(self) -> httptools.HttpRequestParser:
-        parser = httptools.HttpRequestParser(self)
-        # What a client sends behind its last request is nobody's, but no reason to refuse that request.
-        parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        return parser
-
-    def _read_head(self) -> None:
-        """Parse what has arrived of the next head. With its end there is an exchange."""
-        while self.exchange is None and self._parsed < len(self._data):
-            self._parse_to_blank_line()
-
-    def _read_body(self, exchange: Exchange) -> None:
-        """Parse what has arrived of the body, and nothing behind it."""
-        if self._body_left < 0:
-            while not exchange.complete_body and self._parsed < len(self._data):
-                self._parse_to_blank_line()
-            return
-        body = memoryview(self._data)[self._parsed : self._parsed + self._body_left]
-        self._parsed += len(body)
-        self._body_left -= len(body)
-        self._parser.feed_data(body)
-
-    def _parse_to_blank_line(self) -> None:
-        """Parse up to the next blank line, or all that has arrived. Raises Problem, or what the parser raises.
-
-        A head ends with its first blank line, and a body in chunks with one, so nothing behind them is parsed.
-        """
-        data, start, seam = self._data, self._parsed, self._seam
-        silent_bytes_max = self._silent_bytes_max()
-        most = start + silent_bytes_max + 1 - self._silent_bytes
-        found = data.find(_BLANK_LINE, start, most)
-        end = found + len(_BLANK_LINE) if found >= 0 else 0
-        if seam:
-            found = (seam + data[start : start + 3]).find(_BLANK_LINE)
-            if found >= 0:
-                end = start + found + len(_BLANK_LINE) - len(seam)
-        if end:
-            self._seam = _NOTHING
-        else:
-            end = min(most, len(data))
-            self._seam = (seam + data[max(start, end - 3) : end])[-3:]
-        self._parsed = end
-        self._silent_bytes += end - start
-        asks_for_upgrade = False
-        try:
-            self._parser.feed_data(data if end - start == len(data) else data[start:end])
-        except httptools.HttpParserUpgrade:
-            asks_for_upgrade = True
-        except httptools.HttpParserError:
-            # What is wrong first counts, wherever the packets are cut.
-            if self._fields_are_too_many():
-                raise self._too_large() from None
-            raise
-        if asks_for_upgrade:
-            # Not in the handler: its exception would replace the context that tells why a callback failed.
-            head = self._head_without_upgrade()
-            self._parser = self._new_parser()
-            self._url = b""
-            self._fields = []
-            self._parser.feed_data(head)
-        # What brings no body is kept, or is nothing but work.
-        if self._silent_bytes > silent_bytes_max or self._fields_are_too_many():
-            raise self._too_large()
-
-    def _silent_bytes_max(self) -> int:
-        """How many bytes may bring neither the end of a head nor a part of a body.
-
-        In a body, what stands before its first trailer may be counted with the trailers, or not: that depends on where
-        the packets are cut. So the fields are counted there, and this bound comes into play only for what is no field.
-        """
-        return self._limits.header_bytes_max * (1 if self.exchange is None else 2)
-
-    def _fields_are_too_many(self) -> bool:
-        fields, limits = self._fields, self._limits
-        if len(fields) > limits.headers_max:
-            return True
-        if self.exchange is None:
-            # The bytes of a head are counted before it is parsed.
-            return False
-        return sum(len(name) + len(value) + len(b": \r\n") for name, value in fields) > limits.header_bytes_max
-
-    def _head_without_upgrade(self) -> bytes:
-        """The head that was just parsed, as of a request that asks for no other protocol.
-
-        The service may answer it so. Some clients ask for HTTP/2 with every request. The parser stops at the end of
-        such a head and takes the body for the other protocol: an empty value would be stored.
-        """
-        parser = self._parser
-        lines = [b"%b %b HTTP/%b\r\n" % (parser.get_method(), self._url, parser.get_http_version().encode())]
-        for name, value in self._fields:
-            if name == b"connection":
-                # It may ask for other things as well, as for the end of the connection.
-                value = b", ".join(part for part in value.split(b",") if part.strip().lower() != b"upgrade")
-            if name != b"upgrade":
-                lines.append(b"%b: %b\r\n" % (name, value))
-        return b"".join(lines) + b"\r\n"
-
-    def _too_large(self) -> Problem:
-        limits = self._limits
-        if self.exchange is None and len(self._url) > limits.uri_bytes_max:
-            most = limits.uri_bytes_max
-            return Problem("uri-too-long", f"the request target is longer than {most} bytes", limit=most)
-        most, what = limits.header_bytes_max, "bytes"
-        if len(self._fields) > limits.headers_max:
-            most, what = limits.headers_max, "fields"
-        part = "trailers of the request have" if self.exchange is not None else "head of the request has"
-        return Problem("headers-too-large", f"the {part} more than {most} {what}", limit=most)
-
-    # --- called by the parser ------------------------------------------------------------------------------
-
-    def on_url(self, url: bytes) -> None:
-        self._url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A field of the head, or a trailer: nobody asks for those, but they are counted as well."""
-        self._fields.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        parser, headers = self._parser, self._fields
-        method = parser.get_method()
-        if method == b"CONNECT":
-            raise Problem("malformed-request", "The service is no proxy: it opens no tunnel.")
-        if parser.should_upgrade():
-            return
-        limits = self._limits
-        if self._silent_bytes > limits.header_bytes_max or len(headers) > limits.headers_max:
-            raise self._too_large()
-        version = parser.get_http_version()
-        if version not in ("1.1", "1.0"):
-            raise Problem("unsupported-http-version", "What arrived is not an HTTP/1.1 request.")
-        if version == "1.1" and [name for name, _ in headers].count(b"host") != 1:
-            # RFC 9112, 3.2: a proxy that sees another one than we do must not be believed.
-            raise Problem("malformed-request", "An HTTP/1.1 request has one Host.")
-        target = self._url
-        self._silent_bytes = 0
-        self._url = b""
-        self._fields = []
-        authority = None
-        if not target.startswith(b"/"):
-            parts = httptools.parse_url(target)
-            if parts.host is not None:
-                authority = _BESIDE_AUTHORITY.sub(b"", target)
-            target = (parts.path or b"/") + (b"?" + parts.query if parts.query else b"")
-        raw_path, _, query = target.partition(b"?")
-        if authority is not None:
-            # RFC 9112, 3.2.2: a target that names the host counts, and not the field.
-            headers = [(b"host", authority), *(field for field in headers if field[0] != b"host")]
-        # An older client may not know chunks.
-        is_old = version == "1.0"
-        exchange = Exchange(self, keep_alive=parser.should_keep_alive() and not is_old, knows_chunks=not is_old)
-        client, is_tls = self.address, self._is_tls
-        if self._proxies is not None:
-            client, is_tls = self._proxies.origin(client, headers, is_tls=is_tls)
-        request = Request(method.decode("ascii"), raw_path, query, headers, exchange.receive, client, is_tls=is_tls)
-        fields = request.fields
-        if b"expect" in fields:
-            exchange.expects_continue = (b"expect", b"100-continue") in headers
-        self._body_left = int(fields.get(b"content-length", -1))
-        self._request = request
-        self.exchange = exchange
-
-    def on_body(self, body: bytes) -> None:
-        self._silent_bytes = 0
-        exchange = self.exchange
-        if exchange is None:
-            return
-        exchange.feed(body)
-        if exchange.answered:
-            if exchange.unread_bytes > _LINGER_BYTES:
-                self._close()
-        elif exchange.unread_bytes > _UNREAD_BYTES_MAX:
-            self._pause_reading()
-
-    def on_message_complete(self) -> None:
-        exchange = self.exchange
-        # There is none where the head asks for another protocol.
-        if exchange is not None:
-            if self._fields:
-                if self._fields_are_too_many():
-                    raise self._too_large()
-                self._fields = []
-            self._silent_bytes = 0
-            exchange.complete()
+        self._parser.discard()
 
     # --- bounds --------------------------------------------------------------------------------------------
 
@@ -610,7 +429,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _end_soon(self) -> None:
         """Close at once if nothing has begun, else in a moment: a head whose rest arrives by then is a request."""
-        if self.exchange is None and not self._silent_bytes and self._parsed == len(self._data):
+        if self.exchange is None and not self._ignored_bytes and self._parser.is_between_messages:
             self._close()
         else:
             self._ends_at = min(self._ends_at, self.loop.time() + _LINGER_SECONDS)
@@ -625,19 +444,6 @@ class Connection(asyncio.BufferedProtocol):
         if not self._reading and not self.transport.is_closing():
             self._reading = True
             self.transport.resume_reading()
-
-
-def _problem_of(error: Exception) -> Problem:
-    """What to tell of an error that ended the parsing. Raises ``error`` if it is a fault of the service."""
-    problem = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else error
-    if isinstance(problem, Problem):
-        # The connection may keep the problem. Its traceback and its context lead to frames that hold the connection.
-        problem.__context__ = None
-        return problem.with_traceback(None)
-    if not isinstance(problem, httptools.HttpParserError):
-        raise error
-    code = "unsupported-http-version" if str(error) in _OTHER_VERSIONS else "malformed-request"
-    return Problem(code, "What arrived is not an HTTP/1.1 request.")
 
 
 class _Rest(Coroutine[Any, Any, None]):

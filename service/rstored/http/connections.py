@@ -10,7 +10,6 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING, Final
 
 from rstored.api.metrics import Metrics
-from rstored.api.replies import Header
 from rstored.http.proxies import NO_PROXIES, Proxies
 from rstored.limits import Limits
 
@@ -58,7 +57,7 @@ class Connections:
         self._refused = 0
         self._in_round = False
         self._changed = asyncio.Event()
-        self.default_headers = _date_header()
+        self.date_line = _date_line()
 
     def join_round(self) -> None:
         """Make sure that the app reads nothing older than this round of the event loop. Called before the app answers.
@@ -142,7 +141,7 @@ class Connections:
         """End connections that were idle too long, whose clients read too slowly, or that nobody owns. The sweep of the
         front door calls this once a second."""
         now = asyncio.get_running_loop().time()
-        self.default_headers = _date_header()
+        self.date_line = _date_line()
         for idle, since in list(self.idle.items()):
             if now - since < self.limits.idle_seconds_max:
                 break
@@ -162,5 +161,5 @@ class Connections:
         self._refused = 0
 
 
-def _date_header() -> list[Header]:
-    return [(b"date", formatdate(usegmt=True).encode())]
+def _date_line() -> bytes:
+    return b"date: %b\r\n" % formatdate(usegmt=True).encode()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import http
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from rstored.api.front_door import Write
-from rstored.api.replies import CLIENT_GONE, Header, Reply
+from rstored.api.replies import CLIENT_GONE, CLOSE, ON_ALL, Header, Reply
 from rstored.api.requests import ClientGone, Request
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ _JOINED_BYTES_MAX: Final = 64 * 1024
 
 _LAST_CHUNK: Final = b"0\r\n\r\n"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-STATUS_LINES: Final = {status.value: b"HTTP/1.1 %d %b" % (status, status.phrase.encode()) for status in http.HTTPStatus}
+STATUS_LINES: Final = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in http.HTTPStatus
+}
 
 
 class Exchange:
@@ -173,25 +175,31 @@ class Exchange:
         """The head of the answer. It says where the body ends, and whether the connection ends."""
         self.started = True
         connection = self._connection
-        lines = header_lines([*connection.server.default_headers, *request.headers_of(reply)])
-        if b"\r\nconnection: close\r\n" in lines:
+        headers = request.headers_of(reply)
+        on_all = _ON_ALL_LINES if request.on_all is ON_ALL else header_lines(request.on_all)
+        if CLOSE in headers:
             self.keep_alive = False
         elif connection.is_last(self):
             self.keep_alive = False
             framing += b"connection: close\r\n"
-        return b"%b%b%b\r\n" % (STATUS_LINES[reply.status], lines, framing)
+        parts = STATUS_LINES[reply.status], connection.server.date_line, header_lines(headers), on_all, framing
+        return b"%b%b%b%b%b\r\n" % parts
 
 
-def header_lines(headers: list[Header]) -> bytes:
-    """The header fields as lines. The line break before the first one ends the status line.
+def header_lines(headers: Collection[Header]) -> bytes:
+    """The header fields as lines.
 
     >>> header_lines([(b"etag", b'"5f1c"'), (b"date", b"today")])
-    b'\\r\\netag: "5f1c"\\r\\ndate: today\\r\\n'
+    b'etag: "5f1c"\\r\\ndate: today\\r\\n'
     """
-    lines = b"\r\n".join([b"", *map(b": ".join, headers), b""])
-    if lines.count(b"\n") != len(headers) + 1 or lines.count(b"\r") != len(headers) + 1:
+    lines = b"\r\n".join([*map(b": ".join, headers), b""])
+    if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
         raise RuntimeError("a header holds a line break")
     return lines
+
+
+# Most answers have just these. To put them together takes longer than all that is an answer's own.
+_ON_ALL_LINES: Final = header_lines(ON_ALL)
 
 
 def _chunk(body: bytes) -> bytes:
