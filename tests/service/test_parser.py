@@ -146,7 +146,7 @@ def test_nothing_behind_a_message_is_parsed_before_it_is_asked_for():
     assert parser.read_body() == b"xyz"
     assert parser.complete
     assert parser.has_unread
-    with pytest.raises(Problem, match="What arrived is not"):
+    with pytest.raises(Problem, match="this is not an HTTP"):
         parser.read_head()
     parser.close()
 

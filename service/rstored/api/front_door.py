@@ -1,8 +1,8 @@
 """The front door: serves every request over the routes that FastAPI declares, without its per-request machinery.
 
-It splits the raw path before it decodes it, so a key may hold any character; checks names and query; picks the form of
-the answer; calls the endpoint; and does once, for every route, what concerns them all: request ids, problems, metrics
-and the log.
+It splits the raw path before it decodes it, so a key may have any character. It checks names and query, chooses the
+form of the answer, and calls the endpoint. For all routes in one place, it handles request ids, problems, metrics and
+the log.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from rstored.turns import CLIENT
 
 __all__ = ["FrontDoor", "Served", "Write"]
 
-# Sends the reply to a request. Raises ClientGone for a client that no longer reads.
+# It sends the reply to a request. Raises ClientGone if the client does not read any more.
 Write: TypeAlias = Callable[[Request, Reply], Awaitable[None]]
-# Answers with a document that is the same for everybody.
+# It answers with a document that is the same for everybody.
 Page: TypeAlias = Callable[[Request], Awaitable[Reply]]
-# A variable of a route's path, and what stands for it in the path that was asked for.
+# A variable in the path of a route, and its text in the path of the request.
 _Segment: TypeAlias = tuple[str, bytes]
 OpenState: TypeAlias = Callable[[], AbstractAsyncContextManager[State]]
 
@@ -47,14 +47,14 @@ logger = logging.getLogger("rstored.requests")
 
 _REQUEST_ID: Final = re.compile(rb"[!-~]{1,128}\Z")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"})
-# These are answered when the service has too much to do for anything else: they tell an operator so.
+# These are answered even when the service is overloaded, because operators need them then.
 _PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _SWEEP_SECONDS: Final = 1.0
-# What a streamed answer counts as: the page of it that is in memory while its reader takes the one before.
+# A streamed answer counts as one page, which is in memory while the client reads the page before.
 _STREAM_BYTES: Final = 4 * 2**20
 _CHALLENGE: Final[Header] = (b"www-authenticate", b"Bearer")
 _CHALLENGE_AGAIN: Final[Header] = (b"www-authenticate", b'Bearer error="invalid_token"')
-# The variables of paths: the attribute of the request that each becomes, and what checks it. A token's id is a key.
+# The variables of paths: for each the attribute of the request, and the check. The id of a token is a key.
 _NAMES: Final[dict[str, tuple[str, Callable[[str, Limits], str]]]] = {
     "namespace": ("namespace", checked_namespace),
     "key": ("key", checked_key),
@@ -64,9 +64,9 @@ _ON_ALL_OVER_TLS: Final[tuple[Header, ...]] = (*ON_ALL, (b"strict-transport-secu
 
 
 class _Endpoint:
-    """A route and method, ready to be called: an operation, or else a page, which takes nothing but the request.
+    """A route and method, ready to be called: an operation, or a page, which takes only the request.
 
-    ``rule`` is None where no token is needed. ``route`` is what its requests are counted under.
+    ``rule`` is None if no token is needed. Requests are counted under ``route``.
     """
 
     __slots__ = ("default_query", "is_probe", "operation", "page", "route", "rule")
@@ -85,7 +85,7 @@ class _Endpoint:
 
 
 class _Node:
-    """A place in the tree of path segments: either literal segments follow, or one variable does."""
+    """A node in the tree of path segments. Either literal segments follow it, or one variable does."""
 
     __slots__ = ("allow", "endpoints", "literals", "name", "of_default", "variable")
 
@@ -95,11 +95,11 @@ class _Node:
         self.variable: _Node | None = None
         self.endpoints: dict[str, _Endpoint] = {}
         self.allow: Header = (b"allow", b"")
-        # Whether it is about the namespace that is meant where none is named.
+        # Whether its routes name no namespace, and so mean the default one.
         self.of_default = False
 
     def child(self, segment: str) -> _Node:
-        """The node that ``segment`` of a route's path leads to, made if it is not there."""
+        """The node that a segment of a route leads to. It is made if it does not exist."""
         if segment.startswith("{"):
             if self.variable is None:
                 self.variable = _Node(segment.strip("{}"))
@@ -119,9 +119,9 @@ class Served(NamedTuple):
 
 
 class FrontDoor:
-    """Answers requests. ``open_state`` opens what it needs and closes it again; ``declared`` has the routes.
+    """Answers requests. ``open_state`` opens what it needs, and closes it again. ``declared`` has the routes.
 
-    Enter :meth:`running`; then :meth:`serve` each request, in a task or outside of one.
+    Enter :meth:`running`, and then call :meth:`serve` for each request, inside or outside of a task.
     """
 
     def __init__(self, declared: fastapi.FastAPI, open_state: OpenState) -> None:
@@ -133,7 +133,7 @@ class FrontDoor:
         # The requests under way, and how many of them each client has.
         self.under_way: set[Request] = set()
         self.shares: dict[str, int] = {}
-        # One task looks once a second at the requests, and at what else a server adds: it costs less than a timer each.
+        # One task calls these once a second. A server adds its own. That takes less time than a timer for each request.
         self.sweeps: list[Callable[[], None]] = [self._end_late]
         for route in declared.routes:
             if isinstance(route, StarletteRoute):
@@ -164,14 +164,14 @@ class FrontDoor:
 
     @property
     def state(self) -> State:
-        """What the running service owns; ``RuntimeError`` if it is not running."""
+        """What the running service owns. ``RuntimeError`` if it is not running."""
         if self._state is None:
             raise RuntimeError("the service is not running: enter `running()` first")
         return self._state
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[State]:
-        """Open the backend and start the engine; stop and close them at the end."""
+        """Open the backend and start the engine. Stop and close them at the end."""
         async with self._open_state() as state:
             self._state = state
             self._root_path = (state.root_path + "/").encode() if state.root_path else b""
@@ -185,10 +185,10 @@ class FrontDoor:
     # --- one request ---------------------------------------------------------------------------------------
 
     async def serve(self, request: Request, write: Write) -> None:
-        """Answer the request, have the reply written, and count it.
+        """Answer the request, write the reply, and count the request.
 
-        Where the reply cannot be written to its end, this returns all the same: the server then breaks the connection
-        off, so that no client takes a part for the whole.
+        This also returns if the reply cannot be written to its end. The server then aborts the connection, so that no
+        client takes a part of the reply for the whole.
         """
         try:
             reply = await self.answer(request)
@@ -196,7 +196,7 @@ class FrontDoor:
             try:
                 await write(request, reply)
             except (Exception, asyncio.CancelledError) as error:
-                # The rest of a stream failed, or its reader is too slow, or gone.
+                # The rest of a stream failed, or the client reads too slowly, or is gone.
                 status = self._failed(error, request).status
             finally:
                 if not isinstance(reply.body, bytes):
@@ -206,7 +206,7 @@ class FrontDoor:
             self._dismiss(request)
 
     async def answer(self, request: Request) -> Reply:
-        """The reply to the request, whatever becomes of it. It is under way until :meth:`serve` has it written."""
+        """The reply to the request, even if it fails. The request is under way until :meth:`serve` has written it."""
         state = self.state
         request.state = state
         request.engine = state.engine
@@ -266,9 +266,9 @@ class FrontDoor:
     # --- how much at once, and how long --------------------------------------------------------------------
 
     def _admit(self, endpoint: _Endpoint, request: Request) -> None:
-        """Count the request as under way. Raises Problem ``overloaded`` if there are enough, of all or of its client.
+        """Count the request as under way. Raises Problem ``overloaded`` if there are too many in all or of its client.
 
-        So one client that has many connections leaves room for the others.
+        So a client with many connections leaves room for the others.
         """
         limits = request.state.limits
         share = self.shares.get(request.client, 0)
@@ -282,7 +282,7 @@ class FrontDoor:
         self.under_way.add(request)
 
     def _dismiss(self, request: Request) -> None:
-        """The request is no longer under way."""
+        """Count the request as no longer under way."""
         if request in self.under_way:
             self.under_way.remove(request)
             share = self.shares[request.client] - 1
@@ -318,7 +318,7 @@ class FrontDoor:
         return given if given is not None and _REQUEST_ID.match(given) else next(self._ids)
 
     def _find(self, request: Request, uri_bytes_max: int) -> tuple[_Node, list[_Segment]]:
-        """The node of the path, and the segments that stand for names. Raises :class:`Problem`."""
+        """The node of the path, and the segments that are names. Raises :class:`Problem`."""
         raw_path = request.raw_path
         if self._root_path and (raw_path + b"/").startswith(self._root_path):
             raw_path = raw_path[len(self._root_path) - 1 :] or b"/"
@@ -343,7 +343,7 @@ class FrontDoor:
         return node, names
 
     def _other(self, node: _Node | None, method: str) -> tuple[str, str]:
-        """What requests that reach no endpoint are counted under: the route of their path, or "none".
+        """The route and method under which a request without an endpoint is counted. The route may be "none".
 
         Unknown methods share one name.
         """
@@ -353,9 +353,9 @@ class FrontDoor:
     # --- after the endpoint --------------------------------------------------------------------------------
 
     def _failed(self, error: BaseException, request: Request) -> Reply:
-        """The reply to a request that ended in ``error``; what is the service's own fault goes to the log.
+        """The reply to a request that ended in ``error``. Faults of the service are logged.
 
-        A request that was cancelled because it is late ends in its problem; any other cancellation goes on.
+        A request that was cancelled because it is late ends in its problem. Any other cancellation is raised again.
         """
         request_id = request.id.decode("ascii")
         request.release()
@@ -371,7 +371,7 @@ class FrontDoor:
             problem = error
         else:
             problem = Problem("internal-error", "the service failed; its log has the reason under this request id")
-        # Under overload a line for each would cost more than the answers; the metrics count them.
+        # Under overload, a line for each request would take longer than the answers. The metrics count them.
         if problem.type.status >= 500 and problem.code != "overloaded":
             logger.error(
                 problem.code,
@@ -390,7 +390,7 @@ class FrontDoor:
         return problem_reply(problem, request_id)
 
     def _finish(self, request: Request, status: int) -> None:
-        """Count the request, and log it if that is wanted: refused or not, by what its path is about."""
+        """Count the request, refused or not, and log it if the settings say so."""
         seconds = time.perf_counter() - request.started
         state = request.state
         assert request.route is not None
@@ -433,7 +433,7 @@ def _decoded(segment: bytes, what: str) -> str:
 
 
 def _namespace_of(node: _Node | None, names: list[_Segment], limits: Limits) -> str | None:
-    """The namespace that a path is about, whether or not the client may know of it; None if it is about none."""
+    """The namespace of a path, even if the client may not know of it. None if the path has none."""
     for name, segment in names:
         if name == "namespace":
             try:
@@ -444,7 +444,7 @@ def _namespace_of(node: _Node | None, names: list[_Segment], limits: Limits) -> 
 
 
 def _without_endpoint(node: _Node, request: Request) -> Reply:
-    """The reply where the path is right and the method is not: what is allowed, as asked for or as a problem."""
+    """The reply to a known path with another method: the allowed methods for OPTIONS, otherwise a problem."""
     if request.method == "OPTIONS":
         return Reply(204, (node.allow, *request.state.origins.preflight(request.fields, node.allow[1])))
     problem = Problem("method-not-allowed", f"this route takes {node.allow[1].decode()}")
@@ -472,9 +472,9 @@ def _call(endpoint: _Endpoint, request: Request) -> Awaitable[Reply]:
 
 
 async def _begun(reply: Reply, body: AsyncGenerator[bytes, None], request: Request) -> Reply:
-    """The reply with the first two chunks of its body, so that an error before anything is sent becomes a problem.
+    """The reply with the first two chunks of its body, so that an error before them becomes a problem.
 
-    A body that has no more is whole.
+    A body without further chunks is sent whole.
     """
     try:
         first = await anext(body, b"")

@@ -1,10 +1,10 @@
-"""One HTTP/1.1 connection: requests are read off it in turn and answered by the app.
+"""One HTTP/1.1 connection. It reads requests in turn, and the app answers them.
 
-It spends less than a general server: a body that comes with its head is here before the app is asked for the answer;
-an app that can answer at once runs at once, without a task; a short answer is one write; nothing has a timer.
+It takes less time than a general server. A body that arrives with its head is complete before the app is called. An app
+that can answer at once runs without a task. A short answer is one write. Nothing has a timer.
 
-An app begins outside a task, so what it does before it first waits may not ask for the current one (as
-``asyncio.timeout`` does). From then on the request's ``task`` is the one that it runs in.
+An app begins outside of a task. So, before it first waits, it must not ask for the current task, as ``asyncio.timeout``
+does. From then on it runs in the ``task`` of the request.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ __all__ = ["FAREWELL_SECONDS", "Connection"]
 
 logger = logging.getLogger("rstored.server")
 
-# When so much of a body lies here that the app has not asked for, the client is made to wait.
+# When so many bytes of a body have arrived that the app has not asked for, reading pauses.
 _UNREAD_BYTES_MAX: Final = 64 * 1024
 # How many requests that arrived together are answered before other connections have a turn.
 _REQUESTS_A_TURN: Final = 16
-# How long, and for how many bytes, a client that has its last answer may go on sending what nobody wants. When the
-# service stops, the end of a head and the client's own farewell have as long.
+# How long, and how many bytes, a client may go on sending after its last answer. When the service stops, the rest of a
+# head and the client's closing of the connection have the same time.
 _LINGER_SECONDS: Final = 2.0
 _LINGER_BYTES: Final = 64 * 2**20
-# How long a client has to take leave, as TLS wants it.
+# How long a client has to close TLS properly.
 FAREWELL_SECONDS: Final = 10.0
-# Where more have something to say at once (1024 in libuv), the event loop looks again before the round is over.
+# If more connections are ready at once (1024 in libuv), the event loop looks again before the round is over.
 _CONNECTIONS_A_ROUND_MAX: Final = 1_000
 
-# Where a transport is not to know its connection any more.
+# A transport that must not refer to its connection any more gets this protocol.
 _NOBODY: Final = asyncio.BufferedProtocol()
 
 
 class Connection(asyncio.BufferedProtocol):
-    """A connection, on which one request at a time is read and answered.
+    """A connection. It reads and answers one request at a time.
 
-    What a client sends ahead of its turn is not parsed: at most one read of it is kept, and reading pauses. So no
-    client makes the service keep more than that, or do more than the request under way.
+    Bytes that a client sends ahead of its turn are not parsed. At most one read of them is kept, and then reading
+    pauses. So no client makes the service keep more than that, or work on more than one request.
 
-    At any time a connection is in the care of somebody who will end it: it is idle and in ``Connections.idle``; its
-    request is under way in a task, whose time the app bounds; or it ends at a time that it has itself
-    (``_ends_at``). :meth:`check` ends a connection that is in nobody's care.
+    At any time somebody owns the connection and will end it. It is idle and in ``Connections.idle``, or its request is
+    under way in a task whose time the app bounds, or it ends at its own time ``_ends_at``. :meth:`check` ends a
+    connection that nobody owns.
 
-    It begins where the socket is accepted, and has its transport when the handshake, if any, is over.
+    It begins when the socket is accepted, and has its transport when the handshake, if any, is over.
     """
 
     def __init__(self, app: App, connections: Connections, accepted: socket.socket, address: Any) -> None:
@@ -67,25 +67,25 @@ class Connection(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport = None  # type: ignore[assignment]
         self.address = canonical_address(address[0]) if isinstance(address, tuple) else ""
         self._accepted: socket.socket | None = accepted
-        # What an answer waits for while the client is slow to read; None while it is not.
+        # An answer waits for this while the client reads slowly. Otherwise it is None.
         self.drained: asyncio.Future[None] | None = None
         self._proxies = connections.proxies if self.address in connections.proxies else None
         self._app = app
         self._limits = connections.limits
         self._is_tls = False
-        # The request that has not begun, and what is known of the one that arrives or is under way.
+        # The next request, which has not begun, and the exchange that arrives or is under way.
         self._request: Request | None = None
         self.exchange: Exchange | None = None
         self._reading = True
         # There is none before there is a transport, since it is to be closed with that.
         self._parser: RequestParser
-        # What arrives from now on is no request any more.
+        # Whether later bytes are ignored, because no request follows.
         self._deaf = False
         self._ignored_bytes = 0
-        # What arrived and is no request, to be told when the app has returned.
+        # The problem of bytes that are not a request. It is sent when the app has returned.
         self.refusal: Problem | None = None
         self._stopping = False
-        # The connection ends with the request that is under way or arrives.
+        # Whether the connection ends with the request that arrives or is under way.
         self._takes_no_more = False
         self._ends_at = math.inf
         self._has_read = False
@@ -109,8 +109,8 @@ class Connection(asyncio.BufferedProtocol):
             exchange.lose()
         self._unowned = None
         self._let_write()
-        # No cycle may be left, or the buffers of its TLS, a quarter of a mebibyte and more, would be there until the
-        # collector comes, which is seldom.
+        # No cycle may be left. Otherwise the buffers of TLS, a quarter of a mebibyte or more, would stay until the
+        # collector runs, which is seldom.
         self._parser.close()
         self.transport.set_protocol(_NOBODY)
 
@@ -124,7 +124,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._close()
             return
         if self._stopping:
-            # While the service stops, no request begins.
+            # While the service stops, no new request begins.
             if self.exchange is not None and self.exchange.complete_body:
                 return
             self._takes_no_more = True
@@ -132,15 +132,15 @@ class Connection(asyncio.BufferedProtocol):
         self._proceed(pipelined=False)
 
     def eof_received(self) -> bool:
-        """The client sends no more, but may still read: what arrived whole is answered before the connection closes.
+        """The client sends no more, but may still read. A complete request is answered before the connection closes.
 
-        Nothing lies here unparsed then, since reading would have paused.
+        Everything that arrived is parsed by now, because reading would have paused otherwise.
         """
         self._takes_no_more = self._deaf = True
         exchange = self.exchange
         if exchange is not None and not exchange.complete_body:
             exchange.lose()
-        # Over TLS nothing can be sent after the end.
+        # Over TLS, nothing can be sent after the end.
         return not self._is_tls and exchange is not None and not exchange.returned
 
     def pause_writing(self) -> None:
@@ -160,10 +160,10 @@ class Connection(asyncio.BufferedProtocol):
     # --- reading and answering in turn ---------------------------------------------------------------------
 
     def _proceed(self, *, pipelined: bool = True) -> None:
-        """Parse and answer what has arrived, in turn, as far as that goes now.
+        """Parse and answer the requests that have arrived, in turn, as far as possible now.
 
-        ``pipelined`` is false for what has just been read and comes first in it. Whatever escapes from here would leave
-        the connection in nobody's care, so that is the end of it.
+        ``pipelined`` is false for the first request of a new read. An exception that escapes would leave a connection
+        that nobody owns, so it aborts the connection.
         """
         turns = _REQUESTS_A_TURN
         parser = self._parser
@@ -208,7 +208,7 @@ class Connection(asyncio.BufferedProtocol):
             raise
 
     def _expect(self, head: RequestHead) -> Exchange:
-        """The exchange of the request with this head, which is begun when what has arrived of its body is read."""
+        """The exchange of a request. The caller reads the part of its body that has arrived, and then begins it."""
         method, raw_path, query, headers, keep_alive, knows_chunks = head
         exchange = Exchange(self, keep_alive=keep_alive, knows_chunks=knows_chunks)
         client, is_tls = self.address, self._is_tls
@@ -223,7 +223,7 @@ class Connection(asyncio.BufferedProtocol):
         return exchange
 
     def _read_body(self, exchange: Exchange) -> None:
-        """Hand over what has arrived of the body. Raises Problem."""
+        """Pass on the part of the body that has arrived. Raises Problem."""
         parser = self._parser
         body = parser.read_body()
         if body:
@@ -237,14 +237,14 @@ class Connection(asyncio.BufferedProtocol):
             exchange.complete()
 
     def _begin(self, request: Request, exchange: Exchange, pipelined: bool) -> None:
-        """Run the app until it waits for something, which often is to its end; the rest of it is a task."""
+        """Run the app until it first waits, which is often to its end. The rest of it runs in a task."""
         server = self.server
         server.idle.pop(self, None)
         self._ends_at = math.inf
         self._request = None
         if pipelined or self._is_tls or len(server.connections) > _CONNECTIONS_A_ROUND_MAX:
-            # It may have been sent long after the round of the event loop began in which it arrived. Over TLS it may
-            # have been decrypted outside of the round.
+            # The client may have sent the request long after this round of the event loop began. Over TLS, it may have
+            # been decrypted outside of the round.
             server.renew()
         else:
             server.join_round()
@@ -270,12 +270,12 @@ class Connection(asyncio.BufferedProtocol):
         self._proceed()
 
     def _end(self, exchange: Exchange) -> bool:
-        """What happens when the app has returned. True if that is the end of the exchange and the next may begin."""
+        """The app has returned. True if the exchange is over, and the next one may begin."""
         if not exchange.answered:
             if self.refusal is not None and not exchange.started:
                 self._send_refusal(self.refusal)
             else:
-                # Without a proper end nobody takes a part of an answer for the whole.
+                # Without a proper end, no client takes a part of the answer for the whole.
                 self.transport.abort()
         elif exchange.complete_body:
             self.exchange = None
@@ -298,7 +298,7 @@ class Connection(asyncio.BufferedProtocol):
         return not exchange.keep_alive or self._takes_no_more or (self._stopping and not self._parser.has_unread)
 
     def _refuse(self, problem: Problem) -> None:
-        """Answer what no app can answer with a problem, after what has begun, and end the connection."""
+        """Answer a malformed request with a problem, after the answer that has begun, and end the connection."""
         exchange = self.exchange
         if exchange is None or self._request is not None:
             self._send_refusal(problem)
@@ -333,7 +333,7 @@ class Connection(asyncio.BufferedProtocol):
             self.server.idle.pop(self, None)
             self.server.idle[self] = now
         else:
-            # TLS reads on until both have taken leave.
+            # TLS reads on until both sides have closed it.
             self._close()
 
     def _ignore_the_rest(self) -> None:
@@ -343,7 +343,7 @@ class Connection(asyncio.BufferedProtocol):
     # --- bounds --------------------------------------------------------------------------------------------
 
     def check(self, now: float) -> None:
-        """End what has taken too long at the time ``now`` of the event loop, and what is in nobody's care."""
+        """End the connection if it takes too long at the time ``now`` of the event loop, or if nobody owns it."""
         if self._accepted is not None:
             return
         is_closing = self.transport.is_closing()
@@ -358,15 +358,15 @@ class Connection(asyncio.BufferedProtocol):
         elif is_closing or self._is_owned():
             self._unowned = None
         elif self._unowned is not (self.exchange or self):
-            # It may be between two steps: its task has ended, and the loop is about to say so.
+            # The task may just have ended, and the event loop has not reported it yet.
             self._unowned = self.exchange or self
         else:
-            logger.error("a connection was in nobody's care")
+            logger.error("nobody owned a connection")
             self.server.count_closed("unowned")
             self.abort()
 
     def _is_owned(self) -> bool:
-        """Whether somebody will end it: the sweep of idle connections, itself at a set time, or its request's task."""
+        """Whether the sweep of idle connections, its own time, or the task of its request will end it."""
         exchange = self.exchange
         if exchange is None:
             return self in self.server.idle
@@ -374,9 +374,9 @@ class Connection(asyncio.BufferedProtocol):
         return self._ends_at < math.inf or (task is not None and not task.done())
 
     def _reader_stalls(self, now: float) -> bool:
-        """Whether the client reads what was sent to it at less than the least rate.
+        """Whether the client reads more slowly than the least rate.
 
-        It counts only while the service adds nothing: because the client must read first, or all is sent.
+        It counts only while the service sends nothing: the client must read first, or everything is sent.
         """
         unread = self.transport.get_write_buffer_size()
         exchange = self.exchange
@@ -396,31 +396,31 @@ class Connection(asyncio.BufferedProtocol):
         return unread_then - unread < least
 
     def close_idle(self) -> None:
-        """Close the connection, on which nothing is under way."""
+        """Close the connection. No request is under way on it."""
         if self._accepted is not None or self.transport.get_write_buffer_size():
-            # Closing would wait for the client to read what it has not read in all this time.
+            # A proper close would wait for the client to read, which it has not done in all this time.
             self.server.idle.pop(self, None)
             self.abort()
         else:
             self._close()
 
     def abort(self) -> None:
-        """Close the connection at once, whatever is under way."""
+        """Close the connection at once, even with a request under way."""
         if self._accepted is None:
             self.transport.abort()
         else:
-            # There may be a transport that is not known here yet, and sees the end.
+            # There may be a transport that is not known here yet. It notices the end.
             with contextlib.suppress(OSError):
                 self._accepted.shutdown(socket.SHUT_RDWR)
 
     def _close(self) -> None:
-        """Close the connection when everything is sent, and over TLS when both have taken leave."""
+        """Close the connection when everything is sent, and over TLS when both sides have closed it."""
         self.server.idle.pop(self, None)
         self._ends_at = self.loop.time() + (_LINGER_SECONDS if self._stopping else FAREWELL_SECONDS)
         self.transport.close()
 
     def shutdown(self) -> None:
-        """Close if idle. A request whose head has arrived is answered first, and no other."""
+        """Close the connection if it is idle. Otherwise first answer the request whose head has arrived."""
         self._stopping = True
         if self._accepted is not None:
             self.abort()
@@ -428,7 +428,7 @@ class Connection(asyncio.BufferedProtocol):
             self._end_soon()
 
     def _end_soon(self) -> None:
-        """Close at once if nothing has begun, else in a moment: a head whose rest arrives by then is a request."""
+        """Close at once if no head has begun to arrive. Otherwise wait a moment for the rest of the head."""
         if self.exchange is None and not self._ignored_bytes and self._parser.is_between_messages:
             self._close()
         else:
@@ -447,9 +447,9 @@ class Connection(asyncio.BufferedProtocol):
 
 
 class _Rest(Coroutine[Any, Any, None]):
-    """What is left of a coroutine that has run until it awaited ``awaited``.
+    """The rest of a coroutine that has run until it awaited ``awaited``.
 
-    A task that is cancelled before its first step tells the coroutine so, which then undoes what it has begun.
+    If the task is cancelled before its first step, the coroutine gets the cancellation, and undoes what it has begun.
     """
 
     def __init__(self, running: Coroutine[Any, Any, None], awaited: Any) -> None:

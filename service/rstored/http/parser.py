@@ -1,7 +1,7 @@
-"""Requests out of bytes: what arrives on a connection is fed in, heads and bodies come out.
+"""Parses the requests of a connection: the caller feeds in bytes, and reads heads and bodies.
 
-httptools parses. What is here adds the bounds on a head and on trailers, what RFC 9112 asks of a server, and that
-nothing behind the end of a message is parsed before it is asked for.
+httptools parses. This module adds the bounds on heads and trailers and the checks that RFC 9112 requires of a server.
+It parses nothing after the end of a message until the caller reads on.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from rstored.problems import Problem
 __all__ = ["RequestHead", "RequestParser"]
 
 _BLANK_LINE: Final = b"\r\n\r\n"
-# What the parser says of versions that it does not know, and of the preface of HTTP/2.
+# The messages of httptools for unknown versions, and for the preface of HTTP/2.
 _OTHER_VERSIONS: Final = frozenset(
     {"Invalid HTTP version", "Pause on PRI/Upgrade", "Expected HTTP/2 Connection Preface"}
 )
-# What stands before and behind the authority in a target that is a whole URL.
+# The parts before and after the authority in a target that is a whole URL.
 _BESIDE_AUTHORITY: Final = re.compile(rb"\A[^:/?#]*://|[/?#].*\Z", re.DOTALL)
 _NOTHING: Final = bytearray()
 
@@ -30,8 +30,8 @@ _NOTHING: Final = bytearray()
 class RequestHead(NamedTuple):
     """The head of a request. ``headers`` have lower-case names.
 
-    ``keep_alive``: the client does not want the connection to end with the answer. ``knows_chunks``: it is not an old
-    client, which may not know a body in chunks.
+    ``keep_alive`` says whether the connection may go on after the answer. ``knows_chunks`` says whether the client is
+    new enough for a body in chunks.
     """
 
     method: str
@@ -45,61 +45,61 @@ class RequestHead(NamedTuple):
 class RequestParser:
     """Parses the requests of one connection, one message at a time.
 
-    :meth:`feed` it what arrives. :meth:`read_head` then gives the next head, and :meth:`read_body` what has arrived of
-    that request's body, until the message is ``complete``; only then may the next head be read. Both raise Problem for
-    what is no request, and then nothing more can be read.
+    :meth:`feed` takes bytes that arrive. :meth:`read_head` returns the next head, and :meth:`read_body` the part of its
+    body that has arrived, until the message is ``complete``. Only then may the next head be read. Both raise Problem
+    for bytes that are not a request, and then nothing more can be read.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.complete = False
         self._limits = limits
-        # What has arrived, nothing once all of it is parsed, and how much of it has been parsed.
+        # The bytes that have arrived, and how many of them have been parsed. Empty as soon as all are parsed.
         self._data = _NOTHING
         self._parsed = 0
-        # Its handlers are methods of this parser, so the two are a cycle until this one is closed.
+        # Its handlers are methods of this parser, so the two form a cycle until close() is called.
         self._parser = self._new_parser()
         self._url = b""
-        # Of the head that arrives, or the trailers.
+        # The fields of the head that arrives, or the trailers.
         self._fields: list[Header] = []
-        # The head of the message whose rest is to be read.
+        # The head of the message whose rest has not been read.
         self._head: RequestHead | None = None
-        # How much of the body is to come, or -1 where that is not known since it comes in chunks; None before the body
-        # is read.
+        # How many bytes of the body are missing, or -1 for a body in chunks, whose length is not known. None before the
+        # body is read.
         self._body_left: int | None = None
-        # What has arrived of the body and has not been read.
+        # The parts of the body that have arrived and have not been read.
         self._pieces: list[bytes] = []
-        # How much was parsed since the last message ended, or since the last part of its body.
+        # How many bytes were parsed since the last message ended, or since the last part of its body.
         self._silent_bytes = 0
-        # The end of what was parsed, where a blank line may have begun.
+        # The last bytes that were parsed. A blank line may have begun in them.
         self._seam = _NOTHING
 
     def feed(self, data: bytearray) -> None:
-        """These bytes have arrived. They are kept until they are read."""
+        """Take bytes that have arrived. They are kept until they are read."""
         self._data = self._data[self._parsed :] + data if self._data else data
         self._parsed = 0
 
     @property
     def has_unread(self) -> bool:
-        """Whether something has arrived that has not been parsed."""
+        """Whether bytes have arrived that have not been parsed."""
         return bool(self._data)
 
     @property
     def is_between_messages(self) -> bool:
-        """Whether nothing of another request has arrived."""
+        """Whether no byte of another request has arrived."""
         return not self._silent_bytes and not self._data
 
     def discard(self) -> None:
-        """Nobody wants what has arrived and has not been parsed."""
+        """Drop the bytes that have arrived and have not been parsed."""
         self._data = _NOTHING
         self._parsed = 0
 
     def close(self) -> None:
-        """Let go of everything. Nothing can be read any more."""
+        """Drop everything. Nothing can be read any more."""
         self.discard()
         del self._parser
 
     def read_head(self) -> RequestHead | None:
-        """The next head, or None if it has not arrived to its end. Raises Problem.
+        """The next head, or None if it is not complete yet. Raises Problem.
 
         The message of a request without a body is complete with its head.
         """
@@ -110,7 +110,7 @@ class RequestParser:
         return self._head
 
     def read_body(self) -> bytes:
-        """What has arrived of the body and was not read before; nothing behind it is parsed. Raises Problem."""
+        """The part of the body that has arrived since the last call. Parses nothing after the body. Raises Problem."""
         head = self._head
         assert head is not None
         if self._body_left is None:
@@ -128,14 +128,14 @@ class RequestParser:
 
     def _new_parser(self) -> httptools.HttpRequestParser:
         parser = httptools.HttpRequestParser(self)
-        # What a client sends behind its last request is nobody's, but no reason to refuse that request.
+        # Bytes after the last request are ignored. They are no reason to refuse that request.
         parser.set_dangerous_leniencies(lenient_data_after_close=True)
         return parser
 
     def _parse_to_blank_line(self) -> None:
-        """Parse up to the next blank line, or all that has arrived. Raises Problem.
+        """Parse up to the next blank line, or everything that has arrived. Raises Problem.
 
-        A head ends with its first blank line, and a body in chunks with one, so nothing behind them is parsed.
+        The first blank line ends a head, and a blank line ends a body in chunks. So nothing after them is parsed.
         """
         data, start, seam = self._data, self._parsed, self._seam
         silent_bytes_max = self._silent_bytes_max()
@@ -159,15 +159,15 @@ class RequestParser:
             self._url = b""
             self._fields = []
             self._parse(head)
-        # What brings no body is kept, or is nothing but work.
+        # Bytes that bring no body are kept, or only make work.
         if self._silent_bytes > silent_bytes_max or self._fields_are_too_many():
             raise self._too_large()
 
     def _silent_bytes_max(self) -> int:
         """How many bytes may bring neither the end of a head nor a part of a body.
 
-        In a body, what stands before its first trailer may be counted with the trailers, or not: that depends on where
-        the packets are cut. So the fields are counted there, and this bound comes into play only for what is no field.
+        In a body, bytes before the first trailer may be counted with the trailers, or not, depending on where the
+        packets are cut. So there the fields are counted, and this bound matters only for bytes that are not fields.
         """
         return self._limits.header_bytes_max * (1 if self._head is None else 2)
 
@@ -181,38 +181,38 @@ class RequestParser:
         return sum(len(name) + len(value) + len(b": \r\n") for name, value in fields) > limits.header_bytes_max
 
     def _proceed_to(self, end: int) -> None:
-        """What has arrived is parsed up to there."""
+        """Note that the bytes up to ``end`` are parsed."""
         if end < len(self._data):
             self._parsed = end
         else:
             self.discard()
 
     def _parse(self, data: bytearray | memoryview | bytes) -> bool:
-        """Have httptools parse it. True if it ends with a head that asks for another protocol. Raises Problem."""
+        """Let httptools parse the data. True if it ends with a head that asks for another protocol. Raises Problem."""
         problem: Problem | None = None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             return True
         except httptools.HttpParserError as error:
-            # What is wrong first counts, wherever the packets are cut.
+            # The first mistake counts, wherever the packets are cut.
             problem = self._too_large() if self._fields_are_too_many() else _problem_of(error)
         if problem is not None:
-            # Raised above, it would have the error for its context, and that knows this parser.
+            # If it were raised above, the error would be its context, and that refers to this parser.
             raise problem
         return False
 
     def _head_without_upgrade(self) -> bytes:
-        """The head that was just parsed, as of a request that asks for no other protocol.
+        """The head that was just parsed, without its request for another protocol.
 
-        The service may answer it so. Some clients ask for HTTP/2 with every request. The parser stops at the end of
-        such a head and takes the body for the other protocol: an empty value would be stored.
+        A server may ignore that request. Some clients ask for HTTP/2 in every request. httptools stops at the end of
+        such a head, and takes the body for the other protocol. Then an empty value would be stored.
         """
         parser = self._parser
         lines = [b"%b %b HTTP/%b\r\n" % (parser.get_method(), self._url, parser.get_http_version().encode())]
         for name, value in self._fields:
             if name == b"connection":
-                # It may ask for other things as well, as for the end of the connection.
+                # The field may have other options too, such as the end of the connection.
                 value = b", ".join(part for part in value.split(b",") if part.strip().lower() != b"upgrade")
             if name != b"upgrade":
                 lines.append(b"%b: %b\r\n" % (name, value))
@@ -233,14 +233,14 @@ class RequestParser:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A field of the head, or a trailer: nobody asks for those, but they are counted as well."""
+        """A field of the head, or a trailer. Nobody reads trailers, but they are counted too."""
         self._fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         parser, headers = self._parser, self._fields
         method = parser.get_method()
         if method == b"CONNECT":
-            raise Problem("malformed-request", "The service is no proxy: it opens no tunnel.")
+            raise Problem("malformed-request", "the service is not a proxy, so it opens no tunnel")
         if parser.should_upgrade():
             return
         limits = self._limits
@@ -248,10 +248,10 @@ class RequestParser:
             raise self._too_large()
         version = parser.get_http_version()
         if version not in ("1.1", "1.0"):
-            raise Problem("unsupported-http-version", "What arrived is not an HTTP/1.1 request.")
+            raise Problem("unsupported-http-version", "this is not an HTTP/1.1 request")
         if version == "1.1" and [name for name, _ in headers].count(b"host") != 1:
-            # RFC 9112, 3.2: a proxy that sees another one than we do must not be believed.
-            raise Problem("malformed-request", "An HTTP/1.1 request has one Host.")
+            # RFC 9112, 3.2. A proxy may have used another Host than this service would.
+            raise Problem("malformed-request", "an HTTP/1.1 request has exactly one Host")
         target = self._url
         self._silent_bytes = 0
         self._url = b""
@@ -265,7 +265,7 @@ class RequestParser:
             target = (parts.path or b"/") + (b"?" + parts.query if parts.query else b"")
         raw_path, _, query = target.partition(b"?")
         if authority is not None:
-            # RFC 9112, 3.2.2: a target that names the host counts, and not the field.
+            # RFC 9112, 3.2.2: if the target names the host, the field is ignored.
             headers = [(b"host", authority), *(field for field in headers if field[0] != b"host")]
         # An older client may not know chunks.
         is_old = version == "1.0"
@@ -280,7 +280,7 @@ class RequestParser:
 
     def on_body(self, body: bytes) -> None:
         self._silent_bytes = 0
-        # There is no head where the head asks for another protocol.
+        # There is no head here if it asked for another protocol.
         if self._head is not None:
             self._pieces.append(body)
 
@@ -295,16 +295,16 @@ class RequestParser:
 
 
 def _announced_bytes(head: RequestHead) -> int:
-    """How long the body is, or -1 where the head does not say."""
+    """The length of the body, or -1 if the head does not say it."""
     return next((int(value) for name, value in head.headers if name == b"content-length"), -1)
 
 
 def _problem_of(error: Exception) -> Problem:
-    """What to tell of an error that ended the parsing. Raises ``error`` if it is a fault of the service."""
+    """The problem for an error that ended the parsing. Raises ``error`` if it is a fault of the service."""
     problem = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else error
     if isinstance(problem, Problem):
         return problem
     if not isinstance(problem, httptools.HttpParserError):
         raise error
     code = "unsupported-http-version" if str(error) in _OTHER_VERSIONS else "malformed-request"
-    return Problem(code, "What arrived is not an HTTP/1.1 request.")
+    return Problem(code, "this is not an HTTP/1.1 request")

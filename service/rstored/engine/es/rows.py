@@ -74,7 +74,7 @@ class Meta(msgspec.Struct, array_like=True, frozen=True):
 
 
 class EventRow(msgspec.Struct, array_like=True, frozen=True):
-    """The value of an event in lane 0. An event of a unary operator has no value, hence no encoding and no data."""
+    """The value of an event in lane 0. An event of a unary operator has no value, so it has no encoding and no data."""
 
     op: str
     encoding: _Encoding | None

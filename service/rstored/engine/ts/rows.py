@@ -84,7 +84,7 @@ def _check_texts(cells: Cells) -> None:
     texts = [text for encoding, text in zip(cells.encodings, cells.parts(), strict=True) if encoding == Encoding.JSON]
     whole = b"[%b]" % b",".join(texts)
     if len(_decode_texts(whole)) != len(texts) or not (whole.isascii() or whole.decode()):
-        raise ValueError("a value is no JSON")
+        raise ValueError("a value is not JSON")
 
 
 @of_storage("a block of a time series")
