@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import httpx2
 import pytest
 from tests.faults.load import BOUND_SECONDS, RECOVERY_SECONDS, check_unavailable
-from tests.servers import PostgreSQLServer, RedisServer, missing_postgresql, missing_redis
+from tests.servers import PostgreSQLServer, RedisCluster, RedisServer, missing_postgresql, missing_redis
 
 pytestmark = pytest.mark.anyio
 
@@ -445,6 +445,18 @@ def redis() -> Iterator[RedisServer]:
 async def test_a_redis_that_is_flushed(serve, redis: RedisServer, command: str) -> None:
     # Without that record a process that starts has to be told what it says.
     await run(serve, f"{redis.dsn}?buckets=1", lambda: redis.cli(*command.split()), None)
+
+
+@needs_redis
+async def test_a_cluster_whose_list_of_namespaces_is_flushed(serve) -> None:
+    """The other masters do not know of it. The service sees it when it looks at the store again."""
+    with RedisCluster() as cluster:
+        url = (await asyncio.to_thread(serve, cluster.dsn)).url
+        async with Writers([url]).running() as writers:
+            await writers.healthy()
+            (master,) = (node for node in cluster.masters() if node.cli("EXISTS", "{rstore}:store") == "1")
+            assert master.cli("FLUSHALL") == "OK"
+            await writers.refused(time.monotonic())
 
 
 @needs_redis

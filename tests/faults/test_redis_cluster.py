@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from tests.faults.load import Load
-from tests.servers import RedisCluster, RedisServer, missing_redis
+from tests.servers import RedisCluster, RedisServer, binary, missing_redis
 from tests.waiting import SECONDS_MAX
 
 _MISSING = missing_redis()
@@ -65,3 +65,35 @@ async def test_a_replica_takes_over_from_its_master(serve, cluster: RedisCluster
         lost_before = time.monotonic()
         await load.healthy()
     await load.verify(lost_after=lost_after, lost_before=lost_before)
+
+
+async def test_masters_change_and_slots_move_by_hand(serve, cluster: RedisCluster) -> None:
+    """Nothing that was acknowledged is lost: Redis hands over what it has before somebody else serves it."""
+    service = serve(f"{cluster.dsn}?buckets=64")
+    load = Load(service.url)
+    async with load.running():
+        await load.healthy()
+        for replica in cluster.replicas():
+            assert replica.cli("CLUSTER", "FAILOVER") == "OK"
+            async with asyncio.timeout(SECONDS_MAX):
+                while not replica.cli("ROLE").startswith("master") or len(cluster.replicas()) < 3:
+                    await asyncio.sleep(0.1)
+            await load.healthy()
+        one, two, three = cluster.masters()
+        for giver, taker in ((one, two), (two, three)):
+            await moved(giver, taker, slots=1_000)
+            await load.healthy()
+    await load.verify()
+
+
+async def moved(giver: RedisServer, taker: RedisServer, slots: int) -> None:
+    """Have a node take slots of another, and all that is in them."""
+    program = binary("redis-cli", "valkey-cli")
+    assert program is not None
+    ends = ("--cluster-from", giver.cli("CLUSTER", "MYID"), "--cluster-to", taker.cli("CLUSTER", "MYID"))
+    moving = await asyncio.create_subprocess_exec(
+        *(program, "--cluster", "reshard", f"127.0.0.1:{giver.port}", *ends),
+        *("--cluster-slots", str(slots), "--cluster-yes"),
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    assert await moving.wait() == 0

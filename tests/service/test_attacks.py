@@ -106,6 +106,18 @@ def test_a_million_sealed_points_in_one_frame_after_the_other(server):
     assert peak_bytes(server) < BASE_BYTES + 6 * len(body)
 
 
+def test_points_that_decompress_from_almost_nothing(server):
+    count = 2**21
+    points = Points(array("q", range(count)), Cells(bytes(count), array("I", [1]) * count, b"1" * count))
+    body = b"".join(encode_stream(points))
+    assert len(body) < count // 20
+    headers = {"Content-Type": POINTS_MEDIA_TYPE}
+    found = httpx2.post(f"{server.url}/ts/s/range", content=body, headers=headers, timeout=300)
+    assert found.json() == {"points": count}
+    assert_others_are_answered(server)
+    assert peak_bytes(server) < BASE_BYTES + 100 * count
+
+
 def test_a_batch_of_nothing_but_short_keys(server):
     body = b'{"get":["a"%b]}' % (b',"a"' * (2**23 - 10))
     found = httpx2.post(f"{server.url}/kv", content=body, timeout=60)

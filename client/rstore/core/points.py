@@ -51,6 +51,8 @@ _NUMBERS: Final = frozenset({int, float})
 _NO_NUMBERS: Final = frozenset({bool, str, bytes, list, dict, tuple, Value, type(None)})
 _ENCODINGS: Final = tuple(Encoding)
 
+_CHECKED_AT_ONCE: Final = 10_000
+
 
 class InvalidPoints(ValueError):
     """Bytes or Python objects that are not points. The message says why, and never holds a value.
@@ -330,9 +332,20 @@ def checked(points: Points, *, value_bytes_max: int | None = None, nesting_max: 
     Raises :class:`InvalidPoints` for a cell that may not be stored, or is larger than the limit. Numbers in typed
     columns need no check.
     """
-    cells = points.values
-    if not isinstance(cells, Cells):
+    if not isinstance(points.values, Cells):
         return points
+    # As many Python objects as a part has points, not as all have: a cell may be a byte, and they may be millions.
+    parts: list[Points] = []
+    changed = False
+    for part in split(points, points_max=_CHECKED_AT_ONCE, bytes_max=2**20):
+        parts.append(_checked(part, value_bytes_max, nesting_max))
+        changed = changed or parts[-1] is not part
+    return concatenate(parts) if changed else points
+
+
+def _checked(points: Points, value_bytes_max: int | None, nesting_max: int) -> Points:
+    cells = points.values
+    assert isinstance(cells, Cells)
     texts: list[bytes] = []
     for t, (encoding, data) in points:
         if value_bytes_max is not None and len(data) > value_bytes_max:
