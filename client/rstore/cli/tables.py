@@ -18,9 +18,9 @@ from rstore.cli.json_rows import Part, Rows, json_parts, ndjson_parts
 from rstore.cli.lines import LINE_BYTES_MAX, BadRow, Readable, as_utf8, line_text, lines_together
 from rstore.cli.times import Reader, UnusableTime
 from rstore.core.encodings import InvalidJSON, parse_json
-from rstore.core.point_parsing import parse_points
+from rstore.core.point_parsing import parse_rows
 from rstore.core.point_rows import CSV_HEADER, Form
-from rstore.core.points import Cells, InvalidPoints, Points, checked
+from rstore.core.points import InvalidPoints, Points, checked, ordered
 
 __all__ = ["BadRow", "Layout", "Part", "read_points"]
 
@@ -317,10 +317,8 @@ def _quick(layout: Layout, columns: _Columns, delimiter: str) -> Callable[[bytes
     def read(block: bytes) -> tuple[Points, int]:
         if any(mark in block for mark in (*marks, *missing, *_NOT_OF_NUMBERS)) or (delimiter != "," and b"," in block):
             raise InvalidPoints("a block that is looked at row by row")
-        rows = sum(map(bool, map(bytes.strip, block.splitlines())))
-        points = checked(parse_points(header + block.replace(delimiter.encode(), b","), Form.CSV))
-        if len(points) < rows and isinstance(points.values, Cells):
-            raise InvalidPoints("of equal timestamps only the last row's value has been checked")
-        return points, rows
+        # Of equal timestamps only the last row's value is kept, but each is checked.
+        points = checked(parse_rows(header + block.replace(delimiter.encode(), b","), Form.CSV))
+        return ordered(points.timestamps, points.values), len(points)
 
     return read
