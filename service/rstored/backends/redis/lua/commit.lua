@@ -1,11 +1,11 @@
--- Carries out updates one after the other, each wholly or not at all. For each of them ARGV has
+-- Carries out updates one after the other, each completely or not at all. For each of them ARGV has
 --   the number of arguments that follow for it,
 --   the number of checks, and for each check a record's key and the version that it must have ('' for: no such record),
 --   the number of rows whose `by` is claimed, and for each the data key, the `by` and the row's sort,
 --   its writes: a letter and its arguments, each.
--- Returns for each update 1 (done), 0 (a check failed: nothing was done) or the text of an error.
--- Fails as a whole, before anything is done, if the user may not run one of the commands: Redis asks again for each, and
--- what an update has written stays when it is refused the next one. (Redis 6.2 cannot be asked beforehand.)
+-- Returns for each update 1 (done), 0 (a check failed, and nothing was done) or the text of an error.
+-- If the user may not run one of the commands, the script fails before it does anything. Otherwise Redis would refuse that
+-- command in the middle of an update, and the writes before it would stay. (Redis 6.2 cannot be asked beforehand.)
 -- A version is the first 8 bytes of a head, its expiry the next 8 (zeros: never).
 
 local call = redis.call

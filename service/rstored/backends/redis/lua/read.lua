@@ -1,6 +1,6 @@
--- Answers reads of one moment. ARGV is a run of reads, each a letter and its arguments; the answers come in their order.
--- Keys are made here from the bucket's tag, which all of them carry (see redis.py). In a cluster they are in KEYS too,
--- but for those of the records of a listing, of which only the index tells.
+-- Answers reads from one snapshot. ARGV has the reads in a row, each a letter and its arguments. The answers have the same
+-- order. The script makes the keys from the tag of the bucket, which all of them carry (see layout.py). In a cluster they
+-- are in KEYS too, except those of the records of a listing, which only the index knows.
 
 local call = redis.call
 local CHUNK = 256
