@@ -41,7 +41,7 @@ check: $(INSTALLED)  ## the fast gate: style, types, layers, OpenAPI and docs dr
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-cache >.venv/layers.txt || { cat .venv/layers.txt; exit 1; }
 	$(BIN)/rstored openapi | diff -u openapi/openapi.json - || { echo 'openapi/openapi.json is stale: make openapi'; exit 1; }
-	$(BIN)/pytest -q tests/test_docs.py
+	$(BIN)/pytest -q tests/test_docs.py tests/test_style.py tests/client/test_exported_members.py
 
 fault-test: servers $(INSTALLED)  ## a bad network between clients and services, a minute on each backend (RSTORE_FAULT_SECONDS, RSTORE_FAULT_SEED)
 	RSTORE_FAULT_SECONDS=$${RSTORE_FAULT_SECONDS:-60} $(BIN)/pytest -q -s tests/faults/test_once.py

@@ -343,27 +343,6 @@ def checked(points: Points, *, value_bytes_max: int | None = None, nesting_max: 
     return concatenate(parts) if changed else points
 
 
-def _checked(points: Points, value_bytes_max: int | None, nesting_max: int) -> Points:
-    cells = points.values
-    assert isinstance(cells, Cells)
-    texts: list[bytes] = []
-    for t, (encoding, data) in points:
-        if value_bytes_max is not None and len(data) > value_bytes_max:
-            raise InvalidPoints(
-                f"the value at timestamp {t} has {len(data)} bytes; at most {value_bytes_max} are allowed",
-                code="value-too-large",
-            )
-        try:
-            texts.append(stored_text(data, nesting_max=nesting_max) if encoding is Encoding.JSON else data)
-        except InvalidJSON as error:
-            code = "nesting-too-deep" if isinstance(error, NestingTooDeep) else "invalid-value"
-            raise InvalidPoints(f"the value at timestamp {t}: {error}", code=code) from None
-    data = b"".join(texts)
-    if data == cells.data:
-        return points
-    return Points(points.timestamps, Cells(cells.encodings, array("I", map(len, texts)), data))
-
-
 def stored_text(text: bytes, *, nesting_max: int = 128) -> bytes:
     """The JSON text that a point keeps of this one. Raises :class:`~rstore.core.encodings.InvalidJSON`.
 
@@ -402,6 +381,27 @@ def column_kind(column: Column) -> ColumnKind:
     if isinstance(column, Cells):
         return ColumnKind.CELLS
     return ColumnKind.FLOATS if column.typecode == "d" else ColumnKind.INTEGERS
+
+
+def _checked(points: Points, value_bytes_max: int | None, nesting_max: int) -> Points:
+    cells = points.values
+    assert isinstance(cells, Cells)
+    texts: list[bytes] = []
+    for t, (encoding, data) in points:
+        if value_bytes_max is not None and len(data) > value_bytes_max:
+            raise InvalidPoints(
+                f"the value at timestamp {t} has {len(data)} bytes; at most {value_bytes_max} are allowed",
+                code="value-too-large",
+            )
+        try:
+            texts.append(stored_text(data, nesting_max=nesting_max) if encoding is Encoding.JSON else data)
+        except InvalidJSON as error:
+            code = "nesting-too-deep" if isinstance(error, NestingTooDeep) else "invalid-value"
+            raise InvalidPoints(f"the value at timestamp {t}: {error}", code=code) from None
+    data = b"".join(texts)
+    if data == cells.data:
+        return points
+    return Points(points.timestamps, Cells(cells.encodings, array("I", map(len, texts)), data))
 
 
 def _rows(timestamps: list[Any], values: list[Any] | Cells, dump: Callable[[Any], Value] | None) -> Points:
