@@ -12,7 +12,7 @@ from rstored.api.front_door import FrontDoor
 from rstored.api.metrics import Metrics
 from rstored.api.openapi import declare_routes
 from rstored.api.origins import Origins
-from rstored.api.state import State
+from rstored.api.state import ServiceState
 from rstored.backends import backend_class
 from rstored.engine.engine import Engine
 from rstored.settings import Settings, load_settings
@@ -52,7 +52,7 @@ async def running_app(settings: Settings, worker: int | None = None) -> AsyncIte
 
 
 @contextlib.asynccontextmanager
-async def _open_state(settings: Settings, worker: int | None) -> AsyncIterator[State]:
+async def _open_state(settings: Settings, worker: int | None) -> AsyncIterator[ServiceState]:
     metrics = Metrics(worker)
     backend = await backend_class(settings.dsn).open(settings.dsn)
     metrics.clock = backend.clock
@@ -63,7 +63,7 @@ async def _open_state(settings: Settings, worker: int | None) -> AsyncIterator[S
             if settings.admin_token is not None:
                 # Otherwise the store would be open in another process, now or later, that does not have the token.
                 await engine.tokens.close_store()
-            yield State(
+            yield ServiceState(
                 backend,
                 engine,
                 settings.limits,

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from rstored.api.front_door import FrontDoor
 from rstored.api.replies import CLIENT_GONE, Header, Reply
 from rstored.api.requests import UNCOUNTED_BYTES_MAX, ClientGone, Request
-from rstored.api.state import State
+from rstored.api.state import ServiceState
 from rstored.problems import Problem
 
 __all__ = ["ASGIApp"]
@@ -32,12 +32,12 @@ class ASGIApp:
         self.front_door = front_door
 
     @property
-    def state(self) -> State:
+    def state(self) -> ServiceState:
         """What the running service owns. ``RuntimeError`` if it is not running."""
         return self.front_door.state
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[State]:
+    async def running(self) -> AsyncIterator[ServiceState]:
         """Open what the service needs, and close it at the end."""
         async with self.front_door.running() as state:
             yield state

@@ -28,7 +28,7 @@ from rstored.api.parameters import Query, checked_key, checked_namespace, decode
 from rstored.api.problems import problem_reply
 from rstored.api.replies import CLIENT_GONE, ON_ALL, Header, Reply
 from rstored.api.requests import DEFAULT_NAMESPACE, ClientGone, Request
-from rstored.api.state import State
+from rstored.api.state import ServiceState
 from rstored.limits import Limits
 from rstored.problems import Problem
 from rstored.turns import CLIENT
@@ -38,10 +38,10 @@ __all__ = ["FrontDoor", "Served", "Write"]
 # It sends the reply to a request. Raises ClientGone if the client does not read any more.
 Write: TypeAlias = Callable[[Request, Reply], Awaitable[None]]
 # It answers with a document that is the same for everybody.
-Page: TypeAlias = Callable[[Request], Awaitable[Reply]]
+Document: TypeAlias = Callable[[Request], Awaitable[Reply]]
 # A variable in the path of a route, and its text in the path of the request.
 _Segment: TypeAlias = tuple[str, bytes]
-OpenState: TypeAlias = Callable[[], AbstractAsyncContextManager[State]]
+OpenState: TypeAlias = Callable[[], AbstractAsyncContextManager[ServiceState]]
 
 logger = logging.getLogger("rstored.requests")
 
@@ -64,18 +64,18 @@ _ON_ALL_OVER_TLS: Final[tuple[Header, ...]] = (*ON_ALL, (b"strict-transport-secu
 
 
 class _Endpoint:
-    """A route and method, ready to be called: an operation, or a page, which takes only the request.
+    """A route and method, ready to be called: an operation, or a document, which takes only the request.
 
     ``rule`` is None if no token is needed. Requests are counted under ``route``.
     """
 
-    __slots__ = ("default_query", "is_probe", "operation", "page", "route", "rule")
+    __slots__ = ("default_query", "document", "is_probe", "operation", "route", "rule")
 
-    def __init__(self, template: str, method: str, endpoint: Operation | Page) -> None:
+    def __init__(self, template: str, method: str, endpoint: Operation | Document) -> None:
         operation = endpoint if isinstance(endpoint, Operation) else None
         self.route = (template, method)
         self.operation = operation
-        self.page: Page | None = None if isinstance(endpoint, Operation) else endpoint
+        self.document: Document | None = None if isinstance(endpoint, Operation) else endpoint
         self.is_probe = template in _PROBES
         self.rule = operation.rule if operation is not None and operation.rule.needs_token else None
         self.default_query: Query | None = None
@@ -127,7 +127,7 @@ class FrontDoor:
     def __init__(self, declared: fastapi.FastAPI, open_state: OpenState) -> None:
         self._open_state = open_state
         self._root = _Node()
-        self._state: State | None = None
+        self._state: ServiceState | None = None
         self._ids = _request_ids()
         self._root_path = b""
         # The requests under way, and how many of them each client has.
@@ -163,14 +163,14 @@ class FrontDoor:
         return sorted(found)
 
     @property
-    def state(self) -> State:
+    def state(self) -> ServiceState:
         """What the running service owns. ``RuntimeError`` if it is not running."""
         if self._state is None:
             raise RuntimeError("the service is not running: enter `running()` first")
         return self._state
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[State]:
+    async def running(self) -> AsyncIterator[ServiceState]:
         """Open the backend and start the engine. Stop and close them at the end."""
         async with self._open_state() as state:
             self._state = state
@@ -244,8 +244,8 @@ class FrontDoor:
                 rule.check(request.grant, request.namespace)
             if endpoint is None:
                 reply = _without_endpoint(node, request)
-            elif endpoint.page is not None:
-                reply = await endpoint.page(request)
+            elif endpoint.document is not None:
+                reply = await endpoint.document(request)
             else:
                 reply = await _call(endpoint, request)
             body = reply.body

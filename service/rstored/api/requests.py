@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 from rstored.api.access import NOBODY, Grant, denied
 from rstored.api.media_types import ContentType, parse_content_type
 from rstored.api.replies import CLOSE, ON_ALL, Header, Reply
-from rstored.api.state import State
+from rstored.api.state import ServiceState
 from rstored.engine.engine import Engine
 from rstored.engine.model import Access
 from rstored.problems import Problem
@@ -79,7 +79,7 @@ class Request:
     )
 
     engine: Engine
-    state: State
+    state: ServiceState
 
     def __init__(
         self,

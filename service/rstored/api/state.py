@@ -13,7 +13,7 @@ from rstored.engine.engine import Engine
 from rstored.limits import Limits
 from rstored.turns import Turns
 
-__all__ = ["State"]
+__all__ = ["ServiceState"]
 
 # So many bytes of long bodies are worked on at once. Many bodies of some KiB still share a commit, but one of the
 # longest is worked on alone, so that no commit waits long for it.
@@ -21,7 +21,7 @@ _LONG_BODIES_BYTES: Final = 256 * 2**10
 
 
 @dataclasses.dataclass(slots=True)
-class State:
+class ServiceState:
     """What the service owns while it runs, and the settings that requests ask for.
 
     ``stopping`` becomes true when the service begins to stop. ``bytes_held`` counts the large bodies and answers of the

@@ -23,7 +23,7 @@ from rstored.api.operations import Answer, Operation, Operations
 from rstored.api.parameters import Query
 from rstored.api.replies import Reply
 from rstored.api.requests import Request
-from rstored.api.state import State
+from rstored.api.state import ServiceState
 from rstored.problems import Problem
 
 pytestmark = pytest.mark.anyio
@@ -248,7 +248,7 @@ async def broken_app(app: ASGIApp):
     broken.declare_on(declared)
 
     @contextlib.asynccontextmanager
-    async def state() -> AsyncIterator[State]:
+    async def state() -> AsyncIterator[ServiceState]:
         yield app.state
 
     front_door = FrontDoor(declared, state)
