@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,14 +121,49 @@ async def test_batches_are_bounded(storage: Storage, batches: Batches) -> None:
     assert batches.sizes("write") == [WRITE_BATCH_MAX, 1]
 
 
-async def test_local_reads_are_not_gathered(tmp_path: Path, batches: Batches) -> None:
+async def test_local_reads_are_answered_at_once_until_many_come_together(tmp_path: Path, batches: Batches) -> None:
     backend = await SQLiteBackend.open(f"sqlite:///{tmp_path}/local.db")
     storage = Storage(backend, batches.observe)
-    assert await asyncio.gather(*(storage.read(HeadRead(NS)) for _ in range(5))) == [[None]] * 5
-    assert batches.sizes("read") == [1] * 5
+
+    async def read_together(count: int) -> list[int]:
+        before = len(batches.sizes("read"))
+        assert await asyncio.gather(*(storage.read(HeadRead(NS)) for _ in range(count))) == [[None]] * count
+        return batches.sizes("read")[before:]
+
+    assert await read_together(4) == [1] * 4
+    # How many there will be is known from the round before.
+    assert await read_together(20) == [1] * 20
+    assert await read_together(20) == [1, 19]
+    # A lone read waits for nobody.
+    lone = storage.read(HeadRead(NS))
+    with pytest.raises(StopIteration):
+        lone.send(None)
+    await asyncio.sleep(0)
+    assert await read_together(4) == [1] * 4
+    # Reads that may find much have turns instead.
+    await read_together(20)
+    await asyncio.gather(*(storage.read_in_turn(HeadRead(NS)) for _ in range(5)))
+    assert batches.sizes("read")[-5:] == [1] * 5
     await backend.close()
     with pytest.raises(Problem, match="closed"):
         await storage.read(HeadRead(NS))
+
+
+async def test_local_reads_that_wait_for_each_other_find_what_was_written_meanwhile(tmp_path: Path) -> None:
+    backend = await SQLiteBackend.open(f"sqlite:///{tmp_path}/local.db")
+    storage = Storage(backend)
+    await storage.update((COUNTER,), increment)
+    await asyncio.gather(*(storage.read(HeadRead(COUNTER)) for _ in range(20)))
+
+    async def written_elsewhere() -> None:
+        with contextlib.closing(sqlite3.connect(tmp_path / "local.db")) as other, other:
+            other.execute("UPDATE record SET value = x'37' WHERE key = 'counter'")
+
+    reads = [storage.read(HeadRead(COUNTER)) for _ in range(20)]
+    old, _, *new = await asyncio.gather(reads[0], written_elsewhere(), *reads[1:])
+    assert old == [Head(b"", b"1")]
+    assert new == [[Head(b"", b"7")]] * 19
+    await backend.close()
 
 
 async def test_each_caller_gets_its_own_failure(storage: Storage) -> None:

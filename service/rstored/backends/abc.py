@@ -278,8 +278,8 @@ class Update(NamedTuple, Generic[T]):
 class Capabilities(NamedTuple):
     """How backends differ. The engine and the tests look at this, and never at the name of a backend.
 
-    ``local_reads``: a read does not wait for another machine. So it runs at once on the event loop, and batches of
-    reads gain nothing. ``atomic_batches``: an update may name any records of one namespace. Without it, the backend
+    ``local_reads``: a read does not wait for another machine. So it runs at once on the event loop, unless many come
+    in one round of it. ``atomic_batches``: an update may name any records of one namespace. Without it, the backend
     refuses updates of records that it cannot change in one step, with the problem ``batch-not-atomic``. It can always
     change keys with a common ``{part}`` in braces in one step. ``prompt_batches``: most of the work of a batch is done
     elsewhere while the event loop goes on. So beginning the next batch at once gains more than waiting until it is

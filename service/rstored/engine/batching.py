@@ -28,6 +28,9 @@ WAIT_SECONDS: Final = 25.0
 # How many rounds of the event loop the next batch waits at most for new requests.
 _ROUNDS_MAX: Final = 8
 
+# From so many local reads in one round of the event loop on, it costs less to answer them together.
+_MANY_READS: Final = 8
+
 Observe: TypeAlias = Callable[[str, int, float], None]
 """Called after each batch with ``"read"`` or ``"write"``, the number of requests in it, and the seconds it took."""
 
@@ -51,7 +54,13 @@ class Storage:
         self._observe = observe
         self._local_reads = backend.capabilities.local_reads
         prompt = backend.capabilities.prompt_batches
-        self._reads: _Batches[Query, list[Any]] = _Batches("read", backend.read, READ_BATCH_MAX, observe, prompt=prompt)
+        self._reads: _Batches[Query, list[Any]] = _Batches(
+            "read", self._read_together, READ_BATCH_MAX, observe, prompt=prompt
+        )
+        # How many local reads came in this round of the event loop, and in the last one that had any.
+        self._reads_in_round = 0
+        self._reads_in_last_round = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._updates: _Batches[Update[Any], Any] = _Batches(
             "write", backend.update, WRITE_BATCH_MAX, observe, prompt=prompt
         )
@@ -62,10 +71,35 @@ class Storage:
 
     async def read(self, *reads: Read) -> list[Any]:
         """The results of the reads, in order, all of one snapshot. Raises :class:`Problem`."""
+        self._check_fit()
+        if self._local_reads and self._are_few():
+            return await self._read_at_once(reads)
+        return await self._reads.submit(reads)
+
+    def _check_fit(self) -> None:
         if self._unfit is not None:
             raise UnfitStorage(self._unfit.detail)
-        if not self._local_reads:
-            return await self._reads.submit(reads)
+
+    def _are_few(self) -> bool:
+        """Whether this local read is the first of its round of the event loop, or few are expected in it."""
+        count = self._reads_in_round = self._reads_in_round + 1
+        if count > 1:
+            # Nobody knows how many are still to come. The last round is the best guess.
+            return self._reads_in_last_round < _MANY_READS
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        self._loop.call_soon(self._end_round)
+        return True
+
+    def _end_round(self) -> None:
+        self._reads_in_last_round, self._reads_in_round = self._reads_in_round, 0
+
+    async def _read_together(self, queries: Sequence[Query]) -> list[list[Any] | Problem]:
+        # What they find may be no older than the last of them.
+        self.backend.renew()
+        return await self.backend.read(queries)
+
+    async def _read_at_once(self, reads: Query) -> list[Any]:
         started = time.perf_counter()
         (result,) = await self.backend.read((reads,))
         if self._observe is not None:
@@ -77,15 +111,16 @@ class Storage:
     async def read_in_turn(self, *reads: Read) -> list[Any]:
         """Like :meth:`read`, for reads that may find much: others have their turns in between."""
         async with self.turns:
-            return await self.read(*reads)
+            self._check_fit()
+            # A local backend must not answer several of these before others have their turns.
+            return await (self._read_at_once(reads) if self._local_reads else self._reads.submit(reads))
 
     async def update(self, places: tuple[Place, ...], plan: Plan[AnswerT]) -> AnswerT:
         """Carry out one atomic, durable update (see :class:`~rstored.backends.abc.Update`) and return its answer.
 
         Raises the :class:`Problem` that the plan or the backend raised.
         """
-        if self._unfit is not None:
-            raise UnfitStorage(self._unfit.detail)
+        self._check_fit()
         answer: AnswerT = await self._updates.submit(Update(places, plan))
         return answer
 

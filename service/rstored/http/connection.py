@@ -247,7 +247,8 @@ class Connection(asyncio.BufferedProtocol):
             # been decrypted outside of the round.
             server.renew()
         else:
-            server.join_round()
+            # The loop is handed over: to ask which one is running is a system call in Python 3.11.
+            server.join_round(self.loop)
         running = self._app(request, exchange.write)
         try:
             awaited = running.send(None)

@@ -59,7 +59,7 @@ class Connections:
         self._changed = asyncio.Event()
         self.date_line = _date_line()
 
-    def join_round(self) -> None:
+    def join_round(self, loop: asyncio.AbstractEventLoop) -> None:
         """Make sure that the app reads nothing older than this round of the event loop. Called before the app answers.
 
         The requests of one round may share a snapshot of the storage. A task may have taken one before the round, and
@@ -69,7 +69,7 @@ class Connections:
             self._in_round = True
             self.renew()
             # The event loop reads from all sockets that are ready, and then runs this.
-            asyncio.get_running_loop().call_soon(self._leave_round)
+            loop.call_soon(self._leave_round)
 
     def _leave_round(self) -> None:
         self._in_round = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import sqlite3
 import sys
 from collections.abc import Callable, Sequence
@@ -108,26 +109,32 @@ class SQLiteBackend(Backend):
         }
 
     async def read(self, queries: Sequence[Query]) -> list[list[Any] | Problem]:
+        if len(queries) > 1:
+            # Many heads are found together. If one read fails, each query is asked alone and has its own answer.
+            found = self._answer(tuple(itertools.chain.from_iterable(queries)))
+            if not isinstance(found, Problem):
+                answers = iter(found)
+                return [list(itertools.islice(answers, len(query))) for query in queries]
+        return [self._answer(query) for query in queries]
+
+    def _answer(self, query: Query) -> list[Any] | Problem:
         reader = self._reader
-        answers: list[list[Any] | Problem] = []
-        for query in queries:
-            try:
-                if not reader.connection.in_transaction:
-                    # Beginning and ending a transaction is half of the cost of a read, so all reads of one round of the
-                    # event loop share one. It sees at least what was committed when the round began. Whoever reads in
-                    # this round sent the request before it, or calls renew(). So no reader can know of a later write.
-                    reader.begin()
-                    self._loop.call_soon(self.renew)
-                answers.append(reader.answer(query))
-            except Problem as problem:
-                answers.append(problem)
-            except sqlite3.Error as error:
-                self._check_open()
-                failure = translated(error)
-                if not isinstance(failure, Problem):
-                    raise
-                answers.append(failure)
-        return answers
+        try:
+            if not reader.connection.in_transaction:
+                # Beginning and ending a transaction is half of the cost of a read, so all reads of one round of the
+                # event loop share one. It sees at least what was committed when the round began. Whoever reads in
+                # this round sent the request before it, or calls renew(). So no reader can know of a later write.
+                reader.begin()
+                self._loop.call_soon(self.renew)
+            return reader.answer(query)
+        except Problem as problem:
+            return problem
+        except sqlite3.Error as error:
+            self._check_open()
+            failure = translated(error)
+            if not isinstance(failure, Problem):
+                raise
+            return failure
 
     def renew(self) -> None:
         if not self._closed:
