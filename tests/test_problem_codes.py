@@ -272,12 +272,21 @@ def test_storage_full(serve, tmp_path):
         assert http.get("/healthz").status_code == 200
 
 
+# A bug of the service, whose exception holds a value.
+MISTAKE = """
+from rstored.engine.kv import KeyValues
+
+async def get(self, *arguments):
+    raise TypeError("secret value")
+
+KeyValues.get = get
+"""
+
+
 def test_internal_error(serve, tmp_path):
-    """A time that is text, which SQLite keeps in a column of integers, is nothing that the service foresees."""
-    server = serve(f"sqlite:///{tmp_path / 'store.db'}")
+    server = serve(f"sqlite:///{tmp_path / 'store.db'}", prelude=MISTAKE)
     with httpx2.Client(base_url=server.url) as http:
         assert http.put("/kv/k", json="secret value").is_success
-        change(tmp_path / "store.db", "UPDATE record SET expires_ms = 'secret time' WHERE key = 'k'")
         answer = http.get("/kv/k")
         check(answer, "internal-error")
         assert "secret" not in answer.text
