@@ -10,6 +10,7 @@ SECONDS_MAX = 60.0
 """How long a condition may take to become true. It is reached only when something is broken."""
 
 _CLOSE_WAIT = 0x08
+_LAST_ACK = 0x09
 _LISTEN = 0x0A
 
 
@@ -35,6 +36,7 @@ def listens(port: int) -> bool:
 def has_read_everything(port: int) -> bool:
     """Whether the server on this port has accepted every connection, read every byte, and closed what clients closed.
 
-    A listening socket counts the connections that wait for it as unread bytes.
+    A listening socket counts the connections that wait for it as unread bytes. A socket in LAST-ACK counts the client's
+    end as one, although the server has closed it: the kernel still sends what the client does not read.
     """
-    return not any(state == _CLOSE_WAIT or unread for state, unread in _sockets(port))
+    return not any(state == _CLOSE_WAIT or (unread and state != _LAST_ACK) for state, unread in _sockets(port))
