@@ -7,7 +7,7 @@ import functools
 from collections.abc import AsyncIterator
 
 from rstored.api.access import Authentication
-from rstored.api.asgi import ASGIApp
+from rstored.api.asgi import ASGIApp, Message, Receive, Send
 from rstored.api.front_door import FrontDoor
 from rstored.api.metrics import Metrics
 from rstored.api.openapi import declare_routes
@@ -15,19 +15,22 @@ from rstored.api.origins import Origins
 from rstored.api.state import ServiceState
 from rstored.backends import backend_class
 from rstored.engine.engine import Engine
-from rstored.settings import Settings, load_settings
+from rstored.settings import InvalidSettings, Settings, load_settings
 
 __all__ = ["app", "create_app", "running_app"]
 
-app: ASGIApp
-"""The app with the settings of the environment. It is made at its first use."""
 
-
-@functools.cache
-def __getattr__(name: str) -> ASGIApp:
-    if name != "app":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return create_app()
+async def app(scope: Message, receive: Receive, send: Send) -> None:
+    """The app with the settings of the environment, which it reads when a server first calls it."""
+    try:
+        serving = _app_of_the_environment()
+    except InvalidSettings as error:
+        if scope["type"] != "lifespan":
+            raise
+        # Without this answer, servers take the app for one that needs no lifespan, and go on.
+        await send({"type": "lifespan.startup.failed", "message": str(error)})
+        return
+    await serving(scope, receive, send)
 
 
 def create_app(settings: Settings | None = None, worker: int | None = None) -> ASGIApp:
@@ -49,6 +52,11 @@ async def running_app(settings: Settings, worker: int | None = None) -> AsyncIte
     app = create_app(settings, worker)
     async with app.running():
         yield app
+
+
+@functools.cache
+def _app_of_the_environment() -> ASGIApp:
+    return create_app()
 
 
 @contextlib.asynccontextmanager

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 from tests.waiting import SECONDS_MAX
 
+import rstored.app
 from rstored.app import create_app, running_app
 from rstored.problems import Problem
 from rstored.settings import Settings
@@ -61,6 +62,39 @@ def test_any_asgi_server_serves_the_app_with_the_settings_of_the_environment(tmp
             server.terminate()
             server.wait(SECONDS_MAX)
     assert [path.name for path in tmp_path.iterdir()] == ["store.db"]
+
+
+def test_a_server_does_not_start_with_a_setting_that_does_not_exist(tmp_path):
+    server = subprocess.run(
+        [sys.executable, "-m", "uvicorn", "rstored.app:app", "--uds", str(tmp_path / "socket")],
+        env={**os.environ, "RSTORED_DNS": "sqlite:///store.db"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_MAX,
+        check=False,
+    )
+    assert server.returncode != 0
+    assert "RSTORED_DNS is not a setting" in server.stderr
+    assert "Traceback" not in server.stderr
+
+
+def test_a_server_finds_the_app_wherever_it_looks():
+    # uvicorn asks the module for the name, hypercorn looks it up among the names that the module has defined.
+    assert vars(rstored.app)["app"] is rstored.app.app
+
+
+async def test_a_web_socket_is_refused():
+    refusals = []
+
+    async def receive():
+        return {"type": "websocket.connect"}
+
+    async def send(message):
+        refusals.append(message)
+
+    await create_app(Settings())({"type": "websocket", "path": "/"}, receive, send)
+    assert refusals == [{"type": "websocket.close"}]
 
 
 async def test_what_cannot_be_opened_is_a_problem(tmp_path):

@@ -14,7 +14,7 @@ from rstored.api.requests import UNCOUNTED_BYTES_MAX, ClientGone, Request
 from rstored.api.state import ServiceState
 from rstored.problems import Problem
 
-__all__ = ["ASGIApp"]
+__all__ = ["ASGIApp", "Message", "Receive", "Send"]
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -45,6 +45,9 @@ class ASGIApp:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
+            return
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
             return
         if scope["type"] != "http":
             raise RuntimeError(f"the service does not speak {scope['type']}")
