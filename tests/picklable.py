@@ -54,7 +54,7 @@ class Ticks(int):
 
 
 class Index:
-    """Stands for an integer, and is no int."""
+    """Stands for an integer, and is not an int."""
 
     def __init__(self, number: int) -> None:
         self.number = number

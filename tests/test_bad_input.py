@@ -301,17 +301,17 @@ bad("objects", "PUT", "/kv/k", "nesting-too-deep", b'{"a":' * 200 + b"1" + b"}" 
 # Members.
 for name, body in {
     "an unknown member": {"sets": []},
-    "sets that are no list": {"set": {"key": "k", "value": 1}},
+    "sets that are not a list": {"set": {"key": "k", "value": 1}},
     "a set without a key": {"set": [{"value": 1}]},
     "a set without a value": {"set": [{"key": "k"}]},
     "a set with an unknown member": {"set": [{"key": "k", "value": 1, "tll": 5}]},
-    "a key that is no string": {"set": [{"key": 5, "value": 1}]},
-    "a get that is no string": {"get": [5]},
-    "a delete that is no key": {"delete": [{"if_match": "x"}]},
+    "a key that is not a string": {"set": [{"key": 5, "value": 1}]},
+    "a get that is not a string": {"get": [5]},
+    "a delete that is not a key": {"delete": [{"if_match": "x"}]},
     "a key written twice": {"set": [{"key": "k", "value": 1}, {"key": "k", "value": 2}]},
     "a key written and deleted": {"set": [{"key": "k", "value": 1}], "delete": ["k"]},
     "a key deleted twice": {"delete": ["k", "k"]},
-    "a ttl that is no number": {"set": [{"key": "k", "value": 1, "ttl": "soon"}]},
+    "a ttl that is not a number": {"set": [{"key": "k", "value": 1, "ttl": "soon"}]},
     "a negative ttl": {"set": [{"key": "k", "value": 1, "ttl": -1}]},
     "an endless ttl": {"set": [{"key": "k", "value": 1, "ttl": 1e300}]},
     "a media type that is none": {"set": [{"key": "k", "value": "AAAA", "encoding": "bytes", "media_type": "image"}]},
@@ -351,8 +351,8 @@ bad(
 for name, body in {
     "no points": {},
     "an unknown member": {"points": [], "point": []},
-    "points that are no list": {"points": {"1": 2}},
-    "a point that is no list": {"points": [5]},
+    "points that are not a list": {"points": {"1": 2}},
+    "a point that is not a list": {"points": [5]},
     "a point without a value": {"points": [[1]]},
     "a point of four": {"points": [[1, "AAAA", "sealed", 1]]},
     "a timestamp that is a float": {"points": [[1, 1], [1.5, 1]]},
@@ -378,7 +378,7 @@ for name, text in {
     "an empty timestamp": "timestamp,value,encoding\n,1,\n",
     "a timestamp with words": "timestamp,value,encoding\n1_000,1,\n",
     "a timestamp beyond": "timestamp,value,encoding\n9223372036854775808,1,\n",
-    "a value that is no JSON": "timestamp,value,encoding\n1,1,\n2,words,\n",
+    "a value that is not JSON": "timestamp,value,encoding\n1,1,\n2,words,\n",
     "an empty value": "timestamp,value,encoding\n1,,\n",
     "NaN": "timestamp,value,encoding\n1,NaN,\n",
     "no base64": "timestamp,value,encoding\n1,!,sealed\n",
@@ -406,16 +406,16 @@ for name, body in {
 for name, body in {
     "no events": {},
     "an unknown member": {"events": [{"item": "n", "value": 1}], "time": 5},
-    "events that are no list": {"events": {"n": 1}},
-    "an event that is no object": {"events": [["n", 1]]},
+    "events that are not a list": {"events": {"n": 1}},
+    "an event that is not an object": {"events": [["n", 1]]},
     "an event without an item": {"events": [{"value": 1}]},
     "an event without a value": {"events": [{"item": "n", "op": "add"}]},
     "a setitem without a value": {"events": [{"item": "n"}]},
-    "an item that is no string": {"events": [{"item": 5, "value": 1}]},
+    "an item that is not a string": {"events": [{"item": 5, "value": 1}]},
     "an item twice": {"events": [{"item": "n", "value": 1}, {"item": "n", "value": 2}]},
     "an unknown operator": {"events": [{"item": "n", "op": "xor", "value": 1}]},
     "an operator in capitals": {"events": [{"item": "n", "op": "ADD", "value": 1}]},
-    "an operator that is no string": {"events": [{"item": "n", "op": 5, "value": 1}]},
+    "an operator that is not a string": {"events": [{"item": "n", "op": 5, "value": 1}]},
     "an operator by its module": {"events": [{"item": "n", "op": "operator.add", "value": 1}]},
     "a dunder": {"events": [{"item": "n", "op": "__add__", "value": 1}]},
     "a unary operator with a value": {"events": [{"item": "n", "op": "neg", "value": 5}]},
@@ -423,7 +423,7 @@ for name, body in {
     "a string timestamp": {"events": [{"item": "n", "value": 1}], "timestamp": "now"},
     "a timestamp beyond int64": {"events": [{"item": "n", "value": 1}], "timestamp": 2**63},
     "a negative revision": {"events": [{"item": "n", "value": 1}], "revision": -1},
-    "a revision that is no number": {"events": [{"item": "n", "value": 1}], "revision": "1"},
+    "a revision that is not a number": {"events": [{"item": "n", "value": 1}], "revision": "1"},
 }.items():
     bad(name, "POST", "/es/e/events", "invalid-body", body)
 bad(
@@ -540,8 +540,8 @@ for path in ("/ns", "/kv", "/ts", "/es"):
     for cursor in ("!", "x", "%00", "", "AAAA", "_____w"):
         bad(f"cursor {cursor!r}", "GET", f"{path}?cursor={cursor}", "invalid-parameter")
     bad("a match twice", "GET", f"{path}?match=a&match=b", "invalid-parameter")
-    bad("a match that is no UTF-8", "GET", f"{path}?match=%ff", "invalid-parameter")
-    bad("a prefix that is no UTF-8", "GET", f"{path}?prefix=%c3", "invalid-parameter")
+    bad("a match that is not UTF-8", "GET", f"{path}?match=%ff", "invalid-parameter")
+    bad("a prefix that is not UTF-8", "GET", f"{path}?prefix=%c3", "invalid-parameter")
 for text in ("yes", "1", "TRUE", ""):
     bad(f"values {text!r}", "GET", f"/kv?values={text}", "invalid-parameter")
 for text in ("ascending", "", "ASC"):
@@ -744,7 +744,7 @@ for method, path in (
         "a wrong method",
         method,
         path,
-        # The parser knows no BREW: that is no HTTP to it.
+        # The parser knows no BREW: that is not HTTP to it.
         "malformed-request method-not-allowed" if method == "BREW" else "method-not-allowed",
         b"{}" if method in ("PUT", "POST", "PATCH") else None,
         JSON,

@@ -227,8 +227,8 @@ def test_a_read_only_file(serve, dsn, tmp_path):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", [b"this is no database" * 500, b"SQLite format 3\0" + b"\xff" * 5000, b"x"])
-def test_a_file_that_is_no_database(serve, dsn, tmp_path, content):
+@pytest.mark.parametrize("content", [b"this is not a database" * 500, b"SQLite format 3\0" + b"\xff" * 5000, b"x"])
+def test_a_file_that_is_not_a_database(serve, dsn, tmp_path, content):
     (tmp_path / "store.db").write_bytes(content)
     refused(serve, dsn, "store.db")
     assert (tmp_path / "store.db").read_bytes() == content
@@ -389,7 +389,7 @@ def test_every_line_about_a_request_has_its_clients_address(serve, dsn, tmp_path
     assert [line["message"] for line in requests] == ["request", "request", "backend-unavailable", "request"]
     assert {line["client"] for line in requests} == {client}
     assert requests[0]["namespace"] == "team-a"
-    # What is no request comes from whoever is connected.
+    # What is not a request comes from whoever is connected.
     assert [line["client"] for line in lines if line["message"] == "malformed request"] == ["127.0.0.1"]
 
 

@@ -130,7 +130,7 @@ def whole_answer(connection: socket.socket) -> bytes:
         (b"GET /kv HTTP/2.0\r\nHost: localhost\r\n\r\n", 505, "unsupported-http-version"),
     ],
 )
-def test_what_is_no_request(server, sent, status, code):
+def test_what_is_not_a_request(server, sent, status, code):
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(sent)
@@ -358,8 +358,8 @@ SITUATIONS = {
     "overloaded": test_overloaded,
     "deadline-exceeded": test_deadline_exceeded,
     "batch-not-atomic": test_batch_not_atomic,
-    "malformed-request": test_what_is_no_request,
-    "unsupported-http-version": test_what_is_no_request,
+    "malformed-request": test_what_is_not_a_request,
+    "unsupported-http-version": test_what_is_not_a_request,
     "request-timeout": test_request_timeout,
     "shutting-down": test_shutting_down,
     "unauthenticated": test_a_closed_store,

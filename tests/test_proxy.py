@@ -94,7 +94,7 @@ def test_forwarded_addresses_are_believed_of_trusted_proxies_alone(serve, tmp_pa
         assert ("strict-transport-security" in secure.headers) == believed
 
 
-def test_what_is_no_proxy(serve, tmp_path):
+def test_what_is_not_a_proxy(serve, tmp_path):
     for setting, value in (("TRUSTED_PROXIES", "proxy.example"), ("ROOT_PATH", "store"), ("ROOT_PATH", "/store/")):
         service = serve(f"sqlite:///{tmp_path / 'store.db'}", wait=False, env={f"RSTORED_{setting}": value})
         assert service.process.wait(30) == 1

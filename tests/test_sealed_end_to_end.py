@@ -359,7 +359,7 @@ def test_every_flipped_bit_of_a_pair_is_refused(store, attacker):
         refused += not attacker.put_pair("k", body)
         if attacker.pair("k") == body:
             refuses(store.get, "k")
-    assert refused <= 200, "the service may refuse what is no envelope at all, no more"
+    assert refused <= 200, "the service may refuse what is not an envelope at all, no more"
     assert attacker.put_pair("k", original)
     assert store.get("k") == "value"
 

@@ -1,4 +1,4 @@
-// The envelope of docs/sealing.md, written anew with WebCrypto alone, as a browser would.
+// The envelope of docs/sealing.md, written again with WebCrypto alone, as in a browser.
 
 const { subtle } = globalThis.crypto;
 const utf8 = new TextEncoder();

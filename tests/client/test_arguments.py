@@ -1,7 +1,7 @@
 """Every public method, and the constructor, with arguments of every kind: it works, or it is a StoreError.
 
 What is tried is found by introspection, so a new method is tried too. Only what Python says of a call itself (a missing
-argument, an unknown keyword), and what the caller's own objects raise, is no StoreError.
+argument, an unknown keyword), and what the caller's own objects raise, is not a StoreError.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def endless() -> list[Any]:
     return found
 
 
-# Each is made anew, since some can be used only once.
+# Each is made again for each use, because some can be used only once.
 POOL: dict[str, Callable[[], Any]] = {
     "None": lambda: None,
     "True": lambda: True,
@@ -204,7 +204,7 @@ POOL: dict[str, Callable[[], Any]] = {
     "what has no attributes": lambda: raising("__getattr__"),
     "what is called badly": lambda: raising("__call__"),
     "what is pickled badly": lambda: raising("__reduce_ex__"),
-    "what is no path": lambda: raising("__fspath__"),
+    "what is not a path": lambda: raising("__fspath__"),
 }
 
 # What each parameter is given while another one is tried.
@@ -360,7 +360,7 @@ def check_refusal(found: Any, parameter: str) -> None:
     """A refused argument has a code, and the message names the argument as the caller wrote it."""
     if isinstance(found, StoreRequestError):
         assert found.code in PROBLEMS, found
-        # What is wrong with a target as a whole is no single argument's fault.
+        # What is wrong with a target as a whole is not a single argument's fault.
         assert re.search(rf"\b{parameter}\b", str(found)) or found.code == "uri-too-long", found
 
 
@@ -478,7 +478,7 @@ def test_arguments_of_the_constructor_of_any_kind_work_or_are_a_store_error(data
 
 
 @pytest.mark.parametrize("dsn", DSNS, ids=range(len(DSNS)))
-def test_a_dsn_that_is_no_url_of_a_service_is_refused(dsn):
+def test_a_dsn_that_is_not_a_url_of_a_service_is_refused(dsn):
     with pytest.raises(StoreRequestError, match="dsn"):
         Store(dsn)
 

@@ -197,7 +197,7 @@ def test_what_may_pass_may_be_tried_again(status, header, seconds):
 
 
 @pytest.mark.parametrize("status", [100, 204, 206, 301, 302, 307, 308])
-def test_a_status_that_was_not_asked_for_is_no_answer(status):
+def test_a_status_that_was_not_asked_for_is_not_an_answer(status):
     with pytest.raises(StoreProtocolError):
         answered(calls.kv.get("n", "k"), status, location="http://elsewhere/")
 

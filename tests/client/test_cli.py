@@ -77,7 +77,7 @@ def test_a_large_file_goes_in_parts(run, monkeypatch):
     assert len(run("ts", "range", "s").json) == 1_000
     broken = run("ts", "extend", "s", "--csv", stdin=body + b"x,1\n")
     assert broken.code == 1
-    assert broken.err.startswith("rstore: line 1002: the time is no integer. Points stored before: 1,000")
+    assert broken.err.startswith("rstore: line 1002: the time is not an integer. Points stored before: 1,000")
     assert run("ts", "extend", "s", "nowhere.csv").err.startswith("rstore: cannot read nowhere.csv")
 
 

@@ -249,6 +249,7 @@ def test_rows_without_a_value_are_skipped_and_counted(block_bytes, rows):
 @SLOW
 @given(ROWS, st.binary(max_size=3), st.integers(0, 400), st.booleans())
 @example([(0, "1"), (1, "2")], b"\n", 3, False)
+@example([(0, "0")], b"\v", 2, False)
 def test_a_damaged_table_loses_no_row(block_bytes, rows, inserted, at, cut):
     """Whatever is in the file: as many rows as there are records, or an error that says from which line on."""
     data = written(rows, {})
@@ -260,7 +261,8 @@ def test_a_damaged_table_loses_no_row(block_bytes, rows, inserted, at, cut):
         reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
         records = [record for record in reader if "".join(record).strip()]
         assert read.rows == len(records)
-        assert read.points == {int(t): exactly(value) for t, value, *_ in records}
+        # Python knows more blanks than JSON does.
+        assert read.points == {int(t): exactly(value.strip()) for t, value, *_ in records}
     else:
         line = int(re.match(r"line (\d+): ", read.error)[1])
         # What is before it is there.
@@ -306,7 +308,7 @@ def test_a_damaged_table_loses_no_row(block_bytes, rows, inserted, at, cut):
         ("", False),
     ],
 )
-def test_the_first_record_is_a_header_if_its_time_is_no_integer(block_bytes, first, is_header):
+def test_the_first_record_is_a_header_if_its_time_is_not_an_integer(block_bytes, first, is_header):
     data = f"{first}\n7,8\n".encode()
     read = Read(data)
     if is_header is None:
@@ -329,7 +331,7 @@ def test_the_first_record_is_a_header_if_its_time_is_no_integer(block_bytes, fir
         (b"0,1\n1,2,3\n", 2, "--column"),
         (b"0,1\n1\n", 2, "no value"),
         (b"0,1\n1,\n", 2, "--na"),
-        (b"0,1\n\n\nx,2\n", 4, "no integer"),
+        (b"0,1\n\n\nx,2\n", 4, "not an integer"),
         (b"0,1\n1,hello\n", 2, "not valid JSON"),
         (b"0,1\n1,NaN\n", 2, "not valid JSON"),
         (b"0,1\n1,1e400\n", 2, "out of range"),
@@ -342,7 +344,7 @@ def test_the_first_record_is_a_header_if_its_time_is_no_integer(block_bytes, fir
         (b"0,1\n1,\xff\n", 2, "--encoding"),
         (b"0,1\n1,2\0\n", 2, "UTF-16"),
         ("0,1\n1,2\n".encode("utf-16-le"), 1, "UTF-16"),
-        (b"t,v\n0,1\n1;2\n", 3, "no integer"),
+        (b"t,v\n0,1\n1;2\n", 3, "not an integer"),
         (b"t;v\n0;2,5\n", 2, "not valid JSON"),
         (b"0;2,5\n", 1, "--delimiter"),
         (b"a,b,c\n0,1,2\n", 1, "--column"),
@@ -405,10 +407,10 @@ def test_json_in_any_encoding_and_with_any_line_ends(block_bytes, rows, encoding
         ("[1,2]\n".encode("utf-16-le"), Form.NDJSON, "line 1: there is a NUL"),
         (b"[[1,2],[2]]", Form.JSON, "point 2: "),
         (b'{"points":[[1,2],[2,1e-400]]}', Form.JSON, "point 2: "),
-        (b'{"points":[[1,2]]', Form.JSON, "point 1: no JSON"),
-        (b'{"points":[[1,2]],"points":[[2,3]]}', Form.JSON, "point 1: no JSON"),
-        (b'{"points":[[1,2]],"other":[]}', Form.JSON, "point 1: no JSON"),
-        (b"", Form.JSON, "point 1: no JSON"),
+        (b'{"points":[[1,2]]', Form.JSON, "point 1: not JSON"),
+        (b'{"points":[[1,2]],"points":[[2,3]]}', Form.JSON, "point 1: not JSON"),
+        (b'{"points":[[1,2]],"other":[]}', Form.JSON, "point 1: not JSON"),
+        (b"", Form.JSON, "point 1: not JSON"),
     ],
 )
 def test_json_that_is_wrong_is_reported(block_bytes, data, form, error):
@@ -482,8 +484,8 @@ def test_a_number_since_1970_is_exact(count, written_in, unit):
         ("s", None, None, "1e999999999", "out of range"),
         ("s", None, None, "1e-999999999", "--unit"),
         ("s", None, None, "9" * 5000, "out of range"),
-        ("s", None, None, "nan", "no number"),
-        ("s", None, None, "1_000", "no number"),
+        ("s", None, None, "nan", "not a number"),
+        ("s", None, None, "1_000", "not a number"),
         (None, None, None, "1.0", "--time-format"),
         (None, None, None, "2024-01-01", "--time-format"),
         (None, None, None, "9" * 5000, int("9" * 25)),
@@ -615,7 +617,7 @@ def test_what_is_counted(run):
     assert run("ts", "extend", "s", stdin=b"").out == '{"points": 0}\n'
     bad = run("ts", "extend", "s", "--csv", "--na", "NA", stdin=data + b"x,1\n")
     assert (bad.code, bad.out) == (1, "")
-    assert bad.err == ("rstore: line 6: the time is no integer. Points stored before: 1, rows skipped: 2\n")
+    assert bad.err == ("rstore: line 6: the time is not an integer. Points stored before: 1, rows skipped: 2\n")
 
 
 @pytest.mark.parametrize(
@@ -681,7 +683,7 @@ BAD_ROWS = st.one_of(
     st.tuples(st.sampled_from(BAD_TIMES), TEXTS).map(list),
     st.tuples(INT64, st.sampled_from(BAD_VALUES)).map(list),
     st.tuples(INT64, TEXTS, TEXTS).map(list),
-    # Lines as they stand: a quote that is not at an end of a field, text that is no UTF-8, and NUL.
+    # Lines as they stand: a quote that is not at an end of a field, text that is not UTF-8, and NUL.
     st.sampled_from([b'5,"1"2', b"5,\xff", b"5,\0"]),
 )
 SKIPPED = st.sampled_from(["NA", ""]).map(lambda text: ("skipped", [7, text], None))

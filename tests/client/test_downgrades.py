@@ -277,7 +277,7 @@ def test_a_rotation_makes_nothing_of_it_authentic(hostile, downgrade):
         transport.replace, transport.written = DOWNGRADES[downgrade], 0
         try:
             found = both.rotate()
-        except StoreProtocolError:  # A unary operator with a value that is not sealed is no event at all.
+        except StoreProtocolError:  # A unary operator with a value that is not sealed is not an event at all.
             assert DOWNGRADES[downgrade](sealed(bytes(60))).encoding is not Encoding.SEALED
         else:
             assert (found.resealed, found.current, found.unsealed + found.failed) == (0, 0, 5)

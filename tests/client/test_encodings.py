@@ -114,7 +114,7 @@ def test_nesting_is_bounded_on_both_sides_of_the_limit() -> None:
         parse_json(b'{"a":[' * 2 + b"]}" * 2, nesting_max=3)
 
 
-def test_brackets_in_strings_are_no_nesting() -> None:
+def test_brackets_in_strings_are_not_nesting() -> None:
     for text in ("[" * 1000, '\\"[' * 1000, "\\" * 3 + "[{" * 300, '"' + "[" * 300, "[" * 300 + '"\\'):
         value = {text: [text, "", text + "\n"]}
         assert parse_json(render_json(value), nesting_max=2) == value

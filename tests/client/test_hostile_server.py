@@ -219,7 +219,7 @@ SOME = ["get", "range", "keys", "apply"]
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("answer", NOT_ANSWERS)
-async def test_what_is_no_answer_is_a_store_error(kind, answer, scripted):
+async def test_what_is_not_an_answer_is_a_store_error(kind, answer, scripted):
     script = NOT_ANSWERS[answer]
     endless = not isinstance(script, bytes)
     server = scripted(lambda request: iter([script]) if isinstance(script, bytes) else script())

@@ -44,7 +44,7 @@ def test_an_integer_of_another_type_is_the_int(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NO_INTEGERS)
-def test_what_is_no_integer_is_none(name: str) -> None:
+def test_what_is_not_an_integer_is_none(name: str) -> None:
     assert integer(NO_INTEGERS[name]) is None
 
 
@@ -127,7 +127,7 @@ def test_a_number_of_another_type_is_sent_as_the_number_that_it_is(
 
 
 @pytest.mark.parametrize(("name", "parameter"), FOUND)
-def test_what_is_no_number_for_a_parameter_is_refused(
+def test_what_is_not_a_number_for_a_parameter_is_refused(
     store: Store, recording: Recording, name: str, parameter: str
 ) -> None:
     wrong = NO_INTEGERS if parameter != "ttl" else {"True": True, "numpy's": numpy.bool_(True), "text": "5"}

@@ -250,7 +250,7 @@ def test_a_bytes_format_is_bounded_like_a_str():
     ],
     ids=lambda part: str(part)[:20],
 )
-def test_what_is_no_json_within_the_limits_is_refused(op, current, operand):
+def test_what_is_not_json_within_the_limits_is_refused(op, current, operand):
     started = time.thread_time()
     with pytest.raises(UnfoldableEvent):
         fold_json(op, current, operand)

@@ -1,4 +1,4 @@
-"""Points as JSON, msgpack, NDJSON and CSV: what is written comes back, and what is wrong is told where it is wrong."""
+"""Points as JSON, msgpack, NDJSON and CSV: what is written comes back, and an error names its place."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_a_number_means_the_same_in_every_form(beside, literal):
             with pytest.raises(InvalidPoints) as caught:
                 checked(parse_points(body, form))
             assert caught.value.code == "invalid-value", form
-            # A frame is no list of rows; there the message names the timestamp.
+            # A frame is not a list of rows; there the message names the timestamp.
             assert caught.value.pointer == "/points/0" or (form is Form.FRAMES and "timestamp 1" in str(caught.value))
             continue
         points = checked(parse_points(body, form))
@@ -197,7 +197,7 @@ def test_a_number_that_another_point_replaces_is_refused_all_the_same(literal):
             assert plainly(parse_points(twice, form)) == [(1, "1.5")]
 
 
-def test_what_is_no_bare_number_keeps_its_text():
+def test_what_is_not_a_bare_number_keeps_its_text():
     for text in (b'{"a": 12345678901234567.25}', b"[1.50, 1e3]", b'"1e-400"'):
         for form, body in bodies_of("1", text).items():
             assert list(checked(parse_points(body, form)))[1][1].data == text
@@ -264,7 +264,7 @@ def test_json_may_be_named():
         ('{"points": [[1, 2]]} x', "malformed-body"),
     ],
 )
-def test_json_that_is_no_points_is_refused(body, code):
+def test_json_that_is_not_points_is_refused(body, code):
     with pytest.raises(InvalidPoints) as caught:
         checked(parse_points(body.encode(), Form.JSON))
     assert caught.value.code == code
@@ -325,7 +325,7 @@ def test_ndjson_has_one_array_a_line(body, code):
         (b"timestamp,value\n9223372036854775808,2\n", "invalid-body"),
     ],
 )
-def test_csv_that_is_no_points_is_refused(body, code):
+def test_csv_that_is_not_points_is_refused(body, code):
     with pytest.raises(InvalidPoints) as caught:
         checked(parse_points(body, Form.CSV))
     assert caught.value.code == code

@@ -62,7 +62,7 @@ def test_the_column_is_typed_when_the_values_are():
 
 
 @pytest.mark.parametrize("value", [True, None, "text", float("nan"), float("-inf"), pytest.param(10**5000, id="huge")])
-def test_what_is_no_finite_number_goes_through_dump(value):
+def test_what_is_not_a_finite_number_goes_through_dump(value):
     with pytest.raises(TypeError, match="dump"):
         Points.from_pairs([(1, 0.5), (2, value)])
     dumped: list[Any] = []

@@ -541,7 +541,7 @@ def test_after_the_greatest_timestamp_nothing_follows_and_what_lies_before_can_b
         assert store.apply("e", {"n": (operator.add, 1)}, t=now_ms()) == {"n": 2, "x": 1}
 
 
-def test_another_key_than_that_of_the_events_is_no_key_to_add_some(service):
+def test_another_key_than_that_of_the_events_is_not_a_key_to_add_some(service):
     with service.open() as store:
         store.apply("e", {"n": (operator.delitem,)})
         assert store.current("e") == {}

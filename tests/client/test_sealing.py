@@ -408,7 +408,7 @@ def test_nothing_but_an_event_has_an_apply_id(place: Context) -> None:
     cipher = SEALING_KEY.cipher(place.namespace, place.kind, place.key)
     envelope = head + nonce + cipher.encrypt(nonce, b"\x10" + bytes(12) + b"1", head + place.authenticated())
     for use in (SEALER.open, SEALER.reseal):
-        with pytest.raises(StoreDecryptionError, match="no encoding"):
+        with pytest.raises(StoreDecryptionError, match="not an encoding"):
             use(Value(Encoding.SEALED, envelope), place)
 
 

@@ -297,7 +297,7 @@ def test_no_illegal_key_is_sent(facing, reply, key):
 
 
 @pytest.mark.parametrize("number", [True, 1.0, "1", 2**63, -(2**63) - 1, decimal.Decimal(1)])
-def test_no_number_that_is_no_int64_is_sent(facing, reply, number):
+def test_no_number_that_is_not_an_int64_is_sent(facing, reply, number):
     store = facing(reply(500))
     for use in (
         lambda: store.range("k", number),
@@ -449,7 +449,7 @@ def test_find_takes_no_other_keys_than_were_asked_for(scripted, json_reply, key)
 
 
 @pytest.mark.parametrize("raw", [b"", b"HTTP/9.9 hello\r\n\r\n", b"\0" * 100, b"HTTP/1.1 200 OK\r\nbad header\r\n\r\n"])
-def test_what_is_no_http_is_no_service(facing, raw):
+def test_what_is_not_http_is_not_a_service(facing, raw):
     store = facing(raw or None)
     with pytest.raises(StoreNotAvailableError):
         store.get("k")
@@ -598,7 +598,7 @@ class BytesStore(Store):
 
 
 class TextStore(Store):
-    """Text that is no JSON is stored as bytes; what it does not know it leaves to the default."""
+    """Text that is not JSON is stored as bytes; what it does not know it leaves to the default."""
 
     def _dump(self, value):
         return f"text {value}" if isinstance(value, str) else super()._dump(value)
@@ -872,7 +872,7 @@ def test_no_other_function_of_the_module_passes_for_a_value(store, function, res
 
 
 class Called:
-    """Callable, though it is no function."""
+    """Callable, though it is not a function."""
 
     def __call__(self):
         return 1
@@ -890,7 +890,7 @@ class Called:
         *((OPERATORS[op],) for op in sorted(OPERATORS.keys() - UNARY)),
         *((OPERATORS[op], 2) for op in sorted(UNARY)),
         Pair(operator.add, 2),
-        # What is no operator.
+        # What is not an operator.
         *(function for function in (len, lambda: 1, int, Custom, Called(), functools.partial(int, 1), str.upper)),
         *((function, 2) for function in (len, lambda: 1, int, Custom, Called(), operator.xor, operator.iadd)),
         (len,),

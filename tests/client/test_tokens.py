@@ -100,7 +100,7 @@ def test_what_makes_a_text_is_sent_once(scripted, make):
     store.close()
 
 
-def test_a_revocation_whose_answer_was_lost_is_no_failure(url, namespace, scripted):
+def test_a_revocation_whose_answer_was_lost_is_not_a_failure(url, namespace, scripted):
     """It has happened by the time that it is sent again."""
     statuses: list[int] = []
 
@@ -248,7 +248,7 @@ def test_a_new_token_shows_no_text(url, namespace):
 # --- the command line ----------------------------------------------------------------------------------------
 
 
-def test_revoking_what_is_no_token_fails(url, namespace):
+def test_revoking_what_is_not_a_token_fails(url, namespace):
     """Who mistypes the id of a token that leaked, or takes the text for it, must not believe that it is gone."""
 
     def revoke(token_id: str) -> subprocess.CompletedProcess[str]:
@@ -276,6 +276,6 @@ def test_spans_of_time(text, seconds):
 
 
 @pytest.mark.parametrize("text", ["", "d", "-1d", "1.5h", "1 d", "1y", "1d\n", "٣d", "1d1h"])
-def test_what_is_no_span_of_time(text):
+def test_what_is_not_a_span_of_time(text):
     with pytest.raises(InvalidDuration):
         parse_duration(text)

@@ -1,4 +1,4 @@
-"""Event sequences: every operation of the SDK, with the meaning that DESIGN gives it."""
+"""Event sequences: every operation of the SDK on every backend, with the meaning that docs/sdk.md gives it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Key/value pairs: every operation of the SDK, with the meaning that DESIGN gives it."""
+"""Key/value pairs: every operation of the SDK on every backend, with the meaning that docs/sdk.md gives it."""
 
 from __future__ import annotations
 
@@ -300,7 +300,7 @@ def test_dict_like_use(mapping):
 
 
 @pytest.mark.requires("mapping")
-def test_a_key_that_is_no_string_is_not_in_the_store(mapping):
+def test_a_key_that_is_not_a_string_is_not_in_the_store(mapping):
     with pytest.raises((TypeError, StoreError, ValueError)):
         mapping[5] = 1
     assert len(mapping) == 0

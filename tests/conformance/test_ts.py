@@ -1,4 +1,4 @@
-"""Time series: every operation of the SDK, with the meaning that DESIGN gives it."""
+"""Time series: every operation of the SDK on every backend, with the meaning that docs/sdk.md gives it."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ async def test_remove_takes_several_series(store):
     assert await store.timeseries() == ["b"]
 
 
-async def test_a_removed_series_begins_anew(store):
+async def test_a_removed_series_begins_again(store):
     await store.extend("s", *[(t, "old") for t in range(2_000)])
     await store.remove("s")
     await store.extend("s", (1_000, "new"))

@@ -1,7 +1,7 @@
 """The service and its servers are killed (-9) at any moment; nothing acknowledged is lost, and nothing is half done.
 
-``make test`` kills a few times, ``make crash-test`` 100 times on each backend. The moments are drawn anew each time;
-``RSTORE_CRASH_SEED`` draws those of a run again.
+``make test`` kills a few times, ``make crash-test`` 100 times on each backend. The moments are random;
+``RSTORE_CRASH_SEED`` chooses those of an earlier run.
 """
 
 from __future__ import annotations

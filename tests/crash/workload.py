@@ -115,7 +115,7 @@ def possible_steps(
         state = fold(have.events)
         events = []
         for item in sorted(chance.sample([f"i{n}" for n in range(ITEMS)], APPLY_ITEMS)):
-            # An item is begun anew now and then, so that there is something to prune.
+            # An item begins again now and then, so that there is something to prune.
             op = "setitem" if item not in state else chance.choice(["add", "add", "setitem", "delitem"])
             events.append((serial, item, op, None if op == "delitem" else serial))
         told = [{"item": item, "op": op} | ({} if op == "delitem" else {"value": serial}) for _, item, op, _ in events]

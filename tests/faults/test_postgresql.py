@@ -55,7 +55,7 @@ async def test_killed_and_restarted_under_load(serve) -> None:
             await load.troubled()
             await asyncio.to_thread(server.start)
             await load.healthy()
-            # One of its processes dies: it ends all the others and starts anew by itself.
+            # One of its processes dies: it ends all the others and starts again by itself.
             os.kill(int(server.sql("SELECT pid FROM pg_stat_activity WHERE usename = 'test' LIMIT 1")), signal.SIGKILL)
             await load.healthy()
         await load.verify()

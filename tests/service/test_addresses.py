@@ -1,4 +1,4 @@
-"""Who a client is: one address in one form, whoever tells of it and however it is written."""
+"""Who a client is. A client has one address in one form, whoever reports it and however it is written."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_client_is_one_client_however_a_proxy_writes_its_address(address, clai
 
 
 @pytest.mark.parametrize("text", NO_ADDRESSES)
-def test_what_is_no_address_counts_as_the_proxy_that_wrote_it(text):
+def test_what_is_not_an_address_counts_as_the_proxy_that_wrote_it(text):
     for before in ("", "198.51.100.7, "):
         assert PROXIES.client_of(PROXY, before + text) == PROXY
         assert PROXIES.client_of(PROXY, f"{before}{text}, {OUTER}") == OUTER

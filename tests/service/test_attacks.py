@@ -295,7 +295,7 @@ def test_a_client_with_many_long_batches_keeps_no_other_one_waiting(serve, tmp_p
     server.process.kill()
 
 
-def test_a_flood_of_what_is_no_request_does_not_flood_the_log(server):
+def test_a_flood_of_what_is_not_a_request_does_not_flood_the_log(server):
     count = 400
     with contextlib.ExitStack() as stack:
         flooding = [stack.enter_context(connection(server)) for _ in range(count)]
@@ -311,7 +311,7 @@ def test_a_flood_of_what_is_no_request_does_not_flood_the_log(server):
 
 
 def test_events_are_counted_before_they_are_looked_at(serve, tmp_path):
-    """Each has no item and a value that is no base64, which would be told first."""
+    """Each has no item and a value that is not base64, which would be told first."""
     server = serve(f"sqlite:///{tmp_path / 'store.db'}", limits={"EVENTS_PER_CALL_MAX": 2})
     event = {"item": "", "op": "setitem", "value": "=", "encoding": "sealed"}
     found = httpx2.post(f"{server.url}/es/e/events", json={"events": [event] * 3}).json()

@@ -472,7 +472,7 @@ def test_after_any_bytes_each_connection_ends_or_is_idle_and_others_are_served(s
 
     async def test() -> None:
         for number in range(ROUNDS):
-            Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak begins anew
+            Path(f"/proc/{pid}/clear_refs").write_text("5")  # the kernel forgets the peak so far
             before = memory_bytes(pid, "VmRSS")
             talking = asyncio.create_task(crowd(server.port, tls, number))
             served = 0

@@ -56,7 +56,7 @@ def test_a_service_with_tls_is_healthy(serve, tmp_path, client_ca):
 @pytest.mark.parametrize(
     "answer", [b"", b"HTTP/1.1 500 Internal Server Error\r\n\r\n", b"220 mail.example ESMTP\r\n", b"\xff" * 100_000]
 )
-def test_what_is_no_healthy_service_is_unhealthy(answer):
+def test_what_is_not_a_healthy_service_is_unhealthy(answer):
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:

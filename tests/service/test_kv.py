@@ -278,7 +278,7 @@ async def test_a_put_without_a_ttl_keeps_the_expiry(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("ttl", [0, -1, math.nan, math.inf, TTL_SECONDS_MAX * 1.01])
-async def test_a_ttl_that_is_no_time_to_live_is_refused(engine: Engine, ttl: float) -> None:
+async def test_a_ttl_that_is_not_a_time_to_live_is_refused(engine: Engine, ttl: float) -> None:
     with pytest.raises(Problem) as caught:
         await engine.put("k", ttl_seconds=ttl)
     assert caught.value.code == "invalid-parameter"

@@ -130,7 +130,7 @@ def test_a_head(sent, expected):
         (get(b"/", b"a:b\r\n" * 10), "headers-too-large"),
     ],
 )
-def test_what_is_no_request_is_a_problem(sent, code):
+def test_what_is_not_a_request_is_a_problem(sent, code):
     assert parsed(sent) == [code]
 
 

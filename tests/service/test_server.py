@@ -184,7 +184,7 @@ def statuses(answer: bytes) -> list[int]:
     return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+)", answer)]
 
 
-def test_what_is_no_request_is_refused_after_those_before_it_are_answered(server):
+def test_what_is_not_a_request_is_refused_after_those_before_it_are_answered(server):
     put = b"PUT /kv/turn HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n1"
     get = b"GET /kv/turn HTTP/1.1\r\nHost: localhost\r\n\r\n"
     answer = talk(server, put + get + put + b"non\0sense\r\n\r\n" + get)
@@ -260,7 +260,7 @@ def test_what_may_be_read_in_two_ways_is_refused_with_all_that_follows(server, r
         b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n11",
     ],
 )
-def test_what_is_no_http_is_a_problem(server, sent):
+def test_what_is_not_http_is_a_problem(server, sent):
     status, headers, body = split(talk(server, sent))
     problem = json.loads(body)
     assert (status, problem["code"]) == (400, "malformed-request")
@@ -300,7 +300,7 @@ def test_a_connection_that_sends_no_whole_head_is_closed(serve, tmp_path):
     assert talk(server, put, b"ab", b"", b"c", pause=0.5).startswith(b"HTTP/1.1 201")
 
 
-def test_an_injected_header_is_no_header(server):
+def test_an_injected_header_is_not_a_header(server):
     wrong = httpx2.get(f"{server.url}/kv/a%0d%0aSet-Cookie:%20x=y")
     assert wrong.status_code == 404
     assert "set-cookie" not in wrong.headers

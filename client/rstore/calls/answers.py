@@ -109,7 +109,7 @@ def bare_media_type(head: Head) -> str:
 
 
 def problem_code(answer: Answer, status: int) -> str | None:
-    """The problem code of an answer with this status; None if it has another status or is no problem document."""
+    """The problem code of an answer with this status; None if it has another status or is not a problem document."""
     if answer.head.status != status or not _is_problem(answer):
         return None
     try:

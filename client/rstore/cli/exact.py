@@ -39,7 +39,7 @@ def json_text(text: str | bytes) -> JsonText:
     """The JSON text of an argument or of standard input. Raises InvalidJSON if the service would not take it."""
     data = text.encode() if isinstance(text, str) else text
     if not data.strip():
-        raise InvalidJSON("it is empty, which is no JSON; an empty string is '\"\"'")
+        raise InvalidJSON("it is empty, which is not JSON; an empty string is '\"\"'")
     try:
         parse_json(data)
     except InvalidJSON as error:

@@ -81,7 +81,7 @@ def extend(
         bool | None,
         typer.Option(
             "--header/--no-header",
-            help="CSV: whether the first record names the columns; by default, if its time is no integer.",
+            help="CSV: whether the first record names the columns; by default, if its time is not an integer.",
             show_default=False,
         ),
     ] = None,

@@ -115,7 +115,7 @@ def json_parts(blocks: Iterable[bytes]) -> Iterator[Part]:
     except InvalidPoints as error:
         if error.pointer and (found := _POINTER.match(error.pointer)):
             raise BadRow(int(found[1]) + 1, _reason(error), "point") from None
-        raise BadRow(1, f'no JSON of the form {{"points": [[timestamp, value], ...]}}: {error}', "point") from None
+        raise BadRow(1, f'not JSON of the form {{"points": [[timestamp, value], ...]}}: {error}', "point") from None
     rows = msgspec.json.decode(body, type=dict[str, list[msgspec.Raw]])["points"]
     for number, row in enumerate(rows if len(points) < len(rows) else (), 1):
         # Of equal timestamps only the last row's value has been checked.

@@ -101,7 +101,7 @@ def _integer(text: str) -> int:
             hint = "; --time-format s (or ms, us, ns) reads numbers with a fraction"
         elif re.match(r"[0-9]+\D[0-9]+\D[0-9]+", text):
             hint = "; --time-format reads dates"
-        raise ValueError(f"the time is no integer{hint}")
+        raise ValueError(f"the time is not an integer{hint}")
     # int() takes quadratic time. No timestamp has so many digits.
     return int(text[:25])
 
@@ -109,7 +109,7 @@ def _integer(text: str) -> int:
 def _scaled(text: str, shift: int, unit: str) -> int:
     """A number times ten to the ``shift``, if that is an integer."""
     if not _NUMBER.match(text):
-        raise ValueError("the time is no number")
+        raise ValueError("the time is not a number")
     try:
         sign, digits, exponent = Decimal(text).as_tuple()
     except InvalidOperation:
@@ -122,7 +122,7 @@ def _scaled(text: str, shift: int, unit: str) -> int:
     if not digits:
         return 0
     if exponent < 0:
-        raise UnusableTime(f"the time is no whole number of {unit}; choose a finer --unit")
+        raise UnusableTime(f"the time is not a whole number of {unit}; choose a finer --unit")
     if len(digits) + exponent > _PLACES_MAX:
         raise UnusableTime("the time is out of range")
     number = int("".join(map(str, digits)) + "0" * exponent)
@@ -134,7 +134,7 @@ def _iso(text: str, places: int, unit: str, zone: datetime.tzinfo | None) -> int
     try:
         parsed = datetime.datetime.fromisoformat(text)
     except ValueError:
-        raise ValueError("the time is no date of ISO 8601 such as 2024-01-31T12:00:00Z") from None
+        raise ValueError("the time is not a date of ISO 8601 such as 2024-01-31T12:00:00Z") from None
     found = _FRACTION.search(text)
     fraction = found[1] if found else ""
     if int(fraction[:6].ljust(6, "0")) != parsed.microsecond:
@@ -166,5 +166,5 @@ def _counted(parsed: datetime.datetime, fraction: str, places: int, unit: str, z
     if since.microseconds:
         raise UnusableTime("the time zone has a fraction of a second")
     if fraction[places:].strip("0"):
-        raise UnusableTime(f"the time is no whole number of {unit}; choose a finer --unit")
+        raise UnusableTime(f"the time is not a whole number of {unit}; choose a finer --unit")
     return int(f"{seconds}{'0' * places}") + int(fraction[:places].ljust(places, "0") or "0")

@@ -109,7 +109,7 @@ def apply_operator(op: str, current: Any, operand: Any = None, bounds: Bounds = 
 def apply_json(op: str, current: JsonValue, operand: JsonValue | None = None, *, bytes_max: int) -> JsonValue:
     """:func:`apply_operator` for JSON values, whose result is JSON again.
 
-    Raises :class:`UnfoldableEvent` as well if the result is no JSON value (NaN, an infinity, a complex number), is
+    Raises :class:`UnfoldableEvent` as well if the result is not a JSON value (NaN, an infinity, a complex number), is
     an integer of more than 4,300 characters, or has more than ``bytes_max`` bytes of JSON text. No operator
     nests deeper than its operands do.
 

@@ -17,8 +17,8 @@ __all__ = ["INSTRUCTIONS", "MEMORY_PER_BYTE", "OBJECTS_MAX", "Machine"]
 
 # The most bytes of memory that a byte of text takes. One wide character makes the whole text wide.
 MEMORY_PER_BYTE: Final = 5
-# The most bytes of memory that a number takes with its places in stack, memo and dict; that a member's place in a set
-# takes, an empty container, the result of a constructor, and a byte that a constructor copies.
+# The most bytes of memory that each of these takes: the number that an instruction makes, with its places in stack,
+# memo and dict; the place of a member in a set; an empty container; the result of a constructor; a byte that it copies.
 _MEMORY_PER_INSTRUCTION: Final = 104
 _MEMORY_PER_MEMBER: Final = 160
 _MEMORY_PER_CONTAINER: Final = 240

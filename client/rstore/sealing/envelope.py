@@ -172,7 +172,7 @@ class Sealer:
         return key
 
     def _open_foreign(self, value: Value) -> Value:
-        """Open a Fernet token if the caller accepts them. Refuse everything else that is no envelope."""
+        """Open a Fernet token if the caller accepts them. Refuse everything else that is not an envelope."""
         encoding, token = value
         if token[: len(_FERNET_PREFIX)] == _FERNET_PREFIX and encoding in (Encoding.BYTES, Encoding.SEALED):
             fernets = [key.fernet for key in self._keys.values() if key.fernet is not None]
@@ -190,7 +190,7 @@ class Sealer:
 
 
 def key_id_of(value: Value) -> str | None:
-    """The id of the key that an envelope names, in hexadecimal; None if it is no envelope. Nothing is decrypted."""
+    """The id of the key that an envelope names, in hexadecimal; None if it is not an envelope. Nothing is decrypted."""
     encoding, envelope = value
     if encoding != Encoding.SEALED or envelope[:1] != VERSION or len(envelope) < _ENVELOPE_BYTES_MIN:
         return None
@@ -215,9 +215,9 @@ def pack(value: Value) -> bytes:
 
 
 def unpack(plaintext: bytes) -> Value:
-    """The value in an opened plaintext. Raises :class:`StoreDecryptionError` if its first byte is no encoding."""
+    """The value in an opened plaintext. Raises :class:`StoreDecryptionError` if its first byte is not an encoding."""
     if not plaintext or plaintext[0] >= len(_INNER_ENCODINGS):
-        raise StoreDecryptionError("the value opens, but its first byte is no encoding")
+        raise StoreDecryptionError("the value opens, but its first byte is not an encoding")
     return Value(_INNER_ENCODINGS[plaintext[0]], plaintext[1:])
 
 

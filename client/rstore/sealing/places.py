@@ -78,7 +78,7 @@ Context: TypeAlias = PairContext | PointContext | EventContext
 
 
 def beyond_int64() -> StoreRequestError:
-    """The error for a timestamp that is no int64."""
+    """The error for a timestamp that is not an int64."""
     return StoreRequestError("a timestamp is an int from -2**63 to 2**63-1", code="invalid-parameter")
 
 

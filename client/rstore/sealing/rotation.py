@@ -66,7 +66,7 @@ class Rotation:
         stale: Values under another key. Only ``check`` leaves such values.
         unsealed: Values that are not sealed. They stay so.
         failed: Values that could not be opened or written.
-        keys: The number of values by the id of their key: ``unknown`` for what is no envelope, and ``other`` for
+        keys: The number of values by the id of their key: ``unknown`` for what is not an envelope, and ``other`` for
             every id after the first 1,000.
         unrotated: Where the first 1,000 of the failed values are, and why they failed.
         done: The number of values that the rotation has come to, by kind: ``kv``, ``ts``, ``es``.

@@ -34,7 +34,7 @@ class _Secret(bytes):
     __str__ = __repr__
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("a store that has a token is not pickled, or the token would lie wherever the pickle does")
+        raise TypeError("a store that has a token cannot be pickled: the pickle would contain the token")
 
 
 class Service:

@@ -54,7 +54,7 @@ def _parts_of_array(body: bytes, piece_bytes: int) -> Iterator[Points]:
     """
     opening, closing = _OPENING.match(body), _CLOSING.search(body, max(len(body) - _TAIL_BYTES, 0))
     if opening is None or closing is None or body.count(b'"points"') > 1:
-        raise InvalidPoints("the body is no plain list of points")
+        raise InvalidPoints("the body is not a plain list of points")
     start, end = opening.end(), closing.start()
     while start < end:
         candidate = _ROW_END.search(body, start + piece_bytes, end)

@@ -28,7 +28,7 @@ logger = logging.getLogger("rstored.server")
 _GARBAGE_OBJECTS_MAX: Final = 10_000
 _MMAP_THRESHOLD: Final = -3  # as malloc.h names it
 _LARGE_BYTES: Final = 2**20
-# Open files that are no connections of clients: those of the backend, the log, listeners, and files open for a moment.
+# Open files that are not connections of clients: those of the backend, the log, listeners, and files open for a moment.
 _OTHER_FILES: Final = 100
 
 

@@ -269,7 +269,7 @@ async def test_what_is_public_and_what_any_token_may(closed, admin):
         "Bearer " + "x" * 5000,
     ],
 )
-async def test_what_is_no_valid_authorization(closed, header):
+async def test_what_is_not_a_valid_authorization(closed, header):
     async with client(closed) as http:
         for form in (header, header.replace("Bearer", "bearer")):
             found = await http.get("/kv/k", headers={"Authorization": form.replace("{}", ADMIN).encode("latin-1")})

@@ -102,7 +102,7 @@ def test_integers_beyond_64_bits_are_json_text_in_msgpack():
     [(text, "invalid-body") for text in (b"5", b"null", b"[]", b'"AAAA')]
     + [(text, "invalid-value") for text in (b'"AAA"', b'"A-_="', b'"AA AA"')],
 )
-def test_what_is_no_base64(text, code):
+def test_what_is_not_base64(text, code):
     with pytest.raises(Problem) as caught:
         read_value(Raw(text), "sealed", JSON_MEDIA_TYPE, Limits(), "/set/3/value")
     assert caught.value.code == code

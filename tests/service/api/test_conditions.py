@@ -76,7 +76,7 @@ async def test_deleting_with_a_condition(http, etag):
 
 
 @pytest.mark.parametrize("condition", ["x", '"x', 'x"', '"a" "b"', "'x'", '*, "x"', 'w/"x"', '"é"'])
-async def test_what_is_no_list_of_tags(http, etag, condition):
+async def test_what_is_not_a_list_of_tags(http, etag, condition):
     for name in ("If-Match", "If-None-Match"):
         answer = await http.put("/kv/k", content=b"2", headers={**JSON, name: condition.encode("latin-1")})
         assert (answer.status_code, answer.json()["parameter"]) == (422, name)

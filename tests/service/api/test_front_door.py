@@ -82,7 +82,7 @@ def test_without_docs_their_routes_are_gone():
     assert "/openapi.json" not in paths
 
 
-def test_only_the_document_and_its_page_are_no_operations():
+def test_only_the_document_and_its_page_are_not_operations():
     others = [getattr(route, "path", "") for route in declare_routes().routes if not isinstance(route, APIRoute)]
     assert sorted(others) == ["/docs", "/openapi.json"]
     for route in declare_routes(docs=False).routes:

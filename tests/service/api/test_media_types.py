@@ -62,7 +62,7 @@ def test_a_long_content_type_that_is_none_is_refused_at_once():
         "text/csv; charset=latin-1",
     ],
 )
-def test_what_is_no_content_type(text):
+def test_what_is_not_a_content_type(text):
     with pytest.raises(Problem) as caught:
         parse_content_type(text)
     assert caught.value.code == "unsupported-media-type"

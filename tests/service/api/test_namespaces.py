@@ -47,7 +47,7 @@ async def test_a_policy_that_is_none(http, body):
     assert (await http.get("/ns/a")).json()["sealed_only"] is True
 
 
-async def test_a_chunked_body_that_is_empty_is_no_body(http):
+async def test_a_chunked_body_that_is_empty_is_not_a_body(http):
     async def nothing():
         yield b""
 

@@ -278,7 +278,7 @@ async def test_a_body_without_a_type_is_not_json_to_a_page_of_another_origin(tmp
 
 
 @pytest.mark.parametrize("hosts", ["a b", "http://a.example", "a.example:80", "*", "*.example", "[::1", "-a", "a..b"])
-def test_what_is_no_host(hosts):
+def test_what_is_not_a_host(hosts):
     with pytest.raises(InvalidSettings, match="--hosts"):
         load_settings(hosts=hosts)
 
@@ -409,7 +409,7 @@ async def test_a_configured_origin_is_served_whatever_its_page_does_with_the_ans
 
 
 @pytest.mark.parametrize("origins", ["app.example", "https://app.example/", "*", "https://a.example https://b.example"])
-def test_what_is_no_origin(origins):
+def test_what_is_not_an_origin(origins):
     with pytest.raises(InvalidSettings, match="--cors-origins"):
         load_settings(cors_origins=origins)
 

@@ -188,7 +188,7 @@ async def test_a_number_that_would_become_0_is_found_in_a_long_body(http, form):
     assert (await http.get("/ts/s/range")).json() == {"points": []}
 
 
-async def test_what_is_no_bare_number_keeps_its_digits(http):
+async def test_what_is_not_a_bare_number_keeps_its_digits(http):
     value = '{"a": [1e-400, 12345678901234567.25, 1.50]}'
     await http.post("/ts/s/range", content=f'{{"points": [[1, {value}]]}}', headers={"Content-Type": JSON})
     assert (await http.get("/ts/s/range")).text == f'{{"points":[[1,{value}]]}}'

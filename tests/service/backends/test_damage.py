@@ -42,7 +42,7 @@ Request = tuple[str, str, bytes, dict[str, str]]
 
 
 class Field(NamedTuple):
-    """A place in a state: the keys that lead to it. ``checked``: what reads it sees that it was cut or is no bytes."""
+    """A place in a state: the keys that lead to it. ``checked``: what reads it sees that it was cut or is not bytes."""
 
     path: tuple[Any, ...]
     checked: bool

@@ -79,7 +79,7 @@ async def versions(dsn: str) -> None:
 
 
 async def use(engine: Engine) -> None:
-    """Write and read some of each kind, in text that is no ASCII."""
+    """Write and read some of each kind, in text that is not ASCII."""
     namespace, key = f"n{secrets.token_hex(4)}", "ключ/ü\N{GRINNING FACE}"
     value = Value(Encoding.BYTES, bytes(range(256)))
     for _ in range(2):

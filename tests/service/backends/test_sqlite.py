@@ -159,7 +159,7 @@ async def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
     assert (await refusal(tmp_path)).code == "backend-unavailable"
 
 
-async def test_a_file_that_is_no_database(path: Path) -> None:
+async def test_a_file_that_is_not_a_database(path: Path) -> None:
     path.write_bytes(b"no database at all, " * 1000)
     problem = await refusal(path)
     assert problem.code == "backend-corrupt"

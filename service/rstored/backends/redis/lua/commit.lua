@@ -1,18 +1,19 @@
--- Carries out updates one after the other, each completely or not at all. For each of them ARGV has
---   the number of arguments that follow for it,
---   the number of checks, and for each check a record's key and the version that it must have ('' for: no such record),
---   the number of rows whose `by` is claimed, and for each the data key, the `by` and the row's sort,
---   its writes: a letter and its arguments, each.
+-- Carries out updates one after the other, each completely or not at all. For each update ARGV has
+--   the number of the arguments that follow for it,
+--   the number of its checks, and for each check a record's key and the version that the record must have ('' if the record
+--   must not exist),
+--   the number of rows that claim a `by`, and for each such row the key of the lane's data, the `by` and the `sort`,
+--   its writes: for each a letter and the arguments of the function in `writes` that has this letter as its name.
 -- Returns for each update 1 (done), 0 (a check failed, and nothing was done) or the text of an error.
 -- If the user may not run one of the commands, the script fails before it does anything. Otherwise Redis would refuse that
 -- command in the middle of an update, and the writes before it would stay. (Redis 6.2 cannot be asked beforehand.)
--- A version is the first 8 bytes of a head, its expiry the next 8 (zeros: never).
+-- The first 8 bytes of a head are its version. The next 8 are its expiry, or zeros if it never expires.
 
 local call = redis.call
 local NEVER = string.rep('\0', 8)
 local COMMANDS = {'HGET', 'HSET', 'HDEL', 'ZADD', 'ZREM', 'ZRANGEBYLEX', 'SADD', 'SREM', 'UNLINK', 'TYPE'}
 
--- The heads by key, as they are now and as far as they were looked at; false for a record that does not exist.
+-- The current heads that this script has read or written, by key. False stands for a record that does not exist.
 local heads = {}
 
 local function add_expiry(tag, kind, key, head)
@@ -41,13 +42,14 @@ for _, command in ipairs(redis.acl_check_cmd and COMMANDS or {}) do
   if not redis.acl_check_cmd(command) then return redis.error_reply('NOPERM the user may not run ' .. command) end
 end
 
--- What the keys are that were looked at.
+-- The types of the keys that this script has checked. A key that did not exist has the type that it is about to get.
 local kinds = {}
 
--- Fails unless a key is of this kind, or not there. Redis does not take back what a script has written until then.
+-- Raises an error if a key exists and has another type. Redis does not undo the writes of a script that fails, so every
+-- key of an update is checked before its first write.
 local function must_be(kind, key)
   local found = kinds[key] or call('TYPE', key).ok
-  if found ~= kind and found ~= 'none' then error({err = 'WRONGTYPE a key of the store is no ' .. kind}) end
+  if found ~= kind and found ~= 'none' then error({err = 'WRONGTYPE a key of the store is not a ' .. kind}) end
   kinds[key] = kind
 end
 
@@ -62,7 +64,8 @@ local function must_be_record(i, expiring)
   if ARGV[expiring] == '1' then must_be('zset', ARGV[i] .. ':x:' .. ARGV[i + 1]) end
 end
 
--- By the letter of a write: how many arguments it has, and what looks at the keys that it writes to.
+-- For the letter of each write: how many arguments it has, and the function that checks the types of the keys to which it
+-- writes.
 local looks = {
   h = {6, function(i) must_be_record(i, i + 5) end},
   D = {4, function(i) must_be_record(i, i + 3) end},
@@ -81,7 +84,7 @@ local looks = {
 
 local writes = {}
 
--- put a head: tag, kind, key, head, value, whether it or the one before expires (0 or 1)
+-- Puts a head: tag, kind, key, head, value, whether this head or the one before it expires (0 or 1).
 function writes.h(i)
   local tag, kind, key, head, value = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
   local expiring = ARGV[i + 5] == '1'
@@ -102,14 +105,14 @@ function writes.h(i)
   return i + 6
 end
 
--- give a record another version: its key, head
+-- Gives a record another version: the record's key, the new head.
 function writes.t(i)
   call('HSET', ARGV[i], 'h', ARGV[i + 1])
   heads[ARGV[i]] = ARGV[i + 1]
   return i + 2
 end
 
--- delete a record, but for its lanes: tag, kind, key, whether it expires (0 or 1)
+-- Deletes a record, but not its lanes: tag, kind, key, whether the record expires (0 or 1).
 function writes.D(i)
   local tag, kind, key = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local record = tag .. ':h:' .. kind .. ':' .. key
@@ -120,7 +123,7 @@ function writes.D(i)
   return i + 4
 end
 
--- put a row: tag, kind:lane:key, sort, value, whether it has a by (0 or 1), by
+-- Puts a row: tag, kind:lane:key, sort, value, whether it has a `by` (0 or 1), the `by`.
 function writes.r(i)
   local tag, lane, sort, value, by = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 5]
   local data = tag .. ':d:' .. lane
@@ -139,13 +142,13 @@ function writes.r(i)
   return i + 6
 end
 
--- delete a row: tag, kind:lane:key, sort
+-- Deletes a row: tag, kind:lane:key, sort.
 function writes.d(i)
   drop_row(ARGV[i], ARGV[i + 1], ARGV[i + 2])
   return i + 3
 end
 
--- delete rows: tag, kind:lane:key, low, high
+-- Deletes rows: tag, kind:lane:key, the lowest and the highest sort, as ZRANGEBYLEX takes them.
 function writes.R(i)
   local tag, lane, low, high = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   if low == '-' and high == '+' then
@@ -156,14 +159,14 @@ function writes.R(i)
   return i + 4
 end
 
--- set a field: key, field, value
+-- Sets a field of a hash: key, field, value.
 function writes.f(i)
   call('HSET', ARGV[i], ARGV[i + 1], ARGV[i + 2])
   if ARGV[i + 1] == 'h' then heads[ARGV[i]] = ARGV[i + 2] end
   return i + 3
 end
 
--- give a bucket a newer copy of its namespace's head, if it has one at all: key, head
+-- Replaces a bucket's copy of its namespace's head by a newer one. A bucket without a copy stays without one: key, head.
 function writes.g(i)
   local old = call('HGET', ARGV[i], 'h')
   if old and struct.unpack('>I8', old) < struct.unpack('>I8', ARGV[i + 1]) then
@@ -173,35 +176,38 @@ function writes.g(i)
   return i + 2
 end
 
--- delete a key: key
+-- Deletes a key: key.
 function writes.u(i)
   call('UNLINK', ARGV[i])
   heads[ARGV[i]] = nil
   return i + 1
 end
 
--- put into an ordered set unless it stands lower already, take out of one, put into a set, take out of one
+-- Puts a member into a sorted set, or lowers its score. A lower score stays: key, score, member.
 function writes.z(i)
   call('ZADD', ARGV[i], 'LT', ARGV[i + 1], ARGV[i + 2])
   return i + 3
 end
 
+-- Removes a member from a sorted set: key, member.
 function writes.Z(i)
   call('ZREM', ARGV[i], ARGV[i + 1])
   return i + 2
 end
 
+-- Adds a member to a set: key, member.
 function writes.a(i)
   call('SADD', ARGV[i], ARGV[i + 1])
   return i + 2
 end
 
+-- Removes a member from a set: key, member.
 function writes.A(i)
   call('SREM', ARGV[i], ARGV[i + 1])
   return i + 2
 end
 
--- One update, from ARGV[i] to ARGV[stop]: 1 if it is done, 0 if a check failed.
+-- Carries out the update whose arguments are ARGV[i] to ARGV[stop]. Returns 1 if it is done, 0 if a check failed.
 local function carry_out(i, stop)
   local ok = true
   local checks = tonumber(ARGV[i])

@@ -1,5 +1,5 @@
--- Erases at most ARGV[2] records of a bucket whose namespace is gone, and in the end the bucket itself. ARGV[1] is its
--- tag. Returns how many keys of records and of the bucket it erased, and 0 when nothing was left.
+-- Erases at most ARGV[2] records of a bucket whose namespace was deleted. When no record is left, it erases the bucket's own
+-- keys. ARGV[1] is the bucket's tag. Returns how many records and keys of the bucket it erased, and 0 if nothing was left.
 
 local call = redis.call
 local tag, left = ARGV[1], tonumber(ARGV[2])

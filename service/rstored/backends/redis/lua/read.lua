@@ -1,18 +1,19 @@
--- Answers reads from one snapshot. ARGV has the reads in a row, each a letter and its arguments. The answers have the same
--- order. The script makes the keys from the tag of the bucket, which all of them carry (see layout.py). In a cluster they
--- are in KEYS too, except those of the records of a listing, which only the index knows.
+-- Answers reads from one snapshot. For each read ARGV has a letter and the arguments of the function in `reads` that has
+-- this letter as its name. The answers have the order of the reads. The script makes the keys from the tag of the bucket,
+-- which is a part of each of them (see layout.py). In a cluster KEYS has them too, except those of the records of a listing,
+-- which only the index knows.
 
 local call = redis.call
 local CHUNK = 256
 
--- What is found under a key or in a set, unless it is not there, as it always is.
+-- What was found, which is always there unless the storage is damaged. Raises an error if it is not.
 local function there(found)
   if not found then error({err = 'DAMAGED a record has lost a part'}) end
   return found
 end
 
--- Walks an ordered set in bounded steps; visit(member) returns how many bytes of values it took.
--- Returns 1 if a limit left something out, else 0. A negative limit is none.
+-- Visits the members of a sorted set in bounded steps. visit(member) returns the size of the value, in bytes.
+-- Returns 1 if a limit left something out, otherwise 0. A negative limit means no limit.
 local function walk(key, low, high, descending, limit, bytes_max, visit)
   local n, size = 0, 0
   while true do
@@ -37,19 +38,19 @@ end
 
 local reads = {}
 
--- head: key
+-- The head of a record: key.
 function reads.h(i, out)
   out[#out + 1] = call('HGET', ARGV[i], 'h')
   return i + 1
 end
 
--- head and value: key
+-- Head and value: key.
 function reads.v(i, out)
   out[#out + 1] = call('HMGET', ARGV[i], 'h', 'v')
   return i + 1
 end
 
--- head and value, unless that has more bytes: key, bytes_max
+-- Head and value, without a value of more than bytes_max bytes: key, bytes_max.
 function reads.b(i, out)
   local found = call('HMGET', ARGV[i], 'h', 'v')
   if found[2] and #found[2] > tonumber(ARGV[i + 1]) then found[2] = false end
@@ -57,19 +58,19 @@ function reads.b(i, out)
   return i + 2
 end
 
--- head and lanes: key
+-- Head and lanes: key.
 function reads.p(i, out)
   out[#out + 1] = call('HMGET', ARGV[i], 'h', 'l')
   return i + 1
 end
 
--- head and id of a namespace's record: key
+-- Head and id of a namespace's record: key.
 function reads.i(i, out)
   out[#out + 1] = call('HMGET', ARGV[i], 'h', 'i')
   return i + 1
 end
 
--- rows: tag, kind:lane:key, order ('s' or 'b'), low, high, floor (0 or 1), descending (0 or 1), limit, bytes_max
+-- Rows: tag, kind:lane:key, order ('s' or 'b'), low, high, floor (0 or 1), descending (0 or 1), limit, bytes_max
 -- → {more, sort, value, by, …}
 function reads.s(i, out)
   local tag, lane, order, low, high = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
@@ -92,7 +93,7 @@ function reads.s(i, out)
   return i + 9
 end
 
--- records: tag, kind, low, high, limit, bytes_max, values (0: heads alone, 1: values, 2: sizes of the values)
+-- Records: tag, kind, low, high, limit, bytes_max, values (0: only heads, 1: heads and values, 2: heads and sizes of values)
 -- → {more, key, head, value, …}
 function reads.l(i, out)
   local tag, kind, low, high, limit, bytes_max = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5]
@@ -111,7 +112,7 @@ function reads.l(i, out)
         size = value
       end
     end
-    -- Where the slot is moving (only a cluster is told the keys), the record may have gone before the index.
+    -- While a slot moves to another node, the record may move before the index. KEYS has keys only in a cluster.
     if not head and #KEYS > 0 then error({err = 'TRYAGAIN a record is on its way to another node'}) end
     there(head)
     local n = #found
@@ -122,7 +123,7 @@ function reads.l(i, out)
   return i + 7
 end
 
--- counts: tag, what has expired lies below this bound → {records, expired records} of kinds 1 to 3
+-- Counts: tag, bound → {records, expired records} of kinds 1 to 3. What has expired lies below the bound.
 function reads.c(i, out)
   local tag, found = ARGV[i], {}
   for kind = 1, 3 do
@@ -133,7 +134,7 @@ function reads.c(i, out)
   return i + 2
 end
 
--- expired records: tag, bound, limit → {the namespace's name, then for kinds 0 to 4: {the next to expire, expired …}}
+-- Expired records: tag, bound, limit → {the namespace's name, then for kinds 0 to 4: {the next to expire, expired …}}
 function reads.x(i, out)
   local tag = ARGV[i]
   local found = {call('HGET', tag .. ':ns', 'n')}
