@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,40 @@ def stands_in(path: str, line: str) -> bool:
     """Whether the route is named in the line, whole or after `,` as a sibling (`…/first`, `last`)."""
     parent, _, last = path.rpartition("/")
     return bool(re.search(rf"[ `]{re.escape(path)}[?` ]", line)) or (f"{parent}/" in line and f"`{last}`" in line)
+
+
+# --- ARCHITECTURE.md -----------------------------------------------------------------------------------------
+
+
+def drawn_modules() -> tuple[list[str], list[str]]:
+    """The modules and packages of SDK and service in the drawing, from top to bottom."""
+    lines = re.search(r"\n\n((?:    .*\n|\n)+)\n## ", text("ARCHITECTURE.md"))[1].splitlines()
+    beginning = lines[0].index("service/rstored")
+    columns = [line[:beginning] for line in lines[1:]], [line[beginning:] for line in lines[1:]]
+    sdk, service = (
+        [name for line in column for name in re.findall(r"\b(\w+)(?:\.py|/)(?=[\s,]|$)", line)] for column in columns
+    )
+    return sdk, service
+
+
+def test_every_module_is_drawn_in_the_order_of_the_contracts():
+    contracts = {
+        contract["name"]: contract
+        for contract in tomllib.loads(text("pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    }
+    for drawn, name in zip(drawn_modules(), ("The SDK's layers", "The service's layers"), strict=True):
+        # Nothing imports the modules of the top layer, so they may stand anywhere.
+        top, *layers = ([module.strip() for module in layer.split("|")] for layer in contracts[name]["layers"])
+        heights = {module: height for height, layer in enumerate(layers) for module in layer}
+        order = [heights[module] for module in drawn if module in heights]
+        assert order == sorted(order), name
+        assert set(heights) | set(top) - {"__main__"} <= set(drawn), name
+
+
+def test_the_drawing_has_every_module_of_the_core():
+    sdk, _ = drawn_modules()
+    modules = {file.stem for file in (ROOT / "client" / "rstore" / "core").glob("*.py")} - {"__init__"}
+    assert set(sdk[sdk.index("core") + 1 :]) == modules
 
 
 # --- all ---------------------------------------------------------------------------------------------------
