@@ -192,6 +192,19 @@ def test_the_drawing_has_every_module_of_the_core():
     assert set(sdk[sdk.index("core") + 1 :]) == modules
 
 
+def test_every_place_of_a_change_exists():
+    roots = [
+        ROOT,
+        *(
+            ROOT / name
+            for name in ("client", "service", "client/rstore", "service/rstored", "service/rstored/backends")
+        ),
+    ]
+    for row in table("ARCHITECTURE.md", "Where a change goes"):
+        for place in re.findall(r"`([\w./]+/[\w./]*)`", row[1]):
+            assert any((root / place).exists() for root in roots), place
+
+
 # --- all ---------------------------------------------------------------------------------------------------
 
 
