@@ -49,4 +49,7 @@ def backend_class(dsn: str) -> type[Backend]:
         loaded: type[Backend] = backend.load()
     except ModuleNotFoundError as error:
         raise Problem("backend-unavailable", f"{remedy} ({error.name} is missing)") from error
+    except AttributeError as error:
+        reason = f"the entry point for {scheme}:// names {backend.value}, which does not exist"
+        raise Problem("backend-unavailable", reason) from error
     return loaded

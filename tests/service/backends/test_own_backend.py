@@ -217,3 +217,22 @@ def test_a_scheme_is_added_by_an_entry_point(installed: Path, tmp_path: Path) ->
 def test_without_it_the_scheme_is_unknown() -> None:
     with pytest.raises(Problem, match="the DSN must begin with one of sqlite://"):
         backend_class("memory://store")
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        ("rstored.backends:Nobody", "rstored.backends:Nobody, which does not exist"),
+        ("nowhere:Backend", "nowhere is missing"),
+    ],
+)
+def test_an_entry_point_that_leads_nowhere_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: str, reason: str
+) -> None:
+    information = tmp_path / "own_backend-1.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: own-backend\nVersion: 1\n")
+    (information / "entry_points.txt").write_text(f"[rstored.backends]\nown = {names}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(Problem, match=reason):
+        backend_class("own://store")
