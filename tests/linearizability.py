@@ -55,7 +55,7 @@ def violation(history: Sequence[Operation], step: Step, initial: Hashable) -> st
             stuck = f"{furthest} of {certain.bit_count()} in order, then in state {state!r} none of " + "; ".join(
                 str(operations[n]) for n in next_ones
             )
-        # Who had to be done first is tried first, and who may never be done is tried last.
+        # An operation that must come early is tried first, and one that may never have happened is tried last.
         for n in sorted(next_ones, key=lambda n: operations[n].until, reverse=True):
             after, answer = step(state, operations[n].action)
             if operations[n].answer is UNKNOWN:

@@ -70,7 +70,7 @@ OPERATIONS = [
 
 
 class Holder(NamedTuple):
-    """Who sends requests: the header, what it reaches, and how far. ``everywhere`` is to read every namespace."""
+    """A client: its header, what it reaches, and how far. ``everywhere`` means that it reads every namespace."""
 
     name: str
     authorization: str | None

@@ -61,4 +61,5 @@ def test_the_picture_shows_each_figure():
     picture = ElementTree.fromstring(plot({"kv": {"rows": [*rows, {"what": "a note", "text": "…"}]}}))
     dots = picture.findall("{http://www.w3.org/2000/svg}circle")
     assert len(dots) == 2
-    assert len({dot.get("fill") for dot in dots}) == 2  # what misses its number is told from what has none
+    # What misses its number has another colour than what has no number.
+    assert len({dot.get("fill") for dot in dots}) == 2

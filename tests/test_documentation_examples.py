@@ -115,7 +115,7 @@ def send(http: httpx2.Client, method: str, target: str, headers: dict[str, str],
 
 
 def like(found: Any, told: Any) -> bool:
-    """Whether ``found`` is what is told; ``…`` stands for anything, as a member for any further members."""
+    """Whether ``found`` is what the page shows; ``…`` stands for anything, as a member for any further members."""
     if told == "…":
         return True
     if isinstance(told, dict) and isinstance(found, dict):

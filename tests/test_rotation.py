@@ -43,7 +43,7 @@ asyncio.run(main())
 
 
 class Writer(threading.Thread):
-    """Changes, adds and deletes every second of what there is, and keeps what it was told is done."""
+    """Changes, adds and deletes every second of what there is, and notes what the service acknowledged."""
 
     def __init__(self, url, number, keys):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Fixtures for the SDK's tests: a real service, and servers that answer whatever they are told to."""
+"""Fixtures for the SDK's tests: a real service, and servers that give any answer that a test wants."""
 
 from __future__ import annotations
 

@@ -269,7 +269,7 @@ def test_a_damaged_table_loses_no_row(block_bytes, rows, inserted, at, cut):
         whole = damaged.splitlines(keepends=True)
         assert 1 <= line <= len(whole) + 1
         again = Read(b"".join(whole[: line - 1]), header=False, delimiter=",")
-        # What Python cannot decode is told with its own line, in whichever record that stands.
+        # The error for bytes that Python cannot decode names their own line, not that of the record.
         assert again.error is None or "does not end" in again.error
         assert (again.rows, again.points) == (read.rows, read.points)
 
@@ -714,7 +714,7 @@ TABLES = st.one_of(
 def test_every_row_is_stored_or_reported(
     run, before, bad, after, header, stated, delimiter, end, encoding, quoting, block_bytes
 ):
-    """What the service then holds are the rows before the first wrong one, whose line and number before are told."""
+    """The service has the rows before the first wrong one. The error names its line, and how many are before it."""
     if isinstance(bad, bytes):
         assume(encoding[0] == "utf-8" or b"\xff" not in bad)
         bad = bad.replace(b",", delimiter.encode())

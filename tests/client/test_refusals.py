@@ -138,7 +138,7 @@ def withheld(service: Keeping, count: int) -> list[Event]:
 
 
 def counted(service: Keeping, events: list[Event]) -> Iterator[float]:
-    """How often 1,000 was added to what readers of these events are told."""
+    """How often 1,000 was added to the state that readers of these events get."""
     service.served = lambda: events
     service.told = lambda revision, timestamp: (revision, timestamp)
     with service.open() as store:

@@ -248,7 +248,7 @@ async def test_an_id_is_one_of_its_token(closed, deployment):
             assert (await http.put("/ns/n", json={"sealed_only": True}, headers=once)).status_code == status
         assert (await admin.put("/ns/n", json={"sealed_only": False})).status_code == 200
         assert (await writer.put("/ns/n", json={"sealed_only": True}, headers=once)).status_code == 403
-        # Two clients that both begin at 1 write twice; neither is told what the other read.
+        # Two clients that both begin at 1 write twice; neither learns what the other read.
         added = {"events": [{"item": "n", "value": 1}]}
         again = {"events": [{"item": "n", "op": "add", "value": 1}]}
         assert (await writer.post("/ns/n/es/e/events", json=added)).status_code == 200

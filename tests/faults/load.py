@@ -100,7 +100,7 @@ class Load:
         await self._until(lambda before: len(self.acknowledged) >= before + 12 * self._clients, len(self.acknowledged))
 
     async def troubled(self) -> None:
-        """Wait until a client was told that the backend is away."""
+        """Wait until a client got the answer that the backend is away."""
         await self._until(lambda before: self.unavailable > before, self.unavailable)
 
     async def _until(self, reached: Callable[[int], bool], before: int) -> None:
@@ -134,7 +134,7 @@ class Load:
             await self._count(n)
 
     async def _apply(self, number: int, n: int) -> None:
-        """Record an event; every other client sends it again until it is told that it is there."""
+        """Record an event; every other client sends it again until the service answers that the event is there."""
         body = {"events": [{"item": f"n{n}", "value": n}, {"item": "total", "op": "add", "value": 1}]}
         headers = {"Idempotency-Key": f"apply-{n}"}
         while not await self._write(("es", n), "POST", f"/es/s{n % 2}/events", (200,), json=body, headers=headers):

@@ -54,7 +54,7 @@ class RemoteBackend(SQLiteBackend):
 
 
 class Batches(list[tuple[str, int]]):
-    """What an observer was told: kind and size of each batch."""
+    """What an observer saw: kind and size of each batch."""
 
     def observe(self, kind: str, size: int, seconds: float) -> None:
         assert 0 <= seconds < 60

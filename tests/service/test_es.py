@@ -309,7 +309,7 @@ async def test_no_repeat_of_an_apply_that_was_done_is_called_refused(es):
     await es.put(put("a", 1), timestamp=20)
     with pytest.raises(Problem) as caught:
         await es.under(sequence_bytes_max=80).put(put("a", opaque("x" * 100)), timestamp=10, write_id="one")
-    # Its state is too large now. That is told by a code that leaves the outcome open, never by that of a refusal.
+    # Its state is too large now. The code for this leaves the outcome open; a code of a refusal would not.
     assert caught.value.code == "backend-unavailable"
     assert "was carried out" in caught.value.detail
     assert len(await es.all()) == 2

@@ -148,7 +148,7 @@ async def test_an_admin_token_of_the_environment_closes_the_store_for_good(setti
     async with running_app(without) as before, client(before) as http:
         assert (await http.put("/kv/k", json=1)).status_code == 201
         async with running_app(Settings(**settings)):
-            # A process that was not told of it, beside one that was.
+            # A process that does not have the token in its environment, beside one that has it.
             await asyncio.sleep(0.25)
             assert code(await http.get("/kv/k")) == (401, "unauthenticated")
     async with running_app(without) as after, client(after) as http:
@@ -579,7 +579,7 @@ async def test_a_token_has_its_rate(settings):
             assert (await http.get("/")).json() != {}
 
 
-# --- what is told --------------------------------------------------------------------------------------------
+# --- tokens by REST -----------------------------------------------------------------------------------------
 
 
 async def test_tokens_by_rest(closed, admin):

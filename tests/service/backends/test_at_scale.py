@@ -1,6 +1,6 @@
 """What 100,000 keys cost on each backend: listings, globs and counts, and what is left when they are deleted.
 
-The engine runs on real servers. That nothing is read in full is told by the servers' own counters.
+The engine runs on real servers. The servers' own counters show that nothing is read in full.
 """
 
 from __future__ import annotations

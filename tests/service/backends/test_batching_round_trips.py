@@ -1,4 +1,4 @@
-"""Batching over a network: what arrives together travels together, and nobody suffers from who is in the same batch."""
+"""Batching over a network: what arrives together travels together, and no request suffers from others in its batch."""
 
 from __future__ import annotations
 

@@ -249,7 +249,7 @@ async def test_a_server_that_evicts_is_refused_unless_that_is_accepted(
                 assert f"(maxmemory-policy {policy})" in backend.describe()["warning"]
                 assert ("CONFIG is refused" in backend.describe()["warning"]) == (config == "-config")
         own.cli("ACL", "SETUSER", "default", "+config")
-    # What is set later is told and logged, but takes no store out of service.
+    # If it is set later, the service reports and logs it, but goes on serving the store.
     own.cli("CONFIG", "SET", "maxmemory-policy", "noeviction")
     caplog.set_level("INFO")
     async with opened(own.dsn) as backend:

@@ -217,7 +217,7 @@ def test_the_script_that_commits_asks_for_each_command_that_it_runs() -> None:
     assert set(re.findall("[A-Z]+", asked)) == COMMANDS["commit.lua"]
 
 
-# What is under some keys. `due` is told apart from the write, and is no later than what it stands for.
+# A digest of what is under some keys. `due` is written apart from the write, and is never later than that.
 DIGEST = """
     local keys, found = redis.call('KEYS', ARGV[1]), {}
     table.sort(keys)
