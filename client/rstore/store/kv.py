@@ -25,7 +25,7 @@ class Entry(NamedTuple):
 
     Attributes:
         value: The value of the key.
-        etag: The ETag of the value, without quotes. Each write changes it.
+        etag: The ETag of the value, without quotes. A write of another value changes it.
         expires_ms: When the key expires, in POSIX milliseconds. None if it never does.
 
     Example:
@@ -137,8 +137,8 @@ class KeyValue(Base[TransportT]):
         Args:
             key: The key, 1 to 512 bytes of UTF-8 without NUL.
             value: Plain JSON data, ``bytes``, or an object of another harmless type.
-            ttl: The seconds until the key expires, more than 0. None: it never expires. :data:`KEEP`: a key that
-                exists keeps its expiry, and a new key never expires.
+            ttl: The seconds until the key expires, more than 0 and at most 10,000,000,000. None: it never expires.
+                :data:`KEEP`: a key that exists keeps its expiry, and a new key never expires.
             if_match: Store the value only if the key still has this ETag. ``"*"``: only if the key is there.
             if_absent: Store the value only if the key is not there. It excludes ``if_match``.
 

@@ -50,11 +50,12 @@ class Tokens(Base[TransportT]):
         The SDK sends this once. After a lost answer, look at :meth:`tokens` before you call it again.
 
         Args:
-            namespaces: The names of the namespaces that the token reaches, or globs; one of them or several.
+            namespaces: The names of the namespaces that the token reaches, or globs; one of them, or 1 to 64.
             access: ``"read"``, ``"write"`` or ``"admin"``. ``"metrics"`` reads the metrics of the service and nothing
                 else, and takes the namespace ``"*"``.
-            label: A text that says what the token is for.
-            lifetime: The seconds until the token expires, more than 0. None: it lasts until it is revoked.
+            label: A text that says what the token is for, at most 200 characters.
+            lifetime: The seconds until the token expires, more than 0 and at most 10,000,000,000. None: it lasts until
+                it is revoked.
 
         Returns:
             A :class:`NewToken`. Keep its ``text``: nobody can read it again.
@@ -80,7 +81,8 @@ class Tokens(Base[TransportT]):
 
         Args:
             token_id: The id of the token, as :meth:`tokens` shows it.
-            grace: For how many seconds more the service also takes the text that the token has now; 0 or more.
+            grace: For how many seconds more the service also takes the text that the token has now; 0 to
+                10,000,000,000.
 
         Returns:
             A :class:`NewToken` with the new ``text``.
