@@ -15,9 +15,11 @@ from rstored.backends.abc import (
     Head,
     HeadRead,
     Kind,
+    Listing,
     Place,
     PutHead,
     Query,
+    RowScan,
     Update,
     namespace_place,
 )
@@ -115,10 +117,17 @@ async def test_those_who_were_answered_and_come_again_share_a_batch_with_those_w
 
 
 async def test_batches_are_bounded(storage: Storage, batches: Batches) -> None:
-    await asyncio.gather(*(storage.read(HeadRead(NS)) for _ in range(READ_BATCH_MAX + 1)))
+    await asyncio.gather(*(storage.read(HeadRead(NS, 100)) for _ in range(READ_BATCH_MAX + 1)))
     await asyncio.gather(*(storage.update((COUNTER,), increment) for _ in range(WRITE_BATCH_MAX + 1)))
     assert batches.sizes("read") == [READ_BATCH_MAX, 1]
     assert batches.sizes("write") == [WRITE_BATCH_MAX, 1]
+
+
+async def test_few_reads_with_answers_that_may_be_long_go_in_one_batch(storage: Storage, batches: Batches) -> None:
+    for long in (HeadRead(NS), RowScan(COUNTER, 0), Listing("ns", Kind.KV, values=True)):
+        await asyncio.gather(*(storage.read(HeadRead(NS, 100), long) for _ in range(20)))
+        assert batches.sizes("read") == [16, 4]
+        batches.clear()
 
 
 async def test_local_reads_are_answered_at_once_until_many_come_together(tmp_path: Path, batches: Batches) -> None:
@@ -127,7 +136,7 @@ async def test_local_reads_are_answered_at_once_until_many_come_together(tmp_pat
 
     async def read_together(count: int) -> list[int]:
         before = len(batches.sizes("read"))
-        assert await asyncio.gather(*(storage.read(HeadRead(NS)) for _ in range(count))) == [[None]] * count
+        assert await asyncio.gather(*(storage.read(HeadRead(NS, 100)) for _ in range(count))) == [[None]] * count
         return batches.sizes("read")[before:]
 
     assert await read_together(4) == [1] * 4
@@ -135,31 +144,31 @@ async def test_local_reads_are_answered_at_once_until_many_come_together(tmp_pat
     assert await read_together(20) == [1] * 20
     assert await read_together(20) == [1, 19]
     # A lone read waits for nobody.
-    lone = storage.read(HeadRead(NS))
+    lone = storage.read(HeadRead(NS, 100))
     with pytest.raises(StopIteration):
         lone.send(None)
     await asyncio.sleep(0)
     assert await read_together(4) == [1] * 4
     # Reads that may find much have turns instead.
     await read_together(20)
-    await asyncio.gather(*(storage.read_in_turn(HeadRead(NS)) for _ in range(5)))
+    await asyncio.gather(*(storage.read_in_turn(HeadRead(NS, 100)) for _ in range(5)))
     assert batches.sizes("read")[-5:] == [1] * 5
     await backend.close()
     with pytest.raises(Problem, match="closed"):
-        await storage.read(HeadRead(NS))
+        await storage.read(HeadRead(NS, 100))
 
 
 async def test_local_reads_that_wait_for_each_other_find_what_was_written_meanwhile(tmp_path: Path) -> None:
     backend = await SQLiteBackend.open(f"sqlite:///{tmp_path}/local.db")
     storage = Storage(backend)
     await storage.update((COUNTER,), increment)
-    await asyncio.gather(*(storage.read(HeadRead(COUNTER)) for _ in range(20)))
+    await asyncio.gather(*(storage.read(HeadRead(COUNTER, 100)) for _ in range(20)))
 
     async def written_elsewhere() -> None:
         with contextlib.closing(sqlite3.connect(tmp_path / "local.db")) as other, other:
             other.execute("UPDATE record SET value = x'37' WHERE key = 'counter'")
 
-    reads = [storage.read(HeadRead(COUNTER)) for _ in range(20)]
+    reads = [storage.read(HeadRead(COUNTER, 100)) for _ in range(20)]
     old, _, *new = await asyncio.gather(reads[0], written_elsewhere(), *reads[1:])
     assert old == [Head(b"", b"1")]
     assert new == [[Head(b"", b"7")]] * 19

@@ -70,6 +70,8 @@ async def answer_sized(
     Values in msgpack are parsed and encoded again, which takes a while if there are many.
     """
     form = request.form
+    # Others read their values while this one waits for its thread.
+    request.hold(size)
     body = await run_sized(size, lambda: _ENCODE[form](make(form)))
     return Reply(status, (_CONTENT_TYPES[form], *headers), body)
 

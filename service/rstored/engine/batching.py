@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
-from rstored.backends.abc import Backend, Place, Plan, Query, Read, UnfitStorage, Update
+from rstored.backends.abc import Backend, HeadRead, Place, Plan, Query, Read, UnfitStorage, Update
 from rstored.problems import Problem
 from rstored.turns import Turns
 
@@ -27,6 +27,10 @@ WAIT_SECONDS: Final = 25.0
 
 # How many rounds of the event loop the next batch waits at most for new requests.
 _ROUNDS_MAX: Final = 8
+
+# How many reads whose answers may be long go in one batch. The memory of requests does not count an answer before it is
+# there.
+_LONG_READS_MAX: Final = 16
 
 # From so many local reads in one round of the event loop on, it costs less to answer them together.
 _MANY_READS: Final = 8
@@ -55,7 +59,7 @@ class Storage:
         self._local_reads = backend.capabilities.local_reads
         prompt = backend.capabilities.prompt_batches
         self._reads: _Batches[Query, list[Any]] = _Batches(
-            "read", self._read_together, READ_BATCH_MAX, observe, prompt=prompt
+            "read", self._read_together, READ_BATCH_MAX, observe, prompt=prompt, is_long=_may_be_long
         )
         # How many local reads came in this round of the event loop, and in the last one that had any.
         self._reads_in_round = 0
@@ -72,7 +76,7 @@ class Storage:
     async def read(self, *reads: Read) -> list[Any]:
         """The results of the reads, in order, all of one snapshot. Raises :class:`Problem`."""
         self._check_fit()
-        if self._local_reads and self._are_few():
+        if self._local_reads and (_may_be_long(reads) or self._are_few()):
             return await self._read_at_once(reads)
         return await self._reads.submit(reads)
 
@@ -141,6 +145,11 @@ class Storage:
         await asyncio.gather(self._reads.close(), self._updates.close())
 
 
+def _may_be_long(reads: Query) -> bool:
+    """Whether the answer may take much memory. An answer of heads with bounded values does not."""
+    return not all(type(read) is HeadRead and read.bytes_max is not None for read in reads)
+
+
 class _Batches(Generic[RequestT, AnswerT]):
     """Requests of one kind on their way to the backend. At most one batch of them is under way at a time."""
 
@@ -152,8 +161,10 @@ class _Batches(Generic[RequestT, AnswerT]):
         observe: Observe | None,
         *,
         prompt: bool = False,
+        is_long: Callable[[RequestT], bool] = lambda request: False,
     ) -> None:
         self._prompt = prompt
+        self._is_long = is_long
         self._kind = kind
         self._send = send
         self._size_max = size_max
@@ -216,10 +227,12 @@ class _Batches(Generic[RequestT, AnswerT]):
 
     def _next_batch(self) -> list[_Waiting[RequestT, AnswerT]]:
         batch: list[_Waiting[RequestT, AnswerT]] = []
-        while self._waiting and len(batch) < self._size_max:
+        long = 0
+        while self._waiting and len(batch) < self._size_max and long < _LONG_READS_MAX:
             waiting = self._waiting.popleft()
             if not waiting[1].done():
                 batch.append(waiting)
+                long += self._is_long(waiting[0])
         self._under_way = batch
         return batch
 

@@ -70,6 +70,10 @@ class _BatchMemory(NamedTuple):
         return msgspec.msgpack.encode(cls([*replaced.items()], result.puts, result.deleted))
 
 
+# How many bytes of values are read for a request without waiting for a turn. Of those that take turns, one answer is
+# counted in the memory of requests before the next one is read.
+_TOGETHER_BYTES_MAX: Final = 256 * 2**10
+
 _PUT: Final = answers_of(PutResult)
 _WHETHER: Final = answers_of(bool)
 _BATCH: Final[Answers[BatchResult | _BatchMemory]] = Answers(
@@ -89,8 +93,11 @@ class KeyValues:
 
     async def get(self, namespace: str, key: str) -> Entry | None:
         """The entry, or None if it does not exist or has expired."""
+        place = Place(namespace, Kind.KV, key)
         head: Head | None
-        (head,) = await self._storage.read(HeadRead(Place(namespace, Kind.KV, key)))
+        (head,) = await self._storage.read(HeadRead(place, _TOGETHER_BYTES_MAX))
+        if head is not None and not head.value and _size(head):
+            (head,) = await self._storage.read_in_turn(HeadRead(place))
         if head is None or (head.expires_ms is not None and head.expires_ms <= self._clock()):
             return None
         return _entry(head)
@@ -269,15 +276,17 @@ class KeyValues:
     async def _read_together(self, places: Sequence[Place], now: int) -> BatchResult:
         """The answer to a batch that has only gets, all from one snapshot.
 
-        The first read leaves out every value that is larger than its share of an answer, so that it takes no more
-        memory than an answer may have. If values were left out and all fit, a second read gets all of them.
+        The first read leaves out every value that is larger than its share, so that it takes little memory, or for many
+        keys no more than an answer may have. If values were left out and all fit, a second read gets all of them.
         """
-        read = self._storage.read_in_turn if len(places) > SHORT else self._storage.read
-        share = self._limits.body_bytes_max // max(1, len(places))
+        few = len(places) <= SHORT
+        read = self._storage.read if few else self._storage.read_in_turn
+        limit = self._limits.body_bytes_max
+        share = (min(_TOGETHER_BYTES_MAX, limit) if few else limit) // max(1, len(places))
         heads: list[Head | None] = await read(*[HeadRead(place, share) for place in places])
         if any(head is not None and not head.value and _size(head) for head in heads):
             self._check_answer_size(heads)
-            heads = await read(*map(HeadRead, places))
+            heads = await self._storage.read_in_turn(*map(HeadRead, places))
         return BatchResult(_present(places, heads, now), [], [])
 
     def _check_answer_size(self, heads: Iterable[Head | None]) -> None:

@@ -50,7 +50,7 @@ async def list_page(
     chunk = 1 if glob.exact else limit if glob.predicate is None else CHUNK
     while True:
         # A backend may read without letting others in between. A long scan therefore takes turns with them.
-        read = storage.read_in_turn if chunk > SHORT else storage.read
+        read = storage.read_in_turn if chunk > SHORT or values else storage.read
         bytes_left = None if bytes_max is None else bytes_max - size
         found: Slice[tuple[str, Head]]
         (found,) = await read(Listing(namespace, kind, prefix, after, values and not values_later, chunk, bytes_left))
@@ -79,5 +79,5 @@ async def list_page(
 
 async def _with_values(storage: Storage, namespace: str, kind: Kind, keys: list[str]) -> list[tuple[str, Head]]:
     """The keys that still exist, with their heads and values."""
-    heads: list[Head | None] = await storage.read(*(HeadRead(Place(namespace, kind, key)) for key in keys))
+    heads: list[Head | None] = await storage.read_in_turn(*(HeadRead(Place(namespace, kind, key)) for key in keys))
     return [(key, head) for key, head in zip(keys, heads, strict=True) if head is not None]
