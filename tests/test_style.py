@@ -1,4 +1,4 @@
-"""What STYLE.md says of the tests themselves."""
+"""What STYLE.md says of the tests themselves, and of the names of files."""
 
 from __future__ import annotations
 
@@ -122,3 +122,11 @@ SPEED = re.compile(r"assert .*(monotonic|perf_counter)\(\).*< *[0-9]")
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(TESTS)))
 def test_no_test_asserts_that_something_was_fast(file: Path) -> None:
     assert SPEED.search(file.read_text()) is None, "wait for a condition, or compare with what must not be waited for"
+
+
+NOTHING = {"utils", "helpers", "common", "manager", "handler", "base", "misc"}
+
+
+def test_every_file_has_a_name_that_says_what_is_in_it() -> None:
+    files = [file for folder in ("client", "service", "tests") for file in (TESTS.parent / folder).rglob("*.py")]
+    assert [file for file in files if {file.stem, file.parent.name} & NOTHING] == []

@@ -31,7 +31,7 @@ from tests.waiting import SECONDS_MAX
 
 import rstore
 from rstore import AsyncStore, Store, StoreError
-from rstore.store.base import open_unasked
+from rstore.store.bare import open_unasked
 
 pytestmark = pytest.mark.anyio
 

@@ -14,7 +14,7 @@ import pytest
 
 import rstore
 from rstore import AsyncStore, Store, StoreEncodingError, StoreError, StoreIntegrityError, StoreNotAvailableError
-from rstore.store.base import open_unasked
+from rstore.store.bare import open_unasked
 
 pytestmark = pytest.mark.anyio
 KEY, OLD_KEY = rstore.generate_key(), rstore.generate_key()

@@ -20,7 +20,7 @@ from tests.client.conftest import Received, ScriptedServer
 import rstore
 from rstore import AsyncStore, Store
 from rstore.core.durations import InvalidDuration, parse_duration
-from rstore.store.base import open_unasked
+from rstore.store.bare import open_unasked
 
 ADMIN = secrets.token_hex(16)
 

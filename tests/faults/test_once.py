@@ -24,7 +24,7 @@ from tests.knobs import knob
 
 import rstore
 from rstore import AsyncStore, Store, StoreConflictError, StoreIntegrityError, StoreNotAvailableError, calls
-from rstore.store.base import open_unasked
+from rstore.store.bare import open_unasked
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ import typer
 
 from rstore.cli.exact import ExactStore
 from rstore.core.command import Failure
-from rstore.store.base import open_unasked
+from rstore.store.bare import open_unasked
 
 __all__ = ["connected", "read_input", "standard_input", "store_of"]
 

@@ -12,7 +12,7 @@ import httpx2
 
 from rstore.calls import Call, Steps, TryAgain
 from rstore.core.errors import StoreError, StoreNotAvailableError
-from rstore.store.base import Home, open_unasked
+from rstore.store.bare import Home, open_unasked
 from rstore.store.operation import Awaited
 from rstore.store.operations import Operations
 from rstore.transport.attempts import translated

@@ -15,7 +15,7 @@ from rstore import calls
 from rstore.calls import Call, Steps, TryAgain
 from rstore.calls.arguments import check_name
 from rstore.core.errors import StoreError
-from rstore.store.base import open_unasked
+from rstore.store.bare import open_unasked
 from rstore.store.operation import Blocking
 from rstore.store.operations import Operations
 from rstore.transport.attempts import translated

@@ -28,7 +28,7 @@ from rstore.core.memory import Spend
 from rstore.core.numeric import INT64_MAX, INT64_MIN
 from rstore.core.operators import OPERATOR_NAMES, OPERATORS, UNARY, UnfoldableEvent
 from rstore.sealing import EventContext, new_apply_id
-from rstore.store.base import Base, TransportT, contradiction, part_of_a_write
+from rstore.store.bare import BareStore, TransportT, contradiction, part_of_a_write
 from rstore.store.operation import Operation, operation
 
 __all__ = ["EventSequences"]
@@ -78,7 +78,7 @@ class _PastAwaited(Protocol):
     async def __call__(self, key: str, t: int, withtimestamp: Literal[True]) -> tuple[int | None, State] | None: ...
 
 
-class EventSequences(Base[TransportT]):
+class EventSequences(BareStore[TransportT]):
     """The operations on event sequences."""
 
     @operation

@@ -12,7 +12,7 @@ from rstore.calls import SPENDING, Steps
 from rstore.calls.arguments import Name, PositiveSeconds
 from rstore.core.errors import StoreLimitError, StoreRequestError
 from rstore.sealing import PairContext
-from rstore.store.base import Base, TransportT, part_of_a_write
+from rstore.store.bare import BareStore, TransportT, part_of_a_write
 from rstore.store.operation import operation
 
 __all__ = ["KEEP", "Entry", "Keep", "KeyValue"]
@@ -51,7 +51,7 @@ KEEP: Final = Keep.KEEP
 """As ``ttl``: a key that exists keeps its expiry, and a new key never expires."""
 
 
-class KeyValue(Base[TransportT]):
+class KeyValue(BareStore[TransportT]):
     """The operations on key/value pairs."""
 
     @operation

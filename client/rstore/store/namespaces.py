@@ -8,13 +8,13 @@ from rstore import calls
 from rstore.calls import Steps
 from rstore.core.errors import StoreRequestError
 from rstore.sealing.rotation import Rotation, rotate
-from rstore.store.base import Base, TransportT
+from rstore.store.bare import BareStore, TransportT
 from rstore.store.operation import operation
 
 __all__ = ["Namespaces"]
 
 
-class Namespaces(Base[TransportT]):
+class Namespaces(BareStore[TransportT]):
     """The operations on namespaces, and on everything in one."""
 
     @operation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rstore.store.base import TransportT
+from rstore.store.bare import TransportT
 from rstore.store.es import EventSequences
 from rstore.store.kv import KeyValue
 from rstore.store.namespaces import Namespaces

@@ -8,13 +8,13 @@ from rstore import calls
 from rstore.calls import Steps
 from rstore.calls.arguments import Name, PositiveSeconds, Seconds
 from rstore.calls.tokens import AccessLevel, NewToken, Token
-from rstore.store.base import Base, TransportT
+from rstore.store.bare import BareStore, TransportT
 from rstore.store.operation import operation
 
 __all__ = ["Tokens"]
 
 
-class Tokens(Base[TransportT]):
+class Tokens(BareStore[TransportT]):
     """The operations on access tokens. The store's own token must be one that may administer everything."""
 
     @operation

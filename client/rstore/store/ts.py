@@ -13,13 +13,13 @@ from rstore.core.errors import StoreRequestError
 from rstore.core.frames import encode_stream
 from rstore.core.points import Points
 from rstore.sealing import PointContext
-from rstore.store.base import Base, TransportT, contradiction, part_of_a_write
+from rstore.store.bare import BareStore, TransportT, contradiction, part_of_a_write
 from rstore.store.operation import operation
 
 __all__ = ["TimeSeries"]
 
 
-class TimeSeries(Base[TransportT]):
+class TimeSeries(BareStore[TransportT]):
     """The operations on time series."""
 
     @operation

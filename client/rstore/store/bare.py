@@ -1,4 +1,4 @@
-"""The parts of a store that every operation uses: settings, codec and connections."""
+"""A store without operations: the settings, codec and connections that every operation uses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from rstore.transport.address import Certificate, Service
 from rstore.transport.connections import leave_to_parent
 from rstore.transport.running import OperationBounds
 
-__all__ = ["Base", "Home", "SealingKeys", "TransportT", "contradiction", "open_unasked", "part_of_a_write"]
+__all__ = ["BareStore", "Home", "SealingKeys", "TransportT", "contradiction", "open_unasked", "part_of_a_write"]
 
 TransportT = TypeVar("TransportT")
 T = TypeVar("T")
@@ -44,7 +44,7 @@ _DEFAULT_URL: Final = "http://127.0.0.1:8000"
 _DEFAULT_NAMESPACE: Final = "default"
 
 
-class Base(Generic[TransportT]):
+class BareStore(Generic[TransportT]):
     """A store without operations."""
 
     _namespace: str | None = None
@@ -102,8 +102,8 @@ class Base(Generic[TransportT]):
         self._codec = Codec(
             sealer,
             trusted=self._trust_pickle,
-            own_dump=None if cls._dump is Base._dump else self._dump,
-            own_load=None if cls._load is Base._load else self._load,
+            own_dump=None if cls._dump is BareStore._dump else self._dump,
+            own_load=None if cls._load is BareStore._load else self._load,
         )
         answer_bytes_max = check_int(answer_bytes_max, "answer_bytes_max", _ANSWER_BYTES_MIN)
         self._bounds = OperationBounds(
@@ -191,7 +191,7 @@ class Base(Generic[TransportT]):
                 return found
 
 
-def open_unasked(store: Base[Any]) -> None:
+def open_unasked(store: BareStore[Any]) -> None:
     """Open the store without a request. Each process and each event loop connects when it makes a call."""
     store._tls = store._service.tls()  # noqa: SLF001
 
