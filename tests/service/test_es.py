@@ -446,7 +446,7 @@ async def test_a_past_that_is_pruned_while_it_is_read(es, monkeypatch):
     await es.put(do("a", "add", 1), do("b", "add", 1), timestamp=2)
     await es.put(put("a", 9), timestamp=3)
     await es.put(put("z", 0), timestamp=4)
-    read = es.storage.read
+    read = es.storage.read_in_turn
 
     async def read_and_prune(*reads):
         results = await read(*reads)
@@ -455,7 +455,7 @@ async def test_a_past_that_is_pruned_while_it_is_read(es, monkeypatch):
             await es.prune("n", "k")
         return results
 
-    monkeypatch.setattr(es.storage, "read", read_and_prune)
+    monkeypatch.setattr(es.storage, "read_in_turn", read_and_prune)
     state = await es.past("n", "k", 2)
     assert folded(state) == {"b": 2}
 
