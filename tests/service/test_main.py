@@ -116,6 +116,8 @@ def test_which_hosts_are_this_machine_alone(host, loopback):
 def test_a_dsn_is_shown_without_its_password():
     assert without_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
     assert without_password("sqlite:///rstore.db") == "sqlite:///rstore.db"
+    for name in ("password", "sslpassword", "access_token", "apiKey", "client_secret", "AUTH", "credentials"):
+        assert without_password(f"x://host?a=1&{name}=hidden&b=2") == f"x://host?a=1&{name}=***&b=2"
 
 
 def test_ipv6(serve, tmp_path):

@@ -103,6 +103,7 @@ def _stop_without(parent: int) -> None:
 
 
 def without_password(dsn: str) -> str:
-    # Everything up to the last @ is hidden, because a password may have an @. A parameter may be a password too.
+    # Everything up to the last @ is hidden, because a password may have an @. A parameter may be a secret too, and a
+    # backend of somebody else has parameters of its own.
     without = re.sub(r"(://[^/@:]*):.*@", r"\1:***@", dsn)
-    return re.sub(r"((?:password|secret|_key)=)[^&]*", r"\1***", without, flags=re.IGNORECASE)
+    return re.sub(r"(\w*(?:pass|secret|token|key|credential|auth)\w*=)[^&]*", r"\1***", without, flags=re.IGNORECASE)
