@@ -11,7 +11,8 @@ import pytest
 from tests import servers
 from tests.waiting import SECONDS_MAX
 
-from rstored.backends.postgresql.connection import OPTIONS, Connection, blobs, integers, texts
+from rstored.backends.postgresql.connection import OPTIONS, Connection
+from rstored.backends.postgresql.parameters import blobs, integers, texts
 
 pytestmark = [
     pytest.mark.anyio,

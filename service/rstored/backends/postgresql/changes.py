@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from rstored.backends.abc import COUNTED, DeleteRows, Head, Kind, Place, Row
-from rstored.backends.postgresql.connection import Request, blobs, integers
+from rstored.backends.postgresql.connection import Request
+from rstored.backends.postgresql.parameters import blobs, integers
 from rstored.backends.postgresql.statements import DELETE_RECORDS, SQL, TRASH_RECORDS, place_columns
 
 __all__ = ["Changes", "count_requests"]

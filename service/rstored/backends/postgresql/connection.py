@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
-import struct
 from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
@@ -19,11 +18,11 @@ from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.rows import AsyncRowFactory, tuple_row
 
-__all__ = ["OPTIONS", "Connection", "Parameter", "Request", "Rows", "blobs", "integers", "texts"]
+from rstored.backends.postgresql.parameters import INT8_OID, Parameter, encoded
+
+__all__ = ["OPTIONS", "Connection", "Request", "Rows"]
 
 Rows: TypeAlias = list[tuple[Any, ...]]
-Parameter: TypeAlias = str | int | bytes | None
-"""The value for a ``%s`` of a statement. :func:`texts`, :func:`integers` and :func:`blobs` make arrays."""
 Request: TypeAlias = tuple[str, Sequence[Parameter]]
 """A statement and its parameters."""
 
@@ -34,18 +33,10 @@ Text is sent in UTF-8. psycopg must prepare nothing. After a rollback it would m
 statements, including those of :meth:`Connection.exchange`.
 """
 
-_BYTEA_OID: Final = 17
-_INT8_OID: Final = 20
-_TEXT_OID: Final = 25
 # The server infers the type of a parameter, but both sides must agree on the size of an integer.
 _ANY_OID: Final = 0
 
 _PLACEHOLDER: Final = re.compile("%[sb]")
-_int8: Final = struct.Struct("!q").pack
-_size: Final = struct.Struct("!i").pack
-_array_head: Final = struct.Struct("!5i").pack
-_NULL: Final = _size(-1)
-_INT8_SIZE: Final = _size(8)
 # It gets one result after the other, and keeps none of them.
 _loaders: Final = Transformer()
 
@@ -101,10 +92,10 @@ class Connection(psycopg.AsyncConnection[tuple[Any, ...]]):
                 name = self._names[text] = next(self._new_names)
                 numbers = itertools.count(1)
                 numbered = _PLACEHOLDER.sub(lambda _: f"${next(numbers)}", text)  # noqa: B023 - called at once
-                types = [_INT8_OID if isinstance(parameter, int) else _ANY_OID for parameter in parameters]
+                types = [INT8_OID if isinstance(parameter, int) else _ANY_OID for parameter in parameters]
                 pgconn.send_prepare(name, numbered.encode(), types)
                 sent.append(text)
-            values = [_encoded(parameter) for parameter in parameters]
+            values = [encoded(parameter) for parameter in parameters]
             pgconn.send_query_prepared(name, values, [pq.Format.BINARY] * len(values), pq.Format.BINARY)
             sent.append(None)
         pgconn.pipeline_sync()
@@ -159,47 +150,3 @@ def _rows(result: PGresult) -> Rows:
         return []
     _loaders.set_pgresult(result)
     return _loaders.load_rows(0, count, tuple)
-
-
-# --- parameters, in PostgreSQL's binary form ----------------------------------------------------------------
-
-
-def _encoded(parameter: Parameter) -> bytes | None:
-    if isinstance(parameter, str):
-        return parameter.encode()
-    if isinstance(parameter, int):
-        return _int8(parameter)
-    return parameter
-
-
-def texts(items: Sequence[str]) -> bytes:
-    """An array for ``%s::text[]``."""
-    return _array(_TEXT_OID, [item.encode() for item in items])
-
-
-def integers(items: Sequence[int | None]) -> bytes:
-    """An array for ``%s::bigint[]``."""
-    if None in items:
-        return _array(_INT8_OID, [None if item is None else _int8(item) for item in items])
-    # All have one size, which also separates them.
-    return b"".join((_head(_INT8_OID, len(items)), _INT8_SIZE.join((b"", *map(_int8, items)))))
-
-
-def blobs(items: Sequence[bytes | None]) -> bytes:
-    """An array for ``%s::bytea[]``."""
-    return _array(_BYTEA_OID, items)
-
-
-def _head(oid: int, count: int) -> bytes:
-    # One dimension, with nulls allowed, that begins at 1. An empty array has no dimension.
-    return _array_head(1, 1, oid, count, 1) if count else _array_head(0, 0, oid, 0, 0)[:12]
-
-
-def _array(oid: int, items: Sequence[bytes | None]) -> bytes:
-    parts = [_head(oid, len(items))]
-    for item in items:
-        if item is None:
-            parts.append(_NULL)
-        else:
-            parts += (_size(len(item)), item)
-    return b"".join(parts)

@@ -21,7 +21,8 @@ from rstored.backends.abc import (
     RowScan,
     Slice,
 )
-from rstored.backends.postgresql.connection import Connection, Parameter, Request, Rows, integers
+from rstored.backends.postgresql.connection import Connection, Request, Rows
+from rstored.backends.postgresql.parameters import Parameter, integers
 from rstored.backends.postgresql.statements import COMMIT, OWNED, SQL, place_columns
 from rstored.problems import Problem, of_storage
 

@@ -8,7 +8,8 @@ from typing import Final
 from sqlalchemy.dialects.postgresql import psycopg as psycopg_dialect
 
 from rstored.backends.abc import Kind, Place
-from rstored.backends.postgresql.connection import Request, integers, texts
+from rstored.backends.postgresql.connection import Request
+from rstored.backends.postgresql.parameters import integers, texts
 from rstored.backends.schema import ROOT_ID, Statements
 
 __all__ = ["COMMIT", "DELETE_RECORDS", "DIALECT", "FOUND", "OWNED", "OWNER", "SQL", "TRASH_RECORDS", "place_columns"]

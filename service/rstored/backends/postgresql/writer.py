@@ -23,8 +23,9 @@ from rstored.backends.abc import (
 )
 from rstored.backends.executor import Executor
 from rstored.backends.postgresql.changes import Changes, count_requests
-from rstored.backends.postgresql.connection import Connection, Request, texts
+from rstored.backends.postgresql.connection import Connection, Request
 from rstored.backends.postgresql.failures import LOST, Lost
+from rstored.backends.postgresql.parameters import texts
 from rstored.backends.postgresql.reader import Asked
 from rstored.backends.postgresql.statements import COMMIT, FOUND, OWNER, place_columns
 from rstored.backends.schema import ROOT_ID
