@@ -130,9 +130,6 @@ class Slice(NamedTuple, Generic[T]):
     more: bool
 
 
-# --- reads -------------------------------------------------------------------------------------------------
-
-
 class HeadRead(NamedTuple):
     """→ ``Head | None``: None if the record (or its namespace) does not exist. Expired heads are returned.
 
@@ -198,9 +195,6 @@ class ExpiredRead(NamedTuple):
 
 Read: TypeAlias = HeadRead | RowScan | Listing | CountRead | ExpiredRead
 Query: TypeAlias = tuple[Read, ...]
-
-
-# --- writes ------------------------------------------------------------------------------------------------
 
 
 class PutHead(NamedTuple):
@@ -270,9 +264,6 @@ class Update(NamedTuple, Generic[T]):
 
     places: tuple[Place, ...]
     plan: Plan[T]
-
-
-# --- the backend -------------------------------------------------------------------------------------------
 
 
 class Capabilities(NamedTuple):
