@@ -1,4 +1,4 @@
-"""The plain data that the engine's operations take and return. The API turns it into bodies and back."""
+"""The plain data that the engine's operations take and return, kind by kind. The API turns it into bodies and back."""
 
 from __future__ import annotations
 
@@ -46,9 +46,6 @@ class Page(NamedTuple, Generic[T]):
     cursor: str | None
 
 
-# --- namespaces --------------------------------------------------------------------------------------------
-
-
 class NamespacePolicy(NamedTuple):
     """What a namespace requires of every write to it."""
 
@@ -63,9 +60,6 @@ class NamespaceInfo(NamedTuple):
     kv: int
     ts: int
     es: int
-
-
-# --- key/value ---------------------------------------------------------------------------------------------
 
 
 class Entry(NamedTuple):
@@ -139,9 +133,6 @@ class BatchResult(NamedTuple):
     deleted: list[str]
 
 
-# --- time series -------------------------------------------------------------------------------------------
-
-
 class Stretch(NamedTuple):
     """A condition of a write: the points from ``start`` to ``end`` have one of these digests.
 
@@ -160,9 +151,6 @@ class SeriesInfo(NamedTuple):
     points: int
     first: int
     last: int
-
-
-# --- event sequences ---------------------------------------------------------------------------------------
 
 
 class Change(NamedTuple):
@@ -221,9 +209,6 @@ class SequenceInfo(NamedTuple):
     revision: int
     last: int
     items: int
-
-
-# --- tokens ------------------------------------------------------------------------------------------------
 
 
 AccessLevel: TypeAlias = Literal["metrics", "read", "write", "admin"]
