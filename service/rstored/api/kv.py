@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
-from pydantic import BeforeValidator, Field
+from msgspec import UNSET, UnsetType
 
 from rstore.core.encodings import Encoding, InvalidJSON, Value, encoding_of, media_type_of, parse_json
 from rstore.core.media_types import JSON_MEDIA_TYPE, OCTET_STREAM, SEALED_MEDIA_TYPE
 from rstored.api.access import Rule
-from rstored.api.bodies import EncodingLabel, answer_sized, body_form, read_body, read_value, wire_value
+from rstored.api.bodies import answer_sized, body_form, read_body, read_value, wire_value
 from rstored.api.conditions import (
-    BARE_TAG_PATTERN,
     IDEMPOTENCY_HEADER,
     IF_HEADERS,
     bare_condition,
@@ -26,10 +23,20 @@ from rstored.api.conditions import (
 )
 from rstored.api.media_types import form_refused, parse_content_type
 from rstored.api.operations import Answer, Content, Operations, json_content
-from rstored.api.parameters import KeyName, ListQuery, Query, Switch, checked_key, page_size, read_cursor, write_cursor
+from rstored.api.parameters import checked_key, page_size, read_cursor, write_cursor
 from rstored.api.replies import NO_CONTENT, Header, Reply, content_type
 from rstored.api.requests import Request
-from rstored.engine.kv import TTL_SECONDS_MAX
+from rstored.api.shapes.kv import (
+    DeletePart,
+    KeyBatch,
+    KeyBatchResult,
+    KeyItem,
+    KeyList,
+    KeyListQuery,
+    KeySet,
+    PutQuery,
+    SetPart,
+)
 from rstored.engine.model import ANY, KEEP, Access, BatchDelete, BatchGet, BatchSet, Entry, Expiry
 from rstored.limits import Limits
 from rstored.problems import Problem
@@ -42,108 +49,8 @@ operations: Final = Operations("kv", "Key/value pairs with ETags, conditional wr
 T = TypeVar("T")
 PartT = TypeVar("PartT")
 
-_SECONDS: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?\Z", re.ASCII)
 # A value may be anything, even a web page. A browser may not let it act as a page of the service.
 _KEPT_APART: Final[tuple[Header, ...]] = ((b"content-security-policy", b"sandbox"),)
-
-# --- shapes ------------------------------------------------------------------------------------------------
-
-ETag = Annotated[str, Meta(description="bare, without quotes")]
-ExpiresMs = Annotated[int, Meta(description="POSIX milliseconds")]
-BareTag = Annotated[str, Meta(extra_json_schema={"pattern": BARE_TAG_PATTERN})]
-TtlSeconds = Annotated[float, Meta(gt=0, le=TTL_SECONDS_MAX)]
-
-
-class KeyItem(Struct):
-    """A pair in a listing. It has `value` and `encoding` only if the request has `values=true`."""
-
-    key: str
-    media_type: str
-    etag: ETag
-    expires: ExpiresMs | None
-    value: Annotated[Raw, Meta(description="JSON, or base64 (msgpack: bytes) beside `encoding`")] | UnsetType = UNSET
-    encoding: EncodingLabel | UnsetType = UNSET
-
-
-class KeyList(Struct):
-    """A page of pairs, in key order."""
-
-    items: list[KeyItem]
-    cursor: str | None
-
-
-class SetPart(Struct, forbid_unknown_fields=True):
-    """A key to write."""
-
-    key: KeyName
-    value: Annotated[Raw, Meta(description="JSON, or base64 (msgpack: bytes) beside `encoding`")]
-    encoding: EncodingLabel = "json"
-    media_type: Annotated[str, Meta(description="of a value with encoding `bytes`")] | UnsetType = UNSET
-    ttl: (
-        Annotated[TtlSeconds | Literal["never"], Meta(description="seconds; without it the key keeps its expiry")]
-        | UnsetType
-    ) = UNSET
-    if_match: Annotated[BareTag, Meta(description="a bare ETag, or `*`: the key must exist")] | None = None
-    if_none_match: Annotated[BareTag, Meta(description="a bare ETag, or `*`: the key must not exist")] | None = None
-
-
-class DeletePart(Struct, forbid_unknown_fields=True):
-    """A key to delete under a condition."""
-
-    key: KeyName
-    if_match: Annotated[BareTag, Meta(description="a bare ETag, or `*`: the key must exist")]
-
-
-class KeyBatch(Struct, forbid_unknown_fields=True):
-    """Reads and writes that happen together or not at all. The reads see the values from before the writes."""
-
-    get: list[KeyName] = []
-    set: list[SetPart] = []
-    delete: list[KeyName | DeletePart] = []
-
-
-class KeySet(Struct):
-    """A key that was written."""
-
-    key: str
-    etag: ETag
-    created: bool
-
-
-class KeyBatchResult(Struct):
-    """`get`: the pairs that exist. `set`: one item for each part. `delete`: the keys that existed."""
-
-    get: list[KeyItem]
-    set: list[KeySet]
-    delete: list[str]
-
-
-def _ttl(value: Any) -> Any:
-    if isinstance(value, str) and value != "never":
-        if _SECONDS.match(value) is None:
-            raise ValueError("write a number of seconds such as 60 or 0.5, or never")
-        return float(value)
-    return value
-
-
-class PutQuery(Query):
-    """The parameters of a write."""
-
-    ttl: Annotated[
-        Annotated[float, Field(gt=0, le=TTL_SECONDS_MAX)] | Literal["never"] | None, BeforeValidator(_ttl)
-    ] = Field(
-        default=None,
-        description="seconds until the key expires (fractions allowed), or `never`; by default its expiry stays",
-        examples=[60, "never"],
-    )
-
-
-class KeyListQuery(ListQuery):
-    """The parameters of a listing of pairs."""
-
-    values: Switch = Field(default=False, description="whether to include the value of each item")
-
-
 _VALUE_EXAMPLES: Final = {
     JSON_MEDIA_TYPE: Content(None, {"name": "Ada", "age": 36}),
     OCTET_STREAM: Content(None, "any bytes, under any media type"),
@@ -160,8 +67,6 @@ _ENTRY_HEADERS: Final = {
     "ETag": "a strong tag: a hash of media type and content",
     "Rstore-Expires": "when the key expires, in POSIX milliseconds; absent if it does not",
 }
-
-# --- one key -----------------------------------------------------------------------------------------------
 
 
 @operations.add(
@@ -196,12 +101,6 @@ async def get(request: Request) -> Reply:
     if condition is not ANY and not_modified(condition, entry.etag):
         return Reply(304, headers)
     return Reply(200, (content_type(entry.media_type), *headers, *_KEPT_APART), entry.value.data)
-
-
-def _entry_headers(entry: Entry) -> tuple[Header, ...]:
-    if entry.expires_ms is None:
-        return (etag_header(entry.etag),)
-    return (etag_header(entry.etag), (b"rstore-expires", b"%d" % entry.expires_ms))
 
 
 @operations.add(
@@ -249,17 +148,6 @@ async def put(request: Request, query: PutQuery) -> Reply:
     return Reply(201 if result.created else 204, (etag_header(result.etag),))
 
 
-async def _form_refused(request: Request) -> Problem:
-    """The problem of a value with the media type of a form. It says which header to send instead."""
-    limits = request.state.limits
-    data = await request.body(limits.value_bytes_max, "value-too-large")
-    try:
-        await run_sized(len(data), functools.partial(parse_json, data, nesting_max=limits.nesting_max))
-    except InvalidJSON:
-        return form_refused(f"-H 'Content-Type: {OCTET_STREAM}' (or what the value is), and --data-binary for -d")
-    return form_refused(f"-H 'Content-Type: {JSON_MEDIA_TYPE}', because the body is JSON")
-
-
 @operations.add(
     "DELETE",
     "/kv/{key}",
@@ -274,20 +162,6 @@ async def delete(request: Request) -> Reply:
         request.namespace, request.key, condition=condition_of(request), write_id=write_id_of(request)
     )
     return NO_CONTENT
-
-
-def _expiry(ttl: float | str | UnsetType | None) -> float | Expiry:
-    if isinstance(ttl, str):
-        return Expiry.NEVER
-    return KEEP if ttl is None or ttl is UNSET else ttl
-
-
-def _stored_media_type(essence: str, text: str) -> str:
-    """The media type to store. It has no parameters for our own encodings, and keeps them for all other types."""
-    return essence if encoding_of(essence) is not Encoding.BYTES else text
-
-
-# --- many keys ---------------------------------------------------------------------------------------------
 
 
 @operations.add(
@@ -314,17 +188,6 @@ async def list_keys(request: Request, query: KeyListQuery) -> Reply:
         return KeyList(items, write_cursor(page.cursor))
 
     return await answer_sized(request, _size(page.items), body)
-
-
-def _size(entries: Sequence[tuple[str, Entry]]) -> int:
-    return sum(len(entry.value.data) for _, entry in entries)
-
-
-def _item(key: str, entry: Entry, form: str, *, values: bool) -> KeyItem:
-    if not values:
-        return KeyItem(key, entry.media_type, entry.etag, entry.expires_ms)
-    raw, encoding = wire_value(entry.value, form)
-    return KeyItem(key, entry.media_type, entry.etag, entry.expires_ms, raw, encoding)
 
 
 @operations.add(
@@ -398,6 +261,45 @@ async def batch(request: Request) -> Reply:
         )
 
     return await answer_sized(request, _size(result.entries), answered)
+
+
+def _entry_headers(entry: Entry) -> tuple[Header, ...]:
+    if entry.expires_ms is None:
+        return (etag_header(entry.etag),)
+    return (etag_header(entry.etag), (b"rstore-expires", b"%d" % entry.expires_ms))
+
+
+async def _form_refused(request: Request) -> Problem:
+    """The problem of a value with the media type of a form. It says which header to send instead."""
+    limits = request.state.limits
+    data = await request.body(limits.value_bytes_max, "value-too-large")
+    try:
+        await run_sized(len(data), functools.partial(parse_json, data, nesting_max=limits.nesting_max))
+    except InvalidJSON:
+        return form_refused(f"-H 'Content-Type: {OCTET_STREAM}' (or what the value is), and --data-binary for -d")
+    return form_refused(f"-H 'Content-Type: {JSON_MEDIA_TYPE}', because the body is JSON")
+
+
+def _expiry(ttl: float | str | UnsetType | None) -> float | Expiry:
+    if isinstance(ttl, str):
+        return Expiry.NEVER
+    return KEEP if ttl is None or ttl is UNSET else ttl
+
+
+def _stored_media_type(essence: str, text: str) -> str:
+    """The media type to store. It has no parameters for our own encodings, and keeps them for all other types."""
+    return essence if encoding_of(essence) is not Encoding.BYTES else text
+
+
+def _size(entries: Sequence[tuple[str, Entry]]) -> int:
+    return sum(len(entry.value.data) for _, entry in entries)
+
+
+def _item(key: str, entry: Entry, form: str, *, values: bool) -> KeyItem:
+    if not values:
+        return KeyItem(key, entry.media_type, entry.etag, entry.expires_ms)
+    raw, encoding = wire_value(entry.value, form)
+    return KeyItem(key, entry.media_type, entry.etag, entry.expires_ms, raw, encoding)
 
 
 def _parts(bodies: Sequence[T], pointer: str, part_of: Callable[[T], PartT]) -> list[PartT]:
