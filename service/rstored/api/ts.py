@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Annotated, Final, Literal
+from typing import Final
 
-from msgspec import Meta, Raw, Struct
-from pydantic import Field
+from msgspec import Raw
 
 from rstore.core.media_types import (
     CSV_MEDIA_TYPE,
@@ -20,21 +19,23 @@ from rstore.core.points import InvalidPoints, Points
 from rstored.api.bodies import MsgpackArray, answer, body_form
 from rstored.api.conditions import IDEMPOTENCY_HEADER, IF_UNCHANGED_HEADER, digests_of, write_id_of
 from rstored.api.operations import Answer, Content, Operations, json_content
-from rstored.api.parameters import (
-    Count,
-    EndParameter,
-    Int64,
-    ListQuery,
-    Query,
-    StartParameter,
-    Step,
-    page_size,
-    read_cursor,
-    write_cursor,
-)
+from rstored.api.parameters import ListQuery, page_size, read_cursor, write_cursor
 from rstored.api.point_bodies import read_points
 from rstored.api.replies import Reply, content_type
 from rstored.api.requests import Request
+from rstored.api.shapes.ts import (
+    Completeness,
+    GridQuery,
+    MissingTimestamps,
+    PointBody,
+    PointCount,
+    PointList,
+    RangeQuery,
+    RemovedPoints,
+    SeriesItem,
+    SeriesList,
+    SpanQuery,
+)
 from rstored.api.streams import closed
 from rstored.engine.model import Stretch
 from rstored.engine.values import points_problem
@@ -45,100 +46,6 @@ __all__ = ["operations"]
 
 operations: Final = Operations("ts", "Time series: int64 timestamps, any values.")
 
-# --- shapes ------------------------------------------------------------------------------------------------
-
-Point = Annotated[
-    list[Raw],
-    Meta(
-        min_length=2,
-        max_length=3,
-        description='`[timestamp, value]`, or `[timestamp, "base64", encoding]` (msgpack: bytes)',
-    ),
-]
-
-
-class PointList(Struct, forbid_unknown_fields=True):
-    """Points, each `[timestamp, value]` or `[timestamp, data, encoding]`."""
-
-    points: list[Point]
-
-
-class PointBody(Struct):
-    """One point."""
-
-    point: Point
-
-
-class PointCount(Struct):
-    """How many points were sent."""
-
-    points: int
-
-
-class RemovedPoints(Struct):
-    """How many points were removed."""
-
-    removed: int
-
-
-class MissingTimestamps(Struct):
-    """The timestamps of the grid that have no point."""
-
-    missing: list[int]
-
-
-class Completeness(Struct):
-    """Whether every timestamp of the grid has a point."""
-
-    complete: bool
-
-
-class SeriesItem(Struct):
-    """A series in a listing: its number of points, and its first and last timestamp."""
-
-    key: str
-    points: int
-    first: int
-    last: int
-
-
-class SeriesList(Struct):
-    """A page of series, in key order."""
-
-    items: list[SeriesItem]
-    cursor: str | None
-
-
-class RangeQuery(Query):
-    """The parameters of a range."""
-
-    start: StartParameter = None
-    end: EndParameter = None
-    n: Count | None = Field(default=None, description="at most this many points")
-    freq: Step | None = Field(
-        default=None,
-        description="keep the first point, then each point that is at least this much after the last one kept",
-    )
-    order: Literal["asc", "desc"] = Field(default="asc", description="by timestamp; `desc` begins at the end")
-
-
-class SpanQuery(Query):
-    """The parameters of a removal, and of a conditional write."""
-
-    start: StartParameter = None
-    end: EndParameter = None
-
-
-class GridQuery(Query):
-    """The parameters of a test for completeness."""
-
-    start: Int64 = Field(description="first timestamp of the grid", examples=[1700000000])
-    end: Int64 | None = Field(
-        default=None, description="the grid ends at or before this timestamp; by default that of the last point"
-    )
-    freq: Step = Field(description="step of the grid, at least 1", examples=[3600])
-
-
 _POINTS: Final = {"points": [[1700000000, 21.5], [1700003600, 21.75], [1700007200, "3q2+7w==", "sealed"]]}
 _FORMS: Final = {
     **json_content(PointList, _POINTS),
@@ -147,8 +54,8 @@ _FORMS: Final = {
     POINTS_MEDIA_TYPE: Content(None, "frames, as docs/points-format.md describes them"),
 }
 _FORM_NAMES: Final = tuple(_FORMS)
-
-# --- points ------------------------------------------------------------------------------------------------
+# The bytes that a timestamp counts as while many are gathered: those of its text. As a number it takes twice as many.
+_TIMESTAMP_BYTES: Final = 20
 
 
 @operations.add(
@@ -179,29 +86,6 @@ async def read_range(request: Request, query: RangeQuery) -> Reply:
     media_type = f"{request.form}; charset=utf-8" if form is Form.CSV else request.form
     headers = (content_type(media_type),)
     return Reply(200, headers, _rendered(parts, form, descending=descending))
-
-
-async def _rendered(parts: AsyncIterator[Points], form: Form, *, descending: bool) -> AsyncGenerator[bytes, None]:
-    """The body, chunk by chunk. Opening, separator and closing are never chunks of their own."""
-    waiting = form.opening
-    async with closed(parts):
-        async for points in parts:
-            yield waiting + render_points(points, form, descending=descending)
-            waiting = form.separator
-    # If there was no point, the opening has not been sent yet, and no separator is needed.
-    end = (waiting if waiting == form.opening else b"") + form.closing
-    if end:
-        yield end
-
-
-async def _whole(request: Request, parts: AsyncIterator[Points], *, descending: bool) -> bytes:
-    """The msgpack body. It cannot be streamed, because it begins with the number of points."""
-    array = MsgpackArray("points", request)
-    async with closed(parts):
-        async for points in parts:
-            # The rows get no name, because they would then stay until the next page. They take ten times their bytes.
-            array.extend(msgpack_rows(points)[:: -1 if descending else 1])
-    return array.body()
 
 
 @operations.add(
@@ -250,16 +134,6 @@ async def extend(request: Request, query: SpanQuery) -> Reply:
     return answer(request, PointCount(count))
 
 
-def _unchanged(request: Request, query: SpanQuery) -> Stretch | None:
-    digests = digests_of(request)
-    if digests is not None:
-        return Stretch(query.start, query.end, digests)
-    for name in ("start", "end"):
-        if getattr(query, name) is not None:
-            raise Problem("invalid-parameter", f"{name} needs If-Match: send both or neither", parameter=name)
-    return None
-
-
 @operations.add(
     "DELETE",
     "/ts/{key}/range",
@@ -301,20 +175,6 @@ async def last(request: Request) -> Reply:
     return _one_point(request, await request.engine.ts.last(request.namespace, request.key))
 
 
-def _one_point(request: Request, points: Points | None) -> Reply:
-    if points is None:
-        raise Problem("series-not-found", "there is no such series in this namespace")
-    if request.form == JSON_MEDIA_TYPE:
-        return answer(request, {"point": Raw(render_points(points, Form.JSON))})
-    return answer(request, {"point": msgpack_rows(points)[0]})
-
-
-# --- the grid ----------------------------------------------------------------------------------------------
-
-# The bytes that a timestamp counts as while many are gathered: those of its text. As a number it takes twice as many.
-_TIMESTAMP_BYTES: Final = 20
-
-
 @operations.add(
     "GET",
     "/ts/{key}/missing",
@@ -350,9 +210,6 @@ async def complete(request: Request, query: GridQuery) -> Reply:
     return answer(request, Completeness(found))
 
 
-# --- many series -------------------------------------------------------------------------------------------
-
-
 @operations.add(
     "GET",
     "/ts",
@@ -379,3 +236,44 @@ async def list_series(request: Request, query: ListQuery) -> Reply:
     )
     items = [SeriesItem(info.key, info.points, info.first, info.last) for info in page.items]
     return answer(request, SeriesList(items, write_cursor(page.cursor)))
+
+
+async def _rendered(parts: AsyncIterator[Points], form: Form, *, descending: bool) -> AsyncGenerator[bytes, None]:
+    """The body, chunk by chunk. Opening, separator and closing are never chunks of their own."""
+    waiting = form.opening
+    async with closed(parts):
+        async for points in parts:
+            yield waiting + render_points(points, form, descending=descending)
+            waiting = form.separator
+    # If there was no point, the opening has not been sent yet, and no separator is needed.
+    end = (waiting if waiting == form.opening else b"") + form.closing
+    if end:
+        yield end
+
+
+async def _whole(request: Request, parts: AsyncIterator[Points], *, descending: bool) -> bytes:
+    """The msgpack body. It cannot be streamed, because it begins with the number of points."""
+    array = MsgpackArray("points", request)
+    async with closed(parts):
+        async for points in parts:
+            # The rows get no name, because they would then stay until the next page. They take ten times their bytes.
+            array.extend(msgpack_rows(points)[:: -1 if descending else 1])
+    return array.body()
+
+
+def _unchanged(request: Request, query: SpanQuery) -> Stretch | None:
+    digests = digests_of(request)
+    if digests is not None:
+        return Stretch(query.start, query.end, digests)
+    for name in ("start", "end"):
+        if getattr(query, name) is not None:
+            raise Problem("invalid-parameter", f"{name} needs If-Match: send both or neither", parameter=name)
+    return None
+
+
+def _one_point(request: Request, points: Points | None) -> Reply:
+    if points is None:
+        raise Problem("series-not-found", "there is no such series in this namespace")
+    if request.form == JSON_MEDIA_TYPE:
+        return answer(request, {"point": Raw(render_points(points, Form.JSON))})
+    return answer(request, {"point": msgpack_rows(points)[0]})
