@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Any, Final
 
 import msgspec
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
-from pydantic import Field
+from msgspec import Raw
 
 from rstore.core.media_types import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, NDJSON_MEDIA_TYPE
 from rstore.core.operators import UNARY
 from rstored.api.bodies import (
-    EncodingLabel,
     MsgpackArray,
     answer,
     answer_sized,
@@ -25,23 +23,27 @@ from rstored.api.bodies import (
 )
 from rstored.api.conditions import IDEMPOTENCY_HEADER, write_id_of
 from rstored.api.operations import Answer, Content, Operations, json_content
-from rstored.api.parameters import (
-    INT64_MAX,
-    INT64_MIN,
-    Count,
-    EndParameter,
-    Int64,
-    KeyName,
-    ListQuery,
-    Query,
-    StartParameter,
-    checked_key,
-    page_size,
-    read_cursor,
-    write_cursor,
-)
+from rstored.api.parameters import ListQuery, checked_key, page_size, read_cursor, write_cursor
 from rstored.api.replies import Reply, content_type
 from rstored.api.requests import Request
+from rstored.api.shapes.es import (
+    Apply,
+    EventBody,
+    EventList,
+    EventPart,
+    EventsQuery,
+    OpName,
+    PastQuery,
+    Prune,
+    Pruned,
+    RemovedEvents,
+    ResealBody,
+    Resealed,
+    ResealPart,
+    SequenceItem,
+    SequenceList,
+    StateBody,
+)
 from rstored.api.streams import closed
 from rstored.engine.model import Change, Reseal, State, StoredEvent
 from rstored.limits import Limits
@@ -52,155 +54,10 @@ __all__ = ["operations"]
 
 operations: Final = Operations("es", "Event sequences: dicts that keep every change as an event.")
 
-# --- shapes ------------------------------------------------------------------------------------------------
-
-OpName = Literal[
-    "setitem", "delitem", "add", "concat", "floordiv", "mod", "mul", "pow", "sub", "truediv", "neg", "not_"
-]
-_OP_NAMES: Final = "|".join(get_args(OpName))
-Timestamp = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX, description="POSIX milliseconds")]
-Revision = Annotated[int, Meta(ge=0, le=INT64_MAX, description="the number of applies to the sequence so far")]
-
-
-class EventPart(Struct, forbid_unknown_fields=True):
-    """An event to apply; for `delitem`, `neg` and `not_` the `value` is absent, null or `sealed`."""
-
-    item: KeyName
-    op: OpName = "setitem"
-    value: Annotated[Raw, Meta(description="JSON, or base64 (msgpack: bytes) beside `encoding`")] = msgspec.field(
-        default_factory=Raw
-    )
-    encoding: EncodingLabel = "json"
-
-
-class Apply(Struct, forbid_unknown_fields=True):
-    """Events to apply at one timestamp, by default `max(now, last + 1)`.
-
-    With `revision` they are applied only if the sequence has this revision. 0 means that it must not exist.
-    """
-
-    events: list[EventPart]
-    timestamp: Timestamp | None = None
-    revision: Revision | None = None
-
-
-class EventBody(Struct):
-    """A stored event."""
-
-    timestamp: Timestamp
-    item: str
-    op: OpName
-    value: Annotated[Raw, Meta(description="JSON, or base64 (msgpack: bytes) beside `encoding`; null without one")]
-    encoding: EncodingLabel | UnsetType = UNSET
-
-
-class EventList(Struct):
-    """Events in order of timestamp, then item."""
-
-    events: list[EventBody]
-
-
-class StateBody(Struct):
-    """The state of a sequence after its event at `timestamp`.
-
-    `state` holds the items that the service has folded. `events` holds, in order, the events of the items that only
-    the client can fold.
-    In msgpack a value in `state` with numbers that msgpack cannot hold is its JSON text, as bytes.
-    """
-
-    timestamp: Timestamp
-    revision: Revision
-    state: dict[str, Raw]
-    events: list[EventBody]
-
-
-class Prune(Struct, forbid_unknown_fields=True):
-    """What to prune. `remove` says whether to delete the whole sequence if its state is empty."""
-
-    remove: bool = True
-
-
-class Pruned(Struct):
-    """How many events were deleted, and whether the whole sequence was."""
-
-    pruned: int
-    removed: bool
-
-
-class ResealPart(Struct, forbid_unknown_fields=True):
-    """The new sealed value of an event, and the value that it replaces."""
-
-    timestamp: Timestamp
-    item: KeyName
-    op: OpName
-    replaces: Annotated[
-        str, Meta(pattern="^[0-9a-f]{64}$", description="SHA-256 of the event's present sealed value, in hexadecimal")
-    ]
-    value: Annotated[Raw, Meta(description="base64 (msgpack: bytes) of the new sealed value")]
-
-
-class ResealBody(Struct, forbid_unknown_fields=True):
-    """Events to give new sealed values, all or none."""
-
-    events: list[ResealPart]
-
-
-class Resealed(Struct):
-    """How many events now have the values that were sent."""
-
-    resealed: int
-
-
-class RemovedEvents(Struct):
-    """How many events were removed."""
-
-    removed: int
-
-
-class SequenceItem(Struct):
-    """A sequence in a listing; `items` is the number of items in its state."""
-
-    key: str
-    events: int
-    revision: Revision
-    last: Timestamp
-    items: int
-
-
-class SequenceList(Struct):
-    """A page of sequences, in key order."""
-
-    items: list[SequenceItem]
-    cursor: str | None
-
-
-class EventsQuery(Query):
-    """The parameters for reading events."""
-
-    start: StartParameter = None
-    end: EndParameter = None
-    ops: str | None = Field(
-        default=None,
-        description="only these operators: names with commas between them",
-        examples=["setitem,delitem"],
-        json_schema_extra={"pattern": f"^({_OP_NAMES})(,({_OP_NAMES}))*$"},
-    )
-    item: str | None = Field(default=None, description="only events of this item", json_schema_extra={"minLength": 1})
-    n: Count | None = Field(default=None, description="at most this many events")
-
-
-class PastQuery(Query):
-    """The parameters for reading a past state."""
-
-    t: Int64 = Field(description="the state as of this timestamp, inclusive", examples=[1700000000000])
-
-
 _EVENT: Final[dict[str, Any]] = {"timestamp": 1700000000000, "item": "apples", "op": "add", "value": 3}
 _STATE: Final[dict[str, Any]] = {"timestamp": 1700000000000, "revision": 2, "state": {"apples": 8}, "events": []}
 # Rendering an item or an event takes as long as so many bytes of its value.
 _EVENT_COST_BYTES: Final = 64
-
-# --- events ------------------------------------------------------------------------------------------------
 
 
 @operations.add(
@@ -233,46 +90,6 @@ async def events(request: Request, query: EventsQuery) -> Reply:
         return Reply(200, (content_type(request.form),), await _whole(request, parts))
     headers = (content_type(request.form),)
     return Reply(200, headers, _rendered(parts, lines=request.form == NDJSON_MEDIA_TYPE))
-
-
-def _operators(text: str) -> frozenset[str]:
-    names = frozenset(filter(None, text.split(",")))
-    known = frozenset(OpName.__args__)  # type: ignore[attr-defined]
-    if not names <= known:
-        raise Problem("invalid-parameter", f"ops: the operators are {', '.join(sorted(known))}", parameter="ops")
-    return names
-
-
-async def _rendered(parts: AsyncIterator[list[StoredEvent]], *, lines: bool) -> AsyncGenerator[bytes, None]:
-    encoder = msgspec.json.Encoder()
-    opening = waiting = b'{"events":['
-    async with closed(parts):
-        async for part in parts:
-            bodies = [_event_body(event, JSON_MEDIA_TYPE) for event in part]
-            if lines:
-                yield encoder.encode_lines([_on_one_line(body) for body in bodies])
-            elif bodies:
-                yield waiting + encoder.encode(bodies)[1:-1]
-                waiting = b","
-    if not lines:
-        yield (opening if waiting == opening else b"") + b"]}"
-
-
-def _on_one_line(body: EventBody) -> EventBody:
-    """The event without the line breaks that JSON text may hold between its tokens."""
-    text = bytes(body.value)
-    if b"\n" in text or b"\r" in text:
-        body.value = Raw(msgspec.json.format(text, indent=-1))
-    return body
-
-
-async def _whole(request: Request, parts: AsyncIterator[list[StoredEvent]]) -> bytes:
-    """The msgpack body. It cannot be streamed, because it begins with the number of events."""
-    array = MsgpackArray("events", request)
-    async with closed(parts):
-        async for part in parts:
-            array.extend([_event_body(event, MSGPACK_MEDIA_TYPE) for event in part])
-    return array.body()
 
 
 @operations.add(
@@ -325,14 +142,6 @@ async def apply(request: Request) -> Reply:
     return await _state_reply(request, state)
 
 
-def _change(event: EventPart, form: str, limits: Limits, pointer: str) -> Change:
-    item = checked_key(event.item, limits, "item", pointer=f"{pointer}/item")
-    text = bytes(event.value)
-    if not text or (event.op in UNARY and event.encoding == "json" and text == encode_body(None, form)):
-        return Change(item, event.op, None)
-    return Change(item, event.op, read_value(event.value, event.encoding, form, limits, f"{pointer}/value"))
-
-
 @operations.add(
     "DELETE",
     "/es/{key}/events",
@@ -345,9 +154,6 @@ async def delete(request: Request) -> Reply:
     """Delete all events of the sequence, and its revision."""
     removed = await request.engine.es.delete(request.namespace, request.key, write_id=write_id_of(request))
     return answer(request, RemovedEvents(removed))
-
-
-# --- states ------------------------------------------------------------------------------------------------
 
 
 @operations.add(
@@ -372,31 +178,6 @@ async def current(request: Request) -> Reply:
 async def past(request: Request, query: PastQuery) -> Reply:
     """The state as it was after the last event at or before `t`."""
     return await _state_reply(request, await request.engine.es.past(request.namespace, request.key, query.t))
-
-
-async def _state_reply(request: Request, state: State | None) -> Reply:
-    if state is None:
-        raise _not_found()
-    size = sum(_EVENT_COST_BYTES + len(value.data) for value in state.items.values())
-    size += sum(_EVENT_COST_BYTES + len(event.value.data) for event in state.events if event.value is not None)
-    return await answer_sized(request, size, lambda form: _state_body(state, form))
-
-
-def _not_found() -> Problem:
-    return Problem("sequence-not-found", "there is no such sequence in this namespace, or it had no event at that time")
-
-
-def _state_body(state: State, form: str) -> StateBody:
-    # The items in `state` need no encoding, because the service folds only JSON.
-    items = {item: wire_value(value, form)[0] for item, value in state.items.items()}
-    return StateBody(state.timestamp, state.revision, items, [_event_body(event, form) for event in state.events])
-
-
-def _event_body(event: StoredEvent, form: str) -> EventBody:
-    if event.value is None:
-        return EventBody(event.timestamp, event.item, event.op, Raw(encode_body(None, form)))  # type: ignore[arg-type]
-    raw, encoding = wire_value(event.value, form)
-    return EventBody(event.timestamp, event.item, event.op, raw, encoding)  # type: ignore[arg-type]
 
 
 @operations.add(
@@ -469,15 +250,6 @@ async def reseal(request: Request) -> Reply:
     return answer(request, Resealed(len(body.events)))
 
 
-def _reseal(part: ResealPart, form: str, limits: Limits, pointer: str) -> Reseal:
-    item = checked_key(part.item, limits, "item", pointer=f"{pointer}/item")
-    value = read_value(part.value, "sealed", form, limits, f"{pointer}/value")
-    return Reseal(part.timestamp, item, part.op, part.replaces, value)
-
-
-# --- many sequences ----------------------------------------------------------------------------------------
-
-
 @operations.add(
     "GET",
     "/es",
@@ -507,3 +279,82 @@ async def list_sequences(request: Request, query: ListQuery) -> Reply:
     )
     items = [SequenceItem(info.key, info.events, info.revision, info.last, info.items) for info in page.items]
     return answer(request, SequenceList(items, write_cursor(page.cursor)))
+
+
+def _operators(text: str) -> frozenset[str]:
+    names = frozenset(filter(None, text.split(",")))
+    known = frozenset(OpName.__args__)  # type: ignore[attr-defined]
+    if not names <= known:
+        raise Problem("invalid-parameter", f"ops: the operators are {', '.join(sorted(known))}", parameter="ops")
+    return names
+
+
+async def _rendered(parts: AsyncIterator[list[StoredEvent]], *, lines: bool) -> AsyncGenerator[bytes, None]:
+    encoder = msgspec.json.Encoder()
+    opening = waiting = b'{"events":['
+    async with closed(parts):
+        async for part in parts:
+            bodies = [_event_body(event, JSON_MEDIA_TYPE) for event in part]
+            if lines:
+                yield encoder.encode_lines([_on_one_line(body) for body in bodies])
+            elif bodies:
+                yield waiting + encoder.encode(bodies)[1:-1]
+                waiting = b","
+    if not lines:
+        yield (opening if waiting == opening else b"") + b"]}"
+
+
+def _on_one_line(body: EventBody) -> EventBody:
+    """The event without the line breaks that JSON text may hold between its tokens."""
+    text = bytes(body.value)
+    if b"\n" in text or b"\r" in text:
+        body.value = Raw(msgspec.json.format(text, indent=-1))
+    return body
+
+
+async def _whole(request: Request, parts: AsyncIterator[list[StoredEvent]]) -> bytes:
+    """The msgpack body. It cannot be streamed, because it begins with the number of events."""
+    array = MsgpackArray("events", request)
+    async with closed(parts):
+        async for part in parts:
+            array.extend([_event_body(event, MSGPACK_MEDIA_TYPE) for event in part])
+    return array.body()
+
+
+def _change(event: EventPart, form: str, limits: Limits, pointer: str) -> Change:
+    item = checked_key(event.item, limits, "item", pointer=f"{pointer}/item")
+    text = bytes(event.value)
+    if not text or (event.op in UNARY and event.encoding == "json" and text == encode_body(None, form)):
+        return Change(item, event.op, None)
+    return Change(item, event.op, read_value(event.value, event.encoding, form, limits, f"{pointer}/value"))
+
+
+async def _state_reply(request: Request, state: State | None) -> Reply:
+    if state is None:
+        raise _not_found()
+    size = sum(_EVENT_COST_BYTES + len(value.data) for value in state.items.values())
+    size += sum(_EVENT_COST_BYTES + len(event.value.data) for event in state.events if event.value is not None)
+    return await answer_sized(request, size, lambda form: _state_body(state, form))
+
+
+def _not_found() -> Problem:
+    return Problem("sequence-not-found", "there is no such sequence in this namespace, or it had no event at that time")
+
+
+def _state_body(state: State, form: str) -> StateBody:
+    # The items in `state` need no encoding, because the service folds only JSON.
+    items = {item: wire_value(value, form)[0] for item, value in state.items.items()}
+    return StateBody(state.timestamp, state.revision, items, [_event_body(event, form) for event in state.events])
+
+
+def _event_body(event: StoredEvent, form: str) -> EventBody:
+    if event.value is None:
+        return EventBody(event.timestamp, event.item, event.op, Raw(encode_body(None, form)))  # type: ignore[arg-type]
+    raw, encoding = wire_value(event.value, form)
+    return EventBody(event.timestamp, event.item, event.op, raw, encoding)  # type: ignore[arg-type]
+
+
+def _reseal(part: ResealPart, form: str, limits: Limits, pointer: str) -> Reseal:
+    item = checked_key(part.item, limits, "item", pointer=f"{pointer}/item")
+    value = read_value(part.value, "sealed", form, limits, f"{pointer}/value")
+    return Reseal(part.timestamp, item, part.op, part.replaces, value)

@@ -18,7 +18,7 @@ from rstore.core.point_parsing import parse_points
 from rstore.core.point_rows import Form
 from rstore.core.points import InvalidPoints
 from rstored.api.bodies import decode_body, nothing_but_json, read_value, wire_value
-from rstored.api.es import Apply, ResealBody
+from rstored.api.shapes.es import Apply, ResealBody
 from rstored.api.shapes.kv import KeyBatch
 from rstored.api.tokens import TokenRequest
 from rstored.limits import Limits
