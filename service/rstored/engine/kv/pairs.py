@@ -1,27 +1,19 @@
-"""Key/value pairs: get, put, delete, list and the atomic batch, with conditions and expiry.
-
-A pair is a record. The value of its head is the stored bytes. Its meta is the ETag, the encoding (1 byte), the size of
-the value (4 bytes, big-endian) and the media type. No operation sees an entry whose expiry has passed, even if it has
-not been erased yet.
-"""
+"""Key/value pairs: the operations."""
 
 from __future__ import annotations
 
-import binascii
-import functools
-import hashlib
 import math
-import re
 import secrets
-import struct
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from rstore.core.encodings import Encoding, Value
-from rstored.backends.abc import Commit, CountRead, DeleteRecord, Head, HeadRead, Kind, Place, PutHead, Query, Write
+from rstored.backends.abc import Commit, CountRead, Head, HeadRead, Kind, Place, Query, Write
 from rstored.engine.batching import Storage
+from rstored.engine.kv.heads import entry_of, entry_without_value, packed_meta, present, size_of
+from rstored.engine.kv.plans import delete_writes, in_part, put_writes
 from rstored.engine.listing import list_page
 from rstored.engine.model import (
     ANY,
@@ -40,7 +32,7 @@ from rstored.engine.namespaces import ensure_namespace
 from rstored.engine.once import Answers, Once, answers_of
 from rstored.engine.values import check_value
 from rstored.limits import Limits
-from rstored.problems import Problem, damaged, of_storage
+from rstored.problems import Problem
 from rstored.threads import run_sized
 from rstored.turns import SHORT
 
@@ -48,6 +40,10 @@ __all__ = ["TTL_SECONDS_MAX", "KeyValues"]
 
 # More than three centuries; in milliseconds it is far from the end of int64.
 TTL_SECONDS_MAX: Final = 1e10
+
+# How many bytes of values are read for a request without waiting for a turn. Of those that take turns, one answer is
+# counted in the memory of requests before the next one is read.
+_TOGETHER_BYTES_MAX: Final = 256 * 2**10
 
 
 class _BatchMemory(NamedTuple):
@@ -69,10 +65,6 @@ class _BatchMemory(NamedTuple):
         replaced = {key: entry for key, entry in result.entries if key in written}
         return msgspec.msgpack.encode(cls([*replaced.items()], result.puts, result.deleted))
 
-
-# How many bytes of values are read for a request without waiting for a turn. Of those that take turns, one answer is
-# counted in the memory of requests before the next one is read.
-_TOGETHER_BYTES_MAX: Final = 256 * 2**10
 
 _PUT: Final = answers_of(PutResult)
 _WHETHER: Final = answers_of(bool)
@@ -96,11 +88,11 @@ class KeyValues:
         place = Place(namespace, Kind.KV, key)
         head: Head | None
         (head,) = await self._storage.read(HeadRead(place, _TOGETHER_BYTES_MAX))
-        if head is not None and not head.value and _size(head):
+        if head is not None and not head.value and size_of(head):
             (head,) = await self._storage.read_in_turn(HeadRead(place))
         if head is None or (head.expires_ms is not None and head.expires_ms <= self._clock()):
             return None
-        return _entry(head)
+        return entry_of(head)
 
     async def put(
         self,
@@ -127,7 +119,7 @@ class KeyValues:
 
         def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[PutResult]]:
             creation = ensure_namespace(heads, namespace, (value.encoding,))
-            writes, result = _put(heads, place, part, head, now)
+            writes, result = put_writes(heads, place, part, head, now)
             return Commit([*creation, *writes], result)
             yield
 
@@ -142,7 +134,7 @@ class KeyValues:
         now = self._clock()
 
         def plan(heads: Mapping[Place, Head | None]) -> Generator[Query, list[Any], Commit[bool]]:
-            writes, found = _delete(heads, place, condition, now)
+            writes, found = delete_writes(heads, place, condition, now)
             return Commit(writes, found)
             yield
 
@@ -175,7 +167,7 @@ class KeyValues:
             bytes_max=self._limits.page_bytes_max,
             accept=lambda _, head: head.expires_ms is None or head.expires_ms > now,
         )
-        entry = _entry if values else _entry_without_value
+        entry = entry_of if values else entry_without_value
         return Page([(key, entry(head)) for key, head in page.items], page.cursor)
 
     async def count(self, namespace: str) -> int:
@@ -224,7 +216,7 @@ class KeyValues:
             entries: list[tuple[str, Entry]] = []
             if get_places:
                 found = yield tuple(HeadRead(place) for place in get_places)
-                entries = _present(get_places, found, now)
+                entries = present(get_places, found, now)
             result = BatchResult(entries, [], [])
             creation: list[Write] = []
             allowed: set[Encoding] = set()
@@ -237,15 +229,15 @@ class KeyValues:
                         if encoding not in allowed:
                             creation = ensure_namespace(heads, namespace, (encoding,))
                             allowed.add(encoding)
-                        changes, put = _put(heads, place, part, new, now)
+                        changes, put = put_writes(heads, place, part, new, now)
                         result.puts.append((part.key, put))
                     else:
-                        changes, deleted = _delete(heads, place, part.condition, now)
+                        changes, deleted = delete_writes(heads, place, part.condition, now)
                         result.deleted.extend([part.key] if deleted else [])
                     writes += changes
                     done += 1
             except Problem as problem:
-                raise _in_part(problem, done, len(sets)) from None
+                raise in_part(problem, done, len(sets)) from None
             return Commit([*creation, *writes], result)
 
         request: tuple[Any, ...] = ()
@@ -284,15 +276,15 @@ class KeyValues:
         limit = self._limits.body_bytes_max
         share = (min(_TOGETHER_BYTES_MAX, limit) if few else limit) // max(1, len(places))
         heads: list[Head | None] = await read(*[HeadRead(place, share) for place in places])
-        if any(head is not None and not head.value and _size(head) for head in heads):
+        if any(head is not None and not head.value and size_of(head) for head in heads):
             self._check_answer_size(heads)
             heads = await self._storage.read_in_turn(*map(HeadRead, places))
-        return BatchResult(_present(places, heads, now), [], [])
+        return BatchResult(present(places, heads, now), [], [])
 
     def _check_answer_size(self, heads: Iterable[Head | None]) -> None:
         """Raise ``answer-too-large`` if the values of these heads do not fit into one answer."""
         limit = self._limits.body_bytes_max
-        size = sum(_size(head) for head in heads if head is not None)
+        size = sum(size_of(head) for head in heads if head is not None)
         if size > limit:
             raise Problem.beyond("answer-too-large", f"the values have {size} bytes", limit, ": get fewer at once")
 
@@ -313,7 +305,7 @@ class KeyValues:
                     raise Problem("invalid-body", "a key is written twice in one batch")
                 heads[place] = self._new_head(part, now, write_id) if isinstance(part, BatchSet) else None
         except Problem as problem:
-            raise _in_part(problem, len(heads), set_count) from None
+            raise in_part(problem, len(heads), set_count) from None
         return heads
 
     def _new_head(self, part: BatchSet, now: int, write_id: str | None) -> Head:
@@ -327,125 +319,4 @@ class KeyValues:
             expires_ms = now + math.ceil(part.ttl_seconds * 1000)
         # A conditional write has an ETag of its own. Otherwise two writers of equal content would both think they won.
         salt = "" if part.condition == ANY else write_id or secrets.token_hex(16)
-        return Head(_meta(part.value, part.media_type, salt), part.value.data, expires_ms)
-
-
-# --- inside plans ------------------------------------------------------------------------------------------
-
-
-def _put(
-    heads: Mapping[Place, Head | None], place: Place, part: BatchSet, new: Head, now: int
-) -> tuple[list[Write], PutResult]:
-    """What a put writes, and its result."""
-    current = _unexpired(heads[place], now)
-    if part.condition is not ANY and not _holds(part.condition, current):
-        raise _precondition_failed(current)
-    if part.ttl_seconds is KEEP and current is not None and current.expires_ms is not None:
-        new = new._replace(expires_ms=current.expires_ms)
-    return [PutHead(place, new)], PutResult(_etag(new), current is None)
-
-
-def _delete(
-    heads: Mapping[Place, Head | None], place: Place, condition: Condition, now: int
-) -> tuple[list[Write], bool]:
-    """What a delete writes, and whether the entry was there."""
-    current = _unexpired(heads[place], now)
-    if not _holds(condition, current):
-        raise _precondition_failed(current)
-    return [DeleteRecord(place)], current is not None
-
-
-def _unexpired(head: Head | None, now: int) -> Head | None:
-    return None if head is None or (head.expires_ms is not None and head.expires_ms <= now) else head
-
-
-def _holds(condition: Condition, current: Head | None) -> bool:
-    match, none_match = condition
-    if match is not None and (current is None or not _named(match, current)):
-        return False
-    return none_match is None or current is None or not _named(none_match, current)
-
-
-def _named(etags: tuple[str, ...], current: Head) -> bool:
-    return "*" in etags or _etag(current) in etags
-
-
-def _precondition_failed(current: Head | None) -> Problem:
-    reason = "the key does not exist" if current is None else "the key exists, and the condition excludes its ETag"
-    return Problem("precondition-failed", f"{reason}: read the key again and decide again")
-
-
-def _in_part(problem: Problem, position: int, set_count: int) -> Problem:
-    """The problem, with the JSON pointer to the part of the batch. The sets come before the deletes."""
-    pointer = f"/set/{position}" if position < set_count else f"/delete/{position - set_count}"
-    return Problem(problem.code, problem.detail, pointer=pointer, **problem.members)
-
-
-def _present(places: Sequence[Place], heads: Sequence[Head | None], now: int) -> list[tuple[str, Entry]]:
-    return [
-        (place.key, _entry(head))
-        for place, head in zip(places, heads, strict=True)
-        if head is not None and (head.expires_ms is None or head.expires_ms > now)
-    ]
-
-
-# --- meta --------------------------------------------------------------------------------------------------
-
-_ETAG_LENGTH: Final = 22
-_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
-_SIZE: Final = struct.Struct(">I")
-_SIZE_AT: Final = _ETAG_LENGTH + 1
-_MEDIA_TYPE_AT: Final = _SIZE_AT + 4
-_ENCODINGS: Final = tuple(Encoding)
-_META: Final = re.compile(rb"[A-Za-z0-9_-]{%d}[\0-\3].{4}[ -~]+/[\t -~]+" % _ETAG_LENGTH, re.DOTALL)
-
-
-@functools.lru_cache(maxsize=64)
-def _begun(media_type: str) -> tuple[bytes, hashlib.blake2b]:
-    """The media type as bytes, and a hash that has read them. Beginning a hash takes longer than a short value does."""
-    name = media_type.encode()
-    return name, hashlib.blake2b(b"%b\0" % name, digest_size=16)
-
-
-def _meta(value: Value, media_type: str, salt: str) -> bytes:
-    """ETag, encoding, size and media type of a value. The ETag is a hash of media type, salt and content."""
-    name, begun = _begun(media_type)
-    digest = begun.copy()
-    digest.update(b"%b\0" % salt.encode())
-    digest.update(value.data)
-    etag = binascii.b2a_base64(digest.digest(), newline=False)[:_ETAG_LENGTH].translate(_URL_SAFE)
-    return b"%b%c%b%b" % (etag, value.encoding, _SIZE.pack(len(value.data)), name)
-
-
-@of_storage("a key's record")
-def _etag(head: Head) -> str:
-    return _sound(head.meta)[:_ETAG_LENGTH].decode()
-
-
-@of_storage("a key's record")
-def _size(head: Head) -> int:
-    """How many bytes the value has, even if it was not read."""
-    size: int = _SIZE.unpack_from(_sound(head.meta), _SIZE_AT)[0]
-    return size
-
-
-@of_storage("a key's record")
-def _entry_without_value(head: Head) -> Entry:
-    """The entry of a head that was read without its value."""
-    meta = _sound(head.meta)
-    value = Value(_ENCODINGS[meta[_ETAG_LENGTH]], head.value)
-    return Entry(value, meta[_MEDIA_TYPE_AT:].decode(), meta[:_ETAG_LENGTH].decode(), head.expires_ms)
-
-
-def _entry(head: Head) -> Entry:
-    entry = _entry_without_value(head)
-    if len(head.value) != _size(head):
-        raise damaged("a key's value")
-    return entry
-
-
-def _sound(meta: bytes) -> bytes:
-    """The meta, which is as :func:`_meta` makes it: what it holds goes into the head of an answer."""
-    if _META.fullmatch(meta) is None:
-        raise ValueError("not the meta of a key")
-    return meta
+        return Head(packed_meta(part.value, part.media_type, salt), part.value.data, expires_ms)
