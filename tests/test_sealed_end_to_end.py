@@ -34,7 +34,7 @@ from rstore.core.encodings import Encoding, Value
 from rstore.sealing import EventContext, PairContext, PointContext, Sealer
 from rstored.backends.sqlite import SQLiteBackend
 from rstored.engine.batching import Storage
-from rstored.engine.es import EventSequences, sequences
+from rstored.engine.es import EventSequences, applying
 from rstored.engine.model import Change
 from rstored.limits import Limits
 
@@ -289,7 +289,7 @@ class Attacker:
             await sequences.apply("vault", key, changes, timestamp=t, revision=revision)
             await backend.close()
 
-        with mock.patch.object(sequences, "sealed_after", anything):
+        with mock.patch.object(applying, "sealed_after", anything):
             asyncio.run(record())
 
 

@@ -10,7 +10,7 @@ import pytest
 from rstore.core.encodings import Encoding, Value
 from rstored.backends.abc import Backend, Commit, Head, HeadRead, Kind, Place, PutHead
 from rstored.engine.batching import Storage
-from rstored.engine.es import EventSequences, sequences
+from rstored.engine.es import EventSequences, applying
 from rstored.engine.model import Change, PruneResult
 from rstored.limits import Limits
 from rstored.problems import Problem
@@ -72,7 +72,7 @@ async def test_one_that_is_mixed_is_read_pruned_and_mended(backend, es):
         return None
         yield
 
-    with mock.patch.object(sequences, "sealed_after", anything):
+    with mock.patch.object(applying, "sealed_after", anything):
         await put(es, "k", "a", SEALED, 10)
         await put(es, "k", "b", PLAIN, 20)
     await make_older(backend, "k")

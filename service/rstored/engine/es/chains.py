@@ -1,4 +1,4 @@
-"""Event sequences: the chain of events of an item, and a bound on folding chains again."""
+"""Event sequences: the chain of events of an item, how an event continues it, and a bound on folding chains again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from rstore.core.encodings import Encoding, InvalidJSON, check_numbers, parse_json, render_json
+from rstore.core.folding import present_after
 from rstore.core.numeric import INT64_MIN
 from rstore.core.operators import ASSIGNING, JsonValue, UnfoldableEvent, apply_json
 from rstored.backends.abc import Place, Query, Row, Slice
@@ -16,7 +17,7 @@ from rstored.engine.es.rows import LONG_BYTES, ItemRow, event_size, item_scan, p
 from rstored.engine.model import StoredEvent
 from rstored.problems import of_storage
 
-__all__ = ["Chain", "NeedsClient", "Refolding", "chain_start", "json_value"]
+__all__ = ["Chain", "NeedsClient", "Refolding", "chain_start", "followed", "json_value"]
 
 
 class Chain(NamedTuple):
@@ -72,6 +73,22 @@ class Refolding:
 
 class NeedsClient(Exception):
     """Nobody has checked an event that would continue a chain which only a client can fold."""
+
+
+def followed(chain: Chain | None, event: StoredEvent, bytes_max: int, *, checked: bool = True) -> Chain | None:
+    """The chain of the item after an event; None if the item is absent then.
+
+    Raises UnfoldableEvent (see :meth:`Chain.extended`). Raises NeedsClient if only a client can fold the chain, and no
+    client has ``checked`` the event.
+    """
+    if not present_after(event.op, chain is not None):
+        return None
+    if chain is None or event.op == "setitem":
+        return Chain.begun(event)
+    longer = chain.extended(event, bytes_max)
+    if not (checked or longer.row.plain):
+        raise NeedsClient
+    return longer
 
 
 def chain_start(place: Place, item: str, t: int, refolding: Refolding) -> Generator[Query, list[Any], int | None]:

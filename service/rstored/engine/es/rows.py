@@ -10,10 +10,10 @@ import msgspec
 from rstore.core.encodings import Encoding, Value
 from rstore.core.numeric import INT64_MAX, INT64_MIN
 from rstore.core.operators import OPERATORS, UNARY
-from rstored.backends.abc import Head, Place, Row, RowOrder, RowScan, Slice
+from rstored.backends.abc import Place, Row, RowOrder, RowScan, Slice
 from rstored.engine.model import State, StoredEvent
 from rstored.engine.timestamps import from_sort_key, sort_key
-from rstored.problems import Problem, damaged, of_storage
+from rstored.problems import damaged, of_storage
 
 __all__ = [
     "EVENTS_LANE",
@@ -36,8 +36,6 @@ __all__ = [
     "next_page",
     "pack",
     "paged",
-    "rewritten",
-    "same_history",
     "state_of",
     "state_rows",
     "state_size",
@@ -230,11 +228,6 @@ def next_page(scan: RowScan, found: Slice[Row]) -> RowScan | None:
     return scan._replace(low=position + b"\0")
 
 
-def same_history(head: Head | None, meta: Meta) -> bool:
-    """Whether the sequence still has the history that was read with ``meta``, and was neither rewritten nor deleted."""
-    return head is not None and decode_meta(head.meta).rewrites == meta.rewrites
-
-
 def state_of(last: int, revision: int, rows: Mapping[str, ItemRow], events: Iterable[StoredEvent]) -> State:
     """The state that the rows describe. ``events`` are the events of the chains that are not in the rows."""
     items: dict[str, Value] = {}
@@ -246,7 +239,3 @@ def state_of(last: int, revision: int, rows: Mapping[str, ItemRow], events: Iter
             unfolded.append(StoredEvent(row.start, item, "setitem", Value(_ENCODINGS[row.encoding], row.data)))
     unfolded.sort(key=lambda event: event[:2])
     return State(last, revision, items, unfolded)
-
-
-def rewritten() -> Problem:
-    return Problem("backend-unavailable", "the past of the sequence is being rewritten; try again")
