@@ -16,39 +16,32 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
 
 import fastapi
-from starlette.routing import Route as StarletteRoute
 
-from rstored.api.access import OPEN, Reach
+from rstored.api.access import OPEN
+from rstored.api.admission import Admission
 from rstored.api.media_types import negotiate
-from rstored.api.operations import Operation
-from rstored.api.parameters import Query, checked_key, checked_namespace, decode_text, parse_query
+from rstored.api.parameters import checked_key, checked_namespace, decode_text, parse_query
 from rstored.api.problems import problem_reply
 from rstored.api.replies import CLIENT_GONE, ON_ALL, Header, Reply
 from rstored.api.requests import DEFAULT_NAMESPACE, ClientGone, Request
+from rstored.api.routing import Endpoint, Node, RouteTree, Segment
 from rstored.api.state import ServiceState
 from rstored.limits import Limits
 from rstored.problems import Problem
-from rstored.turns import CLIENT
 
-__all__ = ["FrontDoor", "Served", "Write"]
+__all__ = ["FrontDoor", "Write"]
 
 # It sends the reply to a request. Raises ClientGone if the client does not read any more.
 Write: TypeAlias = Callable[[Request, Reply], Awaitable[None]]
-# It answers with a document that is the same for everybody.
-Document: TypeAlias = Callable[[Request], Awaitable[Reply]]
-# A variable in the path of a route, and its text in the path of the request.
-_Segment: TypeAlias = tuple[str, bytes]
 OpenState: TypeAlias = Callable[[], AbstractAsyncContextManager[ServiceState]]
 
 logger = logging.getLogger("rstored.requests")
 
 _REQUEST_ID: Final = re.compile(rb"[!-~]{1,128}\Z")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"})
-# These are answered even when the service is overloaded, because operators need them then.
-_PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _SWEEP_SECONDS: Final = 1.0
 # A streamed answer counts as one page, which is in memory while the client reads the page before.
 _STREAM_BYTES: Final = 4 * 2**20
@@ -63,61 +56,6 @@ _NAMES: Final[dict[str, tuple[str, Callable[[str, Limits], str]]]] = {
 _ON_ALL_OVER_TLS: Final[tuple[Header, ...]] = (*ON_ALL, (b"strict-transport-security", b"max-age=31536000"))
 
 
-class _Endpoint:
-    """A route and method, ready to be called: an operation, or a document, which takes only the request.
-
-    ``rule`` is None if no token is needed. Requests are counted under ``route``.
-    """
-
-    __slots__ = ("default_query", "document", "is_probe", "operation", "route", "rule")
-
-    def __init__(self, template: str, method: str, endpoint: Operation | Document) -> None:
-        operation = endpoint if isinstance(endpoint, Operation) else None
-        self.route = (template, method)
-        self.operation = operation
-        self.document: Document | None = None if isinstance(endpoint, Operation) else endpoint
-        self.is_probe = template in _PROBES
-        self.rule = operation.rule if operation is not None and operation.rule.needs_token else None
-        self.default_query: Query | None = None
-        if operation is not None:
-            with contextlib.suppress(Problem):
-                self.default_query = parse_query(b"", operation.query)
-
-
-class _Node:
-    """A node in the tree of path segments. Either literal segments follow it, or one variable does."""
-
-    __slots__ = ("allow", "endpoints", "literals", "name", "of_default", "variable")
-
-    def __init__(self, name: str = "") -> None:
-        self.name = name
-        self.literals: dict[bytes, _Node] = {}
-        self.variable: _Node | None = None
-        self.endpoints: dict[str, _Endpoint] = {}
-        self.allow: Header = (b"allow", b"")
-        # Whether its routes name no namespace, and so mean the default one.
-        self.of_default = False
-
-    def child(self, segment: str) -> _Node:
-        """The node that a segment of a route leads to. It is made if it does not exist."""
-        if segment.startswith("{"):
-            if self.variable is None:
-                self.variable = _Node(segment.strip("{}"))
-            node = self.variable
-        else:
-            node = self.literals.setdefault(segment.encode(), _Node())
-        if self.literals and self.variable is not None:
-            raise ValueError(f"{segment}: a variable segment would hide a literal one")
-        return node
-
-
-class Served(NamedTuple):
-    """A row of :meth:`FrontDoor.table`."""
-
-    path: str
-    method: str
-
-
 class FrontDoor:
     """Answers requests. ``open_state`` opens what it needs, and closes it again. ``declared`` has the routes.
 
@@ -126,41 +64,13 @@ class FrontDoor:
 
     def __init__(self, declared: fastapi.FastAPI, open_state: OpenState) -> None:
         self._open_state = open_state
-        self._root = _Node()
+        self.routes = RouteTree(declared)
+        self.admission = Admission()
         self._state: ServiceState | None = None
         self._ids = _request_ids()
         self._root_path = b""
-        # The requests under way, and how many of them each client has.
-        self.under_way: set[Request] = set()
-        self.shares: dict[str, int] = {}
         # One task calls these once a second. A server adds its own. That takes less time than a timer for each request.
         self.sweeps: list[Callable[[], None]] = [self._end_late]
-        for route in declared.routes:
-            if isinstance(route, StarletteRoute):
-                self._add(route)
-
-    def _add(self, route: StarletteRoute) -> None:
-        declared = route.endpoint
-        node = self._root
-        for segment in route.path.split("/")[1:]:
-            node = node.child(segment)
-        for method in route.methods or ():
-            node.endpoints[method] = _Endpoint(route.path, method, declared)
-            if isinstance(declared, Operation) and "{namespace}" not in route.path:
-                node.of_default = declared.rule.reach is Reach.NAMESPACE
-        node.allow = (b"allow", ", ".join(sorted({*node.endpoints, "OPTIONS"})).encode())
-
-    def table(self) -> list[Served]:
-        """Every path and method that is served."""
-        found: list[Served] = []
-        nodes = [self._root]
-        while nodes:
-            node = nodes.pop()
-            found += (Served(*endpoint.route) for endpoint in node.endpoints.values())
-            nodes += node.literals.values()
-            if node.variable is not None:
-                nodes.append(node.variable)
-        return sorted(found)
 
     @property
     def state(self) -> ServiceState:
@@ -182,8 +92,6 @@ class FrontDoor:
                 sweeper.cancel()
                 self._state = None
 
-    # --- one request ---------------------------------------------------------------------------------------
-
     async def serve(self, request: Request, write: Write) -> None:
         """Answer the request, write the reply, and count the request.
 
@@ -203,7 +111,7 @@ class FrontDoor:
                     await reply.body.aclose()
             self._finish(request, status)
         finally:
-            self._dismiss(request)
+            self.admission.dismiss(request)
 
     async def answer(self, request: Request) -> Reply:
         """The reply to the request, even if it fails. The request is under way until :meth:`serve` has written it."""
@@ -216,16 +124,16 @@ class FrontDoor:
             request.on_all = _ON_ALL_OVER_TLS
         if b"origin" in fields:
             request.on_all += state.origins.headers(fields)
-        node: _Node | None = None
-        names: list[_Segment] = []
-        endpoint: _Endpoint | None = None
+        node: Node | None = None
+        names: list[Segment] = []
+        endpoint: Endpoint | None = None
         try:
             node, names = self._find(request, state.limits.uri_bytes_max)
             endpoint = node.endpoints.get(method)
             rule = None
             if endpoint is not None:
                 request.route = endpoint.route
-                self._admit(endpoint, request)
+                self.admission.admit(request, is_probe=endpoint.is_probe)
                 rule = endpoint.rule
             if rule is not None:
                 authorization = fields.get(b"authorization")
@@ -263,35 +171,6 @@ class FrontDoor:
             request.subject = _namespace_of(node, names, state.limits)
         return reply
 
-    # --- how much at once, and how long --------------------------------------------------------------------
-
-    def _admit(self, endpoint: _Endpoint, request: Request) -> None:
-        """Count the request as under way. Raises Problem ``overloaded`` if there are too many in all or of its client.
-
-        So a client with many connections leaves room for the others.
-        """
-        limits = request.state.limits
-        share = self.shares.get(request.client, 0)
-        if not endpoint.is_probe:
-            if len(self.under_way) >= limits.requests_in_flight_max:
-                raise Problem("overloaded", "the service has too many requests under way: try again")
-            if share >= limits.requests_in_flight_per_client_max:
-                raise Problem("overloaded", "this client has too many requests under way: try again")
-        self.shares[request.client] = share + 1
-        CLIENT.set(request.client)
-        self.under_way.add(request)
-
-    def _dismiss(self, request: Request) -> None:
-        """Count the request as no longer under way."""
-        if request in self.under_way:
-            self.under_way.remove(request)
-            share = self.shares[request.client] - 1
-            if share:
-                self.shares[request.client] = share
-            else:
-                del self.shares[request.client]
-            request.release()
-
     async def _keep_sweeping(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
@@ -302,22 +181,15 @@ class FrontDoor:
                     logger.exception("a sweep failed")
 
     def _end_late(self) -> None:
-        """End requests that take too long."""
-        now = time.perf_counter()
-        self.state.metrics.requests_in_flight = len(self.under_way)
-        for request in list(self.under_way):
-            if request.late is None and request.task is not None:
-                request.late = request.lateness(now)
-                if request.late is not None:
-                    request.task.cancel()
-
-    # --- before the endpoint -------------------------------------------------------------------------------
+        """End requests that take too long, and tell the metrics how many are under way."""
+        self.state.metrics.requests_in_flight = len(self.admission.under_way)
+        self.admission.end_late()
 
     def _request_id(self, fields: dict[bytes, bytes]) -> bytes:
         given = fields.get(b"x-request-id")
         return given if given is not None and _REQUEST_ID.match(given) else next(self._ids)
 
-    def _find(self, request: Request, uri_bytes_max: int) -> tuple[_Node, list[_Segment]]:
+    def _find(self, request: Request, uri_bytes_max: int) -> tuple[Node, list[Segment]]:
         """The node of the path, and the segments that are names. Raises :class:`Problem`."""
         raw_path = request.raw_path
         if self._root_path and (raw_path + b"/").startswith(self._root_path):
@@ -326,31 +198,15 @@ class FrontDoor:
             raise Problem(
                 "uri-too-long", f"the request target is longer than {uri_bytes_max} bytes", limit=uri_bytes_max
             )
-        node = self._root
-        names: list[_Segment] = []
-        segments = iter(raw_path.split(b"/"))
-        next(segments)
-        for segment in segments:
-            child = node.literals.get(segment)
-            if child is None:
-                child = node.variable
-                if child is None:
-                    raise _no_route()
-                names.append((child.name, segment))
-            node = child
-        if not node.endpoints:
-            raise _no_route()
-        return node, names
+        return self.routes.find(raw_path)
 
-    def _other(self, node: _Node | None, method: str) -> tuple[str, str]:
+    def _other(self, node: Node | None, method: str) -> tuple[str, str]:
         """The route and method under which a request without an endpoint is counted. The route may be "none".
 
         Unknown methods share one name.
         """
         template = "none" if node is None else next(iter(node.endpoints.values())).route[0]
         return template, method if method in _METHODS else "other"
-
-    # --- after the endpoint --------------------------------------------------------------------------------
 
     def _failed(self, error: BaseException, request: Request) -> Reply:
         """The reply to a request that ended in ``error``. Faults of the service are logged.
@@ -412,16 +268,9 @@ class FrontDoor:
             )
 
 
-# --- steps of a request ------------------------------------------------------------------------------------
-
-
 def _request_ids() -> Iterator[bytes]:
     prefix = secrets.token_hex(6).encode()
     return (b"%b-%x" % (prefix, number) for number in itertools.count(1))
-
-
-def _no_route() -> Problem:
-    return Problem("route-not-found", "no route has this path; '/' in a key is written %2F, and no path ends in '/'")
 
 
 def _decoded(segment: bytes, what: str) -> str:
@@ -432,7 +281,7 @@ def _decoded(segment: bytes, what: str) -> str:
         raise Problem(f"invalid-{what}", f"the {what} cannot be read: {error}") from None
 
 
-def _namespace_of(node: _Node | None, names: list[_Segment], limits: Limits) -> str | None:
+def _namespace_of(node: Node | None, names: list[Segment], limits: Limits) -> str | None:
     """The namespace of a path, even if the client may not know of it. None if the path has none."""
     for name, segment in names:
         if name == "namespace":
@@ -443,7 +292,7 @@ def _namespace_of(node: _Node | None, names: list[_Segment], limits: Limits) -> 
     return DEFAULT_NAMESPACE if node is not None and node.of_default else None
 
 
-def _without_endpoint(node: _Node, request: Request) -> Reply:
+def _without_endpoint(node: Node, request: Request) -> Reply:
     """The reply to a known path with another method: the allowed methods for OPTIONS, otherwise a problem."""
     if request.method == "OPTIONS":
         return Reply(204, (node.allow, *request.state.origins.preflight(request.fields, node.allow[1])))
@@ -451,7 +300,7 @@ def _without_endpoint(node: _Node, request: Request) -> Reply:
     return problem_reply(problem, request.id.decode("ascii"), node.allow)
 
 
-def _call(endpoint: _Endpoint, request: Request) -> Awaitable[Reply]:
+def _call(endpoint: Endpoint, request: Request) -> Awaitable[Reply]:
     """Check the query, choose the form of the answer, and call the endpoint. Raises :class:`Problem`."""
     operation = endpoint.operation
     assert operation is not None

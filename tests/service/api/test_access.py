@@ -160,7 +160,7 @@ async def outcomes(app: ASGIApp, headers: dict[str, str]) -> set[tuple[int, str]
     """What every route that is not public answers."""
     found = set()
     async with client(app) as http:
-        for path, method in app.front_door.table():
+        for path, method in app.front_door.routes.table():
             if path not in PUBLIC and method != "HEAD":
                 path = path.format(namespace="n", key="k", token_id="0" * 16)
                 found.add(code(await http.request(method, path, content=b"{}", headers=headers)))
@@ -675,8 +675,9 @@ async def test_the_access_log_says_who_asked_for_what_also_where_it_is_refused(s
     async with running_app(Settings(**settings, access_log=True, limits=limits)) as app:
         async with client(app, ADMIN) as admin:
             beyond = await make(admin, "elsewhere", access="admin")
-        templates = sorted({path for path, _ in app.front_door.table()})
-        asked = [(path, method) for path, method in app.front_door.table()] + [(path, "PATCH") for path in templates]
+        table = app.front_door.routes.table()
+        templates = sorted({path for path, _ in table})
+        asked = [(path, method) for path, method in table] + [(path, "PATCH") for path in templates]
         holders = {"nobody": (None, ""), "stranger": ("x", ""), "beyond": (beyond["token"], beyond["id"])}
         holders["admin"] = (ADMIN, "RSTORED_ADMIN_TOKEN")
         statuses = set()
@@ -748,7 +749,7 @@ async def test_a_token_for_metrics_reads_them_and_nothing_else(closed, admin):
     token = (await make(admin, "*", access="metrics"))["token"]
     async with client(closed, token) as http, client(closed) as stranger:
         assert (await http.get("/metrics")).status_code == 200
-        for path, method in closed.front_door.table():
+        for path, method in closed.front_door.routes.table():
             if path != "/metrics":
                 held, public = [
                     await sender.request(method, path_of(path), content=b"{}") for sender in (http, stranger)

@@ -23,6 +23,7 @@ from rstored.api.operations import Answer, Operation, Operations
 from rstored.api.parameters import Query
 from rstored.api.replies import Reply
 from rstored.api.requests import Request
+from rstored.api.routing import RouteTree
 from rstored.api.state import ServiceState
 from rstored.problems import Problem
 
@@ -63,12 +64,12 @@ def test_the_front_door_serves_just_what_fastapi_declares():
     routes = {
         (route.path, method) for route in declared.routes if isinstance(route, Route) for method in route.methods or ()
     }
-    assert {(row.path, row.method) for row in front_door.table()} == routes
-    assert len(front_door.table()) == len(routes)
+    assert {(row.path, row.method) for row in front_door.routes.table()} == routes
+    assert len(front_door.routes.table()) == len(routes)
 
 
 def test_every_data_route_stands_twice():
-    paths = {(row.path, row.method) for row in FrontDoor(declare_routes(), contextlib.nullcontext).table()}
+    paths = {(row.path, row.method) for row in RouteTree(declare_routes()).table()}
     plain = {(path, method) for path, method in paths if path.startswith(("/kv", "/ts", "/es"))}
     assert len(plain) > 15
     assert {(f"/ns/{{namespace}}{path}", method) for path, method in plain} == {
@@ -77,7 +78,7 @@ def test_every_data_route_stands_twice():
 
 
 def test_without_docs_their_routes_are_gone():
-    paths = {row.path for row in FrontDoor(declare_routes(docs=False), contextlib.nullcontext).table()}
+    paths = {row.path for row in RouteTree(declare_routes(docs=False)).table()}
     assert "/docs" not in paths
     assert "/openapi.json" not in paths
 

@@ -203,7 +203,7 @@ class Route(NamedTuple):
 def routes(app: ASGIApp) -> list[Route]:
     """Every route that the service has."""
     found = []
-    for path, method in app.front_door.table():
+    for path, method in app.front_door.routes.table():
         declared = DOCUMENT["paths"].get(path, {}).get(method.lower(), {})
         content = declared.get("requestBody", {}).get("content", {}).get("application/json", {})
         found.append(Route(method, path, json.dumps(content["example"]).encode() if content else b""))
