@@ -10,17 +10,8 @@ from msgspec import Raw
 
 from rstore.core.media_types import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, NDJSON_MEDIA_TYPE
 from rstore.core.operators import UNARY
-from rstored.api.bodies import (
-    MsgpackArray,
-    answer,
-    answer_sized,
-    body_form,
-    encode_body,
-    read_body,
-    read_optional_body,
-    read_value,
-    wire_value,
-)
+from rstored.api.answers import MsgpackArray, answer, answer_sized, encode_body
+from rstored.api.bodies import body_form, read_body, read_optional_body
 from rstored.api.conditions import IDEMPOTENCY_HEADER, write_id_of
 from rstored.api.operations import Answer, Content, Operations, json_content
 from rstored.api.parameters import ListQuery, checked_key, page_size, read_cursor, write_cursor
@@ -45,6 +36,7 @@ from rstored.api.shapes.es import (
     StateBody,
 )
 from rstored.api.streams import closed
+from rstored.api.values import read_value, wire_value
 from rstored.engine.model import Change, Reseal, State, StoredEvent
 from rstored.limits import Limits
 from rstored.problems import Problem

@@ -11,7 +11,8 @@ from msgspec import UNSET, UnsetType
 from rstore.core.encodings import Encoding, InvalidJSON, Value, encoding_of, media_type_of, parse_json
 from rstore.core.media_types import JSON_MEDIA_TYPE, OCTET_STREAM, SEALED_MEDIA_TYPE
 from rstored.api.access import Rule
-from rstored.api.bodies import answer_sized, body_form, read_body, read_value, wire_value
+from rstored.api.answers import answer_sized
+from rstored.api.bodies import body_form, read_body
 from rstored.api.conditions import (
     IDEMPOTENCY_HEADER,
     IF_HEADERS,
@@ -37,6 +38,7 @@ from rstored.api.shapes.kv import (
     PutQuery,
     SetPart,
 )
+from rstored.api.values import read_value, wire_value
 from rstored.engine.model import ANY, KEEP, Access, BatchDelete, BatchGet, BatchSet, Entry, Expiry
 from rstored.limits import Limits
 from rstored.problems import Problem

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Final
 from msgspec import Meta, Struct
 
 from rstored.api.access import ANY_READER, Rule
-from rstored.api.bodies import answer, read_optional_body
+from rstored.api.answers import answer
+from rstored.api.bodies import read_optional_body
 from rstored.api.conditions import IDEMPOTENCY_HEADER, write_id_of
 from rstored.api.operations import Answer, Operations, json_content
 from rstored.api.parameters import ListQuery, page_size, read_cursor, write_cursor

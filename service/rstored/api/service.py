@@ -8,7 +8,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from rstored import __version__
 from rstored.api.access import ANY_READER, PUBLIC, Reach, Rule
-from rstored.api.bodies import answer
+from rstored.api.answers import answer
 from rstored.api.metrics import METRICS_MEDIA_TYPE
 from rstored.api.operations import Answer, Content, Operations, json_content
 from rstored.api.replies import Reply, content_type

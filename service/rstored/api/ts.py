@@ -16,7 +16,8 @@ from rstore.core.media_types import (
 )
 from rstore.core.point_rows import Form, msgpack_rows, render_points
 from rstore.core.points import InvalidPoints, Points
-from rstored.api.bodies import MsgpackArray, answer, body_form
+from rstored.api.answers import MsgpackArray, answer
+from rstored.api.bodies import body_form
 from rstored.api.conditions import IDEMPOTENCY_HEADER, IF_UNCHANGED_HEADER, digests_of, write_id_of
 from rstored.api.operations import Answer, Content, Operations, json_content
 from rstored.api.parameters import ListQuery, page_size, read_cursor, write_cursor

@@ -17,10 +17,11 @@ from rstore.core.media_types import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
 from rstore.core.point_parsing import parse_points
 from rstore.core.point_rows import Form
 from rstore.core.points import InvalidPoints
-from rstored.api.bodies import decode_body, nothing_but_json, read_value, wire_value
+from rstored.api.bodies import decode_body
 from rstored.api.shapes.es import Apply, ResealBody
 from rstored.api.shapes.kv import KeyBatch
 from rstored.api.tokens import TokenRequest
+from rstored.api.values import nothing_but_json, read_value, wire_value
 from rstored.limits import Limits
 from rstored.problems import Problem
 

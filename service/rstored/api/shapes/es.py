@@ -8,8 +8,8 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from pydantic import Field
 
-from rstored.api.bodies import EncodingLabel
 from rstored.api.parameters import INT64_MAX, INT64_MIN, Count, EndParameter, Int64, KeyName, Query, StartParameter
+from rstored.api.values import EncodingLabel
 
 __all__ = [
     "Apply",

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Final, Literal
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from pydantic import BeforeValidator, Field
 
-from rstored.api.bodies import EncodingLabel
 from rstored.api.conditions import BARE_TAG_PATTERN
 from rstored.api.parameters import KeyName, ListQuery, Query, Switch
+from rstored.api.values import EncodingLabel
 from rstored.engine.kv import TTL_SECONDS_MAX
 
 __all__ = [
