@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from rstore import calls
 from rstore.calls import SPENDING, Steps
@@ -17,6 +18,8 @@ from rstore.store.bare import BareStore, TransportT, contradiction, part_of_a_wr
 from rstore.store.operation import operation
 
 __all__ = ["TimeSeries"]
+
+T = TypeVar("T")
 
 
 class TimeSeries(BareStore[TransportT]):
@@ -56,8 +59,9 @@ class TimeSeries(BareStore[TransportT]):
             >>> store.range("temperature", freq=100)
             [(0, 20.5), (120, 21.0)]
         """
-        timestamps, values = yield from self._columns(key, start, end, n, freq)
-        return list(zip(timestamps, values, strict=True))
+        return (
+            yield from self._read(key, start, end, n, freq, lambda times, values: [*zip(times, values, strict=True)])
+        )
 
     @operation
     def range_columns(
@@ -85,7 +89,14 @@ class TimeSeries(BareStore[TransportT]):
             >>> store.range_columns("humidity")
             ([0, 60], [61.0, 60.5])
         """
-        return (yield from self._columns(key, start, end, n, freq))
+        parts = yield from self._read(key, start, end, n, freq, lambda times, values: [(times, values)])
+        if len(parts) == 1:
+            return parts[0]
+        timestamps, values = (
+            chain.from_iterable(part[0] for part in parts),
+            chain.from_iterable(part[1] for part in parts),
+        )
+        return [*timestamps], [*values]
 
     @operation
     def first(self, key: Name) -> Steps[tuple[int, Any] | None]:
@@ -277,26 +288,23 @@ class TimeSeries(BareStore[TransportT]):
         t, value = found
         return t, self._codec.restore(value, PointContext(self.namespace, key, t), (yield SPENDING))
 
-    def _columns(
-        self, key: str, start: int | None, end: int | None, n: int | None, freq: int | None
-    ) -> Steps[tuple[list[int], list[Any]]]:
-        """The timestamps and the values of a range."""
+    def _read(
+        self,
+        key: str,
+        start: int | None,
+        end: int | None,
+        n: int | None,
+        freq: int | None,
+        joined: Callable[[list[int], list[Any]], list[T]],
+    ) -> Steps[list[T]]:
+        """A range. ``joined`` makes a list of the timestamps and the values of each part as it arrives."""
         restore = functools.partial(self._codec.restore_points, self.namespace, key, spend=(yield SPENDING))
+
+        def unpacked(points: Points) -> list[T]:
+            return joined(points.timestamps.tolist(), restore(points))
+
         step = self._frequency(freq)
-        parts = yield from calls.ts.read(
-            self.namespace,
-            key,
-            lambda points: [(points.timestamps.tolist(), restore(points))],
-            start=start,
-            end=end,
-            n=n,
-            freq=step,
-        )
-        if len(parts) == 1:
-            return parts[0]
-        return [*chain.from_iterable(times for times, _ in parts)], [
-            *chain.from_iterable(values for _, values in parts)
-        ]
+        return (yield from calls.ts.read(self.namespace, key, unpacked, start=start, end=end, n=n, freq=step))
 
     def _extended(self, key: str, points: Points) -> Steps[None]:
         """Seal dumped points if there is a key, and add them."""
