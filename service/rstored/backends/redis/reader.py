@@ -28,6 +28,7 @@ from rstored.backends.abc import (
     Slice,
 )
 from rstored.backends.redis.calls import Argument
+from rstored.backends.redis.expiries import Expiries
 from rstored.backends.redis.failures import FAILURES, Stale, lost, problem_of
 from rstored.backends.redis.layout import Bucket, Owner, bounds, expiry_bound, unpacked
 from rstored.backends.redis.reading import Part, Reading, Ref
@@ -42,6 +43,7 @@ class Reader:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.expiries = Expiries(store)
 
     async def read(
         self, queries: Sequence[Query], positions: Sequence[int], answers: list[Any], *, heal: bool
@@ -104,7 +106,7 @@ class Reader:
     def part(self, read: Read, owners: Mapping[str, Any], reading: Reading) -> Part:
         """Add a read to ``reading``. The part that is returned finds the answer in the replies."""
         if isinstance(read, ExpiredRead):
-            return Part((), None, lambda: self.store.expired(read))
+            return Part((), None, lambda: self.expiries.expired(read))
         owner = owners[namespace_of(read)]
         if isinstance(owner, Exception):
             raise problem_of(owner)

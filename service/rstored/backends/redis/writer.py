@@ -80,7 +80,7 @@ class Attempt(Executor):
         self._again.update(await self.execute(loaded))
         await self._flush(self._store.reading())
         if self._due:
-            await self._store.tell_due(self._due)
+            await self._reader.expiries.tell_due(self._due)
         for position in self._alone:
             self._again.update(await Attempt(self._reader, self.updates, [position], self.results).run(heal=heal))
         for position in self._again:
