@@ -107,3 +107,33 @@ class UpdateCases:
         finally:
             await other.close()
         assert sorted(itertools.chain(*counted)) == list(range(1, 61))
+
+    async def test_the_reads_of_a_query_see_one_snapshot(
+        self, backend: Backend, backend_type: type[Backend], dsn: str
+    ) -> None:
+        """Another process changes a head and a row of the same record in each update, and a query reads both."""
+        await commit(backend, PutHead(NS, Head(b"")))
+        numbers = [b"%d" % number for number in range(100)]
+        ended = False
+
+        async def write(writing_backend: Backend) -> None:
+            nonlocal ended
+            for number in numbers:
+                await commit(writing_backend, PutHead(SERIES, Head(b"", number)), PutRow(SERIES, 0, Row(b"r", number)))
+            ended = True
+
+        async def compare() -> None:
+            while not ended:
+                backend.renew()
+                head, found = await read(backend, HeadRead(SERIES), RowScan(SERIES, 0))
+                assert found.items == ([] if head is None else [Row(b"r", head.value)])
+                await asyncio.sleep(0)
+
+        other = await backend_type.open(dsn)
+        try:
+            await asyncio.gather(write(other), compare())
+            backend.renew()
+            (head,) = await read(backend, HeadRead(SERIES))
+            assert head == Head(b"", numbers[-1])
+        finally:
+            await other.close()
