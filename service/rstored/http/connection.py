@@ -92,8 +92,6 @@ class Connection(asyncio.BufferedProtocol):
         self._unread_since: tuple[float, int] | None = None
         self._unowned: Exchange | Connection | None = None
 
-    # --- called by the transport ---------------------------------------------------------------------------
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's does not derive from it
         self.transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
@@ -151,13 +149,70 @@ class Connection(asyncio.BufferedProtocol):
         self._let_write()
         self._proceed()
 
+    def is_last(self, exchange: Exchange) -> bool:
+        """Whether the connection ends with this request."""
+        return not exchange.keep_alive or self._takes_no_more or (self._stopping and not self._parser.has_unread)
+
+    def check(self, now: float) -> None:
+        """End the connection if it takes too long at the time ``now`` of the event loop, or if nobody owns it."""
+        if self._accepted is not None:
+            return
+        is_closing = self.transport.is_closing()
+        is_late = now >= self._ends_at
+        if is_late and not is_closing:
+            self._close()
+        elif is_late and (self._stopping or not self.transport.get_write_buffer_size()):
+            self.transport.abort()
+        elif self._reader_stalls(now):
+            self.server.count_closed("slow-reader")
+            self.transport.abort()
+        elif is_closing or self._is_owned():
+            self._unowned = None
+        elif self._unowned is not (self.exchange or self):
+            # The task may just have ended, and the event loop has not reported it yet.
+            self._unowned = self.exchange or self
+        else:
+            logger.error("nobody owned a connection")
+            self.server.count_closed("unowned")
+            self.abort()
+
+    def close_idle(self) -> None:
+        """Close the connection. No request is under way on it."""
+        if self._accepted is not None or self.transport.get_write_buffer_size():
+            # A proper close would wait for the client to read, which it has not done in all this time.
+            self.server.idle.pop(self, None)
+            self.abort()
+        else:
+            self._close()
+
+    def abort(self) -> None:
+        """Close the connection at once, even with a request under way."""
+        if self._accepted is None:
+            self.transport.abort()
+        else:
+            # There may be a transport that is not known here yet. It notices the end.
+            with contextlib.suppress(OSError):
+                self._accepted.shutdown(socket.SHUT_RDWR)
+
+    def shutdown(self) -> None:
+        """Close the connection if it is idle. Otherwise first answer the request whose head has arrived."""
+        self._stopping = True
+        if self._accepted is not None:
+            self.abort()
+        elif self.exchange is None or self.exchange.returned:
+            self._end_soon()
+
+    def resume_reading(self) -> None:
+        """Read on, if reading was paused."""
+        if not self._reading and not self.transport.is_closing():
+            self._reading = True
+            self.transport.resume_reading()
+
     def _let_write(self) -> None:
         self._has_read = True
         drained, self.drained = self.drained, None
         if drained is not None and not drained.done():
             drained.set_result(None)
-
-    # --- reading and answering in turn ---------------------------------------------------------------------
 
     def _proceed(self, *, pipelined: bool = True) -> None:
         """Parse and answer the requests that have arrived, in turn, as far as possible now.
@@ -294,10 +349,6 @@ class Connection(asyncio.BufferedProtocol):
             self._ends_at = self.loop.time() + _LINGER_SECONDS
         return False
 
-    def is_last(self, exchange: Exchange) -> bool:
-        """Whether the connection ends with this request."""
-        return not exchange.keep_alive or self._takes_no_more or (self._stopping and not self._parser.has_unread)
-
     def _refuse(self, problem: Problem) -> None:
         """Answer a malformed request with a problem, after the answer that has begun, and end the connection."""
         exchange = self.exchange
@@ -341,31 +392,6 @@ class Connection(asyncio.BufferedProtocol):
         self._deaf = True
         self._parser.discard()
 
-    # --- bounds --------------------------------------------------------------------------------------------
-
-    def check(self, now: float) -> None:
-        """End the connection if it takes too long at the time ``now`` of the event loop, or if nobody owns it."""
-        if self._accepted is not None:
-            return
-        is_closing = self.transport.is_closing()
-        is_late = now >= self._ends_at
-        if is_late and not is_closing:
-            self._close()
-        elif is_late and (self._stopping or not self.transport.get_write_buffer_size()):
-            self.transport.abort()
-        elif self._reader_stalls(now):
-            self.server.count_closed("slow-reader")
-            self.transport.abort()
-        elif is_closing or self._is_owned():
-            self._unowned = None
-        elif self._unowned is not (self.exchange or self):
-            # The task may just have ended, and the event loop has not reported it yet.
-            self._unowned = self.exchange or self
-        else:
-            logger.error("nobody owned a connection")
-            self.server.count_closed("unowned")
-            self.abort()
-
     def _is_owned(self) -> bool:
         """Whether the sweep of idle connections, its own time, or the task of its request will end it."""
         exchange = self.exchange
@@ -396,37 +422,11 @@ class Connection(asyncio.BufferedProtocol):
         self._unread_since = now, unread
         return unread_then - unread < least
 
-    def close_idle(self) -> None:
-        """Close the connection. No request is under way on it."""
-        if self._accepted is not None or self.transport.get_write_buffer_size():
-            # A proper close would wait for the client to read, which it has not done in all this time.
-            self.server.idle.pop(self, None)
-            self.abort()
-        else:
-            self._close()
-
-    def abort(self) -> None:
-        """Close the connection at once, even with a request under way."""
-        if self._accepted is None:
-            self.transport.abort()
-        else:
-            # There may be a transport that is not known here yet. It notices the end.
-            with contextlib.suppress(OSError):
-                self._accepted.shutdown(socket.SHUT_RDWR)
-
     def _close(self) -> None:
         """Close the connection when everything is sent, and over TLS when both sides have closed it."""
         self.server.idle.pop(self, None)
         self._ends_at = self.loop.time() + (_LINGER_SECONDS if self._stopping else FAREWELL_SECONDS)
         self.transport.close()
-
-    def shutdown(self) -> None:
-        """Close the connection if it is idle. Otherwise first answer the request whose head has arrived."""
-        self._stopping = True
-        if self._accepted is not None:
-            self.abort()
-        elif self.exchange is None or self.exchange.returned:
-            self._end_soon()
 
     def _end_soon(self) -> None:
         """Close at once if no head has begun to arrive. Otherwise wait a moment for the rest of the head."""
@@ -439,12 +439,6 @@ class Connection(asyncio.BufferedProtocol):
         if self._reading and not self.transport.is_closing():
             self._reading = False
             self.transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Read on, if reading was paused."""
-        if not self._reading and not self.transport.is_closing():
-            self._reading = True
-            self.transport.resume_reading()
 
 
 class _Rest(Coroutine[Any, Any, None]):
