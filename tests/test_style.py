@@ -130,3 +130,11 @@ NOTHING = {"utils", "helpers", "common", "manager", "handler", "base", "misc"}
 def test_every_file_has_a_name_that_says_what_is_in_it() -> None:
     files = [file for folder in ("client", "service", "tests") for file in (TESTS.parent / folder).rglob("*.py")]
     assert [file for file in files if {file.stem, file.parent.name} & NOTHING] == []
+
+
+RULER = re.compile(r"^ *# ?[-=─]{3}", re.MULTILINE)
+
+
+def test_no_module_of_the_product_has_a_ruler() -> None:
+    files = [file for folder in ("client", "service") for file in (TESTS.parent / folder).rglob("*.py")]
+    assert [file for file in files if RULER.search(file.read_text())] == [], "make it two files, or order its methods"
