@@ -382,5 +382,5 @@ async def test_a_server_may_run_the_lifespan(tmp_path):
         assert await lifespan(app) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     failing = create_app(Settings(dsn=f"sqlite:///{tmp_path / 'nowhere' / 'store.db'}"))
     assert await lifespan(failing) == ["lifespan.startup.failed"]
-    with pytest.raises(RuntimeError, match="websocket"):
-        await app({"type": "websocket"}, None, None)
+    with pytest.raises(RuntimeError, match="does not speak telegraph"):
+        await app({"type": "telegraph"}, None, None)
