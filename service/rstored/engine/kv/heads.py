@@ -20,10 +20,9 @@ __all__ = ["entry_of", "entry_without_value", "etag_of", "packed_meta", "present
 _ETAG_LENGTH: Final = 22
 _URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 _SIZE: Final = struct.Struct(">I")
-_SIZE_AT: Final = _ETAG_LENGTH + 1
-_MEDIA_TYPE_AT: Final = _SIZE_AT + 4
 _ENCODINGS: Final = tuple(Encoding)
-_META: Final = re.compile(rb"[A-Za-z0-9_-]{%d}[\0-\3].{4}[ -~]+/[\t -~]+" % _ETAG_LENGTH, re.DOTALL)
+# Whatever goes from here into the head of an answer must be fit for it.
+_META: Final = re.compile(rb"([A-Za-z0-9_-]{%d})([\0-\3])(.{4})([ -~]+/[\t -~]+)" % _ETAG_LENGTH, re.DOTALL)
 
 
 def packed_meta(value: Value, media_type: str, salt: str) -> bytes:
@@ -39,30 +38,31 @@ def packed_meta(value: Value, media_type: str, salt: str) -> bytes:
 @of_storage("a key's record")
 def etag_of(head: Head) -> str:
     """The ETag of the pair."""
-    return _sound(head.meta)[:_ETAG_LENGTH].decode()
+    etag, _, _, _ = _parts(head.meta)
+    return etag.decode()
 
 
 @of_storage("a key's record")
 def size_of(head: Head) -> int:
     """How many bytes the value has, even if it was not read."""
-    size: int = _SIZE.unpack_from(_sound(head.meta), _SIZE_AT)[0]
-    return size
+    _, _, size, _ = _parts(head.meta)
+    return int.from_bytes(size)
 
 
 @of_storage("a key's record")
 def entry_without_value(head: Head) -> Entry:
     """The entry of a head that was read without its value."""
-    meta = _sound(head.meta)
-    value = Value(_ENCODINGS[meta[_ETAG_LENGTH]], head.value)
-    return Entry(value, meta[_MEDIA_TYPE_AT:].decode(), meta[:_ETAG_LENGTH].decode(), head.expires_ms)
+    etag, encoding, _, media_type = _parts(head.meta)
+    return Entry(Value(_ENCODINGS[encoding[0]], head.value), media_type.decode(), etag.decode(), head.expires_ms)
 
 
+@of_storage("a key's record")
 def entry_of(head: Head) -> Entry:
     """The entry of a head. Its value must be as long as its meta says."""
-    entry = entry_without_value(head)
-    if len(head.value) != size_of(head):
+    etag, encoding, size, media_type = _parts(head.meta)
+    if len(head.value) != int.from_bytes(size):
         raise damaged("a key's value")
-    return entry
+    return Entry(Value(_ENCODINGS[encoding[0]], head.value), media_type.decode(), etag.decode(), head.expires_ms)
 
 
 def unexpired(head: Head | None, now: int) -> Head | None:
@@ -86,8 +86,9 @@ def _begun(media_type: str) -> tuple[bytes, hashlib.blake2b]:
     return name, hashlib.blake2b(b"%b\0" % name, digest_size=16)
 
 
-def _sound(meta: bytes) -> bytes:
-    """The meta, which is as :func:`packed_meta` makes it: what it holds goes into the head of an answer."""
-    if _META.fullmatch(meta) is None:
+def _parts(meta: bytes) -> tuple[bytes, ...]:
+    """ETag, encoding, size and media type, as :func:`packed_meta` put them together."""
+    found = _META.fullmatch(meta)
+    if found is None:
         raise ValueError("not the meta of a key")
-    return meta
+    return found.groups()
