@@ -63,11 +63,18 @@ def count_of(frame: bytes) -> int:
     return int(_HEADER.unpack_from(frame)[5])
 
 
-def decode(frame: bytes, *, bytes_max: int = _FRAME_BYTES_MAX) -> Points:
+def is_compressed(frame: bytes) -> bool:
+    """Whether the values of a whole frame are compressed. Their bytes then have a checksum, which decoding checks."""
+    _check_header(frame, len(frame))
+    return bool(_HEADER.unpack_from(frame)[3] & _Flag.COMPRESSED)
+
+
+def decode(frame: bytes, *, bytes_max: int = _FRAME_BYTES_MAX, own: bool = False) -> Points:
     """The points of one whole frame. Raises :class:`InvalidPoints` if the bytes are not exactly one frame.
 
     It trusts nothing in the frame: it checks sizes before it takes memory, and decompresses at most ``bytes_max``
-    bytes. It does not parse JSON cells: see :func:`checked`.
+    bytes. It does not parse JSON cells: see :func:`checked`. ``own`` is for a frame that the caller has made and kept:
+    sizes are checked all the same, but not each timestamp and float.
     """
     _check_header(frame, len(frame))
     _, _, kind, flags, _, count = _HEADER.unpack_from(frame)
@@ -84,12 +91,12 @@ def decode(frame: bytes, *, bytes_max: int = _FRAME_BYTES_MAX) -> Points:
         if len(body) != 8 * count:
             raise _malformed("its values are not as long as its count says")
         values = from_little_endian("d" if kind == ColumnKind.FLOATS else "q", body)
-        if kind == ColumnKind.FLOATS and not all_finite(values):
+        if kind == ColumnKind.FLOATS and not own and not all_finite(values):
             raise InvalidPoints("a column of floats holds only finite ones; NaN and Infinity are not JSON")
     if flags & _Flag.PROGRESSION:
         return Points(_from_progression(times, count), values)
     timestamps = from_little_endian("q", times)
-    if not is_ascending(timestamps):
+    if not own and not is_ascending(timestamps):
         raise InvalidPoints("the timestamps of a frame ascend strictly")
     return Points(timestamps, values)
 

@@ -48,6 +48,12 @@ def _lane_keys(arguments: Sequence[Any]) -> list[bytes]:
     return [b"%b:%b:%b" % (tag, part, lane) for part in (b"s", b"b", b"d")]
 
 
+def _scan_keys(arguments: Sequence[Any]) -> list[bytes]:
+    tag, lane = arguments[:2]
+    kind, _, key = lane.split(b":", 2)
+    return [b"%b:h:%b:%b" % (tag, kind, key), *_lane_keys(arguments)]
+
+
 def _first(arguments: Sequence[Any]) -> Sequence[bytes]:
     return arguments[:1]
 
@@ -64,7 +70,7 @@ def _kind_keys(arguments: Sequence[Any]) -> list[bytes]:
 _READS: Final[dict[Any, _Keys]] = {
     **dict.fromkeys("hvip", (1, _first)),
     "b": (2, _first),
-    "s": (9, _lane_keys),
+    "s": (9, _scan_keys),
     "l": (7, _index_key),
     "c": (2, _kind_keys),
     "x": (3, _kind_keys),

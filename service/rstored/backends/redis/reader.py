@@ -33,7 +33,7 @@ from rstored.backends.redis.failures import FAILURES, Stale, lost, problem_of
 from rstored.backends.redis.layout import Bucket, Owner, bounds, expiry_bound, unpacked
 from rstored.backends.redis.reading import Part, Reading, Ref
 from rstored.backends.redis.store import Store
-from rstored.problems import Problem, damaged, of_storage
+from rstored.problems import Problem, of_storage
 
 __all__ = ["Reader", "namespace_of"]
 
@@ -236,8 +236,6 @@ def _listing_bounds(listing: Listing) -> tuple[bytes, bytes]:
 
 def _head_and_value(replies: list[Any]) -> Head | None:
     packed, value = replies[0]
-    if packed is None and value is not None:
-        raise damaged("a record")
     return None if packed is None else unpacked(packed, value or b"")
 
 

@@ -125,8 +125,10 @@ class Store:
                 found[name] = lost()
                 continue
             head, owner_id = reply[number]
-            if head is None:
+            if head is None and owner_id is None:
                 found[name] = None
+            elif head is None:
+                found[name] = damaged("a namespace's record")
             else:
                 try:
                     found[name] = owner = self.owner(name, owner_id)

@@ -41,7 +41,7 @@ from rstored.backends.redis.layout import ABSENT, U64, Bucket, Owner, bounds, du
 from rstored.backends.redis.reader import Reader, namespace_of
 from rstored.backends.redis.reading import Part, Reading, Ref
 from rstored.backends.redis.sections import NamespaceChanges, Section, Writing, expires, grouped, statuses
-from rstored.problems import Problem, of_storage
+from rstored.problems import Problem, damaged, of_storage
 
 __all__ = ["Attempt"]
 
@@ -223,6 +223,8 @@ class Attempt(Executor):
                 self._lanes[place] = _lanes_of(further)
         elif packed is not None:
             self._take_owner(place.key, further, gone)
+        elif further is not None:
+            raise damaged("a namespace's record")
         else:
             if self._owners.get(place.key) is not None:
                 gone[place.key] = Stale(place.key)

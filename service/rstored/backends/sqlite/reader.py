@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from rstored.backends.abc import (
@@ -76,7 +76,7 @@ class Reader:
         for position, *head in self._scan(
             sql, (*bound, json_array(keys), ROOT_ID, int(NAMESPACE), namespace, int(kind))
         ):
-            heads[position] = stored_head(*head)
+            heads[position] = stored_head(head)
         return heads
 
     def _head(self, read: HeadRead) -> Head | None:
@@ -84,11 +84,14 @@ class Reader:
         sql, bound = (SQL.head, ()) if bytes_max is None else (SQL.bounded_head, (bytes_max,))
         # Kinds are bound as plain integers, because sqlite3 is slower with subclasses of int.
         row = self._execute(sql, (*bound, namespace, int(kind), key)).fetchone()
-        return None if row is None else stored_head(*row)
+        return None if row is None else stored_head(row)
 
     def _rows(self, scan: RowScan) -> Slice[Row]:
-        rows = itertools.starmap(_row, self._scan(*SQL.scan_query(scan)))
-        return _slice(rows, scan.limit, scan.bytes_max, lambda row: len(row.value))
+        rows = map(Row._make, self._scan(*SQL.scan_query(scan)))
+        try:
+            return _slice(rows, scan.limit, scan.bytes_max, lambda row: len(row.value))
+        except TypeError as error:
+            raise damaged("a row of a record") from error
 
     def _listing(self, listing: Listing) -> Slice[tuple[str, Head]]:
         rows = itertools.starmap(_listed, self._scan(*SQL.listing_query(listing)))
@@ -102,27 +105,22 @@ class Reader:
         return [_place(*row) for row in self._scan(SQL.expired, (read.now_ms, read.limit))]
 
 
-# SQLite holds any type in any column.
+# SQLite holds any type in any column. Whoever decodes rows finds that out, but heads are also used as they are.
 
 
-def stored_head(meta: Any, value: Any, expires_ms: Any) -> Head:
-    """The head of these columns. Raises Problem ``backend-corrupt``."""
+def stored_head(row: Sequence[Any]) -> Head:
+    """The head of these columns: meta, value and expiry. Raises Problem ``backend-corrupt``."""
+    meta, value, expires_ms = row
+    if type(meta) is type(value) is bytes and (expires_ms is None or type(expires_ms) is int):
+        return Head._make(row)
     if meta == "":
         # So the root record has it.
-        meta = b""
-    if type(meta) is not bytes or type(value) is not bytes or (expires_ms is not None and type(expires_ms) is not int):
-        raise damaged("a record")
-    return Head(meta, value, expires_ms)
+        return stored_head((b"", value, expires_ms))
+    raise damaged("a record")
 
 
-def _row(sort: Any, value: Any, by: Any) -> Row:
-    if type(sort) is not bytes or type(value) is not bytes or (by is not None and type(by) is not bytes):
-        raise damaged("a row of a record")
-    return Row(sort, value, by)
-
-
-def _listed(key: Any, meta: Any, value: Any, expires_ms: Any) -> tuple[str, Head]:
-    return _text(key), stored_head(meta, value, expires_ms)
+def _listed(key: Any, *head: Any) -> tuple[str, Head]:
+    return _text(key), stored_head(head)
 
 
 def _text(key: Any) -> str:

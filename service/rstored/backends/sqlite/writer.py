@@ -156,7 +156,7 @@ class Writer:
             if parent_id is not None:
                 rows = self._execute(CHILDREN, (json_array([place.key for place in wanted]), parent_id, int(kind)))
                 for position, record_id, meta, expires in rows:
-                    ids[wanted[position]], heads[wanted[position]] = record_id, stored_head(meta, b"", expires)
+                    ids[wanted[position]], heads[wanted[position]] = record_id, stored_head((meta, b"", expires))
 
     def _find_parent(
         self, namespace: str, kind: Kind, ids: dict[Place, int | None], heads: dict[Place, Head | None]
@@ -172,7 +172,7 @@ class Writer:
 
     def _child(self, parent_id: int, kind: Kind, key: str) -> tuple[int | None, Head | None]:
         row = self._execute(SQL.child, (parent_id, int(kind), key)).fetchone()
-        return _NOTHING if row is None else (row[0], stored_head(row[1], b"", row[2]))
+        return _NOTHING if row is None else (row[0], stored_head((row[1], b"", row[2])))
 
     def _answer(self, query: Query) -> list[Any]:
         if self._counted and any(isinstance(read, CountRead) for read in query):

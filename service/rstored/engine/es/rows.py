@@ -123,9 +123,9 @@ def _item(row: Row) -> ItemRow:
 @of_storage("the items of an event sequence")
 def state_rows(meta: Meta, found: Slice[Row]) -> dict[str, ItemRow]:
     """The rows of all items, which were read together with the head."""
-    rows = {_name(row.sort): _item(row) for row in found.items}
-    if (len(rows), sum(map(state_size, rows.values()))) != (meta.present, meta.size):
-        raise ValueError("there are not as many items as the head says")
+    rows = {row.sort.decode(): _decode_item(row.value) for row in found.items}
+    if len(rows) != meta.present or "" in rows or "\0" in "".join(rows):
+        raise ValueError("the items are not those that the head counts")
     return rows
 
 

@@ -6,6 +6,7 @@ import binascii
 import functools
 import hashlib
 import re
+import string
 import struct
 from collections.abc import Sequence
 from typing import Final
@@ -13,16 +14,17 @@ from typing import Final
 from rstore.core.encodings import Encoding, Value
 from rstored.backends.abc import Head, Place
 from rstored.engine.model import Entry
-from rstored.problems import damaged, of_storage
+from rstored.problems import of_storage
 
-__all__ = ["entry_of", "entry_without_value", "etag_of", "packed_meta", "present", "size_of", "unexpired"]
+__all__ = ["entry_of", "etag_of", "packed_meta", "present", "size_of", "unexpired"]
 
 _ETAG_LENGTH: Final = 22
 _URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
-_SIZE: Final = struct.Struct(">I")
+_IN_ETAGS: Final = (string.ascii_letters + string.digits + "-_").encode()
+# ETag, encoding and size. The media type follows.
+_META: Final = struct.Struct(f">{_ETAG_LENGTH}sBI")
 _ENCODINGS: Final = tuple(Encoding)
-# Whatever goes from here into the head of an answer must be fit for it.
-_META: Final = re.compile(rb"([A-Za-z0-9_-]{%d})([\0-\3])(.{4})([ -~]+/[\t -~]+)" % _ETAG_LENGTH, re.DOTALL)
+_MEDIA_TYPE: Final = re.compile(rb"[ -~]+/[\t -~]+")
 
 
 def packed_meta(value: Value, media_type: str, salt: str) -> bytes:
@@ -32,37 +34,30 @@ def packed_meta(value: Value, media_type: str, salt: str) -> bytes:
     digest.update(b"%b\0" % salt.encode())
     digest.update(value.data)
     etag = binascii.b2a_base64(digest.digest(), newline=False)[:_ETAG_LENGTH].translate(_URL_SAFE)
-    return b"%b%c%b%b" % (etag, value.encoding, _SIZE.pack(len(value.data)), name)
+    return _META.pack(etag, value.encoding, len(value.data)) + name
 
 
-@of_storage("a key's record")
 def etag_of(head: Head) -> str:
     """The ETag of the pair."""
-    etag, _, _, _ = _parts(head.meta)
-    return etag.decode()
+    return entry_of(head, with_value=False).etag
 
 
 @of_storage("a key's record")
 def size_of(head: Head) -> int:
     """How many bytes the value has, even if it was not read."""
-    _, _, size, _ = _parts(head.meta)
-    return int.from_bytes(size)
+    size: int = _META.unpack_from(head.meta)[2]
+    return size
 
 
 @of_storage("a key's record")
-def entry_without_value(head: Head) -> Entry:
-    """The entry of a head that was read without its value."""
-    etag, encoding, _, media_type = _parts(head.meta)
-    return Entry(Value(_ENCODINGS[encoding[0]], head.value), media_type.decode(), etag.decode(), head.expires_ms)
-
-
-@of_storage("a key's record")
-def entry_of(head: Head) -> Entry:
-    """The entry of a head. Its value must be as long as its meta says."""
-    etag, encoding, size, media_type = _parts(head.meta)
-    if len(head.value) != int.from_bytes(size):
-        raise damaged("a key's value")
-    return Entry(Value(_ENCODINGS[encoding[0]], head.value), media_type.decode(), etag.decode(), head.expires_ms)
+def entry_of(head: Head, *, with_value: bool = True) -> Entry:
+    """The entry of a head. ``with_value``: whether the head was read with its value, whose length is then checked."""
+    meta, data, expires_ms = head
+    etag, encoding, size = _META.unpack_from(meta)
+    # All parts go into the head of an answer.
+    if (with_value and len(data) != size) or etag.translate(None, _IN_ETAGS):
+        raise ValueError("not the record of a key")
+    return Entry(Value(_ENCODINGS[encoding], data), _media_type(meta[_META.size :]), etag.decode(), expires_ms)
 
 
 def unexpired(head: Head | None, now: int) -> Head | None:
@@ -86,9 +81,8 @@ def _begun(media_type: str) -> tuple[bytes, hashlib.blake2b]:
     return name, hashlib.blake2b(b"%b\0" % name, digest_size=16)
 
 
-def _parts(meta: bytes) -> tuple[bytes, ...]:
-    """ETag, encoding, size and media type, as :func:`packed_meta` put them together."""
-    found = _META.fullmatch(meta)
-    if found is None:
-        raise ValueError("not the meta of a key")
-    return found.groups()
+@functools.lru_cache(maxsize=64)
+def _media_type(name: bytes) -> str:
+    if _MEDIA_TYPE.fullmatch(name) is None:
+        raise ValueError("not a media type")
+    return name.decode()

@@ -12,7 +12,7 @@ import msgspec
 from rstore.core.encodings import Encoding, Value
 from rstored.backends.abc import Commit, CountRead, Head, HeadRead, Kind, Place, Query, Write
 from rstored.engine.batching import Storage
-from rstored.engine.kv.heads import entry_of, entry_without_value, packed_meta, present, size_of
+from rstored.engine.kv.heads import entry_of, packed_meta, present, size_of
 from rstored.engine.kv.plans import delete_writes, in_part, put_writes
 from rstored.engine.listing import list_page
 from rstored.engine.model import (
@@ -167,8 +167,7 @@ class KeyValues:
             bytes_max=self._limits.page_bytes_max,
             accept=lambda _, head: head.expires_ms is None or head.expires_ms > now,
         )
-        entry = entry_of if values else entry_without_value
-        return Page([(key, entry(head)) for key, head in page.items], page.cursor)
+        return Page([(key, entry_of(head, with_value=values)) for key, head in page.items], page.cursor)
 
     async def count(self, namespace: str) -> int:
         """How many entries the namespace has. A namespace that does not exist has 0."""

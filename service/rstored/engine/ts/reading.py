@@ -9,11 +9,11 @@ from itertools import chain
 from typing import Final, NamedTuple
 
 from rstore.core.points import Points
-from rstored.backends.abc import HeadRead, Place, Row, RowScan, Slice
+from rstored.backends.abc import Place, Row, RowScan, Slice
 from rstored.engine.batching import Storage
 from rstored.engine.blocks import absent, between, joined, thin
 from rstored.engine.timestamps import sort_key
-from rstored.engine.ts.rows import BLOCKS_LANE, PAGE_BYTES_MAX, decode_page, meta_of
+from rstored.engine.ts.rows import BLOCKS_LANE, PAGE_BYTES_MAX, decode_page, decode_row
 from rstored.limits import Limits
 from rstored.problems import Problem
 
@@ -87,10 +87,11 @@ async def absent_steps(
     """The steps of the grid that have no point; None if there are more than ``absent_max``."""
     check_freq(freq)
     if end is None:
-        (head,) = await storage.read(HeadRead(place))
-        if head is None:
+        last: Slice[Row]
+        (last,) = await storage.read(RowScan(place, BLOCKS_LANE, descending=True, limit=1))
+        if not last.items:
             return []
-        end = meta_of(head).last
+        end = decode_row(last.items[0]).timestamps[-1]
     steps_max = limits.grid_steps_max
     if (end - start) // freq >= steps_max:
         detail = f"the grid has more than {steps_max} steps: ask for a shorter range or a larger freq"

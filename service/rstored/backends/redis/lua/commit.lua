@@ -11,7 +11,7 @@
 
 local call = redis.call
 local NEVER = string.rep('\0', 8)
-local COMMANDS = {'HGET', 'HSET', 'HDEL', 'ZADD', 'ZREM', 'ZRANGEBYLEX', 'SADD', 'SREM', 'UNLINK', 'TYPE'}
+local COMMANDS = {'HGET', 'HSET', 'HDEL', 'ZADD', 'ZREM', 'ZRANGEBYLEX', 'ZSCORE', 'SADD', 'SREM', 'UNLINK', 'TYPE'}
 
 -- The current heads that this script has read or written, by key. False stands for a record that does not exist.
 local heads = {}
@@ -59,8 +59,13 @@ local function must_be_lane(tag, lane)
   must_be('hash', tag .. ':d:' .. lane)
 end
 
+-- A record that is in the index of its kind and has no head has lost a part. If a new head took its place, the rows that
+-- were left would belong to it.
 local function must_be_record(i, expiring)
-  must_be('zset', ARGV[i] .. ':i:' .. ARGV[i + 1])
+  local index = ARGV[i] .. ':i:' .. ARGV[i + 1]
+  must_be('zset', index)
+  local head = heads[ARGV[i] .. ':h:' .. ARGV[i + 1] .. ':' .. ARGV[i + 2]]
+  if head == false and call('ZSCORE', index, ARGV[i + 2]) then error({err = 'DAMAGED a record has lost a part'}) end
   if ARGV[expiring] == '1' then must_be('zset', ARGV[i] .. ':x:' .. ARGV[i + 1]) end
 end
 

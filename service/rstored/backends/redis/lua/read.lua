@@ -36,6 +36,13 @@ local function walk(key, low, high, descending, limit, bytes_max, visit)
   end
 end
 
+-- What a record's hash has in these fields, of which the head is the first. A hash without a head has lost a part.
+local function fields(key, ...)
+  local found = call('HMGET', key, 'h', ...)
+  if not found[1] then there(call('EXISTS', key) == 0) end
+  return found
+end
+
 local reads = {}
 
 -- The head of a record: key.
@@ -46,13 +53,13 @@ end
 
 -- Head and value: key.
 function reads.v(i, out)
-  out[#out + 1] = call('HMGET', ARGV[i], 'h', 'v')
+  out[#out + 1] = fields(ARGV[i], 'v')
   return i + 1
 end
 
 -- Head and value, without a value of more than bytes_max bytes: key, bytes_max.
 function reads.b(i, out)
-  local found = call('HMGET', ARGV[i], 'h', 'v')
+  local found = fields(ARGV[i], 'v')
   if found[2] and #found[2] > tonumber(ARGV[i + 1]) then found[2] = false end
   out[#out + 1] = found
   return i + 2
@@ -60,7 +67,7 @@ end
 
 -- Head and lanes: key.
 function reads.p(i, out)
-  out[#out + 1] = call('HMGET', ARGV[i], 'h', 'l')
+  out[#out + 1] = fields(ARGV[i], 'l')
   return i + 1
 end
 
@@ -71,7 +78,7 @@ function reads.i(i, out)
 end
 
 -- Rows: tag, kind:lane:key, order ('s' or 'b'), low, high, floor (0 or 1), descending (0 or 1), limit, bytes_max
--- → {more, sort, value, by, …}
+-- → {more, sort, value, by, …}. Where there are rows, their record has a head.
 function reads.s(i, out)
   local tag, lane, order, low, high = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
   local descending, limit, bytes_max = ARGV[i + 6] == '1', tonumber(ARGV[i + 7]), tonumber(ARGV[i + 8])
@@ -89,6 +96,10 @@ function reads.s(i, out)
     found[n + 1], found[n + 2], found[n + 3] = sort, row[1], row[2]
     return #there(row[1])
   end)
+  if #found > 1 then
+    local kind, key = string.match(lane, '^(%d+):%d+:(.*)$')
+    there(call('HEXISTS', tag .. ':h:' .. kind .. ':' .. key, 'h') == 1)
+  end
   out[#out + 1] = found
   return i + 9
 end
