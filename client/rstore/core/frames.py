@@ -35,7 +35,7 @@ def encode(points: Points) -> bytes:
     (2, 20)
     """
     timestamps, values = points.timestamps, points.values
-    flags = _Flag(0)
+    flags: int = 0
     times = _progression(timestamps)
     if times is None:
         times = little_endian(timestamps)
@@ -171,14 +171,14 @@ class FrameReader:
         return points
 
 
-class _Flag(enum.IntFlag):
+class _Flag(enum.IntEnum):
     PROGRESSION = 1
     ONE_ENCODING = 2
     COMPRESSED = 4
 
 
-def _encode_cells(cells: Cells) -> tuple[bytes, _Flag]:
-    flags = _Flag(0)
+def _encode_cells(cells: Cells) -> tuple[bytes, int]:
+    flags: int = 0
     encodings = cells.encodings
     if encodings and encodings.count(encodings[0]) == len(encodings):
         encodings, flags = encodings[:1], _Flag.ONE_ENCODING
