@@ -21,7 +21,7 @@ serve: $(INSTALLED)  ## run the service on 127.0.0.1:8000, data in ./rstore.db
 	@exec $(BIN)/rstored serve
 
 test: servers check  ## everything that must pass: check, then all tests
-	$(BIN)/pytest -q -n 2 --dist worksteal
+	$(BIN)/pytest -q -n 3 --dist worksteal
 
 stress-test: $(INSTALLED)  ## the attacks on the service's limits, five times as large; a minute of clients that are cut off (RSTORE_SOAK_SEED)
 	RSTORE_STRESS=1 $(BIN)/pytest -q tests/service/test_attacks.py tests/service/test_soak.py
