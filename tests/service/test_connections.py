@@ -247,7 +247,8 @@ async def connected(app: Any, renew: Callable[[], None] = lambda: None):
 
 
 def fails(*_: Any) -> None:
-    raise error_of_the_service
+    # A new one each time: one that is kept would keep its frames, and with them the connection.
+    raise kind_of_failure("a fault of the service")
 
 
 async def fails_at_once(request: Request, write: Write) -> None:
@@ -267,7 +268,7 @@ async def answers(request: Request, write: Write) -> None:
     await write(request, Reply(204))
 
 
-error_of_the_service = RuntimeError("a fault of the service")
+kind_of_failure: type[BaseException] = RuntimeError
 
 
 @pytest.mark.parametrize("error", [RuntimeError, RecursionError, MemoryError, asyncio.CancelledError])
@@ -282,7 +283,7 @@ error_of_the_service = RuntimeError("a fault of the service")
     ids=["at once", "later", "in the answer", "renew"],
 )
 def test_whatever_escapes_from_answering_ends_the_connection(app, renew, error, monkeypatch):
-    monkeypatch.setitem(globals(), "error_of_the_service", error("a fault of the service"))
+    monkeypatch.setitem(globals(), "kind_of_failure", error)
 
     async def test() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)

@@ -11,6 +11,7 @@ from msgspec import UNSET, Raw, UnsetType
 from rstore.core.encodings import Encoding, InvalidJSON, Value, check_numbers
 from rstore.core.media_types import JSON_MEDIA_TYPE
 from rstored.api.answers import encode_body
+from rstored.engine.values import check_stored
 from rstored.limits import Limits
 from rstored.problems import Problem, of_storage
 
@@ -18,7 +19,6 @@ __all__ = ["EncodingLabel", "nothing_but_json", "read_value", "wire_value"]
 
 EncodingLabel: TypeAlias = Literal["json", "bytes", "pickle", "sealed"]
 
-_TEXT: Final = msgspec.json.Decoder(Raw).decode
 _stored_json: Final = of_storage("a value")(msgspec.json.decode)
 
 
@@ -31,7 +31,9 @@ def wire_value(value: Value, form: str) -> tuple[Raw, EncodingLabel | UnsetType]
     encoding, data = value
     if encoding is Encoding.JSON:
         if form == JSON_MEDIA_TYPE:
-            return _stored_text(data), UNSET
+            # If it were not JSON, the whole body that it is written into would not be.
+            check_stored(value)
+            return Raw(data), UNSET
         parsed = _stored_json(data)
         try:
             check_numbers(data)
@@ -80,14 +82,6 @@ def nothing_but_json(value: Any) -> None:
             raise ValueError("JSON has no NaN and no Infinity")
     elif value is not None and not isinstance(value, str | int):
         raise ValueError(f"JSON has no {type(value).__name__}")
-
-
-@of_storage("a value")
-def _stored_text(data: bytes) -> Raw:
-    """JSON text as it was stored: if it were none, all of the body that it is written into would be none."""
-    if not data.isascii():
-        data.decode()
-    return _TEXT(data)
 
 
 def _bytes_of(raw: Raw, decode: Any, what: str, pointer: str) -> bytes:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from rstore.core.encodings import Encoding, InvalidJSON, NestingTooDeep, Value, parse_json
 from rstore.core.points import InvalidPoints
 from rstored.limits import Limits
-from rstored.problems import Problem
+from rstored.problems import Problem, of_storage
 
-__all__ = ["check_value", "points_problem"]
+__all__ = ["check_stored", "check_value", "points_problem"]
+
+_decode_text: Final = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 def points_problem(error: InvalidPoints) -> Problem:
@@ -35,3 +39,12 @@ def check_value(value: Value, limits: Limits, **members: Any) -> None:
             raise Problem("nesting-too-deep", str(error), limit=limits.nesting_max, **members) from None
         except InvalidJSON as error:
             raise Problem("invalid-value", str(error), **members) from None
+
+
+@of_storage("a value")
+def check_stored(value: Value) -> None:
+    """Raise Problem ``backend-corrupt`` if a value from the storage should be JSON and is not."""
+    if value.encoding is Encoding.JSON:
+        if not value.data.isascii():
+            value.data.decode()
+        _decode_text(value.data)

@@ -75,7 +75,7 @@ async def put(storage: Storage, key: str, value: bytes = b"1") -> str:
 
 
 async def value(storage: Storage, key: str) -> bytes | None:
-    (head,) = await storage.read(HeadRead(kv(key)))
+    (head,) = await storage.read(HeadRead(kv(key), 100))
     return None if head is None else head.value
 
 

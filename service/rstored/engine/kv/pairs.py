@@ -30,7 +30,7 @@ from rstored.engine.model import (
 )
 from rstored.engine.namespaces import ensure_namespace
 from rstored.engine.once import Answers, Once, answers_of
-from rstored.engine.values import check_value
+from rstored.engine.values import check_stored, check_value
 from rstored.limits import Limits
 from rstored.problems import Problem
 from rstored.threads import run_sized
@@ -216,6 +216,9 @@ class KeyValues:
             if get_places:
                 found = yield tuple(HeadRead(place) for place in get_places)
                 entries = present(get_places, found, now)
+                # After the commit it would be too late to find out that they cannot be answered.
+                for _, entry in entries:
+                    check_stored(entry.value)
             result = BatchResult(entries, [], [])
             creation: list[Write] = []
             allowed: set[Encoding] = set()
