@@ -63,9 +63,8 @@ class RequestParser:
         self._fields: list[Header] = []
         # The head of the message whose rest has not been read.
         self._head: RequestHead | None = None
-        # How many bytes of the body are missing, or -1 for a body in chunks, whose length is not known. None before the
-        # body is read.
-        self._body_left: int | None = None
+        # How many bytes of the body are missing, or -1 for a body in chunks, whose length is not known.
+        self._body_left = -1
         # The parts of the body that have arrived and have not been read.
         self._pieces: list[bytes] = []
         # How many bytes were parsed since the last message ended, or since the last part of its body.
@@ -111,10 +110,6 @@ class RequestParser:
 
     def read_body(self) -> bytes:
         """The part of the body that has arrived since the last call. Parses nothing after the body. Raises Problem."""
-        head = self._head
-        assert head is not None
-        if self._body_left is None:
-            self._body_left = _announced_bytes(head)
         if self._body_left < 0:
             while not self.complete and self._data:
                 self._parse_to_blank_line()
@@ -249,14 +244,15 @@ class RequestParser:
         version = parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise Problem("unsupported-http-version", "this is not an HTTP/1.1 request")
-        if version == "1.1" and [name for name, _ in headers].count(b"host") != 1:
+        names = [name for name, _ in headers]
+        if version == "1.1" and names.count(b"host") != 1:
             # RFC 9112, 3.2. A proxy may have used another Host than this service would.
             raise Problem("malformed-request", "an HTTP/1.1 request has exactly one Host")
         target = self._url
         self._silent_bytes = 0
         self._url = b""
         self._fields = []
-        self._body_left = None
+        self._body_left = int(headers[names.index(b"content-length")][1]) if b"content-length" in names else -1
         authority = None
         if not target.startswith(b"/"):
             parts = httptools.parse_url(target)
@@ -292,11 +288,6 @@ class RequestParser:
                 self._fields = []
             self._silent_bytes = 0
             self.complete = True
-
-
-def _announced_bytes(head: RequestHead) -> int:
-    """The length of the body, or -1 if the head does not say it."""
-    return next((int(value) for name, value in head.headers if name == b"content-length"), -1)
 
 
 def _problem_of(error: Exception) -> Problem:

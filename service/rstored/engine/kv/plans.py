@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rstored.backends.abc import DeleteRecord, Head, Place, PutHead, Write
-from rstored.engine.kv.heads import etag_of, unexpired
+from rstored.engine.kv.heads import etag_of, packed_etag, unexpired
 from rstored.engine.model import ANY, KEEP, BatchSet, Condition, PutResult
 from rstored.problems import Problem
 
@@ -21,7 +21,7 @@ def put_writes(
         raise _precondition_failed(current)
     if part.ttl_seconds is KEEP and current is not None and current.expires_ms is not None:
         new = new._replace(expires_ms=current.expires_ms)
-    return [PutHead(place, new)], PutResult(etag_of(new), current is None)
+    return [PutHead(place, new)], PutResult(packed_etag(new.meta), current is None)
 
 
 def delete_writes(
