@@ -131,6 +131,25 @@ class ServiceProcess:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    @property
+    def memory_bytes(self) -> int:
+        """The memory that it holds now."""
+        return self._memory_bytes("VmRSS")
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that it held at a time, since :meth:`forget_peak` if that was called."""
+        return self._memory_bytes("VmHWM")
+
+    def forget_peak(self) -> None:
+        """Measure the peak from here on."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+    def _memory_bytes(self, field: str) -> int:
+        found = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
+        assert found is not None
+        return int(found[1]) * 1024
+
     def stop(self) -> int:
         """Stop it as a supervisor does, and return its exit code."""
         if self.process.poll() is None:

@@ -16,7 +16,6 @@ import socket
 import time
 from array import array
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx2
 import pytest
@@ -50,11 +49,6 @@ def server(serve, tmp_path):
     return server
 
 
-def peak_bytes(server) -> int:
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
-
-
 def connection(server, client: str = "127.0.0.1", receive_bytes: int | None = None) -> socket.socket:
     connected = socket.socket()
     connected.settimeout(30)
@@ -79,7 +73,7 @@ def test_a_bomb_is_not_unpacked(server):
         answer = httpx2.put(f"{server.url}/kv/bomb", content=bomb, headers={"Content-Encoding": encoding})
         assert (answer.status_code, answer.json()["code"]) == (415, "unsupported-media-type")
     assert httpx2.get(f"{server.url}/kv/bomb").status_code == 404
-    assert peak_bytes(server) < BASE_BYTES
+    assert server.peak_bytes < BASE_BYTES
 
 
 def test_a_chunked_body_without_end(server):
@@ -92,7 +86,7 @@ def test_a_chunked_body_without_end(server):
         with contextlib.suppress(ConnectionError):
             assert connected.recv(100).startswith(b"HTTP/1.1 413")
     assert_others_are_answered(server)
-    assert peak_bytes(server) < BASE_BYTES + 4 * 32 * 2**20
+    assert server.peak_bytes < BASE_BYTES + 4 * 32 * 2**20
 
 
 def test_a_million_sealed_points_in_one_frame_after_the_other(server):
@@ -103,7 +97,7 @@ def test_a_million_sealed_points_in_one_frame_after_the_other(server):
         for key in "abc":
             assert http.post(f"/ts/{key}/range", content=body).json() == {"points": 10**6}
     assert_others_are_answered(server)
-    assert peak_bytes(server) < BASE_BYTES + 6 * len(body)
+    assert server.peak_bytes < BASE_BYTES + 6 * len(body)
 
 
 def test_points_that_decompress_from_almost_nothing(server):
@@ -115,7 +109,7 @@ def test_points_that_decompress_from_almost_nothing(server):
     found = httpx2.post(f"{server.url}/ts/s/range", content=body, headers=headers, timeout=300)
     assert found.json() == {"points": count}
     assert_others_are_answered(server)
-    assert peak_bytes(server) < BASE_BYTES + 100 * count
+    assert server.peak_bytes < BASE_BYTES + 100 * count
 
 
 def test_a_batch_of_nothing_but_short_keys(server):
@@ -123,7 +117,7 @@ def test_a_batch_of_nothing_but_short_keys(server):
     found = httpx2.post(f"{server.url}/kv", content=body, timeout=60)
     assert (found.status_code, found.json()["code"]) == (413, "batch-too-large")
     assert_others_are_answered(server)
-    assert peak_bytes(server) < BASE_BYTES + 20 * len(body)
+    assert server.peak_bytes < BASE_BYTES + 20 * len(body)
 
 
 SHORT_KEYS = b'{"get":["a"%b]}' % (b',"a"' * (2**22 - 10))
@@ -146,7 +140,7 @@ def test_of_bodies_of_nothing_but_tiny_parts_one_is_parsed_at_a_time(server, for
     assert answers <= {(413, "batch-too-large"), (413, "value-too-large"), (503, "overloaded")}
     assert (503, "overloaded") not in answers or STRESS
     assert_others_are_answered(server)
-    assert peak_bytes(server) < BASE_BYTES + 2 * count * len(body) + factor * len(body)
+    assert server.peak_bytes < BASE_BYTES + 2 * count * len(body) + factor * len(body)
 
 
 def test_a_value_of_msgpack_is_measured_before_it_is_parsed(server):
@@ -157,7 +151,7 @@ def test_a_value_of_msgpack_is_measured_before_it_is_parsed(server):
         "value-too-large",
         "/set/0/value",
     )
-    assert peak_bytes(server) < BASE_BYTES + 4 * len(body)
+    assert server.peak_bytes < BASE_BYTES + 4 * len(body)
 
 
 def test_rows_of_points_are_few_objects_at_a_time(server):
@@ -165,7 +159,7 @@ def test_rows_of_points_are_few_objects_at_a_time(server):
     headers = {"Content-Type": "application/msgpack"}
     found = httpx2.post(f"{server.url}/ts/s/range", content=body, headers=headers, timeout=60)
     assert found.json() == {"points": 1}
-    assert peak_bytes(server) < BASE_BYTES + 40 * len(body)
+    assert server.peak_bytes < BASE_BYTES + 40 * len(body)
 
 
 def test_ten_thousand_idle_connections(server, many_files):
@@ -182,7 +176,7 @@ def test_ten_thousand_idle_connections(server, many_files):
         time.sleep(1.5)
         metrics = httpx2.get(f"{server.url}/metrics").text
         assert int(float(re.search(r"^rstored_connections (\S+)", metrics, re.MULTILINE)[1])) > count * 0.9
-        assert peak_bytes(server) < BASE_BYTES + count * CONNECTION_BYTES
+        assert server.peak_bytes < BASE_BYTES + count * CONNECTION_BYTES
         # Beyond the limit the longest idle ones make room.
         for number in range(500):
             stack.enter_context(connection(server, f"127.0.0.{2 + number % 4}"))
@@ -209,7 +203,7 @@ def test_readers_that_do_not_read(serve, tmp_path):
             connected.sendall(b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % path)
         time.sleep(1)
         assert_others_are_answered(server)
-        assert peak_bytes(server) < BASE_BYTES + 4 * bytes_max
+        assert server.peak_bytes < BASE_BYTES + 4 * bytes_max
         refused = httpx2.get(f"{server.url}/kv/large")
         assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
 
@@ -245,7 +239,7 @@ def test_answers_that_are_gathered_count_while_they_grow(serve, tmp_path, target
         statuses = {connected.recv(100).split()[1] for connected in asking}
     assert statuses == {b"200", b"503"}
     assert_others_are_answered(server)
-    assert peak_bytes(server) < BASE_BYTES + 4 * bytes_max
+    assert server.peak_bytes < BASE_BYTES + 4 * bytes_max
 
 
 def test_floods_of_pipelined_requests(server):
@@ -257,7 +251,7 @@ def test_floods_of_pipelined_requests(server):
             with contextlib.suppress(BlockingIOError, ConnectionError):
                 connected.send(flood)
         assert_others_are_answered(server)
-    assert peak_bytes(server) < BASE_BYTES + 20 * 2**20
+    assert server.peak_bytes < BASE_BYTES + 20 * 2**20
 
 
 @pytest.mark.parametrize("backend", ["sqlite", "postgresql", "redis"])
@@ -290,7 +284,7 @@ def test_a_client_with_many_long_batches_keeps_no_other_one_waiting(serve, tmp_p
             assert overtaken <= 8, (name, overtaken)
         # The others still wait, so it was while they did.
         assert len(selector.select(0)) < len(flooding)
-    assert peak_bytes(server) < BASE_BYTES + 4 * sum(map(len, bodies))
+    assert server.peak_bytes < BASE_BYTES + 4 * sum(map(len, bodies))
     # Else it would finish them first.
     server.process.kill()
 

@@ -17,7 +17,6 @@ import ssl
 import time
 import weakref
 from collections.abc import AsyncGenerator, Callable
-from pathlib import Path
 from random import Random
 from typing import Any, Final
 
@@ -446,10 +445,6 @@ async def crowd(port: int, tls: ssl.SSLContext | None, number: int) -> list[Clie
     return clients
 
 
-def memory_bytes(pid: int, name: str) -> int:
-    return int(re.search(name + r":\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[1]) * 1024
-
-
 @pytest.mark.parametrize("over_tls", [False, True], ids=["plain", "tls"])
 def test_after_any_bytes_each_connection_ends_or_is_idle_and_others_are_served(serve, tmp_path, over_tls):
     print(f"RSTORE_STREAMS_SEED={SEED}")
@@ -473,8 +468,8 @@ def test_after_any_bytes_each_connection_ends_or_is_idle_and_others_are_served(s
 
     async def test() -> None:
         for number in range(ROUNDS):
-            Path(f"/proc/{pid}/clear_refs").write_text("5")  # the kernel forgets the peak so far
-            before = memory_bytes(pid, "VmRSS")
+            server.forget_peak()
+            before = server.memory_bytes
             talking = asyncio.create_task(crowd(server.port, tls, number))
             served = 0
             while not talking.done():
@@ -484,7 +479,7 @@ def test_after_any_bytes_each_connection_ends_or_is_idle_and_others_are_served(s
             assert served
             clients = talking.result()
             sent = sum(client.sent_bytes for client in clients)
-            grown = memory_bytes(pid, "VmHWM") - before
+            grown = server.peak_bytes - before
             print(f"{sent / 2**20:.1f} MiB sent, {grown / 2**20:.1f} MiB taken, {served} others served")
             # Each connection has its share, and over TLS its buffers.
             assert grown < 16 * 2**20 + 2 * sent + CLIENTS * (512 if over_tls else 128) * 1024

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import socket
 from array import array
-from pathlib import Path
 
 import httpx2
 import pytest
@@ -32,11 +30,7 @@ def test_a_million_points_a_call_and_all_of_them_out_again_take_little_memory(se
         assert taken.json() == {"points": POINTS}
     with httpx2.stream("GET", url, headers={"Accept": POINTS_MEDIA_TYPE}, timeout=60) as answer:
         assert sum(map(len, answer.iter_raw())) > 8 * CALLS * POINTS
-    assert memory_bytes(server.process.pid, "VmHWM") < MEMORY_BYTES_MAX
-
-
-def memory_bytes(pid: int, name: str) -> int:
-    return int(re.search(rf"{name}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[1]) * 1024
+    assert server.peak_bytes < MEMORY_BYTES_MAX
 
 
 VALUE_BYTES = 4 * 2**20
@@ -66,10 +60,9 @@ def test_many_long_answers_at_once_take_little_memory(serve, tmp_path, backend):
             assert http.put(f"/kv/long{number}", content=bytes(VALUE_BYTES)).is_success
         assert http.post("/ts/long/range", content=f'{{"points":[[1,{TEXT}]]}}').is_success
         assert http.post("/es/long/events", content=f'{{"events":[{{"item":"i","value":{TEXT}}}]}}').is_success
-    pid = server.process.pid
-    before = memory_bytes(pid, "VmRSS")
+    before = server.memory_bytes
     for name, (line, body) in LONG_ANSWERS.items():
-        Path(f"/proc/{pid}/clear_refs").write_text("5")  # The peak is measured from here on.
+        server.forget_peak()
         fields = b"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: %d" % len(body)
         with contextlib.ExitStack() as open_sockets:
             clients = [open_sockets.enter_context(socket.socket()) for _ in range(CLIENTS)]
@@ -84,5 +77,5 @@ def test_many_long_answers_at_once_take_little_memory(serve, tmp_path, backend):
         assert set(statuses) == {b"200", b"503"}, name
         # Beside the answers that wait for their readers there are those that are read from the storage, and one that is
         # rendered.
-        taken = memory_bytes(pid, "VmHWM") - before
+        taken = server.peak_bytes - before
         assert taken < IN_FLIGHT_BYTES + 56 * VALUE_BYTES, name

@@ -22,7 +22,6 @@ import time
 import types
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterator
-from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
@@ -30,6 +29,7 @@ import httpx2
 import pytest
 import uvloop
 from tests.certificates import new_authority, tls_settings
+from tests.conftest import ServiceProcess
 from tests.knobs import knob
 from tests.waiting import SECONDS_MAX
 
@@ -430,13 +430,9 @@ def certificates(request, tmp_path_factory):
     return Certificates(authority.issue("service", "127.0.0.1"), ssl.create_default_context(cafile=authority.file))
 
 
-def resident_bytes(pid: int) -> int:
-    return int(re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[1]) * 1024
-
-
-async def sample_memory(pid: int, into: list[int]) -> None:
+async def sample_memory(process: ServiceProcess, into: list[int]) -> None:
     while True:
-        into.append(resident_bytes(pid))
+        into.append(process.memory_bytes)
         await asyncio.sleep(0.05)
 
 
@@ -466,7 +462,7 @@ async def test_a_process_lets_go_of_everything(serve, tmp_path, certificates):
         }
 
     memory: list[int] = []
-    sampling = asyncio.create_task(sample_memory(pid, memory))
+    sampling = asyncio.create_task(sample_memory(process, memory))
     async with soaked(service, SECONDS):
         sampling.cancel()
         second, third = (statistics.median(memory[len(memory) * n // 3 : len(memory) * (n + 1) // 3]) for n in (1, 2))
