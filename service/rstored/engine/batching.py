@@ -164,7 +164,7 @@ class _Batches(Generic[RequestT, AnswerT]):
         observe: Observe | None,
         *,
         prompt: bool = False,
-        is_long: Callable[[RequestT], bool] = lambda request: False,
+        is_long: Callable[[RequestT], bool] | None = None,
     ) -> None:
         self._prompt = prompt
         self._is_long = is_long
@@ -235,7 +235,8 @@ class _Batches(Generic[RequestT, AnswerT]):
             waiting = self._waiting.popleft()
             if not waiting[1].done():
                 batch.append(waiting)
-                long += self._is_long(waiting[0])
+                if self._is_long is not None:
+                    long += self._is_long(waiting[0])
         self._under_way = batch
         return batch
 

@@ -184,17 +184,13 @@ class RequestParser:
 
     def _parse(self, data: bytearray | memoryview | bytes) -> bool:
         """Let httptools parse the data. True if it ends with a head that asks for another protocol. Raises Problem."""
-        problem: Problem | None = None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             return True
         except httptools.HttpParserError as error:
             # The first mistake counts, wherever the packets are cut.
-            problem = self._too_large() if self._fields_are_too_many() else _problem_of(error)
-        if problem is not None:
-            # If it were raised above, the error would be its context, and that refers to this parser.
-            raise problem
+            raise (self._too_large() if self._fields_are_too_many() else _problem_of(error)) from None
         return False
 
     def _head_without_upgrade(self) -> bytes:

@@ -107,10 +107,6 @@ _decode_item: Final = msgspec.msgpack.Decoder(ItemRow).decode
 
 @of_storage("an item of an event sequence")
 def decode_item(row: Row) -> ItemRow:
-    return _item(row)
-
-
-def _item(row: Row) -> ItemRow:
     """An item's row, whose parts fit each other."""
     item = _decode_item(row.value)
     held = item.plain or item.length == 1

@@ -74,8 +74,8 @@ def present(places: Sequence[Place], heads: Sequence[Head | None], now: int) -> 
     """The entries among the heads, with their keys."""
     return [
         (place.key, entry_of(head))
-        for place, head in zip(places, heads, strict=True)
-        if head is not None and (head.expires_ms is None or head.expires_ms > now)
+        for place, found in zip(places, heads, strict=True)
+        if (head := unexpired(found, now)) is not None
     ]
 
 

@@ -12,7 +12,7 @@ import msgspec
 from rstore.core.encodings import Encoding, Value
 from rstored.backends.abc import Commit, CountRead, Head, HeadRead, Kind, Place, Query, Write
 from rstored.engine.batching import Storage
-from rstored.engine.kv.heads import entry_of, packed_meta, present, size_of
+from rstored.engine.kv.heads import entry_of, packed_meta, present, size_of, unexpired
 from rstored.engine.kv.plans import delete_writes, in_part, put_writes
 from rstored.engine.listing import list_page
 from rstored.engine.model import (
@@ -165,7 +165,7 @@ class KeyValues:
             limit=limit,
             values=values,
             bytes_max=self._limits.page_bytes_max,
-            accept=lambda _, head: head.expires_ms is None or head.expires_ms > now,
+            accept=lambda _, head: unexpired(head, now) is not None,
         )
         return Page([(key, entry_of(head, with_value=values)) for key, head in page.items], page.cursor)
 

@@ -107,14 +107,12 @@ function writes.h(i)
     add_expiry(tag, kind, key, head)
   end
   heads[record] = head
-  return i + 6
 end
 
 -- Gives a record another version: the record's key, the new head.
 function writes.t(i)
   call('HSET', ARGV[i], 'h', ARGV[i + 1])
   heads[ARGV[i]] = ARGV[i + 1]
-  return i + 2
 end
 
 -- Deletes a record, but not its lanes: tag, kind, key, whether the record expires (0 or 1).
@@ -125,7 +123,6 @@ function writes.D(i)
   call('ZREM', tag .. ':i:' .. kind, key)
   if ARGV[i + 3] == '1' then drop_expiry(tag, kind, key, heads[record]) end
   heads[record] = false
-  return i + 4
 end
 
 -- Puts a row: tag, kind:lane:key, sort, value, whether it has a `by` (0 or 1), the `by`.
@@ -144,13 +141,11 @@ function writes.r(i)
     call('HSET', data, 's' .. sort, value)
   end
   call('ZADD', tag .. ':s:' .. lane, 0, sort)
-  return i + 6
 end
 
 -- Deletes a row: tag, kind:lane:key, sort.
 function writes.d(i)
   drop_row(ARGV[i], ARGV[i + 1], ARGV[i + 2])
-  return i + 3
 end
 
 -- Deletes rows: tag, kind:lane:key, the lowest and the highest sort, as ZRANGEBYLEX takes them.
@@ -161,14 +156,12 @@ function writes.R(i)
   else
     for _, sort in ipairs(call('ZRANGEBYLEX', tag .. ':s:' .. lane, low, high)) do drop_row(tag, lane, sort) end
   end
-  return i + 4
 end
 
 -- Sets a field of a hash: key, field, value.
 function writes.f(i)
   call('HSET', ARGV[i], ARGV[i + 1], ARGV[i + 2])
   if ARGV[i + 1] == 'h' then heads[ARGV[i]] = ARGV[i + 2] end
-  return i + 3
 end
 
 -- Replaces a bucket's copy of its namespace's head by a newer one. A bucket without a copy stays without one: key, head.
@@ -178,38 +171,32 @@ function writes.g(i)
     call('HSET', ARGV[i], 'h', ARGV[i + 1])
     heads[ARGV[i]] = nil
   end
-  return i + 2
 end
 
 -- Deletes a key: key.
 function writes.u(i)
   call('UNLINK', ARGV[i])
   heads[ARGV[i]] = nil
-  return i + 1
 end
 
 -- Puts a member into a sorted set, or lowers its score. A lower score stays: key, score, member.
 function writes.z(i)
   call('ZADD', ARGV[i], 'LT', ARGV[i + 1], ARGV[i + 2])
-  return i + 3
 end
 
 -- Removes a member from a sorted set: key, member.
 function writes.Z(i)
   call('ZREM', ARGV[i], ARGV[i + 1])
-  return i + 2
 end
 
 -- Adds a member to a set: key, member.
 function writes.a(i)
   call('SADD', ARGV[i], ARGV[i + 1])
-  return i + 2
 end
 
 -- Removes a member from a set: key, member.
 function writes.A(i)
   call('SREM', ARGV[i], ARGV[i + 1])
-  return i + 2
 end
 
 -- Carries out the update whose arguments are ARGV[i] to ARGV[stop]. Returns 1 if it is done, 0 if a check failed.
@@ -242,7 +229,8 @@ local function carry_out(i, stop)
   end
   i = first
   while i <= stop do
-    i = writes[ARGV[i]](i + 1)
+    writes[ARGV[i]](i + 1)
+    i = i + 1 + looks[ARGV[i]][1]
   end
   return 1
 end
