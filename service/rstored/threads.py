@@ -7,6 +7,7 @@ import functools
 import gc
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, ParamSpec, TypeVar
 
 from rstored.turns import Turns
@@ -19,7 +20,11 @@ INLINE_BYTES_MAX: Final = 256 * 2**10
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_turns: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Turns]] = weakref.WeakKeyDictionary()
+# For each event loop the turns, and the thread. On a busy machine a thread may still hold a result after the caller has
+# dropped it. With a second thread, the next piece would begin meanwhile, and both would be in memory.
+_of_loop: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Turns, ThreadPoolExecutor]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 async def run_sized(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -30,11 +35,11 @@ async def run_sized(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.
     """
     if size <= INLINE_BYTES_MAX:
         return work(*args, **kwargs)
-    # A single thread for all work would begin the next piece before anybody has looked at the last result.
     loop = asyncio.get_running_loop()
-    turns = _turns.setdefault(loop, Turns())
+    turns, thread = _of_loop.get(loop) or _of_loop.setdefault(loop, (Turns(), ThreadPoolExecutor(1, "sized-work")))
+    # Without turns, the thread would begin the next piece before anybody has looked at the last result.
     await turns.begin()
-    running = loop.run_in_executor(None, _uncollected, functools.partial(work, *args, **kwargs))
+    running = loop.run_in_executor(thread, _uncollected, functools.partial(work, *args, **kwargs))
 
     def end(ended: asyncio.Future[T]) -> None:
         # A caller that still waits gets the exception. If nobody waits, this keeps asyncio from reporting it.

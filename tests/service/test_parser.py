@@ -47,7 +47,7 @@ def parsed(*packets: bytes) -> list[Any]:
 
 def head(target: bytes, *fields: tuple[bytes, bytes], method: str = "GET") -> RequestHead:
     path, _, query = target.partition(b"?")
-    return RequestHead(method, path, query, [(b"host", b"a"), *fields], True, True)
+    return RequestHead(method, path, query, dict([(b"host", b"a"), *fields]), True, True)
 
 
 def get(target: bytes, fields: bytes = b"") -> bytes:
@@ -105,8 +105,8 @@ def test_requests_follow_each_other():
 @pytest.mark.parametrize(
     ("sent", "expected"),
     [
-        (get(b"http://b:1/c?d"), RequestHead("GET", b"/c", b"d", [(b"host", b"b:1")], True, True)),
-        (b"GET /a HTTP/1.0\r\n\r\n", RequestHead("GET", b"/a", b"", [], False, False)),
+        (get(b"http://b:1/c?d"), RequestHead("GET", b"/c", b"d", {b"host": b"b:1"}, True, True)),
+        (b"GET /a HTTP/1.0\r\n\r\n", RequestHead("GET", b"/a", b"", {}, False, False)),
         (get(b"/a", b"Connection: close\r\n"), head(b"/a", (b"connection", b"close"))._replace(keep_alive=False)),
         (get(b"/a", b"Upgrade: x\r\nConnection: upgrade\r\n"), head(b"/a", (b"connection", b""))),
     ],

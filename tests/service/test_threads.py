@@ -61,3 +61,38 @@ async def test_what_is_raised_in_a_thread_leaves_no_cycle() -> None:
         assert raised[0]() is None
     finally:
         gc.enable()
+
+
+async def test_the_next_piece_begins_when_nobody_holds_the_last_result() -> None:
+    class Result:
+        pass
+
+    results: list[weakref.ref[Result]] = []
+    held: list[int] = []
+
+    def make() -> Result:
+        held.append(sum(result() is not None for result in results))
+        result = Result()
+        results.append(weakref.ref(result))
+        return result
+
+    async def look_at_one() -> None:
+        await run_sized(INLINE_BYTES_MAX + 1, make)
+
+    # Threads that work all the time, so that each waits for the interpreter again and again.
+    stopped = threading.Event()
+
+    def keep_working() -> None:
+        while not stopped.is_set():
+            sum(range(1000))
+
+    others = [threading.Thread(target=keep_working) for _ in range(3)]
+    for other in others:
+        other.start()
+    try:
+        await asyncio.gather(*(look_at_one() for _ in range(100)))
+    finally:
+        stopped.set()
+        for other in others:
+            other.join()
+    assert held == [0] * 100

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from rstored.api.front_door import FrontDoor
 from rstored.api.replies import CLIENT_GONE, Header, Reply
-from rstored.api.requests import UNCOUNTED_BYTES_MAX, ClientGone, Request
+from rstored.api.requests import UNCOUNTED_BYTES_MAX, ClientGone, Request, joined_fields
 from rstored.api.state import ServiceState
 from rstored.problems import Problem
 
@@ -58,7 +58,7 @@ class ASGIApp:
             scope["method"],
             raw_path,
             scope["query_string"],
-            scope["headers"],
+            joined_fields(scope["headers"]),
             _body(receive),
             client[0] if client else "",
             is_tls=scope.get("scheme") == "https",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import re
@@ -43,16 +44,11 @@ logger = logging.getLogger("rstored.requests")
 _REQUEST_ID: Final = re.compile(rb"[!-~]{1,128}\Z")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"})
 _SWEEP_SECONDS: Final = 1.0
+_NAMESPACES_KEPT: Final = 1024
 # A streamed answer counts as one page, which is in memory while the client reads the page before.
 _STREAM_BYTES: Final = 4 * 2**20
 _CHALLENGE: Final[Header] = (b"www-authenticate", b"Bearer")
 _CHALLENGE_AGAIN: Final[Header] = (b"www-authenticate", b'Bearer error="invalid_token"')
-# The variables of paths: for each the attribute of the request, and the check. The id of a token is a key.
-_NAMES: Final[dict[str, tuple[str, Callable[[str, Limits], str]]]] = {
-    "namespace": ("namespace", checked_namespace),
-    "key": ("key", checked_key),
-    "token_id": ("key", checked_key),
-}
 _ON_ALL_OVER_TLS: Final[tuple[Header, ...]] = (*ON_ALL, (b"strict-transport-security", b"max-age=31536000"))
 
 
@@ -69,6 +65,8 @@ class FrontDoor:
         self._state: ServiceState | None = None
         self._ids = _request_ids()
         self._root_path = b""
+        # The namespace that a segment names. The same few are asked for again and again.
+        self._namespace: Callable[[bytes], str]
         # One task calls these once a second. A server adds its own. That takes less time than a timer for each request.
         self.sweeps: list[Callable[[], None]] = [self._end_late]
 
@@ -84,6 +82,7 @@ class FrontDoor:
         """Open the backend and start the engine. Stop and close them at the end."""
         async with self._open_state() as state:
             self._state = state
+            self._namespace = functools.lru_cache(_NAMESPACES_KEPT)(functools.partial(_namespace, limits=state.limits))
             self._root_path = (state.root_path + "/").encode() if state.root_path else b""
             sweeper = asyncio.create_task(self._keep_sweeping())
             try:
@@ -146,8 +145,11 @@ class FrontDoor:
                 if grant is OPEN:
                     state.origins.check_open(method, fields)
             for name, segment in names:
-                attribute, check = _NAMES[name]
-                setattr(request, attribute, check(_decoded(segment, attribute), state.limits))
+                if name == "namespace":
+                    request.namespace = self._namespace(segment)
+                else:
+                    # The id of a token is a key.
+                    request.key = checked_key(_decoded(segment, "key"), state.limits)
             if rule is not None:
                 rule.check(request.grant, request.namespace)
             if endpoint is None:
@@ -281,12 +283,16 @@ def _decoded(segment: bytes, what: str) -> str:
         raise Problem(f"invalid-{what}", f"the {what} cannot be read: {error}") from None
 
 
+def _namespace(segment: bytes, limits: Limits) -> str:
+    return checked_namespace(_decoded(segment, "namespace"), limits)
+
+
 def _namespace_of(node: Node | None, names: list[Segment], limits: Limits) -> str | None:
     """The namespace of a path, even if the client may not know of it. None if the path has none."""
     for name, segment in names:
         if name == "namespace":
             try:
-                return checked_namespace(_decoded(segment, name), limits)
+                return _namespace(segment, limits)
             except Problem:
                 return None
     return DEFAULT_NAMESPACE if node is not None and node.of_default else None

@@ -7,6 +7,7 @@ not depend on the address on which it listens, or on a proxy before it.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -43,6 +44,8 @@ class Origins:
 
     def __init__(self, settings: Settings) -> None:
         self._names = {"localhost", "127.0.0.1", "::1", *settings.host_list}
+        # Clients send the same few hosts again and again.
+        self._is_ours = functools.lru_cache(maxsize=256)(self._names_us)
         self._cors: dict[bytes, tuple[Header, ...]] = {
             origin.encode(): (
                 (b"access-control-allow-origin", origin.encode()),
@@ -64,7 +67,7 @@ class Origins:
 
     def check_open(self, method: str, fields: Mapping[bytes, bytes]) -> None:
         """Raises Problem ``misdirected-request`` or ``cross-origin-request`` if another page may have sent this."""
-        if not self._is_ours(fields.get(b"host", b"localhost").decode("latin-1").lower()):
+        if not self._is_ours(fields.get(b"host", b"localhost")):
             raise Problem(
                 "misdirected-request",
                 "an open store answers only at localhost, addresses of loopback, and the names in RSTORED_HOSTS",
@@ -84,9 +87,10 @@ class Origins:
                 "an open store does nothing for a page of another origin; type the address to open it yourself",
             )
 
-    def _is_ours(self, host: str) -> bool:
+    def _names_us(self, field: bytes) -> bool:
+        """Whether the Host field names an open store."""
         # A Host that was sent twice does not match, because a proxy may have used the other value.
-        match = _HOST.match(host)
+        match = _HOST.match(field.decode("latin-1").lower())
         if match is None:
             return False
         if match[1]:

@@ -15,7 +15,7 @@ from rstored.engine.engine import Engine
 from rstored.engine.model import Access
 from rstored.problems import Problem
 
-__all__ = ["DEFAULT_NAMESPACE", "UNCOUNTED_BYTES_MAX", "ClientGone", "Receive", "Request"]
+__all__ = ["DEFAULT_NAMESPACE", "UNCOUNTED_BYTES_MAX", "ClientGone", "Receive", "Request", "joined_fields"]
 
 # It returns the next part of the body, and whether more follows. Raises ClientGone.
 Receive: TypeAlias = Callable[[], Awaitable[tuple[bytes, bool]]]
@@ -38,11 +38,11 @@ class ClientGone(Exception):
 
 class Request:
     """One request. A server makes it from what arrived. ``raw_path`` and ``query_string`` are as the client sent them,
-    ``headers`` have lower-case names, ``receive`` returns the body, and ``client`` is the address of the client.
+    ``fields`` are those of :func:`joined_fields`, ``receive`` returns the body, and ``client`` is the address of the
+    client.
 
     The front door sets the rest. ``namespace`` and ``key`` are checked names, and a route without a namespace means the
-    default one. ``grant`` says what the client may do. ``fields`` has the header fields by lower-case name, and the
-    values of a repeated field are joined with a comma. ``form`` is the media type of the answer, out of those that the
+    default one. ``grant`` says what the client may do. ``form`` is the media type of the answer, out of those that the
     operation offers. ``body_unread`` is true while nobody has read the body to its end. ``on_all`` has the headers that
     every answer gets. ``late`` is the problem of a request that took too long. Then its ``task`` is cancelled, which
     the server sets as soon as there is one. The request is counted under the path and method of ``route``, and logged
@@ -86,7 +86,7 @@ class Request:
         method: str,
         raw_path: bytes,
         query_string: bytes,
-        headers: list[Header],
+        fields: dict[bytes, bytes],
         receive: Receive,
         client: str = "",
         *,
@@ -96,7 +96,7 @@ class Request:
         self.method = method
         self.raw_path = raw_path
         self.query_string = query_string
-        self.fields = fields = _fields(headers)
+        self.fields = fields
         self.client = client
         self.is_tls = is_tls
         self.id = b""
@@ -267,7 +267,12 @@ def _too_large(code: str, size_max: int) -> Problem:
     return Problem(code, f"the {what} is larger than {size_max} bytes", limit=size_max)
 
 
-def _fields(headers: list[Header]) -> dict[bytes, bytes]:
+def joined_fields(headers: list[Header]) -> dict[bytes, bytes]:
+    """The header fields by name. The values of a field that is repeated are joined with a comma.
+
+    >>> joined_fields([(b"accept", b"a/b"), (b"accept", b"c/d")])
+    {b'accept': b'a/b, c/d'}
+    """
     fields = dict(headers)
     if len(fields) != len(headers):
         fields = {}

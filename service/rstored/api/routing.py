@@ -97,14 +97,16 @@ class RouteTree:
         names: list[Segment] = []
         segments = iter(raw_path.split(b"/"))
         next(segments)
-        for segment in segments:
-            child = node.literals.get(segment)
-            if child is None:
-                child = node.variable
-                if child is None:
-                    raise _no_route()
-                names.append((child.name, segment))
-            node = child
+        try:
+            for segment in segments:
+                variable = node.variable
+                if variable is None:
+                    node = node.literals[segment]
+                else:
+                    node = variable
+                    names.append((node.name, segment))
+        except KeyError:
+            raise _no_route() from None
         if not node.endpoints:
             raise _no_route()
         return node, names

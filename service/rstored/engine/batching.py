@@ -58,8 +58,14 @@ class Storage:
         self._observe = observe
         self._local_reads = backend.capabilities.local_reads
         prompt = backend.capabilities.prompt_batches
+        # A long local read never waits here.
         self._reads: _Batches[Query, list[Any]] = _Batches(
-            "read", self._read_together, READ_BATCH_MAX, observe, prompt=prompt, is_long=_may_be_long
+            "read",
+            self._read_together,
+            READ_BATCH_MAX,
+            observe,
+            prompt=prompt,
+            is_long=None if self._local_reads else _may_be_long,
         )
         # How many local reads came in this round of the event loop, and in the last one that had any.
         self._reads_in_round = 0
@@ -73,12 +79,12 @@ class Storage:
         # Over a network, some pieces are fetched while another one is worked on.
         self.turns = Turns(1 if self._local_reads else 4)
 
-    async def read(self, *reads: Read) -> list[Any]:
-        """The results of the reads, in order, all of one snapshot. Raises :class:`Problem`."""
+    def read(self, *reads: Read) -> Awaitable[list[Any]]:
+        """The results of the reads, in order, all of one snapshot. Raises :class:`Problem`, here or when awaited."""
         self._check_fit()
         if self._local_reads and (_may_be_long(reads) or self._are_few()):
-            return await self._read_at_once(reads)
-        return await self._reads.submit(reads)
+            return self._read_at_once(reads)
+        return self._reads.submit(reads)
 
     def _check_fit(self) -> None:
         if self._unfit is not None:
@@ -119,14 +125,13 @@ class Storage:
             # A local backend must not answer several of these before others have their turns.
             return await (self._read_at_once(reads) if self._local_reads else self._reads.submit(reads))
 
-    async def update(self, places: tuple[Place, ...], plan: Plan[AnswerT]) -> AnswerT:
+    def update(self, places: tuple[Place, ...], plan: Plan[AnswerT]) -> Awaitable[AnswerT]:
         """Carry out one atomic, durable update (see :class:`~rstored.backends.abc.Update`) and return its answer.
 
-        Raises the :class:`Problem` that the plan or the backend raised.
+        Raises the :class:`Problem` that the plan or the backend raised, here or when awaited.
         """
         self._check_fit()
-        answer: AnswerT = await self._updates.submit(Update(places, plan))
-        return answer
+        return self._updates.submit(Update(places, plan))
 
     async def ping(self) -> None:
         """Ask whether the backend can be used. As long as it says no, all reads and updates are refused.
@@ -182,7 +187,8 @@ class _Batches(Generic[RequestT, AnswerT]):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
-    async def submit(self, request: RequestT) -> AnswerT:
+    def submit(self, request: RequestT) -> asyncio.Future[AnswerT]:
+        """The answer, which arrives with its batch. Raises Problem, here or when awaited."""
         if self._closed:
             raise Problem("shutting-down", "the service is stopping; try again when it is back")
         loop = self._loop
@@ -196,7 +202,7 @@ class _Batches(Generic[RequestT, AnswerT]):
             self._sender = loop.create_task(self._send_all())
         if self._timer is None:
             self._timer = loop.call_at(deadline, self._give_up)
-        return await future
+        return future
 
     async def close(self) -> None:
         self._closed = True

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import secrets
 import socket
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Final, cast
 
 from rstored.addresses import canonical_address
@@ -264,14 +265,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def _expect(self, head: RequestHead) -> Exchange:
         """The exchange of a request. The caller reads the part of its body that has arrived, and then begins it."""
-        method, raw_path, query, headers, keep_alive, knows_chunks = head
+        method, raw_path, query, fields, keep_alive, knows_chunks = head
         exchange = Exchange(self, keep_alive=keep_alive, knows_chunks=knows_chunks)
         client, is_tls = self.address, self._is_tls
         if self._proxies is not None:
-            client, is_tls = self._proxies.origin(client, headers, is_tls=is_tls)
-        request = Request(method, raw_path, query, headers, exchange.receive, client, is_tls=is_tls)
-        if b"expect" in request.fields:
-            exchange.expects_continue = (b"expect", b"100-continue") in headers
+            client, is_tls = self._proxies.origin(client, fields, is_tls=is_tls)
+        request = Request(method, raw_path, query, fields, exchange.receive, client, is_tls=is_tls)
+        if b"expect" in fields:
+            exchange.expects_continue = b"100-continue" in fields[b"expect"].lower()
         exchange.complete_body = self._parser.complete
         self._request = request
         self.exchange = exchange
@@ -313,15 +314,15 @@ class Connection(asyncio.BufferedProtocol):
             logger.exception("the app failed")
             exchange.returned = True
         else:
-            task = self.loop.create_task(_Rest(running, awaited))
+            task = self.loop.create_task(_Rest(running, awaited, functools.partial(self._returned, exchange)))
             request.task = exchange.task = task
             server.tasks.add(task)
-            task.add_done_callback(lambda task: self._returned(exchange, task))
 
-    def _returned(self, exchange: Exchange, task: asyncio.Task[None]) -> None:
-        self.server.end_task(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("the app failed", exc_info=error)
+    def _returned(self, exchange: Exchange) -> None:
+        """The app has returned, in the last step of its task. A callback would come a round of the event loop later,
+        and by then the next request may have arrived, and reading would have paused."""
+        assert exchange.task is not None
+        self.server.end_task(exchange.task)
         exchange.returned = True
         self._proceed()
 
@@ -447,20 +448,39 @@ class _Rest(Coroutine[Any, Any, None]):
     If the task is cancelled before its first step, the coroutine gets the cancellation, and undoes what it has begun.
     """
 
-    def __init__(self, running: Coroutine[Any, Any, None], awaited: Any) -> None:
+    def __init__(self, running: Coroutine[Any, Any, None], awaited: Any, returned: Callable[[], None]) -> None:
         self._running = running
         self._awaited = awaited
+        self._returned = returned
         self._resumed = False
 
     def send(self, value: Any) -> Any:
-        if self._resumed:
-            return self._running.send(value)
-        self._resumed = True
-        return self._awaited
+        if not self._resumed:
+            self._resumed = True
+            return self._awaited
+        return self._step(self._running.send, value)
 
     def throw(self, *error: Any) -> Any:
         self._resumed = True
-        return self._running.throw(*error)
+        return self._step(self._running.throw, *error)
+
+    def _step(self, step: Callable[..., Any], *arguments: Any) -> Any:
+        is_cancelled = False
+        try:
+            return step(*arguments)
+        except StopIteration:
+            pass
+        except asyncio.CancelledError:
+            is_cancelled = True
+        except Exception:
+            logger.exception("the app failed")
+        # The task keeps this object, and the exchange keeps the task. A cycle would keep the connection.
+        returned = self._returned
+        del self._returned
+        # This may answer further requests. So it must not run while an exception is handled, which would become the
+        # context of theirs.
+        returned()
+        raise asyncio.CancelledError if is_cancelled else StopIteration
 
     def close(self) -> None:
         self._running.close()

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 import httptools
 
 from rstored.api.replies import Header
+from rstored.api.requests import joined_fields
 from rstored.limits import Limits
 from rstored.problems import Problem
 
@@ -28,7 +29,7 @@ _NOTHING: Final = bytearray()
 
 
 class RequestHead(NamedTuple):
-    """The head of a request. ``headers`` have lower-case names.
+    """The head of a request. ``fields`` are those of :func:`~rstored.api.requests.joined_fields`.
 
     ``keep_alive`` says whether the connection may go on after the answer. ``knows_chunks`` says whether the client is
     new enough for a body in chunks.
@@ -37,7 +38,7 @@ class RequestHead(NamedTuple):
     method: str
     raw_path: bytes
     query: bytes
-    headers: list[Header]
+    fields: dict[bytes, bytes]
     keep_alive: bool
     knows_chunks: bool
 
@@ -155,7 +156,7 @@ class RequestParser:
             self._fields = []
             self._parse(head)
         # Bytes that bring no body are kept, or only make work.
-        if self._silent_bytes > silent_bytes_max or self._fields_are_too_many():
+        if self._silent_bytes > silent_bytes_max or (self._fields and self._fields_are_too_many()):
             raise self._too_large()
 
     def _silent_bytes_max(self) -> int:
@@ -240,15 +241,16 @@ class RequestParser:
         version = parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise Problem("unsupported-http-version", "this is not an HTTP/1.1 request")
-        names = [name for name, _ in headers]
-        if version == "1.1" and names.count(b"host") != 1:
+        fields = joined_fields(headers)
+        is_repeated = len(fields) < len(headers) and [name for name, _ in headers].count(b"host") > 1
+        if version == "1.1" and (b"host" not in fields or is_repeated):
             # RFC 9112, 3.2. A proxy may have used another Host than this service would.
             raise Problem("malformed-request", "an HTTP/1.1 request has exactly one Host")
         target = self._url
         self._silent_bytes = 0
         self._url = b""
         self._fields = []
-        self._body_left = int(headers[names.index(b"content-length")][1]) if b"content-length" in names else -1
+        self._body_left = int(fields[b"content-length"]) if b"content-length" in fields else -1
         authority = None
         if not target.startswith(b"/"):
             parts = httptools.parse_url(target)
@@ -258,14 +260,14 @@ class RequestParser:
         raw_path, _, query = target.partition(b"?")
         if authority is not None:
             # RFC 9112, 3.2.2: if the target names the host, the field is ignored.
-            headers = [(b"host", authority), *(field for field in headers if field[0] != b"host")]
+            fields[b"host"] = authority
         # An older client may not know chunks.
         is_old = version == "1.0"
         self._head = RequestHead(
             method.decode("ascii"),
             raw_path,
             query,
-            headers,
+            fields,
             parser.should_keep_alive() and not is_old,
             not is_old,
         )

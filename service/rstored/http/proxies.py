@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Final
 
 from rstored.addresses import Network, forwarded_address
-from rstored.api.replies import Header
 
 __all__ = ["NO_PROXIES", "Proxies"]
 
@@ -53,19 +52,15 @@ class Proxies:
                 break
         return client
 
-    def origin(self, proxy: str, headers: Iterable[Header], *, is_tls: bool) -> tuple[str, bool]:
-        """The address of the client for whom ``proxy`` sent a request with these headers, and whether it used TLS.
+    def origin(self, proxy: str, fields: Mapping[bytes, bytes], *, is_tls: bool) -> tuple[str, bool]:
+        """The address of the client for whom ``proxy`` sent a request with these fields, and whether it used TLS.
 
         ``is_tls`` says whether the proxy itself used TLS. It counts if the proxy says nothing about the client.
         """
-        forwarded: list[bytes] = []
-        scheme = b""
-        for name, value in headers:
-            if name == b"x-forwarded-for":
-                forwarded.append(value)
-            elif name == b"x-forwarded-proto":
-                scheme = value.strip().lower()
-        client = self.client_of(proxy, b",".join(forwarded).decode("latin-1")) if forwarded else proxy
+        forwarded = fields.get(b"x-forwarded-for")
+        client = proxy if forwarded is None else self.client_of(proxy, forwarded.decode("latin-1"))
+        # The last proxy appended the last value.
+        scheme = fields.get(b"x-forwarded-proto", b"").rpartition(b",")[2].strip().lower()
         return client, scheme == b"https" if scheme in _SCHEMES else is_tls
 
 

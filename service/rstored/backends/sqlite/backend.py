@@ -11,9 +11,8 @@ import contextlib
 import itertools
 import sqlite3
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from collections.abc import Sequence
+from typing import Any, Final
 
 from rstored.backends.abc import Backend, Capabilities, Query, SchemaVersions, UnfitStorage, Update
 from rstored.backends.migrations import SCHEMA_VERSION
@@ -22,6 +21,7 @@ from rstored.backends.sqlite.dsn import database_path
 from rstored.backends.sqlite.failures import translated
 from rstored.backends.sqlite.files import Files, check_path
 from rstored.backends.sqlite.reader import Reader
+from rstored.backends.sqlite.thread import WriterThread
 from rstored.backends.sqlite.writer import Writer
 from rstored.problems import Problem
 
@@ -29,17 +29,15 @@ __all__ = ["SQLiteBackend"]
 
 _SWITCH_SECONDS: Final = 5e-6
 
-T = TypeVar("T")
-
 
 class SQLiteBackend(Backend):
     """A store in one SQLite file."""
 
     capabilities = Capabilities(local_reads=True)
 
-    def __init__(self, files: Files, executor: ThreadPoolExecutor, writer: Writer, reader: Reader) -> None:
+    def __init__(self, files: Files, thread: WriterThread, writer: Writer, reader: Reader) -> None:
         self._files = files
-        self._executor = executor
+        self._thread = thread
         self._writer = writer
         self._reader = reader
         self._loop = asyncio.get_running_loop()
@@ -54,16 +52,16 @@ class SQLiteBackend(Backend):
         # often, but only for an instant. With Python's default interval of 5 ms, the thread would seldom get it. Under
         # load, a write then took seconds instead of milliseconds.
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_SECONDS))
-        executor = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
+        thread = WriterThread()
         try:
-            files, writing, reading = await asyncio.get_running_loop().run_in_executor(executor, connect_both, path)
+            files, writing, reading = await thread.run(connect_both, path)
         except sqlite3.Error as error:
-            executor.shutdown()
+            thread.end()
             raise translated(error, f"the database file {str(path)!r}") from error
         except BaseException:
-            executor.shutdown(wait=False)
+            thread.end()
             raise
-        return cls(files, executor, Writer(writing, files), Reader(reading))
+        return cls(files, thread, Writer(writing, files), Reader(reading))
 
     @classmethod
     async def schema_versions(cls, dsn: str) -> SchemaVersions:
@@ -83,9 +81,9 @@ class SQLiteBackend(Backend):
         if self._closed:
             return
         self._closed = True
-        await self._in_thread(self._writer.connection.close)
+        await self._thread.run(self._writer.connection.close)
         self._reader.connection.close()
-        self._executor.shutdown()
+        self._thread.end()
 
     async def ping(self) -> None:
         self._check_open()
@@ -142,17 +140,14 @@ class SQLiteBackend(Backend):
 
     async def update(self, updates: Sequence[Update[Any]]) -> list[Any | Problem]:
         self._check_open()
-        return await self._in_thread(self._writer.update, updates)
+        return await self._thread.run(self._writer.update, updates)
 
     async def purge(self) -> bool:
         self._check_open()
         try:
-            return await self._in_thread(self._writer.purge)
+            return await self._thread.run(self._writer.purge)
         except sqlite3.Error as error:
             raise translated(error) from error
-
-    async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
 
     def _check_open(self) -> None:
         if self._closed:

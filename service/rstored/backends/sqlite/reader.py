@@ -112,7 +112,7 @@ def stored_head(row: Sequence[Any]) -> Head:
     """The head of these columns: meta, value and expiry. Raises Problem ``backend-corrupt``."""
     meta, value, expires_ms = row
     if type(meta) is type(value) is bytes and (expires_ms is None or type(expires_ms) is int):
-        return Head._make(row)
+        return Head(meta, value, expires_ms)
     if meta == "":
         # So the root record has it.
         return stored_head((b"", value, expires_ms))

@@ -32,6 +32,7 @@ from rstored.engine.es.rows import (
 from rstored.engine.model import Change, State, StoredEvent
 from rstored.engine.namespaces import ensure_namespace
 from rstored.engine.once import Answers
+from rstored.engine.values import check_stored
 from rstored.limits import Limits
 from rstored.problems import Problem
 
@@ -127,7 +128,11 @@ def apply_plan(
         elif new != old:
             rows[item] = new
             writes.append(PutRow(place, ITEMS_LANE, Row(item.encode(), pack(new))))
-    return Commit(writes, (yield from read_state(place, meta, rows, events)))
+    state = yield from read_state(place, meta, rows, events)
+    # After the commit it would be too late to find out that the state cannot be answered.
+    for value in state.items.values():
+        check_stored(value)
+    return Commit(writes, state)
 
 
 class _Touched(NamedTuple):
