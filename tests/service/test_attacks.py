@@ -30,7 +30,9 @@ STRESS = knob("RSTORE_STRESS", "0") == "1"
 SCALE = 5 if STRESS else 1
 BASE_BYTES = 160 * 2**20
 CONNECTION_BYTES = 16 * 2**10
-GET = b"GET /kv/k HTTP/1.1\r\nHost: localhost\r\n\r\n"
+HEAD = b"GET /kv/k HTTP/1.1\r\nHost: localhost\r\n"
+GET = HEAD + b"\r\n"
+IN_CHUNKS = b"PUT /kv/chunks HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.fixture(autouse=True)
@@ -160,6 +162,44 @@ def test_rows_of_points_are_few_objects_at_a_time(server):
     found = httpx2.post(f"{server.url}/ts/s/range", content=body, headers=headers, timeout=60)
     assert found.json() == {"points": 1}
     assert server.peak_bytes < BASE_BYTES + 40 * len(body)
+
+
+OPENINGS = (
+    HEAD + b"a:b\r\n" * 6400,
+    HEAD + b"a:b\r\n" * 6400 + b"\r\n",
+    HEAD + b"Upgrade: x\r\nConnection: upgrade\r\n" + b"a:b\r\n" * 6390,
+    HEAD + b"".join(b"field-%d: %b\r\n" % (number, b"v" * 300) for number in range(98)),
+    HEAD + b"a: " + b"v" * 32_000,
+    HEAD + b"a:b\r\n" + b" folded\r\n" * 3500,
+    b"GET /" + b"a" * 32_000,
+    IN_CHUNKS + b"0\r\n" + b"a:b\r\n" * 6400,
+    IN_CHUNKS + b"1\r\na\r\n" * 6000,
+    IN_CHUNKS + b"1;" + b"a=b;" * 8000,
+    b"\r\n" * 16_000,
+    GET * 1000,
+)
+
+
+def test_no_connection_takes_more_than_its_documented_memory(server):
+    """100 KB, says docs/operating.md, besides a request under way, whether its head is unfinished or refused."""
+    count = 50
+    for opening in OPENINGS:
+        for packet in (len(opening), 4000):
+            with contextlib.ExitStack() as stack:
+                opened = [stack.enter_context(connection(server)) for _ in range(count)]
+                server.forget_peak()
+                before = server.memory_bytes
+                for at in range(0, len(opening), packet):
+                    for connected in opened:
+                        # The service may have closed the connection after a refusal.
+                        with contextlib.suppress(OSError):
+                            connected.sendall(opening[at : at + packet])
+                # The service reads what came before this.
+                with connection(server) as other:
+                    other.sendall(GET)
+                    assert other.recv(100).startswith(b"HTTP/1.1 200")
+                assert server.peak_bytes - before < count * (100_000 + 2**17 * opening.startswith(IN_CHUNKS))
+    assert_others_are_answered(server)
 
 
 def test_ten_thousand_idle_connections(server, many_files):

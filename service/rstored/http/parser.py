@@ -225,8 +225,13 @@ class RequestParser:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A field of the head, or a trailer. Nobody reads trailers, but they are counted too."""
+        """A field of the head, or a trailer. Nobody reads trailers, but they are counted too.
+
+        The first field too many ends the parsing, because each takes many times its bytes in memory.
+        """
         self._fields.append((name.lower(), value))
+        if len(self._fields) > self._limits.headers_max:
+            raise self._too_large()
 
     def on_headers_complete(self) -> None:
         parser, headers = self._parser, self._fields
