@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-__all__ = ["FULL", "QUICK", "Figure", "Note", "Part", "Row", "Size", "each", "timed"]
-
 T = TypeVar("T")
 
 

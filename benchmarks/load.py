@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-__all__ = ["CONNECTIONS", "KEYS", "Rates", "Request", "Target", "load", "missing_wrk", "send_all"]
-
 CONNECTIONS = 32
 KEYS = [f"key-{number}" for number in range(1000)]
 VALUE_BYTES = 100

@@ -6,8 +6,6 @@ import math
 from typing import Any
 from xml.sax.saxutils import escape
 
-__all__ = ["plot"]
-
 WIDTH, LABELS, ROW, TOP = 1_000, 460, 17, 60
 LEAST, MOST = 0.05, 100.0
 TICKS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)

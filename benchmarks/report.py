@@ -17,8 +17,6 @@ from benchmarks.figures import Figure, Row, Size
 from benchmarks.parts import PARTS
 from benchmarks.plot import plot
 
-__all__ = ["machine", "table", "write"]
-
 HERE = Path(__file__).parent
 
 

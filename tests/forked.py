@@ -26,8 +26,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, Final
 
-__all__ = ["ForkedProcess", "run"]
-
 # Where the main function of each command is, and what a command imports only when it needs it.
 COMMANDS: Final = {"rstore": "rstore.cli", "rstored": "rstored.__main__"}
 IMPORTED: Final = (

@@ -11,8 +11,6 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-__all__ = ["UNKNOWN", "Operation", "Step", "violation"]
-
 UNKNOWN = object()
 """The answer of an operation that was not answered."""
 

@@ -6,8 +6,6 @@ import contextlib
 import socket
 import threading
 
-__all__ = ["Relay"]
-
 
 class Relay:
     """Passes on what comes over its connections; what :meth:`passes` refuses ends the connection."""

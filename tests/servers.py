@@ -32,20 +32,6 @@ from tests.waiting import SECONDS_MAX, until
 
 ServerT = TypeVar("ServerT", bound="Server | RedisCluster")
 
-__all__ = [
-    "PostgreSQLServer",
-    "RedisCluster",
-    "RedisServer",
-    "Server",
-    "fresh_dsn",
-    "missing_postgresql",
-    "missing_redis",
-    "postgresql_server",
-    "redis_cluster",
-    "redis_server",
-]
-
-
 HOST = "127.0.0.1"
 _PDEATHSIG = 1
 _FOLDER = "rstore-server-"

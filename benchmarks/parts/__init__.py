@@ -13,8 +13,6 @@ from benchmarks.parts import (
     writers,
 )
 
-__all__ = ["PARTS"]
-
 PARTS: dict[str, Part] = {
     "kv": kv.measure,
     "series": series.measure,

@@ -18,8 +18,6 @@ from benchmarks.peers.backends import REDIS
 from benchmarks.peers.rstored import Rstored
 from rstore import AsyncStore
 
-__all__ = ["measure"]
-
 CALLS = 2_000
 KEY = "key"
 PAIRS = 1_000

@@ -9,8 +9,6 @@ from benchmarks.peers.asgi import BareApp
 from benchmarks.peers.memory import memory_mb
 from benchmarks.peers.rstored import Rstored
 
-__all__ = ["measure"]
-
 
 def measure(size: Size) -> list[Row]:
     starts: tuple[list[float], list[float]] = [], []

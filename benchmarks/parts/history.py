@@ -5,8 +5,6 @@ from __future__ import annotations
 from benchmarks.figures import Figure, Row, Size, each
 from benchmarks.peers.rstored import Rstored
 
-__all__ = ["measure"]
-
 ITEMS = 100  # in the state of both
 CALLS = 300
 NEAR = 1 / 1.2  # at most 1.2 times the time

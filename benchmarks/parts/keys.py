@@ -10,8 +10,6 @@ from benchmarks.figures import Figure, Row, Size, each
 from benchmarks.peers.rstored import Rstored
 from rstore import Store
 
-__all__ = ["measure"]
-
 PAIRS_PER_CALL = 10_000
 FEW = 1_000
 CALLS = 200

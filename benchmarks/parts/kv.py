@@ -16,8 +16,6 @@ from benchmarks.peers.rstored import Rstored
 from benchmarks.peers.sqlite_rows import commits_per_second
 from benchmarks.peers.webdis import Webdis
 
-__all__ = ["measure"]
-
 BARE = "bare ASGI app"
 
 # What each backend is to reach: its share of the bare app's rate, GET and PUT. A cluster's is not set.

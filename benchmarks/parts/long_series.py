@@ -11,8 +11,6 @@ from benchmarks.peers.memory import forget_peak, memory_mb
 from benchmarks.peers.rstored import Rstored
 from rstore import Store
 
-__all__ = ["measure"]
-
 POINTS_PER_CALL = (100_000, 1_000_000)  # half of them by so many in a request, half by so many
 SHORT = 1_000
 CALLS = 200

@@ -7,8 +7,6 @@ from benchmarks.load import load, missing_wrk, send_all
 from benchmarks.peers.backends import POSTGRESQL
 from benchmarks.peers.rstored import Rstored
 
-__all__ = ["measure"]
-
 WORKERS = 2
 SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
 

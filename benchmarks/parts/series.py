@@ -20,8 +20,6 @@ from benchmarks.peers.rstored import Rstored
 from benchmarks.peers.victoriametrics import VictoriaMetrics
 from rstore import Store, generate_key
 
-__all__ = ["measure"]
-
 Points = list[tuple[int, float]]
 Turn = Callable[[str], tuple[float, float]]  # the seconds it takes to write a series, and to read it
 

@@ -13,8 +13,6 @@ from benchmarks.peers import environments
 from benchmarks.peers.backends import POSTGRESQL
 from benchmarks.peers.rstored import Rstored
 
-__all__ = ["measure"]
-
 # Applies a second to reach.
 GOALS = {"SQLite": 5_000.0, "PostgreSQL": 3_000.0}
 

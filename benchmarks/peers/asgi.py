@@ -9,8 +9,6 @@ from tests.servers import HOST, Server
 
 from benchmarks.load import KEYS, Request, Target
 
-__all__ = ["BareApp", "SingleApp"]
-
 ROOT = Path(__file__).parents[2]
 
 

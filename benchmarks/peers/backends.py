@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from tests import servers
 
-__all__ = ["POSTGRESQL", "REDIS", "REDIS_CLUSTER", "Backend"]
-
 
 class Backend(NamedTuple):
     """A server, started when it is first asked for; ``missing`` says why there can be none, or None."""

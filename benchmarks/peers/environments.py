@@ -7,8 +7,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-__all__ = ["call", "missing", "program", "run"]
-
 _PEERS = Path(__file__).parents[2] / ".venv" / "peers"
 
 

@@ -8,8 +8,6 @@ from tests.servers import HOST, Server, binary, free_port
 
 from benchmarks.load import KEYS, Request, Target
 
-__all__ = ["Etcd"]
-
 
 class Etcd(Server):
     """A cluster of one. Keys and values are base64 in its JSON, and a GET is a POST."""

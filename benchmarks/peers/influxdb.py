@@ -12,8 +12,6 @@ from urllib.parse import urlencode
 import msgspec
 from tests.servers import HOST, Server, binary, free_port
 
-__all__ = ["InfluxDB"]
-
 Points = list[tuple[int, float]]
 
 _LINES_PER_BATCH = 100_000  # quicker here than the 5,000 to 10,000 of its documentation

@@ -11,8 +11,6 @@ from tests.servers import HOST, Server
 from benchmarks.load import KEYS, Request, Target
 from benchmarks.peers import environments
 
-__all__ = ["Kinto"]
-
 _INI = """\
 [app:main]
 use = egg:kinto

@@ -7,8 +7,6 @@ from typing import Literal
 
 from tests.servers import Server
 
-__all__ = ["forget_peak", "memory_mb"]
-
 
 def memory_mb(server: Server, field: Literal["VmRSS", "VmHWM"] = "VmRSS") -> float:
     """What it has now (``VmRSS``), or has had at most since :func:`forget_peak` (``VmHWM``)."""

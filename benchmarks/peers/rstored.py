@@ -12,8 +12,6 @@ from tests.servers import HOST, Server
 from benchmarks.load import KEYS, Request, Target
 from rstore import Store
 
-__all__ = ["Rstored"]
-
 _PROGRAM = str(Path(sys.executable).with_name("rstored"))
 
 

@@ -7,8 +7,6 @@ import sqlite3
 import time
 from pathlib import Path
 
-__all__ = ["commits_per_second", "insert_rows", "open_table", "select_rows"]
-
 Points = list[tuple[int, float]]
 
 

@@ -11,8 +11,6 @@ import http.client
 import msgspec
 from tests.servers import HOST, Server, binary
 
-__all__ = ["VictoriaMetrics"]
-
 Points = list[tuple[int, float]]
 
 

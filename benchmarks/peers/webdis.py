@@ -9,8 +9,6 @@ from tests.servers import HOST, Server, binary
 
 from benchmarks.load import KEYS, Request, Target
 
-__all__ = ["Webdis"]
-
 
 class Webdis(Server):
     """Debian's settings: two threads, each with its own connections to Redis."""

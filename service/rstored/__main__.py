@@ -6,8 +6,6 @@ from typing import NoReturn
 
 from rstore.core.command import Program, run, typer_program
 
-__all__ = ["main"]
-
 
 def main() -> NoReturn:
     """Run the command."""

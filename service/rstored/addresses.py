@@ -7,8 +7,6 @@ import re
 from functools import lru_cache
 from typing import Final, TypeAlias
 
-__all__ = ["Network", "canonical_address", "forwarded_address", "is_loopback", "network"]
-
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # An address, and a port if the two can be told apart. A zone (RFC 4007) means nothing on another machine.

@@ -17,8 +17,6 @@ from rstored.backends import backend_class
 from rstored.engine.engine import Engine
 from rstored.settings import InvalidSettings, Settings, load_settings
 
-__all__ = ["app", "create_app", "running_app"]
-
 
 async def app(scope: Message, receive: Receive, send: Send) -> None:
     """The app with the settings of the environment, which it reads when a server first calls it."""

@@ -14,8 +14,6 @@ import sys
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["check"]
-
 _SECONDS: Final = 4
 _ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 

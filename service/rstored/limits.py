@@ -7,8 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rstore.core.memory import PAGE_ITEMS_MAX
 from rstore.core.names import KEY_BYTES_MAX, NAMESPACE_LENGTH_MAX
 
-__all__ = ["Limits"]
-
 
 class Limits(BaseModel):
     """Bounds on the size and the cost of one request, and on all requests together.

@@ -12,8 +12,6 @@ import msgspec
 
 from rstored.engine.model import TokenInfo
 
-__all__ = ["JSONFormatter", "TokenChange", "configure_logging", "log_token_change"]
-
 TokenChange: TypeAlias = Literal["created", "rotated", "revoked"]
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}

@@ -8,8 +8,6 @@ from typing import Any, ParamSpec, TypeVar
 
 from rstore.core.errors import PROBLEMS, ProblemType
 
-__all__ = ["Problem", "damaged", "of_storage"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -13,9 +13,7 @@ from rstored.addresses import Network, canonical_address, network
 from rstored.limits import Limits
 from rstored.validation import first_failure
 
-__all__ = ["InvalidSettings", "Settings", "load_settings"]
-
-PREFIX: Final = "RSTORED_"
+_PREFIX: Final = "RSTORED_"
 _ADMIN_TOKEN: Final = re.compile(r"[!-~]{32,4096}\Z")
 _ORIGIN: Final = re.compile(r"https?://[a-z0-9.\[\]:-]+\Z")
 _HOST_NAME: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\Z")
@@ -29,7 +27,7 @@ class Settings(BaseSettings):
     """The settings of ``rstored``, from variables ``RSTORED_…``, and ``RSTORED_LIMITS__…`` for the limits."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, hide_input_in_errors=True
+        env_prefix=_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, hide_input_in_errors=True
     )
 
     dsn: str = Field(
@@ -156,8 +154,8 @@ def _listed(text: str) -> list[str]:
 def load_settings(**given: Any) -> Settings:
     """The settings of the environment, overridden by those ``given``. Raises :class:`InvalidSettings`."""
     # If a misspelt or empty variable were ignored silently, people would believe that it works.
-    for name in sorted(name for name in os.environ if name.upper().startswith(PREFIX)):
-        if name.upper().removeprefix(PREFIX).lower().partition("__")[0] not in Settings.model_fields:
+    for name in sorted(name for name in os.environ if name.upper().startswith(_PREFIX)):
+        if name.upper().removeprefix(_PREFIX).lower().partition("__")[0] not in Settings.model_fields:
             raise InvalidSettings(f"{name} is not a setting; see docs/operating.md")
         if not os.environ[name].strip():
             raise InvalidSettings(f"{name} is set and empty: give it a value, or unset it")
@@ -169,7 +167,7 @@ def load_settings(**given: Any) -> Settings:
     except ValidationError as errors:
         place, reason = first_failure(errors)
         from_command_line = given.get(place[0]) is not None
-        name = f"--{place[0].replace('_', '-')}" if from_command_line else PREFIX + "__".join(place).upper()
+        name = f"--{place[0].replace('_', '-')}" if from_command_line else _PREFIX + "__".join(place).upper()
         raise InvalidSettings(f"{name}: {reason}") from None
     except SettingsError:
-        raise InvalidSettings(f"{PREFIX}LIMITS: a JSON object is expected, or a variable for each limit") from None
+        raise InvalidSettings(f"{_PREFIX}LIMITS: a JSON object is expected, or a variable for each limit") from None

@@ -12,8 +12,6 @@ from typing import Final, ParamSpec, TypeVar
 
 from rstored.turns import Turns
 
-__all__ = ["INLINE_BYTES_MAX", "run_sized"]
-
 # Parsing, checking or rendering so many bytes takes a few milliseconds at most. A hop to a thread takes a tenth of one.
 INLINE_BYTES_MAX: Final = 256 * 2**10
 

@@ -13,8 +13,6 @@ from collections import deque
 from contextvars import ContextVar
 from typing import Final
 
-__all__ = ["CLIENT", "SHORT", "Turns"]
-
 CLIENT: Final[ContextVar[str]] = ContextVar("client", default="")
 """The client on whose behalf this runs, by its address."""
 

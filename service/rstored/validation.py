@@ -6,8 +6,6 @@ from typing import Final
 
 from pydantic import ValidationError
 
-__all__ = ["first_failure"]
-
 _SENTENCES: Final = {
     "bool": "true or false is expected",
     "extra_forbidden": "there is no such name",

@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 
 import rstore
 from rstore.cli import lines
-from rstore.cli.tables import BadRow, Layout, read_points
+from rstore.cli.lines import BadRow
+from rstore.cli.tables import Layout, read_points
 from rstore.cli.times import UNITS, time_reader, time_zone
 from rstore.core.encodings import Encoding, Value, render_json
 from rstore.core.point_rows import Form, render_points

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from rstore.core.bounds import Bounds, UnfoldableEvent
 from rstore.core.folding import apply_event, fold, present_after, relevant
-from rstore.core.operators import OPERATORS, UNARY, Bounds, UnfoldableEvent
+from rstore.core.operators import OPERATORS, UNARY
 
 
 @pytest.mark.parametrize("op", OPERATORS)

@@ -13,18 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rstore.core.bounds import Bounds, UnfoldableEvent
 from rstore.core.encodings import parse_json, render_json
-from rstore.core.operators import (
-    ASSIGNING,
-    OPERATOR_NAMES,
-    OPERATORS,
-    UNARY,
-    Bounds,
-    JsonValue,
-    UnfoldableEvent,
-    apply_json,
-    apply_operator,
-)
+from rstore.core.operators import ASSIGNING, OPERATOR_NAMES, OPERATORS, UNARY, JsonValue, apply_json, apply_operator
 
 BINARY = sorted(OPERATORS.keys() - UNARY - ASSIGNING)
 BYTES_MAX = 2**20

@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from tests import servers
 
-__all__ = ["BACKENDS", "BackendCase"]
-
 
 class BackendCase(NamedTuple):
     """``fresh(folder)`` gives the DSN of an empty store; ``missing()`` says why it cannot run here, or None."""

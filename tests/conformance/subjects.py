@@ -41,8 +41,6 @@ from rstored.limits import Limits
 from rstored.problems import Problem
 from rstored.settings import load_settings
 
-__all__ = ["Case", "Deployment", "Driver", "cases"]
-
 KEY = "sLxn7jJIZn1fQWxTTLpXZCNBFpYQmU1KZBLHsRT7Bb0="
 
 

@@ -21,8 +21,6 @@ from tests.knobs import knob
 
 from rstore.core.folding import fold, relevant
 
-__all__ = ["KILLS", "LONG", "PLANTED", "Crash", "Tally"]
-
 KILLS = int(knob("RSTORE_CRASH_KILLS", "3"))
 LONG = KILLS >= 50
 PLANTED = Path(__file__).with_name("planted.py")

@@ -14,17 +14,6 @@ import httpx2
 
 from rstored.engine.batching import WAIT_SECONDS
 
-__all__ = [
-    "BOUND_SECONDS",
-    "HEAL_SECONDS",
-    "RECOVERY_SECONDS",
-    "Applies",
-    "Load",
-    "check_unavailable",
-    "get_json",
-    "recovered",
-]
-
 BOUND_SECONDS = WAIT_SECONDS + 35
 """Within this the service answers, whatever its backend does; the rest is for a busy machine, and is far less than a
 request may take."""

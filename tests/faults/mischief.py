@@ -9,8 +9,6 @@ from collections.abc import AsyncIterator
 
 from tests.faults.proxy import listening
 
-__all__ = ["Mischief", "mischievous"]
-
 LATE_SECONDS_MAX = 2.0
 
 

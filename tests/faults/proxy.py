@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-__all__ = ["Proxy", "listening", "proxied"]
-
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 Rule = Callable[[bytes, object], tuple[bytes, bool]]

@@ -25,8 +25,6 @@ from rstore.core.errors import (
 from rstore.core.media_types import JSON_MEDIA_TYPE, PROBLEM_MEDIA_TYPE
 from rstore.core.memory import json_memory
 
-__all__ = ["bare_media_type", "json_body", "malformed", "no_body", "problem_code", "raise_refusal", "refusal"]
-
 _MESSAGE_LENGTH_MAX: Final = 500
 _PROBLEM_BYTES_MAX: Final = 2**16
 _RETRY_AFTER: Final = re.compile(r"[0-9]{1,6}\Z")

@@ -22,24 +22,6 @@ from rstore.core.names import InvalidName, check_key
 from rstore.core.numeric import INT64_MAX, INT64_MIN, integer, plain_number, real
 from rstore.core.points import Cells
 
-__all__ = [
-    "ColumnLike",
-    "Count",
-    "Name",
-    "PositiveSeconds",
-    "Seconds",
-    "Signature",
-    "Step",
-    "check_environment",
-    "check_flag",
-    "check_int",
-    "check_name",
-    "check_seconds",
-    "check_text",
-    "invalid",
-    "refuse",
-]
-
 _SECONDS_MAX: Final = 10**10
 Check: TypeAlias = Callable[[Any, str], Any]
 """Takes an argument and its name. Returns the object to use for it, or raises StoreRequestError."""

@@ -10,20 +10,6 @@ from typing import Any, Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 from rstore.core.errors import StoreError
 from rstore.core.memory import Spend, free
 
-__all__ = [
-    "RETRIED_STATUSES",
-    "SPENDING",
-    "Answer",
-    "Call",
-    "Head",
-    "Reader",
-    "Spending",
-    "Steps",
-    "TryAgain",
-    "Whole",
-    "whole",
-]
-
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 # With these the service, or a proxy before it, says that it is busy or away for a moment.

@@ -19,19 +19,6 @@ from rstore.core.encodings import Encoding, Value
 from rstore.core.numeric import INT64_MAX, INT64_MIN
 from rstore.core.operators import OPERATORS, UNARY
 
-__all__ = [
-    "StoredEvent",
-    "StoredState",
-    "apply",
-    "current",
-    "events",
-    "list_keys",
-    "list_sizes",
-    "past",
-    "prune",
-    "reseal",
-]
-
 _ITEM_BYTES: Final = 200
 _EVENT_BYTES: Final = 560
 _NULL: Final = msgspec.Raw(b"null")

@@ -8,8 +8,6 @@ from typing import Final
 from rstore.calls.answers import malformed
 from rstore.core.errors import StoreRequestError
 
-__all__ = ["bare_etag", "condition"]
-
 _ETAG: Final = re.compile(r'"([\x21\x23-\x7e]{1,256})"\Z')
 _BARE_ETAG: Final = re.compile(r"[\x21\x23-\x7e]{1,256}\Z")
 

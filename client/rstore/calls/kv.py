@@ -18,8 +18,6 @@ from rstore.calls.shapes import Int64, NameText, value_in
 from rstore.core.encodings import Value, encoding_of, media_type_of
 from rstore.core.globs import compile_glob
 
-__all__ = ["Batch", "StoredEntry", "batch", "delete", "delete_present", "find", "get", "has", "list_keys", "put"]
-
 _ENTRY_BYTES: Final = 600
 _EXPIRES: Final = re.compile(r"-?[0-9]{1,19}\Z")
 

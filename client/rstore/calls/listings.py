@@ -14,8 +14,6 @@ from rstore.calls.shapes import SLOT_BYTES, TUPLE_BYTES, NameText, NonNegative
 from rstore.core.errors import StoreProtocolError
 from rstore.core.memory import PAGE_ITEMS_MAX
 
-__all__ = ["Page", "PageShape", "check_follows", "counted_names", "key_list", "page_shape", "size_list"]
-
 _CURSOR_LENGTH_MAX: Final = 4_096
 
 

@@ -12,8 +12,6 @@ from rstore.calls.listings import Page, PageShape, counted_names, page_shape
 from rstore.calls.requests import ACCEPT_JSON, JSON_BODY, once, query_string, segment
 from rstore.calls.shapes import NameText, NonNegative
 
-__all__ = ["NamespaceInfo", "create", "discard", "info", "list_names"]
-
 
 class NamespaceInfo(msgspec.Struct, frozen=True):
     """A namespace: whether it takes only sealed values, and how many keys, series and sequences it holds."""

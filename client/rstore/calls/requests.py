@@ -12,8 +12,6 @@ import msgspec
 from rstore.core.encodings import Encoding, Value
 from rstore.core.media_types import JSON_MEDIA_TYPE
 
-__all__ = ["ACCEPT_JSON", "JSON_BODY", "once", "query_string", "segment", "target_of", "value_members"]
-
 ACCEPT_JSON: Final = ((b"accept", JSON_MEDIA_TYPE.encode()),)
 JSON_BODY: Final = ((b"content-type", JSON_MEDIA_TYPE.encode()), (b"accept", JSON_MEDIA_TYPE.encode()))
 _DOTS: Final = {".": "%2E", "..": "%2E%2E"}

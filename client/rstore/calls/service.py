@@ -10,8 +10,6 @@ from rstore.calls.answers import json_body
 from rstore.calls.call import Call, whole
 from rstore.calls.requests import ACCEPT_JSON
 
-__all__ = ["info"]
-
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Any])
 
 

@@ -13,8 +13,6 @@ from rstore.core.encodings import Encoding, Value
 from rstore.core.names import KEY_BYTES_MAX
 from rstore.core.numeric import INT64_MAX, INT64_MIN
 
-__all__ = ["BASE64", "SLOT_BYTES", "TUPLE_BYTES", "Int64", "NameText", "NonNegative", "value_in"]
-
 # The most bytes that an object of CPython takes on 64 bits, beside the names and data in it.
 TUPLE_BYTES: Final = 112
 SLOT_BYTES: Final = 16

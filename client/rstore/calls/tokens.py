@@ -14,8 +14,6 @@ from rstore.calls.requests import ACCEPT_JSON, JSON_BODY, once, query_string, se
 from rstore.calls.shapes import Int64
 from rstore.core.memory import json_memory
 
-__all__ = ["AccessLevel", "NewToken", "Token", "create", "list_tokens", "revoke", "rotate"]
-
 AccessLevel: TypeAlias = Literal["metrics", "read", "write", "admin"]
 
 

@@ -20,19 +20,6 @@ from rstore.core.memory import Spend
 from rstore.core.numeric import INT64_MAX, INT64_MIN
 from rstore.core.points import InvalidPoints, Points
 
-__all__ = [
-    "Removed",
-    "complete",
-    "end_point",
-    "extend",
-    "list_keys",
-    "list_sizes",
-    "missing",
-    "read",
-    "read_stored",
-    "remove",
-]
-
 _INTEGER_BYTES: Final = 48
 _POINT_BYTES: Final = 152
 _INT64_CHARACTERS: Final = 21

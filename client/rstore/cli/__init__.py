@@ -10,8 +10,6 @@ from typing import NoReturn
 
 from rstore.core.command import Failure, Program, run, typer_program
 
-__all__ = ["main"]
-
 
 def main() -> NoReturn:
     """Run the command."""

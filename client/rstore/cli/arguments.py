@@ -11,8 +11,6 @@ from typing import Any, Final, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-__all__ = ["Commands"]
-
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 _NEGATIVE: Final = re.compile(r"-[0-9.]")
 _UsageError: Final[Any] = typer.BadParameter.__base__

@@ -13,8 +13,6 @@ from rstore.cli.exact import ExactStore
 from rstore.core.command import Failure
 from rstore.store.bare import open_unasked
 
-__all__ = ["connected", "read_input", "standard_input", "store_of"]
-
 
 def store_of(context: typer.Context, *, write: bool = False, **changed: Any) -> ExactStore:
     """A store that is not open yet. To open one to ``write`` creates its namespace."""

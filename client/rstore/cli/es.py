@@ -16,8 +16,6 @@ from rstore.core.command import Failure
 from rstore.core.names import check_key
 from rstore.core.operators import OPERATORS, UNARY
 
-__all__ = ["es"]
-
 es = Commands("Event sequences.")
 
 

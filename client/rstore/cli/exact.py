@@ -12,8 +12,6 @@ from typing import Any, Final, Self
 import rstore
 from rstore.core.encodings import Encoding, InvalidJSON, Value, parse_json
 
-__all__ = ["ExactStore", "JsonText", "LongNumber", "json_text"]
-
 # A double keeps 15 digits for sure, and fewer of a tiny number.
 _LONG: Final = re.compile(r"[0-9.]{17}|[eE]-[0-9]{3}")
 

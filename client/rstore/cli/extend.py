@@ -15,9 +15,11 @@ import rich.progress
 import typer
 
 from rstore.cli.connection import standard_input, store_of
+from rstore.cli.json_rows import Part
 from rstore.cli.kinds import KeyArgument, filled
+from rstore.cli.lines import BadRow
 from rstore.cli.output import print_values
-from rstore.cli.tables import BadRow, Layout, Part, read_points
+from rstore.cli.tables import Layout, read_points
 from rstore.cli.times import time_reader
 from rstore.cli.times import time_zone as time_zone_of
 from rstore.codec.values import load
@@ -27,8 +29,6 @@ from rstore.core.errors import StoreEncodingError, StoreError, StoreLimitError
 from rstore.core.point_rows import Form
 from rstore.core.points import Cells, Points
 from rstore.store import Store
-
-__all__ = ["extend"]
 
 _FORMS: Final = {
     ".csv": Form.CSV,

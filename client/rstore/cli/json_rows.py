@@ -19,8 +19,6 @@ from rstore.core.point_parsing import parse_points
 from rstore.core.point_rows import Form
 from rstore.core.points import InvalidPoints, Points, checked, split
 
-__all__ = ["Part", "Rows", "json_parts", "ndjson_parts"]
-
 _POINTS_AT_ONCE: Final = 50_000
 _ROW_NESTING_MAX: Final = 129
 """The nesting of a value, and one more for the row itself."""

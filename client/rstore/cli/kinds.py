@@ -18,26 +18,6 @@ from rstore.core.numeric import INT64_MAX, INT64_MIN
 from rstore.sealing import Sealer
 from rstore.transport.address import Service
 
-__all__ = [
-    "EndOption",
-    "FreqOption",
-    "KeyArgument",
-    "KeysArgument",
-    "StartOption",
-    "access_token",
-    "address",
-    "authority_file",
-    "certificate_file",
-    "duration",
-    "filled",
-    "named",
-    "namespace_name",
-    "sealing_key",
-    "seconds",
-    "span",
-    "timestamp",
-]
-
 _INTEGER: Final = re.compile(r"-?[0-9]{1,20}\Z", re.ASCII)
 _SECONDS: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?\Z", re.ASCII)
 _SECONDS_MAX: Final = 10**10

@@ -15,8 +15,6 @@ from rstore.cli.output import print_values
 from rstore.core.command import Failure
 from rstore.core.encodings import InvalidJSON
 
-__all__ = ["delete", "find", "get", "keys", "set_"]
-
 
 def get(
     context: typer.Context,

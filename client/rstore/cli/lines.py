@@ -6,8 +6,6 @@ import codecs
 from collections.abc import Iterable, Iterator
 from typing import Final, Protocol
 
-__all__ = ["LINE_BYTES_MAX", "BadRow", "Readable", "as_utf8", "line_text", "lines_together"]
-
 BLOCK_BYTES: Final = 2**20
 """How many bytes of a file are read, and their points sent, at a time, more or less."""
 

@@ -11,8 +11,6 @@ from rstore.cli.connection import connected, standard_input, store_of
 from rstore.cli.kinds import namespace_name
 from rstore.cli.output import print_values
 
-__all__ = ["ns"]
-
 ns = Commands("Namespaces.")
 
 _NamespaceArgument = Annotated[str, typer.Argument(parser=namespace_name, metavar="NAME", help="The namespace.")]

@@ -12,8 +12,6 @@ from typing import Any, Final
 from rstore.cli.exact import LongNumber
 from rstore.core.command import Failure
 
-__all__ = ["print_line", "print_values", "shown"]
-
 _UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e]")
 _LINES_AT_ONCE: Final = 1_000
 _PLAIN: Final = frozenset({str, bool, type(None)})

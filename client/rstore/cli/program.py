@@ -20,8 +20,6 @@ from rstore.cli.output import print_line, print_values
 from rstore.cli.tokens import token
 from rstore.cli.ts import ts
 
-__all__ = ["cli"]
-
 cli = Commands("Talk to an rstore service.")
 
 

@@ -17,8 +17,6 @@ from rstore.cli.output import print_values, shown
 from rstore.core.command import Failure
 from rstore.sealing.rotation import Kind
 
-__all__ = ["rotate"]
-
 _ROTATED: Final[dict[Kind, str]] = {"kv": "pairs", "ts": "points", "es": "events"}
 _COUNTED: Final = ("resealed", "current", "stale", "unsealed", "failed", "keys")
 

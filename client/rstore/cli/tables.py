@@ -22,8 +22,6 @@ from rstore.core.point_parsing import parse_rows
 from rstore.core.point_rows import CSV_HEADER, Form
 from rstore.core.points import InvalidPoints, Points, checked, ordered
 
-__all__ = ["BadRow", "Layout", "Part", "read_points"]
-
 _DELIMITERS: Final = {",": "comma", ";": "semicolon", "\t": "tab"}
 _ENCODED_HEADER: Final = CSV_HEADER.split(",")
 _BEGINS_AS_NUMBER: Final = re.compile(r"[+-]?\.?[0-9]")

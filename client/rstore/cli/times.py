@@ -9,8 +9,6 @@ from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import Final, TypeAlias
 
-__all__ = ["UNITS", "Reader", "UnusableTime", "time_reader", "time_zone"]
-
 UNITS: Final = {"s": 0, "ms": 3, "us": 6, "ns": 9}
 """Each unit, and the number of decimal places that a second has in it."""
 

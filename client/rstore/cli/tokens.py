@@ -14,8 +14,6 @@ from rstore.cli.connection import connected
 from rstore.cli.kinds import duration, named
 from rstore.cli.output import print_line, print_values
 
-__all__ = ["token"]
-
 token = Commands("Access tokens, for those who may administer everything.")
 
 _TokenArgument = Annotated[str, typer.Argument(parser=named, metavar="ID", help="The token's id, as `list` shows it.")]

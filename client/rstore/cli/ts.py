@@ -16,8 +16,6 @@ from rstore.cli.output import print_line, print_values
 from rstore.cli.plot import plot
 from rstore.core.command import Failure
 
-__all__ = ["ts"]
-
 ts = Commands("Time series.")
 
 

@@ -21,8 +21,6 @@ from rstore.core.points import Cells, InvalidPoints, Points, stored_text
 from rstore.sealing.envelope import Sealer, pack, unpack
 from rstore.sealing.places import EventContext, PairContext, PointContext
 
-__all__ = ["Codec"]
-
 _Dump: TypeAlias = Callable[[Any], "str | bytes | Value"]
 _Load: TypeAlias = Callable[["str | bytes"], Any]
 

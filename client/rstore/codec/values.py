@@ -22,8 +22,6 @@ from rstore.core.errors import StoreDecryptionError, StoreEncodingError
 from rstore.core.memory import Spend, free, json_memory, texts_memory
 from rstore.core.numeric import plain_number
 
-__all__ = ["dump", "dump_numbers", "load", "load_plaintexts"]
-
 _NESTING_MAX: Final = 100
 _NUMBER_END: Final = 1e300
 """A number nearer to 0 than this needs no further check. NaN and infinity are not nearer."""

@@ -9,8 +9,6 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final, NamedTuple
 
-__all__ = ["Bounds", "UnfoldableEvent", "check_bounds", "too_many_bits"]
-
 _SEQUENCES: Final = (str, bytes, bytearray, list, tuple, deque)
 _CONVERSIONS_MAX: Final = 10_000
 _PARENTHESES: Final = re.compile("[()]")

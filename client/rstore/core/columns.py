@@ -9,8 +9,6 @@ from itertools import islice
 from operator import lt
 from typing import Any, Final
 
-__all__ = ["all_finite", "from_little_endian", "is_ascending", "little_endian"]
-
 _BIG_ENDIAN: Final = sys.byteorder == "big"
 # How many numbers are Python objects at a time.
 _PART: Final = 10_000

@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 if TYPE_CHECKING:
     import typer
 
-__all__ = ["Failure", "Program", "run", "typer_program"]
-
 Program: TypeAlias = Callable[[list[str]], int]
 """Carries out the arguments of a command, and returns the exit code."""
 

@@ -11,8 +11,6 @@ from typing import Any, Final
 
 import msgspec
 
-__all__ = ["decoding_failure", "is_blank", "shape_failure"]
-
 _MALFORMED: Final = re.compile(r"(?:JSON|MessagePack data) is malformed: (.*) \(byte (\d+)\)\Z", re.DOTALL)
 _AT: Final = re.compile(r" - at `(?:key in )?\$(.*)`\Z", re.DOTALL)
 _STEP: Final = re.compile(r"\.([^.\[]+)|\[(\d+)\]")

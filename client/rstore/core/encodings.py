@@ -21,23 +21,6 @@ from rstore.core.media_types import (
     SEALED_MEDIA_TYPE,
 )
 
-__all__ = [
-    "JSON_INTEGER_CHARACTERS_MAX",
-    "JSON_INTEGER_MAX",
-    "JSON_INTEGER_MIN",
-    "Encoding",
-    "InvalidJSON",
-    "NestingTooDeep",
-    "Value",
-    "check_numbers",
-    "encoding_of",
-    "has_small_numbers",
-    "media_type_of",
-    "members_of",
-    "parse_json",
-    "render_json",
-]
-
 JSON_INTEGER_CHARACTERS_MAX: Final = 4300
 """The longest integer that :func:`parse_json` takes, its sign included."""
 

@@ -15,10 +15,9 @@ import sys
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
+from rstore.core.bounds import Bounds, UnfoldableEvent
 from rstore.core.memory import Spend, free
-from rstore.core.operators import Bounds, UnfoldableEvent, apply_operator
-
-__all__ = ["apply_event", "fold", "present_after", "relevant"]
+from rstore.core.operators import apply_operator
 
 _EventT = TypeVar("_EventT", bound=tuple[int, str, str, Any])
 

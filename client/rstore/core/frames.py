@@ -14,8 +14,6 @@ from rstore.core.encodings import Encoding
 from rstore.core.numeric import INT64_MAX
 from rstore.core.points import Cells, Column, ColumnKind, InvalidPoints, Points, column_kind, split
 
-__all__ = ["FrameReader", "count_of", "decode", "encode", "encode_stream"]
-
 _FRAME_VERSION: Final = 1
 _FRAME_BYTES_MAX: Final = 64 * 2**20
 _STREAM_POINTS: Final = 65_536

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-__all__ = ["Glob", "compile_glob"]
-
 
 class Glob(NamedTuple):
     """A compiled pattern: every key that matches begins with ``prefix``.

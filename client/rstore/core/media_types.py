@@ -4,18 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = [
-    "CSV_MEDIA_TYPE",
-    "JSON_MEDIA_TYPE",
-    "MSGPACK_MEDIA_TYPE",
-    "NDJSON_MEDIA_TYPE",
-    "OCTET_STREAM",
-    "PICKLE_MEDIA_TYPE",
-    "POINTS_MEDIA_TYPE",
-    "PROBLEM_MEDIA_TYPE",
-    "SEALED_MEDIA_TYPE",
-]
-
 CSV_MEDIA_TYPE: Final = "text/csv"
 JSON_MEDIA_TYPE: Final = "application/json"
 MSGPACK_MEDIA_TYPE: Final = "application/msgpack"

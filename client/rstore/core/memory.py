@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-__all__ = ["PAGE_ITEMS_MAX", "Spend", "free", "json_memory", "texts_memory"]
-
 PAGE_ITEMS_MAX: Final = 10_000
 """No page of a listing has more items."""
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["KEY_BYTES_MAX", "NAMESPACE_LENGTH_MAX", "InvalidName", "check_key", "check_namespace"]
-
 KEY_BYTES_MAX: Final = 512
 NAMESPACE_LENGTH_MAX: Final = 128
 

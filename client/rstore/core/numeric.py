@@ -8,8 +8,6 @@ import operator
 import sys
 from typing import Any, Final
 
-__all__ = ["INT64_MAX", "INT64_MIN", "integer", "plain_number", "real"]
-
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
 

@@ -14,18 +14,6 @@ from typing import Any, Final, NamedTuple
 from rstore.core.bounds import Bounds, UnfoldableEvent, check_bounds, too_many_bits
 from rstore.core.encodings import JSON_INTEGER_MAX, JSON_INTEGER_MIN, render_json
 
-__all__ = [
-    "ASSIGNING",
-    "OPERATORS",
-    "OPERATOR_NAMES",
-    "UNARY",
-    "Bounds",
-    "JsonValue",
-    "UnfoldableEvent",
-    "apply_json",
-    "apply_operator",
-]
-
 OPERATORS: Final[dict[str, Callable[..., Any]]] = {
     "setitem": operator.setitem,
     "delitem": operator.delitem,

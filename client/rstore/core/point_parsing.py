@@ -24,8 +24,6 @@ from rstore.core.media_types import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
 from rstore.core.point_rows import CSV_HEADER, Form
 from rstore.core.points import InvalidPoints, Points, concatenate, ordered, stored_text, unordered
 
-__all__ = ["parse_points", "parse_rows"]
-
 # How many rows are Python objects at a time.
 _PART_ROWS: Final = 10_000
 _SHAPE: Final = "a point is [timestamp, value] or [timestamp, data, encoding]"

@@ -35,8 +35,6 @@ from rstore.core.media_types import (
 )
 from rstore.core.points import Cells, Points
 
-__all__ = ["CSV_HEADER", "Form", "msgpack_rows", "render_points"]
-
 CSV_HEADER: Final = "timestamp,value,encoding"
 _JSON_ENCODER: Final = msgspec.json.Encoder()
 

@@ -31,22 +31,6 @@ from rstore.core.encodings import (
 )
 from rstore.core.numeric import INT64_MAX, INT64_MIN, integer, plain_number
 
-__all__ = [
-    "Cells",
-    "Column",
-    "ColumnKind",
-    "InvalidPoints",
-    "Points",
-    "checked",
-    "column_kind",
-    "concatenate",
-    "digest",
-    "ordered",
-    "split",
-    "stored_text",
-    "unordered",
-]
-
 _NUMBERS: Final = frozenset({int, float})
 _NO_NUMBERS: Final = frozenset({bool, str, bytes, list, dict, tuple, Value, type(None)})
 _ENCODINGS: Final = tuple(Encoding)

@@ -16,8 +16,6 @@ import zoneinfo
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-__all__ = ["CONSTRUCTORS", "GLOBALS", "PATHS", "Refusal", "exactly", "type_name"]
-
 PATHS: Final = (pathlib.PurePosixPath, pathlib.PureWindowsPath, type(pathlib.Path()))
 _BOUNDS: Final = (type(None), int, float, str, datetime.datetime, datetime.date, datetime.timedelta)
 _INT_BITS_MAX: Final = 32_768

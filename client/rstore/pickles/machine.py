@@ -13,8 +13,6 @@ from typing import Any, Final
 from rstore.core.memory import Spend, free
 from rstore.pickles.harmless import CONSTRUCTORS, GLOBALS, Refusal, exactly
 
-__all__ = ["INSTRUCTIONS", "MEMORY_PER_BYTE", "OBJECTS_MAX", "Machine"]
-
 # The most bytes of memory that a byte of text takes. One wide character makes the whole text wide.
 MEMORY_PER_BYTE: Final = 5
 # The most bytes of memory that each of these takes: the number that an instruction makes, with its places in stack,

@@ -9,8 +9,6 @@ from rstore.core.memory import Spend, free
 from rstore.pickles.harmless import Refusal
 from rstore.pickles.machine import MEMORY_PER_BYTE, Machine
 
-__all__ = ["loads"]
-
 
 def loads(data: bytes, *, trusted: bool, spend: Spend = free) -> object:
     """The value of a pickle. It calls ``spend`` with the bytes of memory that it is about to take.

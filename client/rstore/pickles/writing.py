@@ -17,8 +17,6 @@ from rstore.pickles.harmless import CONSTRUCTORS, GLOBALS, PATHS, Refusal, type_
 from rstore.pickles.machine import Machine
 from rstore.pickles.reading import loads
 
-__all__ = ["dumps"]
-
 _NOT_HARMLESS: Final = "only harmless types are, because loading any other can run code"
 _WRITING_SHARE: Final = 0.5
 """The part of the reader's time in which the writer must read the pickle, so that a slower reader can read it too."""

@@ -15,8 +15,6 @@ from rstore.core.errors import StoreDecryptionError, StoreEncodingError, StoreRe
 from rstore.sealing.keys import KEY_ID_BYTES, VERSION, SealingKey, decode_keys
 from rstore.sealing.places import POINT_KIND, Context, EventContext, beyond_int64, int64_bytes
 
-__all__ = ["Sealer", "key_id_of", "new_apply_id", "pack", "unpack"]
-
 _NONCE_BYTES: Final = 12
 _TAG_BYTES: Final = 16
 _HEAD_END: Final = len(VERSION) + KEY_ID_BYTES

@@ -16,8 +16,6 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from rstore.sealing.places import prefixed
 
-__all__ = ["KEY_ID_BYTES", "SUBKEYS_CACHED_MAX", "VERSION", "SealingKey", "decode_keys", "generate_key"]
-
 KEY_ID_BYTES: Final = 8
 SUBKEYS_CACHED_MAX: Final = 4096
 VERSION: Final = b"\x01"

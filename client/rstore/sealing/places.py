@@ -7,17 +7,6 @@ from typing import Final, NamedTuple, TypeAlias
 
 from rstore.core.errors import StoreRequestError
 
-__all__ = [
-    "POINT_KIND",
-    "Context",
-    "EventContext",
-    "PairContext",
-    "PointContext",
-    "beyond_int64",
-    "int64_bytes",
-    "prefixed",
-]
-
 POINT_KIND: Final = "ts"
 int64_bytes: Final = struct.Struct(">q").pack
 

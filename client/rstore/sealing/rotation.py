@@ -24,8 +24,6 @@ from rstore.core.numeric import INT64_MIN
 from rstore.core.points import Points, digest
 from rstore.sealing import Context, EventContext, PairContext, PointContext, Sealer, key_id_of
 
-__all__ = ["ROUNDS_MAX", "UNROTATED_LISTED_MAX", "Kind", "Rotation", "Unrotated", "rotate"]
-
 T = TypeVar("T")
 Kind: TypeAlias = Literal["kv", "ts", "es"]
 

@@ -20,8 +20,6 @@ from rstore.transport.budget import TOO_SLOW, Budget
 from rstore.transport.connections import LoopTransport, awaited_transport
 from rstore.transport.running import carried_out
 
-__all__ = ["AsyncStore"]
-
 T = TypeVar("T")
 
 

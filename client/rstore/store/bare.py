@@ -15,6 +15,7 @@ from rstore.calls.arguments import check_environment, check_flag, check_int, che
 from rstore.calls.listings import Page, check_follows
 from rstore.codec.codec import Codec
 from rstore.codec.values import dump, load
+from rstore.core.bounds import Bounds
 from rstore.core.encodings import Encoding, Value
 from rstore.core.errors import (
     FrozenStoreError,
@@ -24,13 +25,10 @@ from rstore.core.errors import (
     StoreRequestError,
 )
 from rstore.core.names import InvalidName, check_namespace
-from rstore.core.operators import Bounds
 from rstore.sealing import Sealer
 from rstore.transport.address import Certificate, Service
 from rstore.transport.connections import leave_to_parent
 from rstore.transport.running import OperationBounds
-
-__all__ = ["BareStore", "Home", "SealingKeys", "TransportT", "contradiction", "open_unasked", "part_of_a_write"]
 
 TransportT = TypeVar("TransportT")
 T = TypeVar("T")

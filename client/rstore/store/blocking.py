@@ -23,8 +23,6 @@ from rstore.transport.budget import Budget
 from rstore.transport.connections import blocking_transport
 from rstore.transport.running import carried_out
 
-__all__ = ["Store"]
-
 T = TypeVar("T")
 _ABSENT: Final = object()
 

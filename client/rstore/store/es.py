@@ -13,6 +13,7 @@ from rstore import calls
 from rstore.calls import SPENDING, Steps
 from rstore.calls.arguments import Name
 from rstore.calls.es import StoredEvent, StoredState
+from rstore.core.bounds import UnfoldableEvent
 from rstore.core.encodings import Encoding, Value
 from rstore.core.errors import (
     StoreConflictError,
@@ -26,12 +27,10 @@ from rstore.core.errors import (
 from rstore.core.folding import apply_event, fold
 from rstore.core.memory import Spend
 from rstore.core.numeric import INT64_MAX, INT64_MIN
-from rstore.core.operators import OPERATOR_NAMES, OPERATORS, UNARY, UnfoldableEvent
+from rstore.core.operators import OPERATOR_NAMES, OPERATORS, UNARY
 from rstore.sealing import EventContext, new_apply_id
 from rstore.store.bare import BareStore, TransportT, contradiction, part_of_a_write
 from rstore.store.operation import Operation, operation
-
-__all__ = ["EventSequences"]
 
 State: TypeAlias = "dict[str, Any]"
 """The items of a sequence and their values."""

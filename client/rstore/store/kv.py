@@ -15,8 +15,6 @@ from rstore.sealing import PairContext
 from rstore.store.bare import BareStore, TransportT, part_of_a_write
 from rstore.store.operation import operation
 
-__all__ = ["KEEP", "Entry", "Keep", "KeyValue"]
-
 _KEYS_PER_BATCH: Final = 1_000
 
 

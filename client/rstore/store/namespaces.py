@@ -11,8 +11,6 @@ from rstore.sealing.rotation import Rotation, rotate
 from rstore.store.bare import BareStore, TransportT
 from rstore.store.operation import operation
 
-__all__ = ["Namespaces"]
-
 
 class Namespaces(BareStore[TransportT]):
     """The operations on namespaces, and on everything in one."""

@@ -14,8 +14,6 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 from rstore.calls import Steps
 from rstore.calls.arguments import Signature
 
-__all__ = ["Awaited", "Blocking", "Operation", "operation"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 BlockingT = TypeVar("BlockingT")

@@ -9,8 +9,6 @@ from rstore.store.namespaces import Namespaces
 from rstore.store.tokens import Tokens
 from rstore.store.ts import TimeSeries
 
-__all__ = ["Operations"]
-
 
 class Operations(
     KeyValue[TransportT],

@@ -11,8 +11,6 @@ from rstore.calls.tokens import AccessLevel, NewToken, Token
 from rstore.store.bare import BareStore, TransportT
 from rstore.store.operation import operation
 
-__all__ = ["Tokens"]
-
 
 class Tokens(BareStore[TransportT]):
     """The operations on access tokens. The store's own token must be one that may administer everything."""

@@ -17,8 +17,6 @@ from rstore.sealing import PointContext
 from rstore.store.bare import BareStore, TransportT, contradiction, part_of_a_write
 from rstore.store.operation import operation
 
-__all__ = ["TimeSeries"]
-
 T = TypeVar("T")
 
 

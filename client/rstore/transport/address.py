@@ -15,8 +15,6 @@ from rstore.calls import Call
 from rstore.calls.arguments import check_seconds, check_text, invalid, refuse
 from rstore.core.errors import StoreRequestError
 
-__all__ = ["Certificate", "Service"]
-
 Certificate: TypeAlias = str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLike[str]]
 # The longest that the system can wait on a socket: some 24 days.
 _TIMEOUT_SECONDS_MAX: Final = 2_000_000

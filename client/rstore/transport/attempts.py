@@ -13,8 +13,6 @@ import httpx2
 from rstore.calls import Call, TryAgain
 from rstore.core.errors import PROBLEMS, StoreError, StoreNotAvailableError, StoreProtocolError, StoreRequestError
 
-__all__ = ["Attempts", "translated"]
-
 _BACKOFF_SECONDS: Final = 0.05
 _PAUSE_SECONDS_MAX: Final = 5.0
 # The service answers so before it looks whether an earlier attempt was carried out.

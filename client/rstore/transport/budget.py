@@ -10,8 +10,6 @@ import httpx2
 from rstore.calls import Call, Head, Reader
 from rstore.core.errors import StoreNotAvailableError, StoreProtocolError
 
-__all__ = ["TOO_SLOW", "Budget"]
-
 T = TypeVar("T")
 TOO_SLOW: Final = "the service took longer than an operation may take"
 _ANSWER_OVERHEAD_BYTES: Final = 1024

@@ -12,8 +12,6 @@ import httpx2
 from rstore.core.errors import StoreNotAvailableError
 from rstore.transport.budget import TOO_SLOW
 
-__all__ = ["LoopTransport", "awaited_transport", "blocking_transport", "leave_to_parent"]
-
 # The SDK keeps all connections that a burst opened, for less time than a service (75 s) or a proxy (60 s) keeps them.
 _CONNECTIONS: Final = httpx2.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=50)
 _inherited: Final[list[object]] = []

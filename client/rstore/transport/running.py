@@ -14,8 +14,6 @@ from rstore.core.errors import StoreError
 from rstore.transport.attempts import Attempts
 from rstore.transport.budget import Budget
 
-__all__ = ["Exchange", "OperationBounds", "carried_out"]
-
 T = TypeVar("T")
 
 

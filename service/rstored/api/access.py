@@ -25,8 +25,6 @@ from rstored.engine.tokens import Tokens, tokens_lost
 from rstored.limits import Limits
 from rstored.problems import Problem
 
-__all__ = ["ANY_READER", "CACHED_MAX", "NOBODY", "OPEN", "PUBLIC", "Authentication", "Grant", "Reach", "Rule", "denied"]
-
 T = TypeVar("T")
 
 _BEARER: Final = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] +([\x21-\x7e]+)\Z")

@@ -8,8 +8,6 @@ from rstored.api.requests import Request
 from rstored.problems import Problem
 from rstored.turns import CLIENT
 
-__all__ = ["Admission"]
-
 
 class Admission:
     """The requests under way, ``under_way``, and how many of them each client has, ``shares``."""

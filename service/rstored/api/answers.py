@@ -13,8 +13,6 @@ from rstored.api.requests import Request
 from rstored.problems import Problem
 from rstored.threads import run_sized
 
-__all__ = ["MsgpackArray", "answer", "answer_sized", "encode_body"]
-
 _CONTENT_TYPES: Final[dict[str, Header]] = {form: content_type(form) for form in (JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE)}
 _ENCODE: Final = {JSON_MEDIA_TYPE: msgspec.json.Encoder().encode, MSGPACK_MEDIA_TYPE: msgspec.msgpack.Encoder().encode}
 

@@ -14,8 +14,6 @@ from rstored.api.requests import UNCOUNTED_BYTES_MAX, ClientGone, Request, joine
 from rstored.api.state import ServiceState
 from rstored.problems import Problem
 
-__all__ = ["ASGIApp", "Message", "Receive", "Send"]
-
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]

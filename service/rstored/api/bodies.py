@@ -22,8 +22,6 @@ from rstored.api.requests import Request
 from rstored.problems import Problem
 from rstored.threads import run_sized
 
-__all__ = ["body_form", "decode_body", "read_body", "read_optional_body"]
-
 BodyT = TypeVar("BodyT")
 
 _ITEMS: Final = {

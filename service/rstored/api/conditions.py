@@ -11,19 +11,6 @@ from rstored.api.requests import Request
 from rstored.engine.model import ANY, Condition
 from rstored.problems import Problem
 
-__all__ = [
-    "BARE_TAG_PATTERN",
-    "IDEMPOTENCY_HEADER",
-    "IF_HEADERS",
-    "IF_UNCHANGED_HEADER",
-    "bare_condition",
-    "condition_of",
-    "digests_of",
-    "etag_header",
-    "not_modified",
-    "write_id_of",
-]
-
 BARE_TAG_PATTERN: Final = "^[!#-~]{1,255}$"
 _TAGS: Final = r'((W/)?"[!#-~]*", ?)*((W/)?"[!#-~]*")?'
 _TAGS_PATTERN: Final = rf"^(\*|{_TAGS})$"

@@ -42,8 +42,6 @@ from rstored.limits import Limits
 from rstored.problems import Problem
 from rstored.threads import run_sized
 
-__all__ = ["operations"]
-
 operations: Final = Operations("es", "Event sequences: dicts that keep every change as an event.")
 
 _EVENT: Final[dict[str, Any]] = {"timestamp": 1700000000000, "item": "apples", "op": "add", "value": 3}

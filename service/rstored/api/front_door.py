@@ -33,8 +33,6 @@ from rstored.api.state import ServiceState
 from rstored.limits import Limits
 from rstored.problems import Problem
 
-__all__ = ["FrontDoor", "Write"]
-
 # It sends the reply to a request. Raises ClientGone if the client does not read any more.
 Write: TypeAlias = Callable[[Request, Reply], Awaitable[None]]
 OpenState: TypeAlias = Callable[[], AbstractAsyncContextManager[ServiceState]]

@@ -44,8 +44,6 @@ from rstored.limits import Limits
 from rstored.problems import Problem
 from rstored.threads import run_sized
 
-__all__ = ["operations"]
-
 operations: Final = Operations("kv", "Key/value pairs with ETags, conditional writes and expiry.")
 
 T = TypeVar("T")

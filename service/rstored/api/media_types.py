@@ -9,16 +9,7 @@ from typing import Final, NamedTuple
 from rstore.core.media_types import CSV_MEDIA_TYPE, JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, NDJSON_MEDIA_TYPE
 from rstored.problems import Problem
 
-__all__ = [
-    "JSON_FORMS",
-    "MEDIA_TYPE_LENGTH_MAX",
-    "ContentType",
-    "form_refused",
-    "negotiate",
-    "parse_content_type",
-]
-
-MEDIA_TYPE_LENGTH_MAX: Final = 255
+_MEDIA_TYPE_LENGTH_MAX: Final = 255
 
 # In order of preference. The first is used if the request asks for no form, or likes all equally.
 JSON_FORMS: Final = (JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE)
@@ -49,8 +40,8 @@ def parse_content_type(text: str) -> ContentType:
     'application/json'
     """
     text = text.strip(" \t")
-    if len(text) > MEDIA_TYPE_LENGTH_MAX:
-        raise Problem("unsupported-media-type", f"a media type has at most {MEDIA_TYPE_LENGTH_MAX} characters")
+    if len(text) > _MEDIA_TYPE_LENGTH_MAX:
+        raise Problem("unsupported-media-type", f"a media type has at most {_MEDIA_TYPE_LENGTH_MAX} characters")
     match = _MEDIA_TYPE.match(text)
     if match is None:
         if _is_form(text.partition(";")[0].rstrip(" \t").lower()):

@@ -15,8 +15,6 @@ from prometheus_client.registry import Collector
 
 from rstored.backends.clock import Clock
 
-__all__ = ["METRICS_MEDIA_TYPE", "Metrics"]
-
 METRICS_MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)

@@ -16,8 +16,6 @@ from rstored.api.replies import NO_CONTENT, Reply
 from rstored.api.requests import Request
 from rstored.engine.model import Access, NamespacePolicy
 
-__all__ = ["operations"]
-
 operations: Final = Operations("namespaces", "A namespace holds keys, series and sequences, and a policy for writes.")
 
 SealedOnly = Annotated[bool, Meta(description="whether the namespace refuses values that are not sealed")]

@@ -20,8 +20,6 @@ from rstored.api.reference_page import reference_page
 from rstored.api.replies import Header, Reply, content_type
 from rstored.api.requests import Request
 
-__all__ = ["declare_routes", "document"]
-
 FEATURES: Final = (service, namespaces, kv, ts, es, tokens)
 
 _DESCRIPTION: Final = """\

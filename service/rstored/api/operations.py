@@ -17,8 +17,6 @@ from rstored.api.parameters import KEY_PATTERN, Query
 from rstored.api.replies import Reply
 from rstored.engine.model import Access
 
-__all__ = ["Answer", "Content", "Operation", "Operations", "RequestHeader", "json_content", "schema_of"]
-
 Endpoint: TypeAlias = Callable[..., Awaitable[Reply]]
 
 # The problem codes that every operation may answer with.

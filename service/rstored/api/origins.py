@@ -17,8 +17,6 @@ from rstored.api.replies import Header
 from rstored.problems import Problem
 from rstored.settings import Settings
 
-__all__ = ["Origins", "is_cross_origin"]
-
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _HOST: Final = re.compile(r"(?:\[([0-9a-f.]*:[0-9a-f:.]*)\]|([a-z0-9._-]+))(?::[0-9]*)?\Z")
 _PREFLIGHT: Final[tuple[Header, ...]] = (

@@ -17,29 +17,6 @@ from rstored.limits import Limits
 from rstored.problems import Problem
 from rstored.validation import first_failure
 
-__all__ = [
-    "INT64_MAX",
-    "INT64_MIN",
-    "KEY_PATTERN",
-    "Count",
-    "EndParameter",
-    "Int64",
-    "KeyName",
-    "ListQuery",
-    "PageQuery",
-    "Query",
-    "StartParameter",
-    "Step",
-    "Switch",
-    "checked_key",
-    "checked_namespace",
-    "decode_text",
-    "page_size",
-    "parse_query",
-    "read_cursor",
-    "write_cursor",
-]
-
 _INTEGER: Final = re.compile(r"-?[0-9]{1,20}\Z", re.ASCII)
 _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 

@@ -14,8 +14,6 @@ from rstore.core.point_parsing import parse_rows
 from rstore.core.point_rows import Form
 from rstore.core.points import InvalidPoints, Points, concatenate
 
-__all__ = ["read_points"]
-
 _PIECE_BYTES: Final = 256 * 2**10
 _TRIES_MAX: Final = 4
 

@@ -11,8 +11,6 @@ from rstore.core.media_types import PROBLEM_MEDIA_TYPE
 from rstored.api.replies import Header, Reply, content_type
 from rstored.problems import Problem
 
-__all__ = ["PROBLEM_SCHEMA", "problem_document", "problem_example", "problem_reply", "problem_type"]
-
 _HEADERS: Final[tuple[Header, ...]] = (content_type(PROBLEM_MEDIA_TYPE),)
 # A cause of 503 is often over in a moment. If it is not, asking more often would not help.
 _RETRY_AFTER_SECONDS: Final = 1
@@ -37,16 +35,16 @@ PROBLEM_SCHEMA: Final[dict[str, Any]] = {
 }
 
 
-def problem_type(code: str) -> str:
+def _problem_type(code: str) -> str:
     """The ``type`` member of a problem: a URI that is only a name."""
     return f"urn:rstore:problem:{code}"
 
 
-def problem_document(problem: Problem, request_id: str) -> dict[str, Any]:
+def _problem_document(problem: Problem, request_id: str) -> dict[str, Any]:
     """The members of the problem document."""
     row = problem.type
     return {
-        "type": problem_type(problem.code),
+        "type": _problem_type(problem.code),
         "title": row.title,
         "status": row.status,
         "detail": problem.detail,
@@ -58,12 +56,12 @@ def problem_document(problem: Problem, request_id: str) -> dict[str, Any]:
 
 def problem_example(code: str) -> dict[str, Any]:
     """A problem document with this code, as an example for the OpenAPI document."""
-    return problem_document(Problem(code, f"{PROBLEMS[code].title}."), "6f3a9c2e51d0-1")
+    return _problem_document(Problem(code, f"{PROBLEMS[code].title}."), "6f3a9c2e51d0-1")
 
 
 def problem_reply(problem: Problem, request_id: str, *headers: Header) -> Reply:
     """The answer for a problem. It is JSON whatever Accept says, so that every client can read it."""
-    body = msgspec.json.encode(problem_document(problem, request_id))
+    body = msgspec.json.encode(_problem_document(problem, request_id))
     status = problem.type.status
     if status in (429, 503):
         seconds = problem.members.get("retry_after_seconds", _RETRY_AFTER_SECONDS)

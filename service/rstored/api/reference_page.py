@@ -6,8 +6,6 @@ import json
 from html import escape
 from typing import Any, Final
 
-__all__ = ["reference_page"]
-
 _STYLE: Final = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881 }
 body { font: 15px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }

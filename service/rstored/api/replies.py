@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Final, TypeAlias
 
-__all__ = ["CLIENT_GONE", "CLOSE", "NO_CONTENT", "ON_ALL", "Header", "Reply", "content_type"]
-
 Header: TypeAlias = tuple[bytes, bytes]
 
 # A browser must not guess the type of an answer, send its address to the next site, show it in a frame, or embed it in

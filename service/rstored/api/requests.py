@@ -15,8 +15,6 @@ from rstored.engine.engine import Engine
 from rstored.engine.model import Access
 from rstored.problems import Problem
 
-__all__ = ["DEFAULT_NAMESPACE", "UNCOUNTED_BYTES_MAX", "ClientGone", "Receive", "Request", "joined_fields"]
-
 # It returns the next part of the body, and whether more follows. Raises ClientGone.
 Receive: TypeAlias = Callable[[], Awaitable[tuple[bytes, bool]]]
 

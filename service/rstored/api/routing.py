@@ -16,8 +16,6 @@ from rstored.api.replies import Header, Reply
 from rstored.api.requests import Request
 from rstored.problems import Problem
 
-__all__ = ["Endpoint", "Node", "RouteTree", "Segment", "Served"]
-
 # It answers with a document that is the same for everybody.
 Document: TypeAlias = Callable[[Request], Awaitable[Reply]]
 # A variable in the path of a route, and its text in the path of the request.

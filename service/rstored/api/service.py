@@ -18,8 +18,6 @@ from rstored.engine.model import Access
 from rstored.limits import Limits
 from rstored.problems import Problem
 
-__all__ = ["operations"]
-
 operations: Final = Operations("service", "The service: its description, health and metrics.")
 
 

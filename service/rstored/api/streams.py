@@ -6,8 +6,6 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
-__all__ = ["closed"]
-
 
 @contextlib.asynccontextmanager
 async def closed(stream: AsyncIterator[Any]) -> AsyncIterator[None]:

@@ -26,8 +26,6 @@ from rstored.engine.tokens import (
 from rstored.logs import TokenChange, log_token_change
 from rstored.problems import Problem
 
-__all__ = ["operations"]
-
 operations: Final = Operations("tokens", "Access tokens; these routes need admin access to every namespace.")
 
 _RULE: Final = Rule(Access.ADMIN, Reach.SERVICE)

@@ -43,8 +43,6 @@ from rstored.engine.values import points_problem
 from rstored.problems import Problem
 from rstored.threads import run_sized
 
-__all__ = ["operations"]
-
 operations: Final = Operations("ts", "Time series: int64 timestamps, any values.")
 
 _POINTS: Final = {"points": [[1700000000, 21.5], [1700003600, 21.75], [1700007200, "3q2+7w==", "sealed"]]}

@@ -15,8 +15,6 @@ from rstored.engine.values import check_stored
 from rstored.limits import Limits
 from rstored.problems import Problem, of_storage
 
-__all__ = ["EncodingLabel", "nothing_but_json", "read_value", "wire_value"]
-
 EncodingLabel: TypeAlias = Literal["json", "bytes", "pickle", "sealed"]
 
 _stored_json: Final = of_storage("a value")(msgspec.json.decode)

@@ -11,8 +11,6 @@ from typing import Final
 from rstored.backends.abc import Backend
 from rstored.problems import Problem
 
-__all__ = ["BACKENDS", "backend_class"]
-
 # scheme → "module:class". A module is imported when it is needed, so only its driver must be installed.
 BACKENDS: Final[dict[str, str]] = {
     "sqlite": "rstored.backends.sqlite:SQLiteBackend",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-__all__ = ["Clock", "unix_ms"]
-
 
 def unix_ms() -> int:
     """Now by this machine's clock, in POSIX milliseconds."""

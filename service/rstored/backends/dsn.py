@@ -6,8 +6,6 @@ from urllib.parse import unquote
 
 from rstored.problems import Problem
 
-__all__ = ["decoded", "wrong"]
-
 
 def wrong(what: str) -> Problem:
     """The problem of a wrong DSN. ``what`` continues "the DSN …", and quotes nothing that could be a password."""

@@ -14,8 +14,6 @@ from typing import Any, Final, TypeAlias
 
 from rstored.backends.abc import Commit, Head, Kind, Place, Query, Update, Write, namespace_place
 
-__all__ = ["RACED", "Executor", "pause", "waves"]
-
 RACED: Final = "other processes keep writing the same records: try again"
 """The message for an update that other processes disturbed too often."""
 

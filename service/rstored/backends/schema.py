@@ -19,8 +19,6 @@ from sqlalchemy.engine.interfaces import Dialect
 
 from rstored.backends.abc import Kind, Listing, RowOrder, RowScan
 
-__all__ = ["ROOT_ID", "Statements", "metadata", "prefix_end", "record", "record_count", "record_row", "trash"]
-
 ROOT_ID: Final = 0
 
 _ID: Final = sa.BigInteger().with_variant(sa.Integer(), "sqlite")

@@ -13,8 +13,6 @@ from rstored.cli.migrate import migrate
 from rstored.cli.serve import serve
 from rstored.cli.tokens import token
 
-__all__ = ["cli"]
-
 cli = typer.Typer(
     help="The rstore service: key/value pairs, time series and event sequences over HTTP.",
     no_args_is_help=True,

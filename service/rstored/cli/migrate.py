@@ -13,8 +13,6 @@ from rstored.cli.output import fail
 from rstored.problems import Problem
 from rstored.settings import InvalidSettings, Settings, load_settings
 
-__all__ = ["migrate"]
-
 
 def migrate(
     dsn: Annotated[str | None, DSN_OPTION] = None,

@@ -6,6 +6,4 @@ from typing import Any, Final
 
 import typer
 
-__all__ = ["DSN_OPTION"]
-
 DSN_OPTION: Final[Any] = typer.Option(help="Where the data is, for instance sqlite:///rstore.db. [env: RSTORED_DSN]")

@@ -7,8 +7,6 @@ from typing import NoReturn
 
 import typer
 
-__all__ = ["fail"]
-
 
 def fail(reason: str) -> NoReturn:
     """End the command with one line that says why."""

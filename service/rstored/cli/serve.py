@@ -16,8 +16,6 @@ from rstored.process.tls import tls_context
 from rstored.process.workers import run_workers
 from rstored.settings import InvalidSettings, load_settings
 
-__all__ = ["serve"]
-
 
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. [env: RSTORED_HOST]")] = None,

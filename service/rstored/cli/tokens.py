@@ -22,8 +22,6 @@ from rstored.logs import TokenChange, configure_logging, log_token_change
 from rstored.problems import Problem
 from rstored.settings import InvalidSettings, Settings, load_settings
 
-__all__ = ["token"]
-
 T = TypeVar("T")
 
 token = typer.Typer(

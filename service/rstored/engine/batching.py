@@ -17,8 +17,6 @@ from rstored.backends.abc import Backend, HeadRead, Place, Plan, Query, Read, Un
 from rstored.problems import Problem
 from rstored.turns import Turns
 
-__all__ = ["READ_BATCH_MAX", "WAIT_SECONDS", "WRITE_BATCH_MAX", "Observe", "Storage"]
-
 READ_BATCH_MAX: Final = 256
 WRITE_BATCH_MAX: Final = 512
 

@@ -15,19 +15,6 @@ from typing import Final
 
 from rstore.core.points import Cells, Points, concatenate, ordered, split
 
-__all__ = [
-    "BLOCK_BYTES_MAX",
-    "BLOCK_POINTS_MAX",
-    "absent",
-    "between",
-    "into_blocks",
-    "joined",
-    "merge",
-    "packed",
-    "rebuilt",
-    "thin",
-]
-
 BLOCK_POINTS_MAX: Final = 512
 BLOCK_BYTES_MAX: Final = 64 * 2**10
 

@@ -15,8 +15,6 @@ from rstored.engine.tokens import Tokens
 from rstored.engine.ts import TimeSeries
 from rstored.limits import Limits
 
-__all__ = ["Engine"]
-
 
 class Engine:
     """The operations on an open backend, between :meth:`start` and :meth:`stop`."""

@@ -11,8 +11,6 @@ from rstored.engine.batching import Storage
 from rstored.engine.model import Page
 from rstored.turns import SHORT
 
-__all__ = ["CHUNK", "SCAN_MAX", "list_page"]
-
 SCAN_MAX: Final = 10_000
 CHUNK: Final = 1_000
 _VALUES_AT_ONCE: Final = 16

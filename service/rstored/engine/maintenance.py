@@ -12,10 +12,8 @@ from rstored.backends.clock import Clock
 from rstored.engine.batching import Storage
 from rstored.problems import Problem
 
-__all__ = ["Maintenance", "clock_warning"]
-
-SWEEP_SECONDS: Final = 1.0
-CLOCKS_DIFFER_SECONDS: Final = 5.0
+_SWEEP_SECONDS: Final = 1.0
+_CLOCKS_DIFFER_SECONDS: Final = 5.0
 _EXPIRED_AT_ONCE: Final = 200
 
 _log: Final = logging.getLogger(__name__)
@@ -30,7 +28,7 @@ class Maintenance:
     lag behind. It logs a failure and tries again.
     """
 
-    def __init__(self, storage: Storage, clock: Callable[[], int], *, sweep_seconds: float = SWEEP_SECONDS) -> None:
+    def __init__(self, storage: Storage, clock: Callable[[], int], *, sweep_seconds: float = _SWEEP_SECONDS) -> None:
         """``clock`` gives POSIX milliseconds."""
         self._storage = storage
         self._clock = clock
@@ -135,7 +133,7 @@ async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
 def clock_warning(clock: Clock) -> str | None:
     """The warning that this machine's clock is off by seconds; None if it is not."""
     seconds = clock.machine_ahead_seconds
-    if abs(seconds) < CLOCKS_DIFFER_SECONDS:
+    if abs(seconds) < _CLOCKS_DIFFER_SECONDS:
         return None
     direction = "ahead of" if seconds > 0 else "behind"
     return f"this machine's clock is {abs(seconds):.0f} seconds {direction} the storage's: set it by NTP"

@@ -7,35 +7,6 @@ from typing import Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from rstore.core.encodings import Value
 
-__all__ = [
-    "ANY",
-    "KEEP",
-    "Access",
-    "AccessLevel",
-    "BatchDelete",
-    "BatchGet",
-    "BatchResult",
-    "BatchSet",
-    "Change",
-    "Condition",
-    "Entry",
-    "Expiry",
-    "NamespaceInfo",
-    "NamespacePolicy",
-    "NewToken",
-    "Page",
-    "PruneResult",
-    "PutResult",
-    "Reseal",
-    "SequenceInfo",
-    "SeriesInfo",
-    "State",
-    "StoredEvent",
-    "Stretch",
-    "TokenInfo",
-    "ValidToken",
-]
-
 T = TypeVar("T")
 
 

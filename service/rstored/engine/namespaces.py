@@ -29,8 +29,6 @@ from rstored.engine.once import Once, answers_of
 from rstored.limits import Limits
 from rstored.problems import Problem, of_storage
 
-__all__ = ["RESERVED", "Namespaces", "ensure_namespace"]
-
 RESERVED: Final = "~tokens"
 """The namespace of the service's own records. No request reaches it, because no valid name has a ``~``."""
 

@@ -25,8 +25,6 @@ from rstored.engine.batching import Storage
 from rstored.limits import Limits
 from rstored.problems import Problem, of_storage
 
-__all__ = ["Answers", "Once", "answers_of"]
-
 T = TypeVar("T")
 
 _MARK_BYTES: Final = 16

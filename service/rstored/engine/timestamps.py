@@ -7,8 +7,6 @@ from typing import Final
 
 from rstore.core.numeric import INT64_MIN
 
-__all__ = ["from_sort_key", "sort_key"]
-
 _UNSIGNED: Final = struct.Struct(">Q")
 
 

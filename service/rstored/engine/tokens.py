@@ -39,17 +39,6 @@ from rstored.engine.once import Once, answers_of
 from rstored.limits import Limits
 from rstored.problems import Problem, of_storage
 
-__all__ = [
-    "GLOB_PATTERN",
-    "LABEL_LENGTH_MAX",
-    "LABEL_PATTERN",
-    "LIFETIME_SECONDS_MAX",
-    "NAMESPACES_MAX",
-    "Tokens",
-    "token_not_found",
-    "tokens_lost",
-]
-
 GLOB_PATTERN: Final = r"^[A-Za-z0-9._*?-]{1,128}$"
 NAMESPACES_MAX: Final = 64
 LABEL_PATTERN: Final = r"^[^\u0000-\u001f\u007f-\u009f]*$"

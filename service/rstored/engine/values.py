@@ -11,8 +11,6 @@ from rstore.core.points import InvalidPoints
 from rstored.limits import Limits
 from rstored.problems import Problem, of_storage
 
-__all__ = ["check_stored", "check_value", "points_problem"]
-
 _decode_text: Final = msgspec.json.Decoder(msgspec.Raw).decode
 
 

@@ -28,8 +28,6 @@ from rstored.http.exchange import STATUS_LINES, UNSENT_BYTES_MAX, App, Exchange,
 from rstored.http.parser import RequestHead, RequestParser
 from rstored.problems import Problem
 
-__all__ = ["FAREWELL_SECONDS", "Connection"]
-
 logger = logging.getLogger("rstored.server")
 
 # When so many bytes of a body have arrived that the app has not asked for, reading pauses.

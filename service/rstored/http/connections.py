@@ -16,8 +16,6 @@ from rstored.limits import Limits
 if TYPE_CHECKING:
     from rstored.http.connection import Connection
 
-__all__ = ["Connections"]
-
 logger = logging.getLogger("rstored.server")
 
 # The most bytes of one read. A client that sends ahead of its turn has so many bytes in the memory of the service.

@@ -13,8 +13,6 @@ from rstored.http.connection import FAREWELL_SECONDS, Connection
 from rstored.http.connections import Connections
 from rstored.http.exchange import App
 
-__all__ = ["Entrance"]
-
 logger = logging.getLogger("rstored.server")
 
 # How many connections are accepted before the open ones have a turn.

@@ -14,8 +14,6 @@ from rstored.api.requests import ClientGone, Request
 if TYPE_CHECKING:
     from rstored.http.connection import Connection
 
-__all__ = ["STATUS_LINES", "UNSENT_BYTES_MAX", "App", "Exchange", "header_lines"]
-
 # It answers a request. It gets the request and the function that writes the reply, like FrontDoor.serve.
 App: TypeAlias = Callable[[Request, Write], Coroutine[Any, Any, None]]
 

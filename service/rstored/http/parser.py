@@ -16,8 +16,6 @@ from rstored.api.requests import joined_fields
 from rstored.limits import Limits
 from rstored.problems import Problem
 
-__all__ = ["RequestHead", "RequestParser"]
-
 _BLANK_LINE: Final = b"\r\n\r\n"
 # The messages of httptools for unknown versions, and for the preface of HTTP/2.
 _OTHER_VERSIONS: Final = frozenset(

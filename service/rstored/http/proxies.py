@@ -9,8 +9,6 @@ from typing import Final
 
 from rstored.addresses import Network, forwarded_address
 
-__all__ = ["NO_PROXIES", "Proxies"]
-
 _SCHEMES: Final = frozenset({b"http", b"https"})
 _ADDRESSES_KEPT: Final = 4096
 

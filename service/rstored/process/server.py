@@ -21,8 +21,6 @@ from rstored.http.proxies import Proxies
 from rstored.limits import Limits
 from rstored.settings import Settings
 
-__all__ = ["Server", "bind", "within_open_files"]
-
 logger = logging.getLogger("rstored.server")
 
 _GARBAGE_OBJECTS_MAX: Final = 10_000

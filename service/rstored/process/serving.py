@@ -22,8 +22,6 @@ from rstored.process.server import Server, bind
 from rstored.process.workers import Worker
 from rstored.settings import Settings
 
-__all__ = ["serve", "serve_as_worker", "without_password"]
-
 logger = logging.getLogger("rstored")
 
 

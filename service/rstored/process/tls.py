@@ -6,8 +6,6 @@ import ssl
 
 from rstored.settings import InvalidSettings, Settings
 
-__all__ = ["tls_context"]
-
 
 def tls_context(settings: Settings) -> ssl.SSLContext | None:
     """The context of the settings, or None without TLS. Raises InvalidSettings for unusable files."""

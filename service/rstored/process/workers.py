@@ -11,8 +11,6 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Final, NamedTuple, NoReturn
 
-__all__ = ["Worker", "run_workers"]
-
 logger = logging.getLogger("rstored.workers")
 
 _RESTART_SECONDS: Final = 1.0

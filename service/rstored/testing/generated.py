@@ -36,8 +36,6 @@ from rstored.backends.abc import (
 )
 from rstored.testing.tools import GENERATED, Heads, Planning, read
 
-__all__ = ["GeneratedCases"]
-
 # Every backend can change keys with a common part in braces in one step.
 _RECORDS = [(Kind.KV, "{k}1"), (Kind.KV, "{k}2"), (Kind.TS, "{k}"), (Kind.ES, "{k}")]
 _LANES = (0, 1)

@@ -23,8 +23,6 @@ from rstored.backends.abc import (
 from rstored.problems import Problem
 from rstored.testing.tools import NS, Heads, Planning, commit, kv, read, writing
 
-__all__ = ["HeadCases"]
-
 
 class HeadCases:
     """Inherited by :class:`rstored.testing.BackendContract`."""

@@ -16,8 +16,6 @@ from rstored.backends.abc import (
 from rstored.problems import Problem
 from rstored.testing.tools import NS, SERIES, commit, fill, kv, read, writing
 
-__all__ = ["LifeCases"]
-
 
 class LifeCases:
     """Inherited by :class:`rstored.testing.BackendContract`."""

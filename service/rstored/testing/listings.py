@@ -13,8 +13,6 @@ from rstored.backends.abc import (
 )
 from rstored.testing.tools import NS, commit, kv, read
 
-__all__ = ["ListingCases"]
-
 KEYS = [
     "",
     "a",

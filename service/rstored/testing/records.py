@@ -26,8 +26,6 @@ from rstored.backends.abc import (
 )
 from rstored.testing.tools import NS, SERIES, Heads, Planning, commit, fill, kv, purge, read, writing
 
-__all__ = ["RecordCases"]
-
 
 class RecordCases:
     """Inherited by :class:`rstored.testing.BackendContract`."""

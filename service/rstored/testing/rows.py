@@ -20,8 +20,6 @@ from rstored.backends.abc import (
 )
 from rstored.testing.tools import GENERATED, SERIES, commit, fill, read, writing
 
-__all__ = ["RowCases"]
-
 ROWS = [Row(b"%02d" % n, b"x" * n, b"%02d" % (90 - n) if n % 2 else None) for n in range(0, 40, 2)] + [
     Row(b"%02d" % n, b"x" * n, b"%02d" % (90 - n)) for n in range(1, 9, 2)
 ]

@@ -24,8 +24,6 @@ from rstored.backends.abc import (
 )
 from rstored.problems import Problem
 
-__all__ = ["GENERATED", "NS", "SERIES", "Heads", "Planning", "commit", "fill", "kv", "purge", "read", "writing"]
-
 GENERATED: Final = settings(
     max_examples=60,
     deadline=None,

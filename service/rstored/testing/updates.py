@@ -24,8 +24,6 @@ from rstored.backends.abc import (
 from rstored.problems import Problem
 from rstored.testing.tools import NS, SERIES, Heads, Planning, commit, kv, read, writing
 
-__all__ = ["UpdateCases"]
-
 
 class UpdateCases:
     """Inherited by :class:`rstored.testing.BackendContract`."""

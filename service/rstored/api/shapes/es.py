@@ -8,27 +8,9 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from pydantic import Field
 
-from rstored.api.parameters import INT64_MAX, INT64_MIN, Count, EndParameter, Int64, KeyName, Query, StartParameter
+from rstore.core.numeric import INT64_MAX, INT64_MIN
+from rstored.api.parameters import Count, EndParameter, Int64, KeyName, Query, StartParameter
 from rstored.api.values import EncodingLabel
-
-__all__ = [
-    "Apply",
-    "EventBody",
-    "EventList",
-    "EventPart",
-    "EventsQuery",
-    "OpName",
-    "PastQuery",
-    "Prune",
-    "Pruned",
-    "RemovedEvents",
-    "ResealBody",
-    "ResealPart",
-    "Resealed",
-    "SequenceItem",
-    "SequenceList",
-    "StateBody",
-]
 
 OpName = Literal[
     "setitem", "delitem", "add", "concat", "floordiv", "mod", "mul", "pow", "sub", "truediv", "neg", "not_"

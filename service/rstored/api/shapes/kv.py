@@ -13,18 +13,6 @@ from rstored.api.parameters import KeyName, ListQuery, Query, Switch
 from rstored.api.values import EncodingLabel
 from rstored.engine.kv import TTL_SECONDS_MAX
 
-__all__ = [
-    "DeletePart",
-    "KeyBatch",
-    "KeyBatchResult",
-    "KeyItem",
-    "KeyList",
-    "KeyListQuery",
-    "KeySet",
-    "PutQuery",
-    "SetPart",
-]
-
 _SECONDS: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?\Z", re.ASCII)
 
 ETag = Annotated[str, Meta(description="bare, without quotes")]

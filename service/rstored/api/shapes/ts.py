@@ -9,20 +9,6 @@ from pydantic import Field
 
 from rstored.api.parameters import Count, EndParameter, Int64, Query, StartParameter, Step
 
-__all__ = [
-    "Completeness",
-    "GridQuery",
-    "MissingTimestamps",
-    "PointBody",
-    "PointCount",
-    "PointList",
-    "RangeQuery",
-    "RemovedPoints",
-    "SeriesItem",
-    "SeriesList",
-    "SpanQuery",
-]
-
 Point = Annotated[
     list[Raw],
     Meta(

@@ -15,9 +15,6 @@ from rstored.backends.migrations import version_1
 from rstored.backends.schema import ROOT_ID, metadata
 from rstored.problems import Problem
 
-__all__ = ["ROOT_OF_STORE", "SCHEMA_VERSION", "pending"]
-
-
 # The function at position n brings version n to n + 1. After its release it never changes, so each has a module of its
 # own, with its statements written out. A change of the tables in schema.py adds another one.
 _MIGRATIONS: Final[tuple[Callable[[Dialect], list[str]], ...]] = (version_1.statements,)

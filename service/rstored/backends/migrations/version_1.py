@@ -6,8 +6,6 @@ from typing import Final
 
 from sqlalchemy.engine.interfaces import Dialect
 
-__all__ = ["statements"]
-
 _TYPES: Final = {
     "sqlite": {
         "new_id": "INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT",

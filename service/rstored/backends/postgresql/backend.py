@@ -52,8 +52,6 @@ from rstored.backends.postgresql.statements import DELETE_RECORDS, SQL, TRASH_RE
 from rstored.backends.postgresql.writer import Transaction
 from rstored.problems import Problem
 
-__all__ = ["PostgreSQLBackend"]
-
 _PING_SECONDS: Final = 2.0
 # How long one use of a connection may take. A server that hangs does not enforce its own limits on statements.
 _HANG_UP_SECONDS: Final = 12.0

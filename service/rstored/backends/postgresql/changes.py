@@ -10,8 +10,6 @@ from rstored.backends.postgresql.connection import Request
 from rstored.backends.postgresql.parameters import blobs, integers
 from rstored.backends.postgresql.statements import DELETE_RECORDS, SQL, TRASH_RECORDS, place_columns
 
-__all__ = ["Changes", "count_requests"]
-
 _ROWS_BYTES_MAX: Final = 16 * 2**20
 
 # If another record has the id, the schema was restored from a dump after the id was reserved. Then meta becomes null,

@@ -20,8 +20,6 @@ from psycopg.rows import AsyncRowFactory, tuple_row
 
 from rstored.backends.postgresql.parameters import INT8_OID, Parameter, encoded
 
-__all__ = ["OPTIONS", "Connection", "Request", "Rows"]
-
 Rows: TypeAlias = list[tuple[Any, ...]]
 Request: TypeAlias = tuple[str, Sequence[Parameter]]
 """A statement and its parameters."""

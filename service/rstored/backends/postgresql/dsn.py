@@ -12,8 +12,6 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from rstored.backends.dsn import decoded, wrong
 from rstored.problems import Problem
 
-__all__ = ["PostgreSQLDSN", "parse_dsn", "reason_of"]
-
 _SCHEMA: Final = "rstore"
 # The server cuts longer names, so two of them could mean one schema.
 _SCHEMA_BYTES_MAX: Final = 63

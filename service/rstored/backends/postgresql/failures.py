@@ -11,21 +11,6 @@ from rstored.backends.executor import RACED
 from rstored.backends.postgresql.dsn import PostgreSQLDSN, reason_of
 from rstored.problems import Problem
 
-__all__ = [
-    "LOST",
-    "TOO_LONG",
-    "UNAVAILABLE",
-    "Demoted",
-    "HungUp",
-    "Lost",
-    "Misplaced",
-    "NoConnection",
-    "Raced",
-    "Rejected",
-    "translated",
-    "unusable",
-]
-
 
 class Raced(Problem):
     """Another process wrote the same records first. Nothing was kept, and the same batch can be tried again."""
@@ -55,7 +40,7 @@ class NoConnection(Problem):
     """There was no connection. Nothing was sent."""
 
 
-UNAVAILABLE: Final = "PostgreSQL does not answer or turns connections away: try again"
+_UNAVAILABLE: Final = "PostgreSQL does not answer or turns connections away: try again"
 LOST: Final = (
     "the store that was opened is not in the database any more, or the user of the DSN may not use it: restore it, "
     "or restart the service to use the store that is there now"
@@ -91,15 +76,15 @@ def translated(error: psycopg.Error) -> Exception:
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         return Demoted("backend-unavailable", "PostgreSQL takes no writes: try again when there is a primary")
     if isinstance(error, PoolTimeout | PoolClosed | TooManyRequests):
-        return NoConnection("backend-unavailable", UNAVAILABLE)
+        return NoConnection("backend-unavailable", _UNAVAILABLE)
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) or state[:2] in ("08", "25", "53", "57"):
-        return Problem("backend-unavailable", UNAVAILABLE)
+        return Problem("backend-unavailable", _UNAVAILABLE)
     return error
 
 
 def unusable(error: psycopg.Error, dsn: PostgreSQLDSN) -> Problem:
     """The problem of a store that cannot be opened, in one line."""
     problem = translated(error)
-    if isinstance(problem, Problem) and problem.detail not in (UNAVAILABLE, LOST):
+    if isinstance(problem, Problem) and problem.detail not in (_UNAVAILABLE, LOST):
         return problem
     return Problem("backend-unavailable", f"PostgreSQL cannot hold the store: {reason_of(error, dsn.secrets)}")

@@ -22,18 +22,6 @@ from rstored.backends.postgresql.statements import DIALECT
 from rstored.backends.schema import ROOT_ID
 from rstored.problems import Problem, damaged
 
-__all__ = [
-    "POOL_WAIT_SECONDS",
-    "Watch",
-    "configure",
-    "connect",
-    "connection_pool",
-    "description_of",
-    "migrate",
-    "quoted",
-    "read_store_id",
-]
-
 _CONNECTIONS_MAX: Final = 4
 _CONNECT_SECONDS: Final = 3
 POOL_WAIT_SECONDS: Final = 3.0

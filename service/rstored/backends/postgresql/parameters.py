@@ -6,8 +6,6 @@ import struct
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
-__all__ = ["INT8_OID", "Parameter", "blobs", "encoded", "integers", "texts"]
-
 Parameter: TypeAlias = str | int | bytes | None
 """The value for a ``%s`` of a statement. :func:`texts`, :func:`integers` and :func:`blobs` make arrays."""
 

@@ -26,8 +26,6 @@ from rstored.backends.postgresql.parameters import Parameter, integers
 from rstored.backends.postgresql.statements import COMMIT, OWNED, SQL, place_columns
 from rstored.problems import Problem, of_storage
 
-__all__ = ["Asked", "answers"]
-
 # A statement, its parameters, and the function that turns its rows into the result of the read.
 Question: TypeAlias = tuple[str, Sequence[Parameter], Callable[[Rows], Any]]
 # Positions of reads, and the result of each.

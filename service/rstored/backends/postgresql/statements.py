@@ -12,8 +12,6 @@ from rstored.backends.postgresql.connection import Request
 from rstored.backends.postgresql.parameters import integers, texts
 from rstored.backends.schema import ROOT_ID, Statements
 
-__all__ = ["COMMIT", "DELETE_RECORDS", "DIALECT", "FOUND", "OWNED", "OWNER", "SQL", "TRASH_RECORDS", "place_columns"]
-
 DIALECT: Final = psycopg_dialect.dialect(paramstyle="format")  # type: ignore[no-untyped-call]
 SQL: Final = Statements(DIALECT)
 

@@ -31,8 +31,6 @@ from rstored.backends.postgresql.statements import COMMIT, FOUND, OWNER, place_c
 from rstored.backends.schema import ROOT_ID
 from rstored.problems import Problem
 
-__all__ = ["Transaction"]
-
 _LOCK_ALONE: Final[Request] = ("SET LOCAL lock_timeout = '100ms'", ())
 _IDS_RESERVED: Final = 1_000
 

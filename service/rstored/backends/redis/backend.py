@@ -29,8 +29,6 @@ from rstored.backends.redis.store import Store
 from rstored.backends.redis.writer import Attempt
 from rstored.problems import Problem
 
-__all__ = ["RedisBackend"]
-
 _PURGE: Final = Script.load("purge.lua")
 
 _PING_SECONDS: Final = 2.0

@@ -9,8 +9,6 @@ from typing import Final, NamedTuple, TypeAlias
 
 from hiredis import pack_command
 
-__all__ = ["Argument", "Call", "Script", "packed"]
-
 Argument: TypeAlias = bytes | str | int
 
 

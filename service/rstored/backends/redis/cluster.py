@@ -16,8 +16,6 @@ from rstored.backends.redis.dsn import Address, RedisDSN
 from rstored.backends.redis.failures import FAILURES
 from rstored.backends.redis.servers import Node, Servers, Unsent, answers_of, with_followers
 
-__all__ = ["Cluster"]
-
 # For a moment a cluster may not serve a call, because a slot moves or a master is replaced. These say for how long such
 # a call is tried again, after how many tries there are pauses, and how often nodes are tried that do not answer.
 _PATIENCE_SECONDS: Final = 1.0

@@ -9,8 +9,6 @@ from rstored.backends.abc import Kind
 from rstored.backends.redis.calls import Argument, Script
 from rstored.backends.redis.layout import Bucket
 
-__all__ = ["COMMIT", "READ", "commit_keys", "new_copy", "no_copy", "packed_update", "read_keys"]
-
 READ: Final = Script.load("read.lua")
 COMMIT: Final = Script.load("commit.lua")
 

@@ -15,8 +15,6 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from rstored.backends.dsn import decoded, wrong
 from rstored.problems import Problem
 
-__all__ = ["PARAMETERS", "Address", "RedisDSN", "parse_dsn"]
-
 Address: TypeAlias = tuple[str, int]
 
 _PORT: Final = 6379

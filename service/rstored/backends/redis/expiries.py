@@ -12,8 +12,6 @@ from rstored.backends.redis.layout import EXACT, Bucket, expiry_bound, unpacked_
 from rstored.backends.redis.store import Store
 from rstored.problems import of_storage
 
-__all__ = ["Expiries"]
-
 _BUCKETS_KNOWN_MAX: Final = 10_000
 _DUE_BUCKETS_MAX: Final = 1_000
 _DUE_RECHECK_MS: Final = 600_000

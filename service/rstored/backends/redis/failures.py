@@ -16,8 +16,6 @@ from redis.exceptions import (
 
 from rstored.problems import Problem, damaged
 
-__all__ = ["FAILURES", "IS_REPLICA", "LOST", "Stale", "lost", "not_atomic", "problem_of", "translated", "unusable"]
-
 # The errors of redis-py, and those of the sockets below it. asyncio's TimeoutError is an OSError.
 FAILURES: Final = (RedisError, OSError)
 

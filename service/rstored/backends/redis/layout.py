@@ -36,21 +36,6 @@ from typing import Final
 from rstored.backends.abc import Head, Kind, Place
 from rstored.problems import of_storage
 
-__all__ = [
-    "ABSENT",
-    "EXACT",
-    "U64",
-    "Bucket",
-    "Owner",
-    "bounds",
-    "due_member",
-    "expiry_bound",
-    "packed_expiry",
-    "record_hash",
-    "unpacked",
-    "unpacked_expiry",
-]
-
 ABSENT: Final = b""
 """The version of a record that does not exist."""
 

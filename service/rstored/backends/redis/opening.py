@@ -14,8 +14,6 @@ from rstored.backends.redis.failures import IS_REPLICA
 from rstored.backends.redis.servers import Servers, SingleServer, facts_of
 from rstored.problems import Problem, of_storage
 
-__all__ = ["LAYOUT", "claim", "configured", "description_of", "layout_at", "registry_tag", "stored_number"]
-
 LAYOUT: Final = 1
 _BUCKETS_MAX: Final = 1024
 _BUCKETS: Final = 1
@@ -30,7 +28,7 @@ _KEEPING: Final = re.compile(r"noeviction|volatile-[a-z-]+")
 def configured(dsn: str) -> tuple[Servers, bytes, int | None, bool]:
     """The servers, the prefix, the number of buckets if the DSN has one, and whether eviction is accepted."""
     parsed = parse_dsn(dsn, ("prefix", "buckets", "eviction"))
-    servers, options = open_servers(parsed), parsed.own
+    servers, options = _open_servers(parsed), parsed.own
     prefix, text, eviction = options.get("prefix", "rstore"), options.get("buckets"), options.get("eviction")
     if _PREFIX.match(prefix) is None:
         detail = "the DSN's prefix is 1 to 64 characters out of A-Z, a-z, 0-9, '.', '_', ':' and '-'"
@@ -160,7 +158,7 @@ def _durability(appendonly: str, appendfsync: str) -> tuple[str, str | None]:
     return meaning, f"Redis does not say how durable it is (CONFIG is refused): {remedy}"
 
 
-def open_servers(dsn: RedisDSN) -> Servers:
+def _open_servers(dsn: RedisDSN) -> Servers:
     """The servers that a DSN names. They are not connected yet. One address of a cluster that answers is enough."""
     if dsn.cluster:
         return Cluster(dsn)

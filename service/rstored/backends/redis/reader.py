@@ -35,8 +35,6 @@ from rstored.backends.redis.reading import Part, Reading, Ref
 from rstored.backends.redis.store import Store
 from rstored.problems import Problem, of_storage
 
-__all__ = ["Reader", "namespace_of"]
-
 
 class Reader:
     """Answers reads of a store."""

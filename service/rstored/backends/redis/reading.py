@@ -9,8 +9,6 @@ from rstored.backends.redis.calls import Argument, Call
 from rstored.backends.redis.commits import READ, read_keys
 from rstored.backends.redis.layout import Bucket, Owner
 
-__all__ = ["Part", "Reading", "Ref"]
-
 _READS_PER_CALL: Final = 64
 
 Ref: TypeAlias = tuple[int, int]

@@ -10,8 +10,6 @@ from rstored.backends.abc import Head, Place
 from rstored.backends.redis.calls import Argument
 from rstored.backends.redis.layout import Bucket, Owner
 
-__all__ = ["NamespaceChanges", "Section", "Writing", "expires", "grouped", "statuses"]
-
 _UPDATES_PER_CALL: Final = 128
 _CALL_BYTES_MAX: Final = 16 * 2**20
 

@@ -22,8 +22,6 @@ from rstored.backends.redis.calls import Argument, Call, packed
 from rstored.backends.redis.dsn import Address, RedisDSN
 from rstored.backends.redis.failures import FAILURES
 
-__all__ = ["ANSWER_SECONDS", "Node", "Servers", "SingleServer", "Unsent", "answers_of", "facts_of", "with_followers"]
-
 # How long it may take to get a connection, login included.
 _CONNECT_SECONDS: Final = 2.0
 ANSWER_SECONDS: Final = 10.0

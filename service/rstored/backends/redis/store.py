@@ -19,8 +19,6 @@ from rstored.backends.redis.reading import Reading, Ref
 from rstored.backends.redis.servers import Servers, facts_of
 from rstored.problems import Problem, damaged
 
-__all__ = ["Store"]
-
 _NAMESPACES_KNOWN_MAX: Final = 10_000
 # What secrets.token_urlsafe makes of 8 bytes.
 _ID: Final = re.compile(rb"[A-Za-z0-9_-]{11}")

@@ -43,8 +43,6 @@ from rstored.backends.redis.reading import Part, Reading, Ref
 from rstored.backends.redis.sections import NamespaceChanges, Section, Writing, expires, grouped, statuses
 from rstored.problems import Problem, damaged, of_storage
 
-__all__ = ["Attempt"]
-
 
 class Attempt(Executor):
     """One attempt at a batch of updates, or at those of them that other processes disturbed."""

@@ -25,8 +25,6 @@ from rstored.backends.sqlite.thread import WriterThread
 from rstored.backends.sqlite.writer import Writer
 from rstored.problems import Problem
 
-__all__ = ["SQLiteBackend"]
-
 _SWITCH_SECONDS: Final = 5e-6
 
 

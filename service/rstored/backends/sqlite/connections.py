@@ -14,8 +14,6 @@ from rstored.backends.sqlite.files import Files, create, hide_from_others, ident
 from rstored.backends.sqlite.statements import DIALECT
 from rstored.problems import Problem, of_storage
 
-__all__ = ["BEGIN", "BUSY_SECONDS", "check_schema", "connect", "connect_both", "schema_version", "when_free"]
-
 _APPLICATION_ID: Final = int.from_bytes(b"rsto")
 BUSY_SECONDS: Final = 10.0
 _BUSY_PAUSE_SECONDS: Final = 0.0002

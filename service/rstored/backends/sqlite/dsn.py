@@ -7,8 +7,6 @@ from pathlib import Path
 
 from rstored.problems import Problem
 
-__all__ = ["database_path"]
-
 
 def database_path(dsn: str) -> Path:
     """The file that a DSN names. Raises :class:`Problem` if it names none.

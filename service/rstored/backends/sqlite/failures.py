@@ -7,8 +7,6 @@ from typing import Final
 
 from rstored.problems import Problem, damaged
 
-__all__ = ["CHANGED", "FAILURES", "translated"]
-
 _FULL: Final = ("storage-full", "the disk that holds {file} is full: free some space and try again")
 # By primary code. One extended code has a meaning of its own: there is no room for the index of the log.
 FAILURES: Final[dict[int, tuple[str, str]]] = {

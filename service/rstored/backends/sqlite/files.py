@@ -13,8 +13,6 @@ from rstored.backends.abc import UnfitStorage
 from rstored.backends.sqlite.failures import FAILURES
 from rstored.problems import Problem
 
-__all__ = ["Files", "check_path", "create", "hide_from_others", "identity"]
-
 logger = logging.getLogger("rstored.sqlite")
 
 _MAGIC: Final = b"SQLite format 3\0"

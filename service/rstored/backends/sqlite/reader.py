@@ -26,8 +26,6 @@ from rstored.backends.schema import ROOT_ID
 from rstored.backends.sqlite.statements import BOUNDED_HEADS, HEADS, NAMESPACE, SQL, TOGETHER_MIN, json_array
 from rstored.problems import damaged, of_storage
 
-__all__ = ["Reader", "stored_head"]
-
 T = TypeVar("T")
 
 

@@ -11,8 +11,6 @@ from sqlalchemy.dialects import sqlite as sqlite_dialect
 from rstored.backends.abc import Kind
 from rstored.backends.schema import Statements
 
-__all__ = ["BOUNDED_HEADS", "CHILDREN", "DIALECT", "HEADS", "NAMESPACE", "SQL", "TOGETHER_MIN", "json_array"]
-
 DIALECT: Final = sqlite_dialect.dialect(paramstyle="qmark")
 SQL: Final = Statements(DIALECT)
 

@@ -13,8 +13,6 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["WriterThread"]
-
 T = TypeVar("T")
 
 

@@ -32,8 +32,6 @@ from rstored.backends.sqlite.reader import Reader, stored_head
 from rstored.backends.sqlite.statements import CHILDREN, NAMESPACE, SQL, TOGETHER_MIN, json_array
 from rstored.problems import Problem
 
-__all__ = ["Writer"]
-
 _PURGE_ROWS_MAX: Final = 1_000
 _PURGE_BYTES_MAX: Final = 16 * 2**20
 

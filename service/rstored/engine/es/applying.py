@@ -7,9 +7,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from rstore.core.bounds import UnfoldableEvent
 from rstore.core.encodings import Encoding
 from rstore.core.numeric import INT64_MAX
-from rstore.core.operators import UnfoldableEvent
 from rstored.backends.abc import Commit, DeleteRow, Head, Place, PutHead, PutRow, Query, Row, RowScan, Slice
 from rstored.engine.es.chains import Chain, NeedsClient, Refolding, chain_start, followed
 from rstored.engine.es.plans import Places, check_revision, read_state, sealed_after
@@ -35,8 +35,6 @@ from rstored.engine.once import Answers
 from rstored.engine.values import check_stored
 from rstored.limits import Limits
 from rstored.problems import Problem
-
-__all__ = ["APPLIED", "Applied", "apply_plan"]
 
 
 class Applied(NamedTuple):

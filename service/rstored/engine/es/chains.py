@@ -8,16 +8,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from rstore.core.bounds import UnfoldableEvent
 from rstore.core.encodings import Encoding, InvalidJSON, check_numbers, parse_json, render_json
 from rstore.core.folding import present_after
 from rstore.core.numeric import INT64_MIN
-from rstore.core.operators import ASSIGNING, JsonValue, UnfoldableEvent, apply_json
+from rstore.core.operators import ASSIGNING, JsonValue, apply_json
 from rstored.backends.abc import Place, Query, Row, Slice
 from rstored.engine.es.rows import LONG_BYTES, ItemRow, event_size, item_scan, paged, stored_event
 from rstored.engine.model import StoredEvent
 from rstored.problems import of_storage
-
-__all__ = ["Chain", "NeedsClient", "Refolding", "chain_start", "followed", "json_value"]
 
 
 class Chain(NamedTuple):

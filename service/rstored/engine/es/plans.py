@@ -46,18 +46,6 @@ from rstored.engine.once import Answers
 from rstored.engine.timestamps import from_sort_key, sort_key
 from rstored.problems import Problem, damaged
 
-__all__ = [
-    "PRUNED",
-    "Places",
-    "Pruned",
-    "check_revision",
-    "is_replaced",
-    "prune_plan",
-    "read_state",
-    "reseal_plan",
-    "sealed_after",
-]
-
 Places: TypeAlias = Mapping[Place, Head | None]
 
 
@@ -123,7 +111,7 @@ def reseal_plan(
         event = stored_event(found.items[0]) if found.items else None
         if event is not None and (event.op, event.value) == (reseal.op, reseal.value):
             continue  # The same reseal was carried out before, and its answer was lost.
-        if event is None or not is_replaced(event, reseal):
+        if event is None or not _is_replaced(event, reseal):
             detail = "the event does not exist, or its sealed value is another one: read it again"
             raise Problem("precondition-failed", detail, pointer=f"/events/{index}")
         new = event._replace(value=reseal.value)
@@ -147,7 +135,7 @@ def reseal_plan(
     return Commit(writes, None)
 
 
-def is_replaced(event: StoredEvent, reseal: Reseal) -> bool:
+def _is_replaced(event: StoredEvent, reseal: Reseal) -> bool:
     """Whether the event has the sealed value that ``reseal`` replaces."""
     if event.op != reseal.op or event.value is None or event.value.encoding is not Encoding.SEALED:
         return False

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Final
 
-from rstore.core.operators import UnfoldableEvent
+from rstore.core.bounds import UnfoldableEvent
 from rstored.backends.abc import Head, HeadRead, Place, Row, RowScan, Slice
 from rstored.engine.batching import Storage
 from rstored.engine.es.chains import Chain, followed
@@ -29,8 +29,6 @@ from rstored.engine.es.rows import (
 from rstored.engine.model import State, StoredEvent
 from rstored.limits import Limits
 from rstored.problems import Problem
-
-__all__ = ["current_state", "event_pages", "past_state"]
 
 _TURN_SECONDS: Final = 0.01
 _TRIES_MAX: Final = 10

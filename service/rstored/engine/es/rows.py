@@ -15,39 +15,12 @@ from rstored.engine.model import State, StoredEvent
 from rstored.engine.timestamps import from_sort_key, sort_key
 from rstored.problems import damaged, of_storage
 
-__all__ = [
-    "EVENTS_LANE",
-    "EVENT_OVERHEAD_BYTES",
-    "ITEMS_LANE",
-    "LONG_BYTES",
-    "PAGE_BYTES_MAX",
-    "PAGE_EVENTS_MAX",
-    "EventRow",
-    "ItemRow",
-    "Meta",
-    "at",
-    "chain_of",
-    "chain_scans",
-    "decode_item",
-    "decode_meta",
-    "event_row",
-    "event_size",
-    "item_scan",
-    "next_page",
-    "pack",
-    "paged",
-    "state_of",
-    "state_rows",
-    "state_size",
-    "stored_event",
-]
-
 EVENTS_LANE: Final = 0
 ITEMS_LANE: Final = 1
 PAGE_EVENTS_MAX: Final = 1_000
 PAGE_BYTES_MAX: Final = 2**20
 LONG_BYTES: Final = 4_096
-EVENT_OVERHEAD_BYTES: Final = 32
+_EVENT_OVERHEAD_BYTES: Final = 32
 _ENCODINGS: Final = tuple(Encoding)
 
 
@@ -110,7 +83,7 @@ def decode_item(row: Row) -> ItemRow:
     """An item's row, whose parts fit each other."""
     item = _decode_item(row.value)
     held = item.plain or item.length == 1
-    size = EVENT_OVERHEAD_BYTES + len(item.data)
+    size = _EVENT_OVERHEAD_BYTES + len(item.data)
     if item.start > item.last or item.length < 1 or bool(item.data) > held or (item.length == 1 and item.size != size):
         raise ValueError("the parts of a row contradict each other")
     return item
@@ -131,14 +104,14 @@ def event_size(event: StoredEvent) -> int:
     >>> event_size(StoredEvent(7, "roof", "add", Value(Encoding.JSON, b"[1]")))
     35
     """
-    return EVENT_OVERHEAD_BYTES + (0 if event.value is None else len(event.value.data))
+    return _EVENT_OVERHEAD_BYTES + (0 if event.value is None else len(event.value.data))
 
 
 def state_size(row: ItemRow | None) -> int:
     """The bytes that an item adds to ``Meta.size``."""
     if row is None:
         return 0
-    return EVENT_OVERHEAD_BYTES + len(row.data) if row.plain else row.size
+    return _EVENT_OVERHEAD_BYTES + len(row.data) if row.plain else row.size
 
 
 def event_row(event: StoredEvent) -> Row:

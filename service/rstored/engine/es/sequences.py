@@ -22,8 +22,6 @@ from rstored.engine.values import check_value
 from rstored.limits import Limits
 from rstored.problems import Problem
 
-__all__ = ["EventSequences"]
-
 _COUNT: Final = answers_of(int)
 _NOTHING: Final = answers_of(type(None))
 

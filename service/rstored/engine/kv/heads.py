@@ -16,8 +16,6 @@ from rstored.backends.abc import Head, Place
 from rstored.engine.model import Entry
 from rstored.problems import of_storage
 
-__all__ = ["entry_of", "etag_of", "packed_etag", "packed_meta", "present", "size_of", "unexpired"]
-
 _ETAG_LENGTH: Final = 22
 _URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 _IN_ETAGS: Final = (string.ascii_letters + string.digits + "-_").encode()

@@ -36,8 +36,6 @@ from rstored.problems import Problem
 from rstored.threads import run_sized
 from rstored.turns import SHORT
 
-__all__ = ["TTL_SECONDS_MAX", "KeyValues"]
-
 # More than three centuries; in milliseconds it is far from the end of int64.
 TTL_SECONDS_MAX: Final = 1e10
 

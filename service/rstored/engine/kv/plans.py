@@ -9,8 +9,6 @@ from rstored.engine.kv.heads import etag_of, packed_etag, unexpired
 from rstored.engine.model import ANY, KEEP, BatchSet, Condition, PutResult
 from rstored.problems import Problem
 
-__all__ = ["delete_writes", "in_part", "put_writes"]
-
 
 def put_writes(
     heads: Mapping[Place, Head | None], place: Place, part: BatchSet, new: Head, now: int

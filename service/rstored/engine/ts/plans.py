@@ -26,19 +26,7 @@ from rstored.engine.ts.rows import (
 from rstored.limits import Limits
 from rstored.problems import Problem, damaged
 
-__all__ = [
-    "LOOKUPS_MAX",
-    "Affected",
-    "affected_blocks",
-    "check_unchanged",
-    "check_within",
-    "lookup",
-    "removal_plan",
-    "rows_instead",
-    "settle",
-]
-
-LOOKUPS_MAX: Final = 256
+_LOOKUPS_MAX: Final = 256
 _BLOCKS: Final = "the blocks of a time series"
 
 
@@ -117,7 +105,7 @@ def affected_blocks(place: Place, timestamps: array[int]) -> Generator[Query, li
         gaps = [left for gap, indices in lookups for left in settle(timestamps, gap, indices, results, found)]
         unsettled = sum(len(gap.points) for gap in gaps)
         points_per_lookup = (unsettled_before - unsettled) // len(scans)
-        lookups_max = min(4 * lookups_max, LOOKUPS_MAX)
+        lookups_max = min(4 * lookups_max, _LOOKUPS_MAX)
     return sorted(found.values(), key=lambda affected: affected.start)
 
 

@@ -17,8 +17,6 @@ from rstored.engine.ts.rows import BLOCKS_LANE, PAGE_BYTES_MAX, decode_page, dec
 from rstored.limits import Limits
 from rstored.problems import Problem
 
-__all__ = ["absent_steps", "ascending_parts", "check_freq", "descending_parts"]
-
 _STEPS_AT_ONCE: Final = 2**16
 _PAGE_BLOCKS_MIN: Final = 8
 _PAGE_BLOCKS_MAX: Final = 64

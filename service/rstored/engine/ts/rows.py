@@ -15,24 +15,9 @@ from rstored.backends.abc import Head, Place, PutHead, Row, Slice
 from rstored.engine.timestamps import from_sort_key, sort_key
 from rstored.problems import of_storage
 
-__all__ = [
-    "BLOCKS_LANE",
-    "CELL_COST_BYTES",
-    "PAGE_BYTES_MAX",
-    "PAGE_DECODED_BYTES_MAX",
-    "Meta",
-    "count_of_row",
-    "decode_page",
-    "decode_row",
-    "first_of_row",
-    "meta_of",
-    "put_head",
-    "rows_of",
-]
-
 BLOCKS_LANE: Final = 0
 PAGE_BYTES_MAX: Final = 2**20
-PAGE_DECODED_BYTES_MAX: Final = 4 * 2**20
+_PAGE_DECODED_BYTES_MAX: Final = 4 * 2**20
 # Checking a value takes as long as parsing so many more bytes.
 CELL_COST_BYTES: Final = 64
 
@@ -100,7 +85,7 @@ def decode_page(found: Slice[Row]) -> tuple[list[Points], bool]:
     decoded: list[Points] = []
     size = 0
     for row in found.items:
-        if size >= PAGE_DECODED_BYTES_MAX:
+        if size >= _PAGE_DECODED_BYTES_MAX:
             return decoded, True
         decoded.append(decode_row(row))
         size += decoded[-1].size

@@ -31,8 +31,6 @@ from rstored.limits import Limits
 from rstored.problems import Problem
 from rstored.threads import run_sized
 
-__all__ = ["TimeSeries"]
-
 _COUNT: Final = answers_of(int)
 
 
