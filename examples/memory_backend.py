@@ -150,7 +150,7 @@ class Records:
 
 
 def limited(found: Sequence[T], limit: int | None, bytes_max: int | None, size_of: Callable[[T], int]) -> Slice[T]:
-    """The first of what was found: so many, or up to the one with which their sizes reach ``bytes_max``."""
+    """The first ``limit`` of what was found, or up to the one with which their sizes reach ``bytes_max``."""
     taken: list[T] = []
     size = 0
     for item in found:

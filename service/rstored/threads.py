@@ -12,7 +12,8 @@ from typing import Final, ParamSpec, TypeVar
 
 from rstored.turns import Turns
 
-# Parsing, checking or rendering so many bytes takes a few milliseconds at most. A hop to a thread takes a tenth of one.
+# Parsing, checking or rendering this many bytes takes a few milliseconds at most. A hop to a thread takes a tenth of
+# one.
 INLINE_BYTES_MAX: Final = 256 * 2**10
 
 P = ParamSpec("P")

@@ -17,7 +17,7 @@ CLIENT: Final[ContextVar[str]] = ContextVar("client", default="")
 """The client on whose behalf this runs, by its address."""
 
 SHORT: Final = 100
-"""Up to so many keys are read without waiting for a turn."""
+"""Up to this many keys are read without waiting for a turn."""
 
 
 class Turns:

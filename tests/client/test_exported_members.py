@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +47,45 @@ def test_the_service_brings_no_client():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# What the core takes from elsewhere. None of it does I/O, or knows time or chance; `sys` is asked only for sizes.
+PURE = re.compile(
+    "__future__|array|binascii|bisect|collections|decimal|enum|fractions|functools|hashlib|itertools|math|msgspec"
+    "|numbers|operator|re|struct|sys|typing|zlib"
+)
+
+
+@pytest.mark.parametrize("path", [path for path in SDK if path.parent.name == "core"], ids=lambda path: path.stem)
+def test_the_core_imports_only_what_is_pure(path):
+    nodes = [*ast.walk(ast.parse(path.read_text()))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    found = {name.partition(".")[0] for name in names if not name.startswith("rstore.core.")}
+    # The end of a command is the one thing in the core that does I/O.
+    assert set(itertools.filterfalse(PURE.fullmatch, found)) == (
+        {"contextlib", "os", "signal", "typer"} if path.stem == "command" else set()
+    )
+
+
+def test_nothing_is_defined_that_nothing_uses():
+    trees = {path: ast.parse(path.read_text()) for path in (*SDK, *SERVICE)}
+    nodes = {path: [*ast.walk(tree)] for path, tree in trees.items()}
+    used = {
+        path: {node.id for node in nodes[path] if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+        | {node.attr for node in nodes[path] if isinstance(node, ast.Attribute)}
+        | {alias.name for node in nodes[path] if isinstance(node, ast.ImportFrom) for alias in node.names}
+        for path in trees
+    }
+    anywhere = set().union(*used.values())
+    idle = [
+        f"{path.stem}.{node.name}"
+        for path, tree in trees.items()
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.decorator_list
+        if node.name not in (used[path] if node.name.startswith("_") else anywhere) and not node.name.startswith("__")
+    ]
+    assert idle == ["__init__.BackendContract"], "the backends of others use that one; delete any other"
 
 
 @pytest.mark.parametrize("path", [*SDK, *SERVICE], ids=lambda path: "/".join(path.parts[-3:]))

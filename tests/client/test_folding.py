@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from tests.relevant import relevant
 
 from rstore.core.bounds import Bounds, UnfoldableEvent
-from rstore.core.folding import apply_event, fold, present_after, relevant
+from rstore.core.folding import apply_event, fold, present_after
 from rstore.core.operators import OPERATORS, UNARY
 
 

@@ -21,12 +21,12 @@ import httpx2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.relevant import relevant
 
 import rstore
 from rstore import Store, StoreConflictError, StoreDecryptionError, StoreError, StoreIntegrityError, StoreProtocolError
 from rstore.core.encodings import Encoding, Value
 from rstore.core.errors import PROBLEMS
-from rstore.core.folding import relevant
 from rstore.core.frames import FrameReader
 from rstore.sealing import Context, EventContext, PairContext, PointContext, Sealer
 

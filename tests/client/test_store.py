@@ -14,7 +14,7 @@ import pickle
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_type
 
 import httpx2
 import pytest
@@ -951,3 +951,14 @@ def test_events_of_operators(store):
     assert store.events("e", ops=[]) == []
     assert store.events("absent", ops=[]) is None
     assert store.events("absent") is None
+
+
+def test_the_type_of_a_state_says_whether_it_comes_with_its_timestamp(service_url, namespace):
+    with Store(service_url, namespace, frozen=False) as store:
+        store.apply("e", {"n": 1}, t=1)
+        for timed in (False, True):
+            # mypy checks these. It does not tell None from the rest in tests.
+            assert_type(store.current("e"), dict[str, Any])
+            assert_type(store.past("e", 1, withtimestamp=True), tuple[int, dict[str, Any]])
+            state = assert_type(store.current("e", timed), dict[str, Any] | tuple[int, dict[str, Any]])
+            assert state == store.past("e", 1, withtimestamp=timed) == ((1, {"n": 1}) if timed else {"n": 1})

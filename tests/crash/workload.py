@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import httpx2
 from tests.faults.load import BOUND_SECONDS, HEAL_SECONDS, get_json
 from tests.knobs import knob
+from tests.relevant import relevant
 
-from rstore.core.folding import fold, relevant
+from rstore.core.folding import fold
 
 KILLS = int(knob("RSTORE_CRASH_KILLS", "3"))
 LONG = KILLS >= 50

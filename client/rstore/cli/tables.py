@@ -17,7 +17,7 @@ import msgspec
 from rstore.cli.json_rows import Part, Rows, json_parts, ndjson_parts
 from rstore.cli.lines import LINE_BYTES_MAX, BadRow, Readable, as_utf8, line_text, lines_together
 from rstore.cli.times import Reader, UnusableTime
-from rstore.core.encodings import InvalidJSON, parse_json
+from rstore.core.encodings import InvalidJSON, on_one_line, parse_json
 from rstore.core.point_parsing import parse_rows
 from rstore.core.point_rows import CSV_HEADER, Form
 from rstore.core.points import InvalidPoints, Points, checked, ordered
@@ -297,11 +297,7 @@ def _add(found: Rows, record: list[str], line: int, columns: _Columns, layout: L
     except InvalidJSON as error:
         hint = " (text needs quotes of its own, as in JSON; --na skips such rows)" if value[:1].isalpha() else ""
         raise BadRow(line, f"the value is {error}{hint}") from None
-    found.add(line, b"[%d,%b]" % (t, _one_line(text)))
-
-
-def _one_line(text: bytes) -> bytes:
-    return msgspec.json.format(text, indent=-1) if b"\n" in text or b"\r" in text else text
+    found.add(line, b"[%d,%b]" % (t, on_one_line(text)))
 
 
 def _quick(layout: Layout, columns: _Columns, delimiter: str) -> Callable[[bytes], tuple[Points, int]] | None:

@@ -100,7 +100,7 @@ def _integer(text: str) -> int:
         elif re.match(r"[0-9]+\D[0-9]+\D[0-9]+", text):
             hint = "; --time-format reads dates"
         raise ValueError(f"the time is not an integer{hint}")
-    # int() takes quadratic time. No timestamp has so many digits.
+    # int() takes quadratic time. No timestamp has that many digits.
     return int(text[:25])
 
 

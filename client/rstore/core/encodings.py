@@ -172,6 +172,15 @@ def has_small_numbers(data: bytes) -> bool:
     return (b"-" in data and any(pattern.search(data) for pattern in _SMALL)) or _ZEROS in data
 
 
+def on_one_line(text: bytes) -> bytes:
+    """JSON text without the line breaks that it may hold between its tokens.
+
+    >>> on_one_line(b'[1,\\n 2]')
+    b'[1,2]'
+    """
+    return msgspec.json.format(text, indent=-1) if b"\n" in text or b"\r" in text else text
+
+
 def _map_size(head: bytes) -> int:
     """The number of members that a msgpack map says it has."""
     return head[0] & 0x0F if head[0] < 0xDE else int.from_bytes(head[1:3] if head[0] == 0xDE else head[1:5], "big")

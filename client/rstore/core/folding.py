@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 from rstore.core.bounds import Bounds, UnfoldableEvent
 from rstore.core.memory import Spend, free
 from rstore.core.operators import apply_operator
-
-_EventT = TypeVar("_EventT", bound=tuple[int, str, str, Any])
 
 
 def present_after(op: str, present: bool) -> bool:
@@ -81,28 +79,3 @@ def fold(
             error.timestamp = timestamp
             raise
     return dict(sorted(state.items()))
-
-
-def relevant(events: Iterable[_EventT]) -> list[_EventT]:
-    """The events that the state still needs, in their order: the chains that have not ended.
-
-    Two events never cancel each other: ``not not 5`` is True. It looks only at the names of operators.
-
-    >>> relevant([(1, "a", "setitem", 1), (1, "b", "setitem", 1), (2, "a", "setitem", 2), (3, "a", "neg", None),
-    ...           (4, "b", "delitem", None)])
-    [(2, 'a', 'setitem', 2), (3, 'a', 'neg', None)]
-    """
-    ordered = list(events)
-    # Going backwards, the first setitem or delitem of an item makes all events before it needless.
-    decided: set[str] = set()
-    needed: list[_EventT] = []
-    for event in reversed(ordered):
-        _, item, op, _ = event
-        if item in decided:
-            continue
-        if op in ("setitem", "delitem"):
-            decided.add(item)
-        if op != "delitem":
-            needed.append(event)
-    needed.reverse()
-    return needed

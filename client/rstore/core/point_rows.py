@@ -24,6 +24,7 @@ from rstore.core.encodings import (
     InvalidJSON,
     Value,
     check_numbers,
+    on_one_line,
 )
 from rstore.core.frames import encode_stream
 from rstore.core.media_types import (
@@ -116,8 +117,10 @@ def _json_rows(points: Points) -> list[tuple[Any, ...]]:
     cells = points.values
     if not isinstance(cells, Cells):
         return list(points)
-    # JSON text may hold line breaks between its tokens, and a row must stand on one line.
-    text: Callable[[bytes], Any] = Raw if b"\n" not in cells.data and b"\r" not in cells.data else _one_line
+    text: Callable[[bytes], Any] = Raw
+    if b"\n" in cells.data or b"\r" in cells.data:
+        # JSON text may hold line breaks between its tokens, and a row must stand on one line.
+        text = _line
     if not any(cells.encodings):
         return list(zip(points.timestamps, map(text, cells.parts()), strict=True))
     return [
@@ -127,8 +130,8 @@ def _json_rows(points: Points) -> list[tuple[Any, ...]]:
     ]
 
 
-def _one_line(text: bytes) -> Raw:
-    return Raw(msgspec.json.format(text, indent=-1) if b"\n" in text or b"\r" in text else text)
+def _line(text: bytes) -> Raw:
+    return Raw(on_one_line(text))
 
 
 def _csv_row(t: int, value: Value) -> bytes:

@@ -55,7 +55,7 @@ class AsyncStore(Operations[httpx2.AsyncBaseTransport], Awaited):
     async def open(self) -> Self:
         """Connect, and return the store. It creates the namespace unless the store is frozen.
 
-        ``with`` (``async with`` of an :class:`AsyncStore`) calls this. Opening a store that is open does nothing.
+        ``async with`` calls this. Opening a store that is open does nothing.
 
         Returns:
             The store itself.
@@ -65,9 +65,12 @@ class AsyncStore(Operations[httpx2.AsyncBaseTransport], Awaited):
                 exist.
 
         Example:
-            >>> zoo = Store(url, "zoo", frozen=False).open()
-            >>> zoo.discard()
-            >>> zoo.close()
+            >>> import asyncio
+            >>> async def main():
+            ...     zoo = await AsyncStore(url, "zoo", frozen=False).open()
+            ...     await zoo.discard()
+            ...     await zoo.close()
+            >>> asyncio.run(main())
         """
         if self._tls is None:
             open_unasked(self)
@@ -81,12 +84,15 @@ class AsyncStore(Operations[httpx2.AsyncBaseTransport], Awaited):
     async def close(self) -> None:
         """Close the connections. The store may be opened again, and closing it twice does no harm.
 
-        ``with`` (``async with`` of an :class:`AsyncStore`) calls this at its end.
+        ``async with`` calls this at its end.
 
         Example:
-            >>> zoo = Store(url, store.namespace).open()
-            >>> zoo.close()
-            >>> zoo.has("lion")
+            >>> import asyncio
+            >>> async def main():
+            ...     zoo = await AsyncStore(url, store.namespace).open()
+            ...     await zoo.close()
+            ...     await zoo.has("lion")
+            >>> asyncio.run(main())
             Traceback (most recent call last):
             rstore.StoreError: the store is not open: ...
         """

@@ -35,7 +35,7 @@ class Store(Operations[httpx2.BaseTransport], Blocking):
 
     Every method raises a :class:`~rstore.StoreError` if it fails, of one of these types unless its own docstring says
     more: :class:`~rstore.StoreNotAvailableError` if the service cannot be reached,
-    :class:`~rstore.StoreAuthenticationError` or :class:`~rstore.StoreAccessError` if the token does not do,
+    :class:`~rstore.StoreAuthenticationError` or :class:`~rstore.StoreAccessError` if the service refuses the token,
     :class:`~rstore.StoreRequestError` for a wrong argument, :class:`~rstore.StoreLimitError` beyond a limit of the
     service, and :class:`~rstore.StoreProtocolError` for an answer that no rstore service gives. If the call was a
     write, ``outcome_unknown`` of the error says whether it may have been carried out.
@@ -81,7 +81,7 @@ class Store(Operations[httpx2.BaseTransport], Blocking):
     def open(self) -> Self:
         """Connect, and return the store. It creates the namespace unless the store is frozen.
 
-        ``with`` (``async with`` of an :class:`AsyncStore`) calls this. Opening a store that is open does nothing.
+        ``with`` calls this. Opening a store that is open does nothing.
 
         Returns:
             The store itself.
@@ -107,7 +107,7 @@ class Store(Operations[httpx2.BaseTransport], Blocking):
     def close(self) -> None:
         """Close the connections. The store may be opened again, and closing it twice does no harm.
 
-        ``with`` (``async with`` of an :class:`AsyncStore`) calls this at its end.
+        ``with`` calls this at its end.
 
         Example:
             >>> zoo = Store(url, store.namespace).open()

@@ -287,7 +287,7 @@ class _Failures:
         """The name under which the client is counted."""
         network = _network(client)
         if network not in self._counts and len(self._counts) >= CACHED_MAX:
-            # So many addresses are one attack. They share one count, which bounds all of them together.
+            # This many addresses are one attack. They share one count, which bounds all of them together.
             return ""
         return network
 

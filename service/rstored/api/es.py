@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
+from rstore.core.encodings import on_one_line
 from rstore.core.media_types import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, NDJSON_MEDIA_TYPE
 from rstore.core.operators import UNARY
 from rstored.api.answers import MsgpackArray, answer, answer_sized, encode_body
@@ -46,7 +47,7 @@ operations: Final = Operations("es", "Event sequences: dicts that keep every cha
 
 _EVENT: Final[dict[str, Any]] = {"timestamp": 1700000000000, "item": "apples", "op": "add", "value": 3}
 _STATE: Final[dict[str, Any]] = {"timestamp": 1700000000000, "revision": 2, "state": {"apples": 8}, "events": []}
-# Rendering an item or an event takes as long as so many bytes of its value.
+# Rendering an item or an event takes as long as this many bytes of its value.
 _EVENT_COST_BYTES: Final = 64
 
 
@@ -295,10 +296,8 @@ async def _rendered(parts: AsyncIterator[list[StoredEvent]], *, lines: bool) -> 
 
 
 def _on_one_line(body: EventBody) -> EventBody:
-    """The event without the line breaks that JSON text may hold between its tokens."""
-    text = bytes(body.value)
-    if b"\n" in text or b"\r" in text:
-        body.value = Raw(msgspec.json.format(text, indent=-1))
+    """The event with its value on one line."""
+    body.value = Raw(on_one_line(bytes(body.value)))
     return body
 
 

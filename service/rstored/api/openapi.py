@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any, Final
 
 import fastapi
@@ -80,6 +81,9 @@ def document(app: fastapi.FastAPI, root_path: str = "") -> dict[str, Any]:
                 _drop_nulls(declared.get("parameters", []))
                 shapes |= _add_examples(declared, route.endpoint)
     _, schemas = msgspec.json.schema_components(list(shapes.values()), ref_template="#/components/schemas/{name}")
+    for schema in schemas.values():
+        # msgspec takes the docstring with the indentation of its lines, which Markdown would show as code.
+        schema["description"] = inspect.cleandoc(schema["description"])
     found = described.setdefault("components", {}).setdefault("schemas", {})
     found.update(schemas, Problem=PROBLEM_SCHEMA)
     described["components"]["schemas"] = dict(sorted(found.items()))

@@ -124,7 +124,7 @@ class Request:
         return headers
 
     def hold(self, size: int) -> None:
-        """Count so many bytes of this request or its answer as held until it ends.
+        """Count ``size`` bytes of this request or its answer as held until it ends.
 
         Small sizes are not counted, because the number of requests bounds them. Raises Problem ``overloaded`` if there
         is no room in all or for this client.
@@ -154,10 +154,10 @@ class Request:
         self._bytes_held = 0
 
     async def begin_turn(self, size: int) -> None:
-        """Return when a body of so many bytes may be parsed. A long body keeps its turn until the answer is made.
+        """Return when a body of ``size`` bytes may be parsed. A long body keeps its turn until the answer is made.
 
-        Only so many bytes of long bodies are worked on at once. A parsed body takes many times its size, and a batch
-        with many long ones would keep others waiting.
+        Only a bounded number of bytes of long bodies is worked on at once. A parsed body takes many times its size, and
+        a batch with many long ones would keep others waiting.
         """
         if size > _SHORT_BODY_BYTES and not self._turn_bytes:
             await self.state.long_bodies.begin(size)

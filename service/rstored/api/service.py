@@ -109,7 +109,7 @@ async def index(request: Request) -> Reply:
     rule=PUBLIC,
 )
 async def healthz(request: Request) -> Reply:
-    """The process answers as long as it can answer at all. It does not ask the backend."""
+    """The process runs. It does not ask the backend, so this succeeds even if the backend does not answer."""
     return answer(request, Status("ok"))
 
 

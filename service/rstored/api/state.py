@@ -13,7 +13,7 @@ from rstored.engine.engine import Engine
 from rstored.limits import Limits
 from rstored.turns import Turns
 
-# So many bytes of long bodies are worked on at once. Many bodies of some KiB still share a commit, but one of the
+# This many bytes of long bodies are worked on at once. Many bodies of some KiB still share a commit, but one of the
 # longest is worked on alone, so that no commit waits long for it.
 _LONG_BODIES_BYTES: Final = 256 * 2**10
 

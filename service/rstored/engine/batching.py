@@ -23,14 +23,14 @@ WRITE_BATCH_MAX: Final = 512
 WAIT_SECONDS: Final = 25.0
 """How long a request waits for its batch and the one before it. Every backend limits its batches to less."""
 
-# How many rounds of the event loop the next batch waits at most for new requests.
+# The next batch waits for new requests for at most this many rounds of the event loop.
 _ROUNDS_MAX: Final = 8
 
 # How many reads whose answers may be long go in one batch. The memory of requests does not count an answer before it is
 # there.
 _LONG_READS_MAX: Final = 16
 
-# From so many local reads in one round of the event loop on, it costs less to answer them together.
+# With this many local reads in one round of the event loop, or more, it costs less to answer them together.
 _MANY_READS: Final = 8
 
 Observe: TypeAlias = Callable[[str, int, float], None]

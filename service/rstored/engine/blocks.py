@@ -22,15 +22,6 @@ BLOCK_BYTES_MAX: Final = 64 * 2**10
 _NUMBER_BYTES_MAX: Final = 24
 
 
-def merge(old: Points, new: Points) -> Points:
-    """The points of both. If both have a timestamp, the new point counts.
-
-    >>> list(merge(Points.from_pairs([(1, 10), (2, 20)]), Points.from_pairs([(2, 21), (3, 31)])))
-    [(1, 10), (2, 21), (3, 31)]
-    """
-    return concatenate(_merged(old, new))
-
-
 def rebuilt(old: Points, new: Points, *, at_end: bool) -> Iterator[Points]:
     """The blocks, made one by one, that replace the block ``old`` when new points fall into it.
 

@@ -30,7 +30,7 @@ from rstored.problems import Problem
 
 logger = logging.getLogger("rstored.server")
 
-# When so many bytes of a body have arrived that the app has not asked for, reading pauses.
+# When this many bytes of a body have arrived that the app has not asked for, reading pauses.
 _UNREAD_BYTES_MAX: Final = 64 * 1024
 # How many requests that arrived together are answered before other connections have a turn.
 _REQUESTS_A_TURN: Final = 16

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("rstored.server")
 
-# The most bytes of one read. A client that sends ahead of its turn has so many bytes in the memory of the service.
+# The most bytes of one read. A client that sends ahead of its turn has this many bytes in the memory of the service.
 _READ_BYTES: Final = 64 * 1024
-# So many malformed requests per second get a line each in the log. The log counts the others.
+# This many malformed requests per second get a line each in the log. The log counts the others.
 _REFUSALS_LOGGED_MAX: Final = 50
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # It answers a request. It gets the request and the function that writes the reply, like FrontDoor.serve.
 App: TypeAlias = Callable[[Request, Write], Coroutine[Any, Any, None]]
 
-# So many bytes may wait in this process for the client to read them. Before more is written, they must get fewer. A
+# This many bytes may wait in this process for the client to read them. Before more is written, some must go. A
 # longer answer keeps its request under way until the client has read the rest. So the number of requests bounds the
 # memory.
 UNSENT_BYTES_MAX: Final = 4 * 1024

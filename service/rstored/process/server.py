@@ -110,7 +110,7 @@ class Server:
             self._app.sweeps.remove(connections.sweep)
 
     async def _unless_told_again(self, waiting: Coroutine[Any, Any, None], seconds_max: float | None) -> bool:
-        """Whether ``waiting`` ended within so many seconds, before a second signal arrived."""
+        """Whether ``waiting`` ended within ``seconds_max`` seconds, and before a second signal arrived."""
         waits = asyncio.create_task(waiting)
         signalled = asyncio.create_task(self._told_again.wait())
         await asyncio.wait((waits, signalled), timeout=seconds_max, return_when=asyncio.FIRST_COMPLETED)

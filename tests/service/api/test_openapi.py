@@ -35,6 +35,18 @@ def contents(operation: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from operation.get("requestBody", {}).get("content", {}).items()
 
 
+def descriptions(part: Any) -> Iterator[str]:
+    """Every description in a part of the document."""
+    if isinstance(part, dict):
+        yield from (value for name, value in part.items() if name == "description" and isinstance(value, str))
+    for inner in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        yield from descriptions(inner)
+
+
+def test_no_description_has_the_indentation_of_the_code():
+    assert [text for text in descriptions(DOCUMENT) if "\n " in text] == []
+
+
 def test_the_head_of_the_document():
     assert DOCUMENT["openapi"] == "3.1.0"
     assert DOCUMENT["info"]["title"] == "rstored"

@@ -117,11 +117,6 @@ def expiry_bound(expires_ms: int) -> bytes:
     return b"+" if expires_ms >= _SIGN else b"(" + packed_expiry(expires_ms)
 
 
-def _score(expires_ms: int) -> int:
-    """The moment as a score. Scores are exact only up to 2^53, and a lower one is as good."""
-    return max(-EXACT, min(expires_ms, EXACT))
-
-
 def due_member(bucket: Bucket) -> bytes:
     """The name of a bucket in ``due``: id/number. The registry has the empty name."""
     return bucket.tag[bucket.tag.index(b"/") + 1 : -1] if bucket.ns_key else b""

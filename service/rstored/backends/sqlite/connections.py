@@ -24,7 +24,7 @@ def connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=512
     )
-    # A negative size is in KiB. Each of the two connections may use so much memory. More would gain nothing over the
+    # A negative size is in KiB. Each of the two connections may use this much memory. More would gain nothing over the
     # cache of the system, and one read of a long series would fill it.
     connection.execute("PRAGMA cache_size = -8192")
     return connection

@@ -14,7 +14,7 @@ from rstored.backends.schema import Statements
 DIALECT: Final = sqlite_dialect.dialect(paramstyle="qmark")
 SQL: Final = Statements(DIALECT)
 
-# From so many records of one kind in one namespace on, one statement for all of them is quicker.
+# For this many records of one kind in one namespace, or more, one statement for all of them is quicker.
 TOGETHER_MIN: Final = 4
 CHILDREN: Final = """
     SELECT wanted.key, record.id, meta, expires_ms

@@ -86,7 +86,7 @@ class EventSequences:
         return state._replace(timestamp=answer.timestamp, revision=answer.revision)
 
     def check_count(self, events: int) -> None:
-        """Raise ``batch-too-large`` if a call may not have so many events. Call it before reading them."""
+        """Raise ``batch-too-large`` if a call may not have this many events. Call it before reading them."""
         limit = self._limits.events_per_call_max
         if events > limit:
             raise Problem.beyond("batch-too-large", f"the call has {events} events", limit)

@@ -174,7 +174,7 @@ class KeyValues:
         return found
 
     def check_count(self, parts: int) -> None:
-        """Raise ``batch-too-large`` if a batch may not have so many parts. Call it before reading them."""
+        """Raise ``batch-too-large`` if a batch may not have this many parts. Call it before reading them."""
         limit = self._limits.batch_parts_max
         if parts > limit:
             raise Problem.beyond("batch-too-large", f"the batch has {parts} parts", limit)

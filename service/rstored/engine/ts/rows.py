@@ -18,7 +18,7 @@ from rstored.problems import of_storage
 BLOCKS_LANE: Final = 0
 PAGE_BYTES_MAX: Final = 2**20
 _PAGE_DECODED_BYTES_MAX: Final = 4 * 2**20
-# Checking a value takes as long as parsing so many more bytes.
+# Checking a value takes as long as parsing this many more bytes.
 CELL_COST_BYTES: Final = 64
 
 
