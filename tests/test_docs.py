@@ -23,6 +23,7 @@ from rstored.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+SOURCES = sorted(path for folder in ("client", "service", "examples") for path in (ROOT / folder).rglob("*.py"))
 
 
 def text(name: str) -> str:
@@ -39,6 +40,12 @@ def table(document: str, title: str) -> list[list[str]]:
     """The rows of the first table under a heading, without its head."""
     lines = [line for line in section(document, title).splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+@pytest.mark.parametrize("path", [*PAGES, *SOURCES, ROOT / "Makefile"], ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_says_to_install_rstore_from_an_index(path):
+    # It is on none, so the name there could be that of another package.
+    assert not re.search(r"pip install (?:-\S+ )*['\"]?rstore\b", path.read_text(encoding="utf-8"))
 
 
 # --- errors.md ---------------------------------------------------------------------------------------------

@@ -133,6 +133,9 @@ def _base_url(text: str) -> httpx2.URL:
     text = check_text(text, "dsn")
     try:
         url = httpx2.URL(text)
+        # Python does this when it connects. It raises UnicodeError for an empty label, and for one of more than 63
+        # bytes (RFC 1035, 2.3.4).
+        url.raw_host.decode("ascii").encode("idna")
     except (httpx2.InvalidURL, ValueError):
         raise invalid("the dsn is not a URL; it is that of a running service, like http://127.0.0.1:8000") from None
     if url.scheme not in ("http", "https") or not url.host:

@@ -35,7 +35,7 @@ def backend_class(dsn: str) -> type[Backend]:
     scheme, separator, _ = dsn.partition("://")
     if separator and scheme in BACKENDS:
         backend = EntryPoint(scheme, BACKENDS[scheme], _GROUP)
-        remedy = f"pip install 'rstore[service]' brings the driver for {scheme}://"
+        remedy = f"install rstore with its extra: rstore[service] brings the driver for {scheme}://"
     else:
         added = {entry.name: entry for entry in entry_points(group=_GROUP)}
         if not separator or scheme not in added:

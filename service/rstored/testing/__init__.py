@@ -1,6 +1,6 @@
 """The contract of :mod:`rstored.backends.abc` as tests. Every backend passes them, even one from another package.
 
-``pip install 'rstore[service,testing]'`` installs what they need. The page docs/backends.md says how to use them.
+The extras ``rstore[service,testing]`` bring what they need. The page docs/backends.md says how to use them.
 """
 
 from __future__ import annotations
