@@ -29,7 +29,7 @@ from tests.certificates import new_authority, tls_settings
 from tests.knobs import knob
 from tests.waiting import has_read_everything, until
 
-from rstored.api.front_door import Write
+from rstored.api.front_door import SendReply
 from rstored.api.metrics import Metrics
 from rstored.api.replies import Reply
 from rstored.api.requests import ClientGone, Request
@@ -147,7 +147,7 @@ class Served:
         self.asked: list[tuple[Any, ...]] = []
         self.answered = b""
 
-    async def app(self, request: Request, write: Write) -> None:
+    async def app(self, request: Request, write: SendReply) -> None:
         received, more = b"", True
         while more:
             try:
@@ -250,20 +250,20 @@ def fails(*_: Any) -> None:
     raise kind_of_failure("a fault of the service")
 
 
-async def fails_at_once(request: Request, write: Write) -> None:
+async def fails_at_once(request: Request, write: SendReply) -> None:
     fails()
 
 
-async def fails_later(request: Request, write: Write) -> None:
+async def fails_later(request: Request, write: SendReply) -> None:
     await asyncio.sleep(0)
     fails()
 
 
-async def fails_when_answered(request: Request, write: Write) -> None:
+async def fails_when_answered(request: Request, write: SendReply) -> None:
     await write(request, Reply(200, ((b"bad", b"line\nbreak"),)))
 
 
-async def answers(request: Request, write: Write) -> None:
+async def answers(request: Request, write: SendReply) -> None:
     await write(request, Reply(204))
 
 
@@ -303,7 +303,7 @@ def test_a_client_may_go_before_the_end_of_a_stream():
     ended: list[type[Exception]] = []
 
     async def test() -> None:
-        async def app(request: Request, write: Write) -> None:
+        async def app(request: Request, write: SendReply) -> None:
             async def rest() -> AsyncGenerator[bytes, None]:
                 while made.server.connections:
                     await asyncio.sleep(0)
@@ -329,7 +329,7 @@ def test_a_client_may_go_before_the_end_of_a_stream():
 
 @pytest.mark.parametrize("state", ["not idle", "its task has ended", "without a task"])
 def test_a_connection_that_is_in_nobodys_care_is_ended(state, caplog):
-    async def waits(request: Request, write: Write) -> None:
+    async def waits(request: Request, write: SendReply) -> None:
         await asyncio.sleep(60)
 
     async def test() -> None:

@@ -34,7 +34,7 @@ from rstored.limits import Limits
 from rstored.problems import Problem
 
 # It sends the reply to a request. Raises ClientGone if the client does not read any more.
-Write: TypeAlias = Callable[[Request, Reply], Awaitable[None]]
+SendReply: TypeAlias = Callable[[Request, Reply], Awaitable[None]]
 OpenState: TypeAlias = Callable[[], AbstractAsyncContextManager[ServiceState]]
 
 logger = logging.getLogger("rstored.requests")
@@ -89,7 +89,7 @@ class FrontDoor:
                 sweeper.cancel()
                 self._state = None
 
-    async def serve(self, request: Request, write: Write) -> None:
+    async def serve(self, request: Request, write: SendReply) -> None:
         """Answer the request, write the reply, and count the request.
 
         This also returns if the reply cannot be written to its end. The server then aborts the connection, so that no

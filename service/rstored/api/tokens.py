@@ -94,7 +94,7 @@ class TokenRequest(Struct, forbid_unknown_fields=True):
     ] = None
 
 
-class Rotation(Struct, forbid_unknown_fields=True):
+class TokenRotation(Struct, forbid_unknown_fields=True):
     """How to replace the secret."""
 
     grace_seconds: Annotated[
@@ -228,7 +228,7 @@ async def revoke(request: Request) -> Reply:
         200: Answer("The token with its new text, which is shown only this once", json_content(IssuedToken, _ISSUED))
     },
     problems=("token-not-found", "storage-full"),
-    body=json_content(Rotation, {"grace_seconds": 3600}),
+    body=json_content(TokenRotation, {"grace_seconds": 3600}),
     body_required=False,
     both_forms=False,
     rule=_RULE,
@@ -236,7 +236,7 @@ async def revoke(request: Request) -> Reply:
 async def rotate(request: Request) -> Reply:
     """The old secret stays valid for `grace_seconds`, by default 0. If the answer is lost, rotate again."""
     _check_closed(request)
-    body = await read_optional_body(request, Rotation) or Rotation()
+    body = await read_optional_body(request, TokenRotation) or TokenRotation()
     token = await request.engine.tokens.rotate(request.key, grace_seconds=body.grace_seconds)
     _log(request, "rotated", token.info)
     return _issued(request, token, 200)

@@ -7,7 +7,7 @@ import http
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from rstored.api.front_door import Write
+from rstored.api.front_door import SendReply
 from rstored.api.replies import CLIENT_GONE, CLOSE, ON_ALL, Header, Reply
 from rstored.api.requests import ClientGone, Request
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rstored.http.connection import Connection
 
 # It answers a request. It gets the request and the function that writes the reply, like FrontDoor.serve.
-App: TypeAlias = Callable[[Request, Write], Coroutine[Any, Any, None]]
+App: TypeAlias = Callable[[Request, SendReply], Coroutine[Any, Any, None]]
 
 # This many bytes may wait in this process for the client to read them. Before more is written, some must go. A
 # longer answer keeps its request under way until the client has read the rest. So the number of requests bounds the
