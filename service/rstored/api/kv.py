@@ -324,6 +324,10 @@ def _set_part(part: SetPart, form: str, limits: Limits) -> BatchSet:
             sent = parse_content_type(part.media_type)
         except Problem as problem:
             raise Problem("invalid-body", problem.detail, pointer="/media_type") from None
+        if sent.is_form:
+            raise Problem(
+                "invalid-body", "a value has the media type of what it is, not of a form", pointer="/media_type"
+            )
         media_type = _stored_media_type(sent.essence, sent.text)
         if encoding_of(media_type) is not value.encoding:
             detail = f"the media type is not one of the encoding {part.encoding}"

@@ -113,3 +113,12 @@ async def test_an_empty_body_is_called_empty_and_what_is_expected_is_said(http, 
             assert "expected" in answer.json()["detail"], (method, path)
             assert answer.json()["code"] in ("malformed-body", "invalid-value"), (method, path)
     assert asked >= 8
+
+
+async def test_no_value_of_a_batch_has_the_media_type_of_a_form(http):
+    for form in FORMS:
+        part = {"key": "k", "value": "YT1i", "encoding": "bytes", "media_type": form}
+        refused = await http.post("/kv", json={"set": [part]})
+        assert (refused.status_code, refused.json()["code"]) == (422, "invalid-body"), form
+        assert refused.json()["pointer"] == "/set/0/media_type"
+    assert (await http.get("/kv")).json()["items"] == []

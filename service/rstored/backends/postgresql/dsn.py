@@ -95,7 +95,7 @@ def _parameters(query: str) -> dict[str, str]:
             raise wrong(f"gives {name} twice")
         found[name] = decoded(text, name)
         if not separator or "\0" in found[name]:
-            raise wrong(f"has a {name} without a value, or with NUL in it")
+            raise wrong(f"has the parameter {name} without a value, or with NUL in it")
     return found
 
 
