@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from rstore.core.errors import PROBLEMS, ProblemType
+from rstore.core.errors import PROBLEMS, ProblemType, beyond
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class Problem(Exception):
         >>> Problem.beyond("batch-too-large", "the batch has 11 parts", 10).detail
         'the batch has 11 parts; at most 10 are allowed'
         """
-        return cls(code, f"{found}; at most {limit} are allowed{remedy}", limit=limit, **members)
+        return cls(code, beyond(found, limit, remedy), limit=limit, **members)
 
     @property
     def type(self) -> ProblemType:

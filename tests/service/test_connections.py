@@ -178,7 +178,7 @@ class Served:
         loop = asyncio.get_running_loop()
         with theirs:
             made = Connection(self.app, connections, ours, None)
-            connections.admit(made, loop.time())
+            connections.accept(made, loop.time())
             await loop.connect_accepted_socket(lambda: made, ours)
             reading = asyncio.create_task(self._read(theirs))
             for packet in packets:
@@ -239,7 +239,7 @@ async def connected(app: Any, renew: Callable[[], None] = lambda: None):
     theirs.setblocking(False)
     with theirs:
         made = Connection(app, connections, ours, None)
-        connections.admit(made, loop.time())
+        connections.accept(made, loop.time())
         transport, _ = await loop.connect_accepted_socket(lambda: made, ours)
         yield made, theirs
         transport.abort()

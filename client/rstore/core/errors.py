@@ -39,7 +39,17 @@ __all__ = [
     "StoreNotFoundError",
     "StoreProtocolError",
     "StoreRequestError",
+    "beyond",
 ]
+
+
+def beyond(found: str, limit: int, remedy: str = "") -> str:
+    """The sentence for something that is more, larger or longer than a limit allows.
+
+    >>> beyond("the batch has 11 parts", 10, ": send two")
+    'the batch has 11 parts; at most 10 are allowed: send two'
+    """
+    return f"{found}; at most {limit} are allowed{remedy}"
 
 
 class StoreError(Exception):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from rstore.core.errors import beyond
+
 KEY_BYTES_MAX: Final = 512
 NAMESPACE_LENGTH_MAX: Final = 128
 
@@ -39,5 +41,5 @@ def check_key(key: str, what: str = "the key") -> str:
     except UnicodeEncodeError:
         raise InvalidName(f"{what} contains a lone surrogate, so it has no UTF-8 form") from None
     if size > KEY_BYTES_MAX:
-        raise InvalidName(f"{what} is {size} bytes of UTF-8; at most {KEY_BYTES_MAX} are allowed")
+        raise InvalidName(beyond(f"{what} has {size} bytes", KEY_BYTES_MAX))
     return key

@@ -19,6 +19,7 @@ from rstore.core.encodings import (
     has_small_numbers,
     members_of,
 )
+from rstore.core.errors import beyond
 from rstore.core.frames import FrameReader
 from rstore.core.media_types import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
 from rstore.core.point_rows import CSV_HEADER, Form
@@ -322,4 +323,4 @@ def _base64(text: str) -> bytes:
 def _check_count(points: Points, points_max: int | None) -> None:
     """Raise if there are too many points. Points with equal timestamps count once."""
     if points_max is not None and len(points) > points_max and (count := len(set(points.timestamps))) > points_max:
-        raise InvalidPoints(f"{count} points; at most {points_max} are allowed", code="batch-too-large")
+        raise InvalidPoints(beyond(f"{count} points", points_max), code="batch-too-large")

@@ -29,6 +29,7 @@ from rstore.core.encodings import (
     parse_json,
     render_json,
 )
+from rstore.core.errors import beyond
 from rstore.core.numeric import INT64_MAX, INT64_MIN, integer, plain_number
 
 _NUMBERS: Final = frozenset({int, float})
@@ -374,7 +375,7 @@ def _checked(points: Points, value_bytes_max: int | None, nesting_max: int) -> P
     for t, (encoding, data) in points:
         if value_bytes_max is not None and len(data) > value_bytes_max:
             raise InvalidPoints(
-                f"the value at timestamp {t} has {len(data)} bytes; at most {value_bytes_max} are allowed",
+                beyond(f"the value at timestamp {t} has {len(data)} bytes", value_bytes_max),
                 code="value-too-large",
             )
         try:

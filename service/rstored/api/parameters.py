@@ -142,8 +142,8 @@ def checked_key(key: str, limits: Limits, what: str = "key", **members: Any) -> 
     except InvalidName as error:
         raise Problem("invalid-key", str(error), **members) from None
     limit = limits.key_bytes_max
-    if len(key) * 4 > limit and len(key.encode()) > limit:
-        raise Problem("invalid-key", f"the {what} is longer than {limit} bytes", limit=limit, **members)
+    if len(key) * 4 > limit and (size := len(key.encode())) > limit:
+        raise Problem.beyond("invalid-key", f"the {what} has {size} bytes", limit, **members)
     return key
 
 
@@ -155,7 +155,7 @@ def checked_namespace(name: str, limits: Limits) -> str:
         raise Problem("invalid-namespace", str(error)) from None
     limit = limits.namespace_length_max
     if len(name) > limit:
-        raise Problem("invalid-namespace", f"the namespace is longer than {limit} characters", limit=limit)
+        raise Problem.beyond("invalid-namespace", f"the namespace has {len(name)} characters", limit)
     return name
 
 

@@ -72,7 +72,7 @@ class Connections:
     def _leave_round(self) -> None:
         self._in_round = False
 
-    def admit(self, connection: Connection, now: float) -> bool:
+    def accept(self, connection: Connection, now: float) -> bool:
         """Take in a new connection. False if it may not stay. If there are too many, the longest idle one is closed."""
         client = connection.address
         if self.of_client[client] >= self.limits.connections_per_client_max and client not in self.proxies:

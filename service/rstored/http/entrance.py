@@ -62,7 +62,7 @@ class Entrance:
                     self._pause(error)
                 return
             connection = Connection(self._app, self._connections, accepted, address)
-            if self._connections.admit(connection, self._loop.time()):
+            if self._connections.accept(connection, self._loop.time()):
                 self._connect(connection, accepted)
             else:
                 accepted.close()
