@@ -1,17 +1,12 @@
-"""The writes of updates, while they are gathered and sent."""
+"""The writes of an update, while they are gathered."""
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import NamedTuple
 
-from redis.exceptions import ResponseError
-
-from rstored.backends.abc import Head, Place
+from rstored.backends.abc import Place
 from rstored.backends.redis.calls import Argument
 from rstored.backends.redis.layout import Bucket, Owner
-
-_UPDATES_PER_CALL: Final = 128
-_CALL_BYTES_MAX: Final = 16 * 2**20
 
 
 class Section(NamedTuple):
@@ -63,32 +58,3 @@ class Writing:
         for place_, lane, by in [at for at in self.claimed if at[0] == place]:
             del self.claimed[place_, lane, by]
             self.freed.add((place_, lane))
-
-
-def expires(head: Head | None) -> bool:
-    return head is not None and head.expires_ms is not None
-
-
-def grouped(sections: list[Section]) -> list[list[Section]]:
-    """The sections by slot, in order, in groups of bounded size. Each group becomes one call."""
-    groups: list[list[Section]] = []
-    latest: dict[int, tuple[int, int]] = {}
-    for section in sections:
-        number, size = latest.get(section.bucket.slot, (-1, _CALL_BYTES_MAX))
-        if size >= _CALL_BYTES_MAX or len(groups[number]) >= _UPDATES_PER_CALL:
-            number, size = len(groups), 0
-            groups.append([])
-        groups[number].append(section)
-        latest[section.bucket.slot] = number, size + section.size
-    return groups
-
-
-def statuses(groups: list[list[Section]], replies: list[Any]) -> list[Any]:
-    """The result of each section: 1, 0 or an exception, in the order of the groups."""
-    statuses: list[Any] = []
-    for group, reply in zip(groups, replies, strict=True):
-        if isinstance(reply, Exception):
-            statuses += [reply] * len(group)
-        else:
-            statuses += [ResponseError(status.decode()) if isinstance(status, bytes) else status for status in reply]
-    return statuses
