@@ -107,10 +107,11 @@ class Records:
             try:
                 packed, further = reply[number]
                 self._take_record(place, packed, further, gone)
-                if damaged_copies and place.kind is not Kind.NAMESPACE:
-                    bucket = self.owners[place.namespace].bucket(place)
-                    if bucket.tag in damaged_copies:
-                        failed[place] = damaged_copies[bucket.tag]
+                if damaged_copies and isinstance(owner := self.owners.get(place.namespace), Owner):
+                    # A namespace that is gone has no bucket.
+                    tag = owner.bucket(place).tag
+                    if tag in damaged_copies:
+                        failed[place] = damaged_copies[tag]
             except Problem as problem:
                 failed[place] = problem
         if gone:
