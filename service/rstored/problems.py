@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 from rstore.core.errors import PROBLEMS, ProblemType, beyond
 
@@ -33,6 +33,19 @@ class Problem(Exception):
         'the batch has 11 parts; at most 10 are allowed'
         """
         return cls(code, beyond(found, limit, remedy), limit=limit, **members)
+
+    def again(self) -> Self:
+        """A new exception that says the same, to be raised somewhere else.
+
+        If several callers raised the same one, it would collect the tracebacks of all. This one forgets the frames that
+        it came through. They may hold it, and each frame holds its caller, so a cycle would keep the request with its
+        body until the cyclic collector runs, which is seldom.
+        """
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+        kind = type(self)
+        again = kind.__new__(kind, *self.args)
+        again.__dict__.update(self.__dict__)
+        return again
 
     @property
     def type(self) -> ProblemType:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import itertools
+import logging
 import os
 import re
 import socket
@@ -299,6 +300,67 @@ def test_whatever_escapes_from_answering_ends_the_connection(app, renew, error, 
     uvloop.run(test())
 
 
+def test_a_wait_that_fails_leaves_nothing():
+    def failing() -> asyncio.Future[None]:
+        future = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(future.set_exception, RuntimeError())
+        return future
+
+    async def app(request: Request, write: SendReply) -> None:
+        with contextlib.suppress(RuntimeError):
+            await failing()
+        await write(request, Reply(204))
+
+    async def test() -> None:
+        async with connected(app) as (made, theirs):
+            loop = asyncio.get_running_loop()
+            await loop.sock_sendall(theirs, get(b"/", b"Connection: close\r\n"))
+            while await loop.sock_recv(theirs, 1000):
+                pass
+            gone = weakref.ref(made)
+        del made
+        await asyncio.sleep(0)
+        assert gone() is None
+
+    gc.disable()
+    try:
+        uvloop.run(test())
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, asyncio.CancelledError])
+def test_what_escapes_from_the_next_request_is_logged_at_once_and_keeps_nothing(error, monkeypatch):
+    """The next request begins in the task of the last one, which must not end in the exception."""
+    monkeypatch.setitem(globals(), "kind_of_failure", error)
+    turns = itertools.count()
+    # The fixture `caplog` would keep the exception.
+    logged: list[str] = []
+    monkeypatch.setattr(logging.getLogger("rstored.server"), "exception", logged.append)
+
+    async def answers_later(request: Request, write: SendReply) -> None:
+        await asyncio.sleep(0)
+        await write(request, Reply(204))
+
+    async def test() -> None:
+        async with connected(answers_later, lambda: fails() if next(turns) else None) as (made, theirs):
+            loop = asyncio.get_running_loop()
+            await loop.sock_sendall(theirs, get(b"/1") + get(b"/2"))
+            while await loop.sock_recv(theirs, 1000):
+                pass
+            gone = weakref.ref(made)
+        del made
+        await asyncio.sleep(0)
+        assert logged == ["a connection failed"]
+        assert gone() is None
+
+    gc.disable()
+    try:
+        uvloop.run(test())
+    finally:
+        gc.enable()
+
+
 def test_a_client_may_go_before_the_end_of_a_stream():
     ended: list[type[Exception]] = []
 
@@ -342,13 +404,10 @@ def test_a_connection_that_is_in_nobodys_care_is_ended(state, caplog):
                 while made.exchange is None or made.exchange.task is None:
                     await asyncio.sleep(0)
                 made.server.sweep()
-                made.server.sweep()
                 assert not made.transport.is_closing()
                 ended = loop.create_task(asyncio.sleep(0)) if state == "its task has ended" else None
                 await asyncio.sleep(0.01)
                 made.exchange.task = ended
-            made.server.sweep()
-            assert not made.transport.is_closing()
             made.server.sweep()
             assert await loop.sock_recv(theirs, 1000) == b""
             assert "nobody owned a connection" in caplog.text

@@ -107,10 +107,11 @@ def test_requests_follow_each_other():
     [
         (get(b"http://b:1/c?d"), RequestHead("GET", b"/c", b"d", {b"host": b"b:1"}, True, True)),
         (b"GET /a HTTP/1.0\r\n\r\n", RequestHead("GET", b"/a", b"", {}, False, False)),
+        (get(b"/a", b"A: \t b c \t\r\n"), head(b"/a", (b"a", b"b c"))),
         (get(b"/a", b"Connection: close\r\n"), head(b"/a", (b"connection", b"close"))._replace(keep_alive=False)),
         (get(b"/a", b"Upgrade: x\r\nConnection: upgrade\r\n"), head(b"/a", (b"connection", b""))),
     ],
-    ids=["a whole URL", "an older version", "the last one", "another protocol"],
+    ids=["a whole URL", "an older version", "spaces", "the last one", "another protocol"],
 )
 def test_a_head(sent, expected):
     assert parsed(sent) == [expected, b""]

@@ -122,6 +122,18 @@ def test_http_1_0(server):
     assert (status, body, headers["connection"]) == (200, b"abc", "close")
 
 
+def test_a_client_of_http_1_0_is_not_told_to_continue(server):
+    head = b"PUT /kv/expecting HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+    assert statuses(talk(server, head, b"abc")) == [201]
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 3 \t\r\n\r\n", b"Transfer-Encoding: chunked \r\n\r\n3\r\n"])
+def test_spaces_around_the_value_of_a_field_are_not_part_of_it(server, framing):
+    head = b"PUT /kv/spaced HTTP/1.1\r\nHost:  localhost \t\r\nConnection: close \r\n"
+    end = b"\r\n0\r\n\r\n" if b"chunked" in framing else b""
+    assert statuses(talk(server, head + framing + b"abc" + end)) in ([201], [204])
+
+
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
 @pytest.mark.parametrize(
     ("target", "host", "status"),
@@ -572,8 +584,7 @@ async def test_what_is_cancelled_before_its_task_has_begun_is_undone():
         arrive(made, PUT_HALF[:-2])
         (task,) = connections.tasks
         task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        await task
         assert told == ["cancelled"]
         await asyncio.sleep(0.1)
         assert theirs.recv(10) == b""

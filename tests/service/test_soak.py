@@ -29,8 +29,11 @@ import httpx2
 import pytest
 import uvloop
 from tests.certificates import new_authority, tls_settings
+from tests.conformance.backends import BACKENDS
 from tests.conftest import ServiceProcess
 from tests.knobs import knob
+from tests.refusals import LIMITS as SMALL
+from tests.refusals import REQUESTS, prepare
 from tests.waiting import SECONDS_MAX
 
 from rstored.api.requests import Request
@@ -525,3 +528,33 @@ async def test_nothing_is_left_of_requests_and_connections(tmp_path, certificate
                     await settled(held)
             finally:
                 gc.set_threshold(*thresholds)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@on_loop_of_the_service
+async def test_nothing_is_left_of_a_request_that_is_refused(tmp_path, backend):
+    """Wherever the reason is found: before the storage is asked, in a plan, or in what is remembered of a write."""
+    if reason := BACKENDS[backend].missing():
+        pytest.skip(reason)
+    limits = Limits(**{name.lower(): limit for name, limit in SMALL.items()})
+
+    def held() -> dict[str, float]:
+        return dict(
+            Counter(type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, (Request, Exchange)))
+        )
+
+    async with running_app(Settings(dsn=BACKENDS[backend].fresh(tmp_path), limits=limits)) as app:
+        connections = Connections(limits, app.state.metrics, app.state.backend.renew)
+        with entrance_of(app.front_door.serve, connections, None) as (_, url), httpx2.Client(base_url=url) as http:
+            await asyncio.to_thread(prepare, http)
+            gc.collect()
+            gc.disable()
+            try:
+                for code, refused in REQUESTS.items():
+                    for fields in ({}, {"Idempotency-Key": code}, {"Idempotency-Key": code}):
+                        http.headers.update(fields)
+                        assert (await asyncio.to_thread(refused, http)).is_client_error
+                    del http.headers["Idempotency-Key"]
+                    await settled(held)
+            finally:
+                gc.enable()

@@ -251,8 +251,7 @@ class Authentication:
             # A caller that is cancelled must not cancel the question of the others.
             answer: T = await asyncio.shield(task)
         except Problem as problem:
-            # Each caller gets an exception of its own. One that is raised twice would collect both tracebacks.
-            raise Problem(problem.code, problem.detail, **problem.members) from None
+            raise problem.again() from None
         return answer
 
     def _ended(self, name: bytes, task: asyncio.Task[Any]) -> None:

@@ -113,7 +113,7 @@ class Storage:
         if self._observe is not None:
             self._observe("read", 1, time.perf_counter() - started)
         if isinstance(result, Problem):
-            raise result
+            raise result.again()
         return result
 
     async def read_in_turn(self, *reads: Read) -> list[Any]:
@@ -250,8 +250,7 @@ class _Batches(Generic[RequestT, AnswerT]):
         try:
             results = await self._send([request for request, _, _ in batch])
         except Problem as problem:
-            # Each caller gets an exception of its own. One that is raised twice would collect both tracebacks.
-            results = [Problem(problem.code, problem.detail, **problem.members) for _ in batch]
+            results = [problem] * len(batch)
         except Exception as error:
             results = [error] * len(batch)
         if self._observe is not None:
@@ -259,7 +258,9 @@ class _Batches(Generic[RequestT, AnswerT]):
         for (_, future, _), result in zip(batch, results, strict=True):
             if future.done():
                 continue
-            if isinstance(result, Exception):
+            if isinstance(result, Problem):
+                future.set_exception(result.again())
+            elif isinstance(result, Exception):
                 future.set_exception(result)
             else:
                 future.set_result(result)

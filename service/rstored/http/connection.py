@@ -89,7 +89,6 @@ class Connection(asyncio.BufferedProtocol):
         self._ends_at = math.inf
         self._has_read = False
         self._unread_since: tuple[float, int] | None = None
-        self._unowned: Exchange | Connection | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's does not derive from it
@@ -104,7 +103,6 @@ class Connection(asyncio.BufferedProtocol):
         self._request = None
         if exchange is not None:
             exchange.lose()
-        self._unowned = None
         self._let_write()
         # No cycle may be left. Otherwise the buffers of TLS, a quarter of a mebibyte or more, would stay until the
         # collector runs, which is seldom.
@@ -165,12 +163,7 @@ class Connection(asyncio.BufferedProtocol):
         elif self._reader_stalls(now):
             self.server.count_closed("slow-reader")
             self.transport.abort()
-        elif is_closing or self._is_owned():
-            self._unowned = None
-        elif self._unowned is not (self.exchange or self):
-            # The task may just have ended, and the event loop has not reported it yet.
-            self._unowned = self.exchange or self
-        else:
+        elif not is_closing and not self._is_owned():
             logger.error("nobody owned a connection")
             self.server.count_closed("unowned")
             self.abort()
@@ -235,9 +228,8 @@ class Connection(asyncio.BufferedProtocol):
                     if not exchange.complete_body:
                         self._read_body(exchange)
                 except Problem as problem:
-                    # It may be kept. Its traceback and its context lead to frames that hold this connection.
-                    problem.__context__ = None
-                    self._refuse(problem.with_traceback(None))
+                    # It may be kept, and the frames that it came through hold this connection.
+                    self._refuse(problem.again())
                     continue
                 if self._request is not None:
                     self._begin(self._request, exchange, pipelined)
@@ -269,7 +261,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._proxies is not None:
             client, is_tls = self._proxies.origin(client, fields, is_tls=is_tls)
         request = Request(method, raw_path, query, fields, exchange.receive, client, is_tls=is_tls)
-        if b"expect" in fields:
+        # RFC 9110, 10.1.1: an older client does not know this answer, whatever it expects.
+        if b"expect" in fields and knows_chunks:
             exchange.expects_continue = b"100-continue" in fields[b"expect"].lower()
         exchange.complete_body = self._parser.complete
         self._request = request
@@ -322,7 +315,12 @@ class Connection(asyncio.BufferedProtocol):
         assert exchange.task is not None
         self.server.end_task(exchange.task)
         exchange.returned = True
-        self._proceed()
+        try:
+            self._proceed()
+        except (Exception, asyncio.CancelledError):
+            # The connection is aborted. The task would keep the exception, whose frames hold the connection, and nobody
+            # would hear of it before the collector runs.
+            logger.exception("a connection failed")
 
     def _end(self, exchange: Exchange) -> bool:
         """The app has returned. True if the exchange is over, and the next one may begin."""
@@ -455,7 +453,9 @@ class _Rest(Coroutine[Any, Any, None]):
     def send(self, value: Any) -> Any:
         if not self._resumed:
             self._resumed = True
-            return self._awaited
+            # If it ends in an exception, the frames of that lead to the task. A cycle would keep the connection.
+            awaited, self._awaited = self._awaited, None
+            return awaited
         return self._step(self._running.send, value)
 
     def throw(self, *error: Any) -> Any:
@@ -463,13 +463,11 @@ class _Rest(Coroutine[Any, Any, None]):
         return self._step(self._running.throw, *error)
 
     def _step(self, step: Callable[..., Any], *arguments: Any) -> Any:
-        is_cancelled = False
         try:
             return step(*arguments)
-        except StopIteration:
+        except (StopIteration, asyncio.CancelledError):
+            # Nobody asks how the task ended.
             pass
-        except asyncio.CancelledError:
-            is_cancelled = True
         except Exception:
             logger.exception("the app failed")
         # The task keeps this object, and the exchange keeps the task. A cycle would keep the connection.
@@ -478,7 +476,7 @@ class _Rest(Coroutine[Any, Any, None]):
         # This may answer further requests. So it must not run while an exception is handled, which would become the
         # context of theirs.
         returned()
-        raise asyncio.CancelledError if is_cancelled else StopIteration
+        raise StopIteration
 
     def close(self) -> None:
         self._running.close()

@@ -227,7 +227,8 @@ class RequestParser:
 
         The first field too many ends the parsing, because each takes many times its bytes in memory.
         """
-        self._fields.append((name.lower(), value))
+        # RFC 9112, 5.1: the spaces around a value are not part of it. httptools leaves those behind it.
+        self._fields.append((name.lower(), value.rstrip(b" \t")))
         if len(self._fields) > self._limits.headers_max:
             raise self._too_large()
 

@@ -10,6 +10,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 from tests.reading import read
+from tests.waiting import until
 
 from rstored.backends import backend_class
 from rstored.backends.abc import (
@@ -59,6 +61,10 @@ def writing(*writes: Write) -> Update[None]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "store.db"
+
+
+def writer_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "sqlite-writer"]
 
 
 @pytest.fixture
@@ -331,6 +337,41 @@ async def test_a_busy_process_is_waited_for_in_short_steps(
     assert len(pauses) == 20
     assert max(pauses) < 0.001
     other.close()
+
+
+async def test_an_opening_that_is_cancelled_does_not_hold_up_the_event_loop(path: Path, backend: SQLiteBackend) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        # An opening waits for this lock, in its thread.
+        other.execute("BEGIN IMMEDIATE")
+        opening = asyncio.create_task(SQLiteBackend.open(f"sqlite:///{path}"))
+        await asyncio.sleep(0)
+        assert len(writer_threads()) == 2
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        # It waits still.
+        assert len(writer_threads()) == 2
+        other.execute("ROLLBACK")
+    until(lambda: len(writer_threads()) == 1)
+
+
+async def test_a_closing_that_is_cancelled_leaves_no_thread(opened: list[sqlite3.Connection], path: Path) -> None:
+    backend = await SQLiteBackend.open(f"sqlite:///{path}")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        writing_meanwhile = asyncio.create_task(backend.update([writing(PutHead(NS, Head(b"")))]))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(backend.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        other.execute("ROLLBACK")
+    assert await writing_meanwhile == [None]
+    until(lambda: not writer_threads())
+    for connection in opened:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.execute("SELECT 1")
 
 
 async def test_ping_notices_that_the_file_is_gone(path: Path, backend: SQLiteBackend) -> None:

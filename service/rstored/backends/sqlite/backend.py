@@ -53,11 +53,10 @@ class SQLiteBackend(Backend):
         thread = WriterThread()
         try:
             files, writing, reading = await thread.run(connect_both, path)
-        except sqlite3.Error as error:
+        except BaseException as error:
             thread.end()
-            raise translated(error, f"the database file {str(path)!r}") from error
-        except BaseException:
-            thread.end()
+            if isinstance(error, sqlite3.Error):
+                raise translated(error, f"the database file {str(path)!r}") from error
             raise
         return cls(files, thread, Writer(writing, files), Reader(reading))
 
@@ -79,9 +78,11 @@ class SQLiteBackend(Backend):
         if self._closed:
             return
         self._closed = True
-        await self._thread.run(self._writer.connection.close)
-        self._reader.connection.close()
-        self._thread.end()
+        try:
+            await self._thread.run(self._writer.connection.close)
+        finally:
+            self._reader.connection.close()
+            self._thread.end()
 
     async def ping(self) -> None:
         self._check_open()

@@ -24,8 +24,7 @@ class WriterThread:
         self._work: queue.SimpleQueue[tuple[asyncio.Future[Any], Callable[..., Any], tuple[Any, ...]] | None]
         self._work = queue.SimpleQueue()
         # If the process ends in the middle of a write, that write is not acknowledged.
-        self._thread = threading.Thread(target=self._carry_out_all, name="sqlite-writer", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._carry_out_all, name="sqlite-writer", daemon=True).start()
 
     def run(self, work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
         """What ``work`` returns or raises. It is carried out even if nobody waits for it any more."""
@@ -34,9 +33,8 @@ class WriterThread:
         return future
 
     def end(self) -> None:
-        """End the thread when all its work is done."""
+        """Let the thread end when all its work is done. This does not wait: the event loop would be held up."""
         self._work.put(None)
-        self._thread.join()
 
     def _carry_out_all(self) -> None:
         while (item := self._work.get()) is not None:
