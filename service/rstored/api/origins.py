@@ -19,6 +19,8 @@ from rstored.settings import Settings
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _HOST: Final = re.compile(r"(?:\[([0-9a-f.]*:[0-9a-f:.]*)\]|([a-z0-9._-]+))(?::[0-9]*)?\Z")
+# No name in the DNS is longer than 253 bytes. A longer one must not be kept.
+_HOST_BYTES_MAX: Final = 300
 _PREFLIGHT: Final[tuple[Header, ...]] = (
     (
         b"access-control-allow-headers",
@@ -65,7 +67,8 @@ class Origins:
 
     def check_open(self, method: str, fields: Mapping[bytes, bytes]) -> None:
         """Raises Problem ``misdirected-request`` or ``cross-origin-request`` if another page may have sent this."""
-        if not self._is_ours(fields.get(b"host", b"localhost")):
+        host = fields.get(b"host", b"localhost")
+        if len(host) > _HOST_BYTES_MAX or not self._is_ours(host):
             raise Problem(
                 "misdirected-request",
                 "an open store answers only at localhost, addresses of loopback, and the names in RSTORED_HOSTS",
