@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-__all__ = ["relevant"]
-
 EventT = TypeVar("EventT", bound=tuple[int, str, str, Any])
 
 

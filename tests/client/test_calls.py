@@ -494,5 +494,10 @@ def test_every_write_carries_an_id_of_its_own():
 
 def test_every_call_is_tried_above():
     modules = (calls.es, calls.kv, calls.namespaces, calls.service, calls.ts)
-    made = [function for module in modules for name in module.__all__ if isfunction(function := getattr(module, name))]
+    made = [
+        member
+        for module in modules
+        for name, member in vars(module).items()
+        if isfunction(member) and member.__module__ == module.__name__ and not name.startswith("_")
+    ]
     assert len(made) == len(EVERY_CALL)
