@@ -35,8 +35,8 @@ def test_both_classes_have_the_same_signatures_and_docstrings(name):
     assert str(inspect.signature(awaited)).replace("AsyncStore", "Store") == str(inspect.signature(blocking))
     told, told_blocking = (inspect.cleandoc(method.__doc__ or "") for method in (awaited, blocking))
     if name in ("open", "close"):
-        # The rest shows how each class is entered and left.
-        told, told_blocking = told.partition("\n\n")[0], told_blocking.partition("\n\n")[0]
+        # The examples show how each class is opened and closed.
+        told, told_blocking = told.partition("Example:")[0], told_blocking.partition("Example:")[0]
         told = told.replace("``async with``", "``with``")
     assert told == told_blocking
     assert awaited.__name__ == blocking.__name__

@@ -300,6 +300,19 @@ def test_whatever_escapes_from_answering_ends_the_connection(app, renew, error, 
     uvloop.run(test())
 
 
+async def is_kept(app: Any, sent: bytes, renew: Callable[[], None] = lambda: None) -> bool:
+    """Whether anything still holds a connection that is over, on which this was sent."""
+    async with connected(app, renew) as (made, theirs):
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(theirs, sent)
+        while await loop.sock_recv(theirs, 1000):
+            pass
+        gone = weakref.ref(made)
+    del made
+    await asyncio.sleep(0)
+    return gone() is not None
+
+
 def test_a_wait_that_fails_leaves_nothing():
     def failing() -> asyncio.Future[None]:
         future = asyncio.get_running_loop().create_future()
@@ -312,15 +325,7 @@ def test_a_wait_that_fails_leaves_nothing():
         await write(request, Reply(204))
 
     async def test() -> None:
-        async with connected(app) as (made, theirs):
-            loop = asyncio.get_running_loop()
-            await loop.sock_sendall(theirs, get(b"/", b"Connection: close\r\n"))
-            while await loop.sock_recv(theirs, 1000):
-                pass
-            gone = weakref.ref(made)
-        del made
-        await asyncio.sleep(0)
-        assert gone() is None
+        assert not await is_kept(app, get(b"/", b"Connection: close\r\n"))
 
     gc.disable()
     try:
@@ -343,16 +348,9 @@ def test_what_escapes_from_the_next_request_is_logged_at_once_and_keeps_nothing(
         await write(request, Reply(204))
 
     async def test() -> None:
-        async with connected(answers_later, lambda: fails() if next(turns) else None) as (made, theirs):
-            loop = asyncio.get_running_loop()
-            await loop.sock_sendall(theirs, get(b"/1") + get(b"/2"))
-            while await loop.sock_recv(theirs, 1000):
-                pass
-            gone = weakref.ref(made)
-        del made
-        await asyncio.sleep(0)
+        kept = await is_kept(answers_later, get(b"/1") + get(b"/2"), lambda: fails() if next(turns) else None)
         assert logged == ["a connection failed"]
-        assert gone() is None
+        assert not kept
 
     gc.disable()
     try:

@@ -86,7 +86,7 @@ class Storage:
 
     def _check_fit(self) -> None:
         if self._unfit is not None:
-            raise UnfitStorage(self._unfit.detail)
+            raise self._unfit.again()
 
     def _are_few(self) -> bool:
         """Whether this local read is the first of its round of the event loop, or few are expected in it."""

@@ -154,7 +154,7 @@ class RequestParser:
             self._fields = []
             self._parse(head)
         # Bytes that bring no body are kept, or only make work.
-        if self._silent_bytes > silent_bytes_max or (self._fields and self._fields_are_too_many()):
+        if self._silent_bytes > silent_bytes_max or (self._fields and self._trailers_are_too_long()):
             raise self._too_large()
 
     def _silent_bytes_max(self) -> int:
@@ -165,14 +165,12 @@ class RequestParser:
         """
         return self._limits.header_bytes_max * (1 if self._head is None else 2)
 
-    def _fields_are_too_many(self) -> bool:
-        fields, limits = self._fields, self._limits
-        if len(fields) > limits.headers_max:
-            return True
+    def _trailers_are_too_long(self) -> bool:
         if self._head is None:
             # The bytes of a head are counted before it is parsed.
             return False
-        return sum(len(name) + len(value) + len(b": \r\n") for name, value in fields) > limits.header_bytes_max
+        size = sum(len(name) + len(value) + len(b": \r\n") for name, value in self._fields)
+        return size > self._limits.header_bytes_max
 
     def _proceed_to(self, end: int) -> None:
         """Note that the bytes up to ``end`` are parsed."""
@@ -189,7 +187,7 @@ class RequestParser:
             return True
         except httptools.HttpParserError as error:
             # The first mistake counts, wherever the packets are cut.
-            raise (self._too_large() if self._fields_are_too_many() else _problem_of(error)) from None
+            raise (self._too_large() if self._trailers_are_too_long() else _problem_of(error)) from None
         return False
 
     def _head_without_upgrade(self) -> bytes:
@@ -240,7 +238,7 @@ class RequestParser:
         if parser.should_upgrade():
             return
         limits = self._limits
-        if self._silent_bytes > limits.header_bytes_max or len(headers) > limits.headers_max:
+        if self._silent_bytes > limits.header_bytes_max:
             raise self._too_large()
         version = parser.get_http_version()
         if version not in ("1.1", "1.0"):
@@ -285,7 +283,7 @@ class RequestParser:
     def on_message_complete(self) -> None:
         if self._head is not None:
             if self._fields:
-                if self._fields_are_too_many():
+                if self._trailers_are_too_long():
                     raise self._too_large()
                 self._fields = []
             self._silent_bytes = 0

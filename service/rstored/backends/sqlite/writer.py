@@ -57,7 +57,7 @@ class Writer:
                 self._files.check()
             self._begin()
         except UnfitStorage as problem:
-            return [UnfitStorage(problem.detail) for _ in updates]
+            return [problem] * len(updates)
         except sqlite3.Error as error:
             return [translated(error) for _ in updates]
         self._namespaces.clear()
@@ -67,7 +67,7 @@ class Writer:
             # A commit to a file that is gone is lost, so it is not acknowledged.
             self._files.check()
         except UnfitStorage as problem:
-            return [UnfitStorage(problem.detail) for _ in updates]
+            return [problem] * len(updates)
         except Exception as error:
             self._roll_back()
             if len(updates) == 1:
